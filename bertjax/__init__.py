@@ -1,0 +1,47 @@
+"""Pre-train, fine-tune and serve encoder language models in JAX.
+
+    import bertjax, jax
+    encoder = bertjax.Encoder(V=30522, D=128, N=2, H=2, F=512)
+    objective = bertjax.MaskedLM(encoder, bertjax.Masking(mask_id=103, random_ids=(0, 30522), specials=(101, 102)))
+    params = objective.init(jax.random.key(0), batch)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertjax import infer as infer
+    from bertjax.config import Experiment as Experiment
+    from bertjax.config import Phase as Phase
+    from bertjax.config import load_experiment as load_experiment
+    from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
+    from bertjax.infer import load as load
+    from bertjax.masking import Masking as Masking
+    from bertjax.masking import mask_tokens as mask_tokens
+    from bertjax.models.encoder import Encoder as Encoder
+    from bertjax.objectives.mlm import MaskedLM as MaskedLM
+    from bertjax.train import fit as fit
+
+# Found on first use, so that the processes that tokenise text need not import JAX.
+_HOMES = {
+    "Encoder": "bertjax.models.encoder",
+    "Experiment": "bertjax.config",
+    "MaskedLM": "bertjax.objectives.mlm",
+    "Masking": "bertjax.masking",
+    "Phase": "bertjax.config",
+    "fit": "bertjax.train",
+    "load": "bertjax.infer",
+    "load_experiment": "bertjax.config",
+    "load_tokenizer": "bertjax.data.tokenizer",
+    "mask_tokens": "bertjax.masking",
+}
+
+__all__ = [*_HOMES, "infer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "infer":
+        return importlib.import_module("bertjax.infer")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'bertjax' has no attribute {name!r}")

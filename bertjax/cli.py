@@ -1,0 +1,295 @@
+"""The command `bertjax`: thin, every command is a function of the package.
+
+Errors that a user can mend are one line and exit code 2; a run that diverged exits with 1, one that was stopped after
+its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertjax.errors import InputError
+
+if TYPE_CHECKING:
+    from bertjax.data.corpus import Bad, Document
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"bertjax: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"bertjax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbertjax: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return getattr(options, "exit_code", 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bertjax", description="Pre-train and use encoder language models in JAX.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    pretrain = _command(commands, "pretrain", _pretrain, "train an experiment, or go on with it",
+                        "bertjax pretrain experiments/bert.py size=base data=corpus/ --workdir runs/base")  # fmt: skip
+    _experiment(pretrain)
+    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text",
+                        "bertjax evaluate --model runs/base")  # fmt: skip
+    _model(evaluate)
+    evaluate.add_argument("--data", metavar="CORPUS", help="a corpus of the model's tokenizer; default: the model's own")
+    evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
+    evaluate.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (default: 32)")
+    _json(evaluate)
+
+    predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
+    fill = _command(predict, "fill-mask", _fill_mask, "guess masked words",
+                    'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."')  # fmt: skip
+    _model(fill)
+    fill.add_argument("text", nargs="*", metavar="TEXT", help="texts with masks; default: lines of standard input")
+    fill.add_argument("--top", type=int, default=5, metavar="K", help="guesses for each mask (default: 5)")
+    _json(fill)
+
+    data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
+    build = _command(data, "build", _build, "turn text into a corpus",
+                     "bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/")  # fmt: skip
+    _text_input(build)
+    build.add_argument("--tokenizer", required=True, metavar="T",
+                       help="vocab.txt, vocab.json, tokenizer.json, a .model file, or a folder with one")  # fmt: skip
+    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new corpus")
+    build.add_argument("--holdout", type=float, default=0.01, help="share of documents held out (default: 0.01)")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
+    build.add_argument("--seed", type=int, default=0, help="of the choice of held-out documents (default: 0)")
+    build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens a shard (default: 2^26)")
+    _json(build)
+    inspect = _command(data, "inspect", _inspect, "show what a corpus holds", "bertjax data inspect corpus/")
+    inspect.add_argument("corpus", metavar="DIR")
+    _json(inspect)
+
+    tokenizer = commands.add_parser("tokenizer", help="train tokenizers").add_subparsers(required=True, metavar="ACTION")
+    train = _command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
+                     "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "
+                     "--out tokenizer/")  # fmt: skip
+    _text_input(train)
+    train.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), default="wordpiece")
+    train.add_argument("--size", type=int, required=True, metavar="V", help="pieces in the vocabulary")
+    train.add_argument("--lowercase", action="store_true", help="lower-case and strip accents")
+    train.add_argument("--sample-bytes", type=int, default=2**29, metavar="N", help="text to train on (default: 2^29)")
+    train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
+    _json(train)
+
+    plan = _command(commands, "plan", _plan, "count parameters and work without running",
+                    "bertjax plan experiments/bert.py size=large --json")  # fmt: skip
+    _experiment(plan)
+    _json(plan)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/bert.py")
+    parser.add_argument("override", nargs="*", metavar="key=value",
+                        help="arguments of its experiment(), or dotted fields such as objective.encoder.D")  # fmt: skip
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="the work folder of a run, or one checkpoint")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _text_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="files or folders (.gz and .zst too), or a TFDS name")
+    parser.add_argument(
+        "--format", required=True, choices=("plain", "sentences", "wikiextractor", "jsonl", "markdown", "tfds"),
+        help="plain: a document a file; sentences: a sentence a line, blank lines between documents; jsonl: a document "
+        "a line; markdown: a book a file",
+    )  # fmt: skip
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and tfds (default: text)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
+    parser.add_argument("--longest-line", type=int, default=10**6, metavar="BYTES", help="longer lines are bad input")
+    parser.add_argument("--skip-bad", action="store_true", help="count and leave out what cannot be read")
+
+
+def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[list[Any]], int]:
+    """Open the input: its documents, what identifies it, and its size in bytes, as far as known."""
+    from bertjax.data import corpus
+
+    if options.format == "tfds":
+        names = [corpus.tfds(name, options.text_field, options.data_dir) for name in options.input]
+        return chain.from_iterable(names), [[name, options.text_field] for name in options.input], 0
+    readers = {
+        "plain": corpus.plain,
+        "sentences": corpus.sentences,
+        "wikiextractor": corpus.wikiextractor,
+        "jsonl": corpus.json_lines(options.text_field),
+        "markdown": corpus.markdown,
+    }
+    files = corpus.find_files(options.input)
+    read = readers[options.format]
+    identity = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
+    return chain.from_iterable(read(file, options.longest_line) for file in files), identity, size
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax.config import load_experiment
+    from bertjax.plan import plan
+    from bertjax.report import Progress
+    from bertjax.train import Interrupted, fit
+
+    experiment = load_experiment(options.experiment, options.override)
+    progress = Progress()
+    counted = plan(experiment)
+    progress.say(f"{counted['params']:,} parameters, {experiment.steps:,} steps, work folder {options.workdir}")
+    try:
+        state = fit(experiment, options.workdir, progress=progress)
+    except Interrupted as stopped:
+        progress.say(str(stopped))
+        options.exit_code = 128 + stopped.signal
+        return
+    progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bertjax.config import from_json
+    from bertjax.data.records import read_manifest
+    from bertjax.data.source import evaluation_batches
+    from bertjax.data.tokenizer import fingerprint
+    from bertjax.evaluate import evaluator
+    from bertjax.infer import load
+    from bertjax.sharding import data_mesh
+
+    model = load(options.model)
+    rows = from_json(model.config["phases"][-1]["rows"])
+    rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
+    manifest = read_manifest(rows.corpus)
+    if manifest.tokenizer != fingerprint(model.tokenizer):
+        raise InputError(
+            f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
+            f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
+        )
+    mesh = data_mesh(options.batch_size)
+    batches = evaluation_batches(
+        rows.open(options.split), options.batch_size, rows.features, model.tokenizer.vocabulary.pad
+    )
+    _print(options, evaluator(model.objective, mesh)(model.params, batches))
+
+
+def _fill_mask(options: argparse.Namespace) -> None:
+    from bertjax.infer import fill_mask, load
+
+    model = load(options.model)
+    texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    for filled in fill_mask(model, texts, top=options.top):
+        if options.json:
+            masks = [[guess._asdict() for guess in guesses] for guesses in filled.masks]
+            print(json.dumps({"text": filled.text, "masks": masks, "best": filled.best}, ensure_ascii=False), flush=True)
+            continue
+        print(filled.text)
+        for guesses in filled.masks:
+            print("   ", "   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses), flush=True)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from bertjax.data.build import BuildSettings, build, one_sentence
+    from bertjax.data.corpus import split_sentences
+    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.report import Progress
+
+    settings = BuildSettings(
+        split_sentences=one_sentence if options.format == "sentences" else split_sentences,
+        holdout=options.holdout,
+        seed=options.seed,
+        skip_bad=options.skip_bad,
+        workers=options.workers,
+        shard_tokens=options.shard_tokens,
+    )
+    tokenizer = load_tokenizer(options.tokenizer)
+    documents, identity, _ = _documents(options)
+    progress, begun = Progress(), time.monotonic()
+
+    def report(read: int, tokens: int) -> None:
+        rate = tokens / max(1e-9, time.monotonic() - begun)
+        progress.line(f"{read:,} documents  {tokens:,} tokens  {rate:,.0f} tokens/s")
+
+    manifest = build(documents, tokenizer, options.out, settings, identity=identity, report=report)
+    totals = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}
+    _print(options, totals | {"dropped": manifest.dropped, "seconds": round(time.monotonic() - begun, 1)})
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from bertjax.data.inspect import inspect_corpus
+
+    _print(options, inspect_corpus(options.corpus))
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    from bertjax.data import vocabulary
+    from bertjax.data.tokenizer import fingerprint, load_tokenizer
+
+    train = {
+        "wordpiece": vocabulary.train_wordpiece,
+        "bpe": vocabulary.train_byte_level_bpe,
+        "unigram": vocabulary.train_unigram,
+    }[options.kind]
+    documents, _, size = _documents(options)
+    done = vocabulary.train_vocabulary(
+        documents, train, size=options.size, lowercase=options.lowercase, input_bytes=size,
+        sample_bytes=options.sample_bytes, skip_bad=options.skip_bad, out=options.out,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(options.out)
+    _print(options, done | {"vocabulary": tokenizer.vocabulary.size, "fingerprint": fingerprint(tokenizer)})
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from bertjax.config import load_experiment
+    from bertjax.plan import plan
+
+    _print(options, plan(load_experiment(options.experiment, options.override)))
+
+
+def _print(options: argparse.Namespace, values: dict[str, Any]) -> None:
+    if options.json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:<{width}}  {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.3e}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_readable(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(_readable, value))
+    return str(value)

@@ -1,0 +1,223 @@
+"""Describe an experiment with plain objects, build it from a Python file, change it from the command line, dump it.
+
+There is no configuration language: an experiment file has a function `experiment(...) -> Experiment`. Overrides
+`key=value` go to the arguments of that function; dotted ones (`objective.encoder.D=256`, `phases.0.batch_size=32`) to
+fields of what it built.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bertjax.data.source import Rows
+from bertjax.errors import InputError
+from bertjax.optim import Optimizer
+from bertjax.types import Objective
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Train `steps` updates on batches of `batch_size` rows, each in `accumulate` micro-batches."""
+
+    steps: int
+    batch_size: int
+    rows: Rows
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.accumulate) < 1:
+            raise ValueError(f"steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}: all ≥ 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Say how a run is watched and kept. Nothing here changes what is computed, so a resumed run may change it.
+
+    All periods are in steps; 0: never, except that a run always ends with a checkpoint and an evaluation.
+    """
+
+    log_every: int = 10
+    evaluate_every: int = 1000
+    evaluate_batches: int = 0  # of the held-out split; 0: all of it
+    checkpoint_every: int = 1000
+    keep: int = 3  # newest checkpoints to keep
+    keep_every: int = 0  # also keep every checkpoint at a multiple of this
+    tensorboard: bool = False
+    wandb: str = ""  # project to log to
+    peak_tflops: float = 0.0  # of one device, for utilisation; 0: looked up by the name of the device
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Hold everything that a run is: what is trained, how, on which rows, from which seed."""
+
+    objective: Objective
+    optimizer: Optimizer
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    run: Run = Run()
+
+    @property
+    def steps(self) -> int:
+        """The steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Build the experiment that a file describes, with `key=value` overrides.
+
+    Raises InputError for a missing file, a file without `experiment`, an unknown key (with the nearest known one), a
+    value of the wrong type, and whatever the objects refuse at construction.
+    """
+    build = _experiment_function(Path(path))
+    parameters = get_type_hints(build)
+    parameters.pop("return", None)
+    arguments: dict[str, Any] = {}
+    dotted: list[tuple[str, str]] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"override {override!r} is not of the form key=value")
+        if "." in key:
+            dotted.append((key, text))
+        elif key in parameters:
+            arguments[key] = _parse(key, text, parameters[key])
+        else:
+            raise InputError(_unknown(key, [*parameters, *_dotted_names()], f"{path}"))
+    try:
+        experiment = build(**arguments)
+        for key, text in dotted:
+            experiment = _replace(experiment, key.split("."), text, key)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{path}: experiment() returned {type(experiment).__name__}, not an Experiment")
+    return experiment
+
+
+def _experiment_function(path: Path) -> Callable[..., Experiment]:
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f"; beside it: {', '.join(known)}" if known else ""
+        raise InputError(f"no experiment file {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, "experiment", None)
+    if not inspect.isfunction(function):
+        raise InputError(f"{path} has no function experiment(): it must return a bertjax.Experiment")
+    return function
+
+
+def _dotted_names() -> list[str]:
+    return [f"{field.name}.…" for field in dataclasses.fields(Experiment)]
+
+
+def _unknown(key: str, known: Sequence[str], owner: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown override {key!r} of {owner}; {hint}"
+
+
+def field_names(value: Any) -> list[str]:
+    """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
+    return [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+
+
+def _replace(value: Any, keys: Sequence[str], text: str, full_key: str) -> Any:
+    """Copy `value` with the field that `keys` leads to set to `text`, parsed as the field's type."""
+    key, rest = keys[0], keys[1:]
+    if isinstance(value, tuple):
+        if not key.isdigit() or int(key) >= len(value):
+            raise InputError(f"override {full_key!r}: {key!r} is not an index below {len(value)}")
+        changed = list(value)
+        changed[int(key)] = _replace(value[int(key)], rest, text, full_key)
+        return tuple(changed)
+    if not dataclasses.is_dataclass(value):
+        raise InputError(f"override {full_key!r}: {type(value).__name__} has no field {key!r}")
+    if key not in field_names(value):
+        raise InputError(_unknown(key, field_names(value), f"{type(value).__name__} (in {full_key!r})"))
+    if rest:
+        new = _replace(getattr(value, key), rest, text, full_key)
+    else:
+        new = _parse(full_key, text, get_type_hints(type(value))[key])
+    return dataclasses.replace(value, **{key: new})  # type: ignore[type-var]
+
+
+def _parse(key: str, text: str, annotation: Any) -> Any:
+    """Read `text` as a value of type `annotation`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        if type(None) in arguments and text.lower() == "none":
+            return None
+        annotation = next(argument for argument in arguments if argument is not type(None))
+        return _parse(key, text, annotation)
+    if origin is Literal:
+        if text not in arguments:
+            raise InputError(f"override {key}={text}: choose one of {', '.join(arguments)}")
+        return text
+    if origin is tuple and get_args(annotation)[0] in (int, float, str):
+        return tuple(_parse(key, part, arguments[0]) for part in text.split(",") if part)
+    if annotation is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if annotation is str:
+        return text
+    if annotation in (int, float):
+        try:
+            return annotation(text)
+        except ValueError:
+            pass
+    elif annotation is not bool:
+        raise InputError(f"override {key!r} names an object, not a number or a text: set its fields, or edit the file")
+    raise InputError(f"override {key}={text}: {text!r} is not of type {annotation.__name__}")
+
+
+def to_json(value: Any) -> Any:
+    """Describe `value` with JSON types: dataclasses and functions by their names, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"type": name} | {field: to_json(getattr(value, field)) for field in field_names(value)}
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    if callable(value):
+        return {"function": f"{value.__module__}.{value.__qualname__}"}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
+
+
+def from_json(value: Any) -> Any:
+    """Rebuild what `to_json` described. Only names inside bertjax are followed; others raise InputError."""
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    name = value.get("type") or value.get("function") or ""
+    module, _, attribute = name.rpartition(".")
+    if not name.startswith("bertjax."):
+        raise InputError(f"cannot rebuild {name!r}: only parts of bertjax itself are, so load it with its own code")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"this version of bertjax has no {name!r}") from error
+    if "function" in value:
+        return found
+    return found(**{key: from_json(item) for key, item in value.items() if key != "type"})
+
+
+def dump(value: Any) -> str:
+    """Write `to_json(value)` as indented text."""
+    return json.dumps(to_json(value), indent=1)

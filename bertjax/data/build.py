@@ -1,0 +1,312 @@
+"""Turn documents into a corpus: cut into sentences, tokenise in parallel processes, write shards in input order.
+
+The main process reads and writes, the workers cut and tokenise. What is written depends on the input alone, not on the
+number of workers. A build that was cut short goes on after its last finished shard when it is run again.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.data.corpus import Bad, Document
+from bertjax.data.records import (
+    DOCUMENT,
+    SENTENCE,
+    WORD,
+    Manifest,
+    Shard,
+    ShardWriter,
+    index_name,
+    shard_name,
+    write_manifest,
+)
+from bertjax.data.tokenizer import Tokenizer, fingerprint, load_tokenizer, save_tokenizer
+from bertjax.errors import InputError
+
+_BATCH = 2**18  # characters that a worker gets at a time
+
+SplitSentences = Callable[[str], list[str]]
+
+
+def one_sentence(line: str) -> list[str]:
+    """Keep a line whole: for input with a sentence a line."""
+    return [line] if line.strip() else []
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Say how a corpus is built. holdout: share of documents in the validation split, drawn by number and seed."""
+
+    split_sentences: SplitSentences
+    holdout: float = 0.01
+    seed: int = 0
+    skip_bad: bool = False  # count and leave out what cannot be read, instead of stopping
+    workers: int = 0  # processes beside this one; 0: none
+    shard_tokens: int = 2**26
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"holdout={self.holdout} is not a share in [0, 1)")
+        if self.workers < 0 or self.shard_tokens < 1:
+            raise InputError(f"workers={self.workers} and shard_tokens={self.shard_tokens} must not be negative or 0")
+
+
+class Block(NamedTuple):
+    """Tokenised documents: ids, flags, tokens per sentence, sentences per document."""
+
+    tokens: np.ndarray
+    flags: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+
+
+class _Batch(NamedTuple):
+    documents: list[tuple[Document, str]]  # with their splits
+    read: int  # documents read from the input up to the end of this batch, bad ones included
+    dropped: Counter[str]
+
+
+class _Result(NamedTuple):
+    blocks: dict[str, Block]
+    words: int
+    unknown: int
+    dropped: Counter[str]
+
+
+@dataclass
+class _Progress:
+    """What progress.json keeps: enough to go on after the last finished shard."""
+
+    settings: dict[str, object]
+    read: int = 0
+    words: int = 0
+    unknown: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    shards: list[dict[str, Shard]] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        partial = folder / "progress.json.partial"
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        partial.replace(folder / "progress.json")
+
+
+def build(
+    documents: Iterable[Document | Bad],
+    tokenizer: Tokenizer,
+    out: Path,
+    settings: BuildSettings,
+    *,
+    identity: object = None,
+    report: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> Manifest:
+    """Build the corpus `out` from `documents`, and return its manifest.
+
+    identity: describes the input, so that a build is only gone on with where it is the same (JSON types). report:
+    called with the documents read and the tokens written so far.
+    Raises InputError for bad input unless `skip_bad`, where nothing is left to tokenise, where `out` holds another
+    corpus or the beginning of another build.
+    """
+    tokenizer_id = fingerprint(tokenizer)
+    progress = _begin(out, tokenizer, {"tokenizer": tokenizer_id, "input": identity} | _described(settings))
+    batches = _batches(islice(iter(documents), progress.read, None), progress.read, settings)
+    writers: dict[str, ShardWriter] = {}
+    written = sum(shard.tokens for shards in progress.shards for shard in shards.values())
+    read, words, unknown, dropped = progress.read, progress.words, progress.unknown, Counter(progress.dropped)
+    dtype = np.uint16 if tokenizer.vocabulary.size <= 2**16 else np.uint32
+
+    def finish_shards() -> None:
+        progress.shards.append({split: writer.close() for split, writer in writers.items()})
+        progress.read, progress.words, progress.unknown, progress.dropped = read, words, unknown, dict(dropped)
+        progress.save(out)
+        writers.clear()
+
+    for batch, result in _tokenized(batches, tokenizer, out / "tokenizer", settings):
+        for split, block in result.blocks.items():
+            if split not in writers:
+                writers[split] = ShardWriter(out, split, len(progress.shards), dtype)
+            writers[split].add(*block)
+            written += len(block.tokens)
+        read, words, unknown = batch.read, words + result.words, unknown + result.unknown
+        dropped += batch.dropped + result.dropped
+        report(read, written)
+        if sum(writer.count for writer in writers.values()) >= settings.shard_tokens:
+            finish_shards()
+    if writers:
+        finish_shards()
+    if not written:
+        raise InputError(f"no documents to build from: {sum(dropped.values())} were left out as unreadable or empty")
+    manifest = Manifest(
+        tokenizer=tokenizer_id,
+        vocabulary=tokenizer.vocabulary,
+        splits=_rename_shards(out, progress.shards),
+        words=words,
+        unknown=unknown,
+        dropped=dict(sorted(dropped.items())),
+    )
+    write_manifest(out, manifest)
+    (out / "progress.json").unlink()
+    return manifest
+
+
+def _described(settings: BuildSettings) -> dict[str, object]:
+    """Describe the settings that decide what is written."""
+    described = {name: getattr(settings, name) for name in ("holdout", "seed", "skip_bad", "shard_tokens")}
+    return described | {"split_sentences": settings.split_sentences.__name__}
+
+
+def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Progress:
+    """Prepare the folder: go on with the same build, start a new one, refuse anything else."""
+    if (out / "manifest.json").exists():
+        raise InputError(f"{out} already holds a corpus: choose another folder, or delete this one")
+    settings = json.loads(json.dumps(settings))
+    path = out / "progress.json"
+    if path.exists():
+        saved = json.loads(path.read_text())
+        if saved["settings"] != settings:
+            changed = [key for key in settings if saved["settings"].get(key) != settings[key]]
+            raise InputError(
+                f"{out} holds the beginning of a build with another {', '.join(changed)}: run that one again, or delete "
+                "the folder"
+            )
+        saved["shards"] = [
+            {split: Shard(**(shard | {"sha256": tuple(shard["sha256"])})) for split, shard in shards.items()}
+            for shards in saved["shards"]
+        ]
+        return _Progress(**saved)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose another folder for the corpus")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(tokenizer, out / "tokenizer")
+        progress = _Progress(settings)
+        progress.save(out)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    return progress
+
+
+def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSettings) -> Iterator[_Batch]:
+    """Group documents for the workers, decide the split of each, apply the policy for bad ones."""
+    batch, size, dropped, number = [], 0, Counter(), read
+    for document in documents:
+        read += 1
+        if isinstance(document, Bad):
+            if not settings.skip_bad:
+                raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
+            dropped[document.reason.partition(":")[0]] += 1
+            continue
+        if document.first:
+            number = read
+        batch.append((document, _split(number, settings)))
+        size += sum(map(len, document.lines))
+        if size >= _BATCH:
+            yield _Batch(batch, read, dropped)
+            batch, size, dropped = [], 0, Counter()
+    yield _Batch(batch, read, dropped)
+
+
+def _split(number: int, settings: BuildSettings) -> str:
+    held_out = np.random.Generator(np.random.Philox(key=[settings.seed, number])).random() < settings.holdout
+    return "validation" if held_out else "train"
+
+
+def _tokenized(
+    batches: Iterator[_Batch], tokenizer: Tokenizer, tokenizer_folder: Path, settings: BuildSettings
+) -> Iterator[tuple[_Batch, _Result]]:
+    """Tokenise batches, in order; at most two per worker are on their way, so that memory stays bounded."""
+    if not settings.workers:
+        for batch in batches:
+            yield batch, tokenize(batch.documents, tokenizer, settings.split_sentences)
+        return
+    pool = ProcessPoolExecutor(
+        settings.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer_folder, settings.split_sentences),
+    )
+    pending: deque[tuple[_Batch, Future[_Result]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(_work, batch.documents)))
+            if len(pending) > 2 * settings.workers:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Tokenizer, SplitSentences]  # of a worker process, set once as it starts
+
+
+def _start_worker(tokenizer_folder: Path, split_sentences: SplitSentences) -> None:
+    import os
+    import signal
+
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process; it stops the pool
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core, not threads on top
+    _worker = (load_tokenizer(tokenizer_folder), split_sentences)
+
+
+def _work(documents: list[tuple[Document, str]]) -> _Result:
+    return tokenize(documents, *_worker)
+
+
+def tokenize(documents: list[tuple[Document, str]], tokenizer: Tokenizer, split_sentences: SplitSentences) -> _Result:
+    """Cut and tokenise documents, each with the name of its split."""
+    blocks: dict[str, Block] = {}
+    words = unknown = 0
+    dropped: Counter[str] = Counter()
+    for wanted in sorted({split for _, split in documents}):
+        texts: list[str] = []
+        owners: list[int] = []  # the document of each sentence
+        chosen = [document for document, split in documents if split == wanted]
+        for owner, document in enumerate(chosen):
+            found = [sentence for line in document.lines for sentence in split_sentences(line)]
+            texts += found
+            owners += [owner] * len(found)
+        encoded = tokenizer.ids(texts)
+        lengths = np.fromiter(map(len, encoded), np.int32, len(encoded))
+        tokens = np.fromiter((index for ids in encoded for index in ids), np.uint32, int(lengths.sum()))
+        kept = lengths > 0
+        sentences, owners_kept = lengths[kept], np.array(owners, np.int64)[kept]
+        per_document = np.bincount(owners_kept, minlength=len(chosen))
+        starts = np.cumsum(sentences) - sentences
+        flags = tokenizer.starts_word[tokens].astype(np.uint8) * WORD
+        flags[starts] = SENTENCE | WORD
+        first_sentence = (np.cumsum(per_document) - per_document)[per_document > 0]
+        begins = np.array([document.first for document in chosen], bool)[per_document > 0]
+        flags[starts[first_sentence[begins]]] |= DOCUMENT
+        blocks[wanted] = Block(tokens, flags, sentences, per_document[per_document > 0].astype(np.int32))
+        words += sum(len(text.split()) for text in texts)
+        unknown += int((tokens == tokenizer.vocabulary.unk).sum())
+        dropped["a document without tokens"] += int((per_document == 0).sum())
+    return _Result(blocks, words, unknown, +dropped)
+
+
+def _rename_shards(out: Path, shards: list[dict[str, Shard]]) -> dict[str, tuple[Shard, ...]]:
+    """Give the shards their final names, now that their number is known; does nothing to those that have them."""
+    splits: dict[str, tuple[Shard, ...]] = {}
+    for split in sorted({split for found in shards for split in found}):
+        kept = [(number, found[split]) for number, found in enumerate(shards) if split in found and found[split].tokens]
+        for index, (number, _) in enumerate(kept):
+            final = {"records": shard_name(split, index, len(kept))}
+            final |= {part: index_name(split, index, len(kept), part) for part in ("sentences", "documents")}
+            for part, name in final.items():
+                partial = out / f"{split}-{number:05d}.{part}.partial"
+                if partial.exists():
+                    shutil.move(partial, out / name)
+        splits[split] = tuple(shard for _, shard in kept)
+    return splits

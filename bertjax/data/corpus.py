@@ -1,0 +1,269 @@
+"""Read documents from the formats that corpora come in, and cut them into sentences.
+
+A reader turns a file into `Document`s, and into a `Bad` for every file or record that it cannot read: what becomes of
+those is the caller's choice. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a long document
+comes in parts.
+"""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import zstandard
+
+from bertjax.errors import InputError
+
+_PART = 2**22  # characters after which a document is passed on in parts
+LONGEST_LINE = 10**6  # bytes; a longer line is most likely a mistake: minified or binary
+
+
+class Document(NamedTuple):
+    """origin: `file:line` where it begins. lines: paragraphs, or sentences. first: whether this part begins it."""
+
+    origin: str
+    lines: list[str]
+    first: bool = True
+
+
+class Bad(NamedTuple):
+    """Something that could not be read: where, and why with the fix."""
+
+    origin: str
+    reason: str
+
+
+Reader = Callable[[Path, int], Iterator[Document | Bad]]
+"""(path, longest line in bytes) -> the documents of one file."""
+
+_Line = tuple[int, str | Bad | None]
+"""A line and its number; None: a document ends here."""
+
+
+def find_files(inputs: Sequence[str | Path]) -> list[Path]:
+    """List the files that `inputs` name, in a fixed order; folders are searched to the bottom, hidden files left out.
+
+    Raises InputError for a path that does not exist and for a folder without files.
+    """
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            below = (path.relative_to(given) for path in given.rglob("*") if path.is_file())
+            found = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
+            if not found:
+                raise InputError(f"folder {given} is empty: put the text files there, or name another folder")
+            files += [given / path for path in found]
+        elif given.is_file():
+            files.append(given)
+        else:
+            raise InputError(f"no file or folder {given}: check the path")
+    return files
+
+
+def plain(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
+    """Read a file as one document, a paragraph a line."""
+    return _documents(path, chain([(1, "")], _lines(path, longest_line)))
+
+
+def sentences(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
+    """Read BERT's input format: a sentence a line, blank lines between documents."""
+
+    def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
+        for number, line in lines:
+            yield number, None if isinstance(line, str) and not line.strip() else line
+
+    return _documents(path, cut(_lines(path, longest_line)))
+
+
+def wikiextractor(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
+    """Read WikiExtractor's output: `<doc …>`, the title, paragraphs, `</doc>`."""
+
+    def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
+        inside, number = False, 0
+        for number, line in lines:
+            if isinstance(line, str) and line.startswith("<doc "):
+                if inside:
+                    yield number, Bad(f"{path}:{number}", "a <doc> begins inside another: the file is damaged")
+                    yield number, None
+                inside = True
+                yield number, ""
+            elif isinstance(line, str) and line.startswith("</doc>"):
+                inside = False
+                yield number, None
+            elif inside or isinstance(line, Bad):
+                yield number, line
+            elif line and line.strip():
+                yield number, Bad(f"{path}:{number}", "text outside <doc> … </doc>: is this WikiExtractor output?")
+        if inside:
+            yield number, Bad(f"{path}:{number}", "the last <doc> is never closed: the file is cut short")
+
+    return _documents(path, cut(_lines(path, longest_line)))
+
+
+def markdown(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
+    """Read a Markdown book as one document: headings lose their marks, rules are left out, a paragraph a line."""
+
+    def clean(lines: Iterable[_Line]) -> Iterator[_Line]:
+        yield 1, ""
+        for number, line in lines:
+            if isinstance(line, str):
+                line = "" if re.fullmatch(r"\s*([-*_]\s*){3,}", line) else re.sub(r"^#{1,6}\s+", "", line)
+            yield number, line
+
+    return _documents(path, clean(_lines(path, longest_line)))
+
+
+def json_lines(field: str) -> Reader:
+    """Make a reader of JSON lines, a document a line, its text in `field`; the text's lines are paragraphs."""
+
+    def read(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
+        def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
+            for number, line in lines:
+                if isinstance(line, str):
+                    if not line.strip():
+                        continue
+                    try:
+                        text: Any = json.loads(line)[field]
+                        if not isinstance(text, str):
+                            raise TypeError
+                        yield number, ""
+                        for paragraph in text.splitlines():
+                            yield number, _checked(paragraph, f"{path}:{number}", longest_line)
+                    except json.JSONDecodeError as error:
+                        yield number, Bad(f"{path}:{number}", f"not JSON: {error}")
+                    except (KeyError, TypeError):
+                        yield number, Bad(f"{path}:{number}", f"no text in field {field!r}: name it with --text-field")
+                else:
+                    yield number, line
+                yield number, None
+
+        return _documents(path, cut(_lines(path, 2**28)))
+
+    return read
+
+
+def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Document | Bad]:
+    """Read the train split of a TensorFlow data set by name, a document an example, its text in `field`.
+
+    Works without TensorFlow on data sets prepared as ArrayRecord. Raises InputError where it cannot be found.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
+
+    try:
+        examples: Any = tfds.data_source(name, split="train", data_dir=data_dir)
+    except Exception as error:  # noqa: BLE001 - the library raises many kinds for a data set that it does not have
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
+    for index in range(len(examples)):
+        origin = f"{name}[{index}]"
+        text = examples[index].get(field)
+        if not isinstance(text, bytes | str):
+            yield Bad(origin, f"no text in field {field!r}: name it with --text-field")
+            continue
+        try:
+            text = text.decode("utf-8") if isinstance(text, bytes) else text
+        except UnicodeDecodeError:
+            yield Bad(origin, "not UTF-8")
+            continue
+        lines = [(index, _checked(line, origin, LONGEST_LINE)) for line in text.splitlines()]
+        for document in _documents(Path(name), chain([(index, "")], lines)):
+            yield document._replace(origin=origin)
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True))
+    return path.open("rb")
+
+
+def _lines(path: Path, longest: int) -> Iterator[_Line]:
+    """Number the lines of a file, each checked; a line beyond `longest` bytes is passed over, not held."""
+    number = 0
+    try:
+        with _open(path) as file:
+            while raw := file.readline(longest + 2):
+                number += 1
+                origin = f"{path}:{number}"
+                if len(raw) > longest + 1 and not raw.endswith(b"\n"):
+                    while raw and not raw.endswith(b"\n"):
+                        raw = file.readline(longest)
+                    yield number, Bad(origin, f"a line of over {longest} bytes: break it up, or raise --longest-line")
+                    continue
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    yield number, Bad(origin, f"not UTF-8 (byte {raw[error.start]:#04x}): convert it with iconv")
+                    continue
+                yield number, _checked(text.rstrip("\r\n"), origin, longest)
+    except (EOFError, OSError, zstandard.ZstdError) as error:
+        yield number, Bad(f"{path}:{number}", f"cannot be read on: {error}")
+
+
+def _checked(text: str, origin: str, longest: int) -> str | Bad:
+    if "\0" in text:
+        return Bad(origin, "a NUL byte: is this a text file?")
+    if len(text) > longest:
+        return Bad(origin, f"a line of over {longest} bytes: break it up, or raise --longest-line")
+    return text
+
+
+def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
+    """Gather lines into documents; one bad line makes its document bad, and so does having no text."""
+    origin, gathered, size, first, bad, found = "", [], 0, True, None, False
+    for number, line in chain(lines, [(0, None)]):
+        if isinstance(line, Bad):
+            bad, origin = bad or line, origin or line.origin
+        elif line is not None:
+            origin = origin or f"{path}:{number}"
+            gathered.append(line)
+            size += len(line)
+            if size > _PART and bad is None:
+                yield Document(origin, gathered, first)
+                gathered, size, first, found = [], 0, False, True
+        elif origin:
+            found = True
+            if bad is not None:
+                yield bad
+            elif any(line.strip() for line in gathered):
+                yield Document(origin, gathered, first)
+            elif first:
+                yield Bad(origin, "a document without text")
+            origin, gathered, size, first, bad = "", [], 0, True, None
+    if not found:
+        yield Bad(str(path), "no document in the file")
+
+
+_BOUNDARY = re.compile(
+    r"""(?<=[.!?…])["'”’»)\]]*(?=\s+["'“‘«(\[]*(?:[A-Z0-9]|[^\x00-\x7f]))|(?<=[。！？])["”’」』）]*(?!["”’」』）])"""
+)
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\[\"'“‘])(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Sr|Jr|Gen|Col|Lt|Capt|Sgt|Rev|Hon|Gov|Sen|Rep|vs|etc|e\.g|i\.e|"
+    r"cf|al|approx|ca|No|Nos|Vol|Fig|Figs|Eq|Sec|Ch|pp|p|ed|eds|Inc|Ltd|Co|Corp|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|"
+    r"Nov|Dec|[A-Z](?:\.[A-Z])+)\.$"
+)
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Cut a paragraph after sentence ends; a heuristic for European scripts and for CJK full stops.
+
+    A stop ends a sentence where white space and then a capital, a digit or an opening quote follow, unless the word
+    before it is a known abbreviation or an initial. Every sentence but the first keeps the white space before it, so
+    that joining the pieces gives the paragraph back.
+    """
+    pieces, begin = [], 0
+    for match in _BOUNDARY.finditer(paragraph):
+        end = match.end()
+        if paragraph[match.start() - 1] == "." and _ABBREVIATION.search(paragraph[max(begin, end - 12) : match.start()]):
+            continue
+        if paragraph[begin:end].strip():
+            pieces.append(paragraph[begin:end])
+            begin = end
+    if paragraph[begin:].strip():
+        pieces.append(paragraph[begin:])
+    return pieces

@@ -1,0 +1,204 @@
+"""Make pairs of segments as BERT and ALBERT do: for next-sentence prediction and for sentence order.
+
+google-research/bert create_pretraining_data.py create_instances_from_document; google-research/albert the same. The
+chunks of a pass over the corpus are planned once, all documents side by side; each example is then read from the stream
+by its number. `duplicates` passes make the data set, each with its own chunks, pairs and (where fixed) masks.
+
+Where we deviate: sentences longer than a row are cut to row length before they are gathered, so that less is truncated;
+random documents come from the whole split, not from one input file at a time; ALBERT's chunks of a single sentence, for
+which its code falls back to a random document, are split in the middle.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.data.records import WORD
+from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
+from bertjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class NextSentencePairs:
+    """Pair a segment with what follows it (label 0) or with a random document's sentences (label 1), half and half.
+
+    short: share of documents whose chunks aim at a random shorter length.
+    """
+
+    corpus: str
+    length: int
+    duplicates: int = 10
+    short: float = 0.1
+    seed: int = 0
+    features: tuple[str, ...] = ("types", "pair")
+
+    def __post_init__(self) -> None:
+        _check(self.length, self.duplicates, self.short)
+
+    def open(self, split: str) -> Source:
+        """See Rows.open."""
+        return _Pairs(Corpus(self.corpus, split), self.length, self.duplicates, self.short, self.seed, next_sentence=True)
+
+
+@dataclass(frozen=True)
+class SentenceOrderPairs:
+    """Pair two consecutive segments, in order (label 0) or swapped (label 1), half and half.
+
+    short: share of documents whose chunks aim at a random shorter length.
+    """
+
+    corpus: str
+    length: int
+    duplicates: int = 10
+    short: float = 0.1
+    seed: int = 0
+    features: tuple[str, ...] = ("types", "pair")
+
+    def __post_init__(self) -> None:
+        _check(self.length, self.duplicates, self.short)
+
+    def open(self, split: str) -> Source:
+        """See Rows.open."""
+        return _Pairs(
+            Corpus(self.corpus, split), self.length, self.duplicates, self.short, self.seed, next_sentence=False
+        )
+
+
+def _check(length: int, duplicates: int, short: float) -> None:
+    if length < 8:
+        raise ValueError(f"rows of length {length} have no room for two segments: use 8 or more")
+    if duplicates < 1 or not 0 <= short <= 1:
+        raise ValueError(f"duplicates={duplicates} must be 1 or more and short={short} a share")
+
+
+class Chunks(NamedTuple):
+    """Runs of sentences of one shard: sentences first .. last, the first `a` of them segment A.
+
+    target: tokens aimed at. random: whether B comes from another document (next-sentence prediction). document: whose.
+    """
+
+    first: np.ndarray
+    last: np.ndarray
+    a: np.ndarray
+    target: np.ndarray
+    random: np.ndarray
+    document: np.ndarray
+
+
+def plan_chunks(
+    shard: ShardIndex, room: int, short: float, rng: np.random.Generator, *, next_sentence: bool
+) -> Chunks:
+    """Walk all documents side by side: gather sentences up to the target, choose where A ends, go on after the chunk.
+
+    With `next_sentence`, a chunk whose B is random (half of them, and all of a single sentence) gives back what follows
+    A: the next chunk begins there.
+    """
+    documents = np.arange(len(shard.documents) - 1)
+    target = np.where(rng.random(len(documents)) < short, rng.integers(2, room + 1, len(documents)), room)
+    first, end = shard.documents[:-1].copy(), shard.documents[1:]
+    planned = []
+    active = documents
+    while len(active):
+        begin = first[active]
+        reach = np.searchsorted(shard.tokens, shard.tokens[begin] + target[active], side="left")
+        last = np.minimum(np.maximum(reach, begin + 1), end[active])
+        count = last - begin
+        a = np.where(count > 1, rng.integers(1, np.maximum(count, 2)), 1)
+        random = (rng.random(len(active)) < 0.5) | (count == 1) if next_sentence else np.zeros(len(active), bool)
+        planned.append(Chunks(begin, last, a, target[active], random, active))
+        first[active] = np.where(random, begin + a, last)
+        active = active[first[active] < end[active]]
+    return Chunks(*(np.concatenate(columns) for columns in zip(*planned, strict=True)))
+
+
+def truncate(a: int, b: int, room: int) -> tuple[int, int]:
+    """Shorten the longer of two segments, b where they are equal, token by token until both fit: their new lengths."""
+    over = max(0, a + b - room)
+    from_longer = min(over, abs(a - b))
+    rest = over - from_longer
+    a, b = (a - from_longer, b) if a > b else (a, b - from_longer)
+    return a - rest // 2, b - (rest + 1) // 2
+
+
+class _Pairs:
+    """Serve the examples of all passes; example n has random draws of its own, from (seed, n)."""
+
+    def __init__(
+        self, corpus: Corpus, length: int, duplicates: int, short: float, seed: int, *, next_sentence: bool
+    ) -> None:
+        self._corpus, self._length, self._seed, self._next_sentence = corpus, length, seed, next_sentence
+        self._room = length - 3
+        self._shards = [cut_sentences(shard, self._room) for shard in corpus.shards]
+        self._documents = np.array([len(shard.documents) - 1 for shard in self._shards])
+        if next_sentence and self._documents.sum() < 2:
+            raise InputError("next-sentence pairs need at least two documents: is every document marked as one?")
+        plans = [
+            plan_chunks(shard, self._room, short, np.random.default_rng([seed, pass_, number]), next_sentence=next_sentence)
+            for pass_ in range(duplicates)
+            for number, shard in enumerate(self._shards)
+        ]
+        self._shard = np.repeat(np.tile(np.arange(len(self._shards)), duplicates), [len(plan.first) for plan in plans])
+        self._plan = Chunks(*(np.concatenate(columns) for columns in zip(*plans, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """See Source.rows."""
+        vocabulary = self._corpus.vocabulary
+        batch = empty_batch(len(index), self._length, vocabulary.pad, ("types", "pair"))
+        batch["example"][:] = index
+        for i, example in enumerate(index):
+            (tokens_a, starts_a), (tokens_b, starts_b), label = self._segments(int(example))
+            sep_a, sep_b = 1 + len(tokens_a), 2 + len(tokens_a) + len(tokens_b)
+            tokens, starts = batch["tokens"][i], batch["word_starts"][i]
+            tokens[0], tokens[sep_a], tokens[sep_b] = vocabulary.cls, vocabulary.sep, vocabulary.sep
+            tokens[1:sep_a], tokens[sep_a + 1 : sep_b] = tokens_a, tokens_b
+            starts[1:sep_a], starts[sep_a + 1 : sep_b] = starts_a, starts_b
+            batch["mask"][i, : sep_b + 1] = 1
+            batch["types"][i, sep_a + 1 : sep_b + 1] = 1
+            batch["pair"][i] = label
+        return batch
+
+    def _segments(self, example: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
+        """Read segments A and B of one example, truncated, as (tokens, word starts), and the label of the pair."""
+        rng = np.random.Generator(np.random.Philox(key=[self._seed, example]))
+        chunk = Chunks(*(column[example] for column in self._plan))
+        shard = self._shards[self._shard[example]]
+        begin, middle, end = (int(shard.tokens[s]) for s in (chunk.first, chunk.first + chunk.a, chunk.last))
+        if not self._next_sentence and chunk.last - chunk.first == 1:
+            middle = begin + (end - begin + 1) // 2
+        a, b = (shard, begin, middle), (shard, middle, end)
+        label = 0
+        if self._next_sentence and chunk.random:
+            b, label = self._random_segment(rng, example, int(chunk.target) - (middle - begin)), 1
+        elif not self._next_sentence and rng.random() < 0.5:
+            a, b, label = b, a, 1
+        kept_a, kept_b = truncate(a[2] - a[1], b[2] - b[1], self._room)
+        return _read(rng, *a, kept_a), _read(rng, *b, kept_b), label
+
+    def _random_segment(self, rng: np.random.Generator, example: int, target: int) -> tuple[ShardIndex, int, int]:
+        """Choose sentences from a random start in a random other document, up to `target` tokens."""
+        before = np.concatenate([[0], np.cumsum(self._documents)])
+        own = before[self._shard[example]] + self._plan.document[example]
+        other = int(rng.integers(before[-1] - 1))
+        other += other >= own
+        number = int(np.searchsorted(before, other, side="right")) - 1
+        shard = self._shards[number]
+        document = other - int(before[number])
+        start = int(rng.integers(shard.documents[document], shard.documents[document + 1]))
+        reach = int(np.searchsorted(shard.tokens, shard.tokens[start] + target, side="left"))
+        end = min(max(reach, start + 1), int(shard.documents[document + 1]))
+        return shard, int(shard.tokens[start]), int(shard.tokens[end])
+
+
+def _read(
+    rng: np.random.Generator, shard: ShardIndex, begin: int, end: int, kept: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read `kept` tokens of a segment; what is cut off comes from front and back, each token by a fair coin."""
+    begin += int(rng.binomial(end - begin - kept, 0.5))
+    if not kept:
+        return np.zeros(0, np.int32), np.zeros(0, bool)
+    tokens, flags = shard.reader.read(begin, kept)
+    return tokens, flags & WORD > 0

@@ -1,0 +1,274 @@
+"""Define the corpus on disk: a flat token stream in ArrayRecord shards, an index of sentences, a manifest.
+
+    corpus/
+      manifest.json                                     counts, tokenizer fingerprint, SHA-256 of every file
+      tokenizer/                                        the files of the tokenizer
+      corpus-train.array_record-00000-of-00004          records of CHUNK tokens: `tokens` u16 or u32, `flags` u8
+      corpus-train-00000-of-00004.sentences.npy         i32, tokens in each sentence
+      corpus-train-00000-of-00004.documents.npy         i32, sentences in each document
+      dataset_info.json, features.json                  so that TFDS reads the folder too
+
+A record is a `tf.train.Example` of two byte strings. Its wire format is written and read here by hand, some ten lines,
+so that neither TensorFlow nor TFDS is imported to train. ArrayRecord hashes every record, so a flipped bit is an error.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from bertjax.data.tokenizer import Tokenizer, Vocabulary, load_tokenizer
+from bertjax.errors import InputError
+
+FORMAT = 1
+CHUNK = 1024  # tokens a record: a row of 128 or 512 touches one or two
+DOCUMENT, SENTENCE, WORD = 1, 2, 4  # flags: this token begins one
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Count what one shard holds; `sha256` is of the record file and the two index files."""
+
+    tokens: int
+    sentences: int
+    documents: int
+    sha256: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Describe a corpus.
+
+    tokenizer: its fingerprint. splits: split -> shards. words, unknown: of all splits, for rates. dropped: reason ->
+    how often the reader skipped something for it.
+    """
+
+    tokenizer: str
+    vocabulary: Vocabulary
+    splits: dict[str, tuple[Shard, ...]]
+    words: int
+    unknown: int
+    dropped: dict[str, int]
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger[Any]]:
+        """The type of token ids on disk."""
+        return np.uint16 if self.vocabulary.size <= 2**16 else np.uint32
+
+    def total(self, count: str) -> int:
+        """Add up a count of the shards of all splits: tokens, sentences or documents."""
+        return sum(getattr(shard, count) for shards in self.splits.values() for shard in shards)
+
+
+def shard_name(split: str, index: int, count: int) -> str:
+    """Name a record file as TFDS does."""
+    return f"corpus-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def index_name(split: str, index: int, count: int, what: str) -> str:
+    """Name an index file: `what` is sentences or documents."""
+    return f"corpus-{split}-{index:05d}-of-{count:05d}.{what}.npy"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json last of all: a folder without it is not a corpus."""
+    splits = {
+        split: {
+            "name": split,
+            "shardLengths": [str(-(-shard.tokens // CHUNK)) for shard in shards],
+            "numBytes": str(sum((folder / shard_name(split, i, len(shards))).stat().st_size for i in range(len(shards)))),
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        }
+        for split, shards in manifest.splits.items()
+    }
+    info = {"name": "corpus", "version": "1.0.0", "fileFormat": "array_record", "splits": list(splits.values())}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text(json.dumps(_tfds_features(manifest)))
+    described = {"format": FORMAT} | asdict(manifest) | {"vocabulary": manifest.vocabulary._asdict()}
+    described["totals"] = {count: manifest.total(count) for count in ("tokens", "sentences", "documents")}
+    partial = folder / "manifest.json.partial"
+    partial.write_text(json.dumps(described, indent=1))
+    partial.replace(folder / "manifest.json")
+
+
+def _tfds_features(manifest: Manifest) -> dict[str, Any]:
+    def tensor(dtype: str) -> dict[str, Any]:
+        name = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+        return {
+            "pythonClassName": name,
+            "tensor": {"shape": {"dimensions": ["-1"]}, "dtype": dtype, "encoding": "bytes"},
+        }
+
+    return {
+        "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "content": {"features": {"tokens": tensor(np.dtype(manifest.dtype).name), "flags": tensor("uint8")}},
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+    }
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a corpus. Raises InputError where the folder is no corpus, or of another format."""
+    path = Path(folder) / "manifest.json"
+    if not str(folder):
+        raise InputError("no corpus given: build one with `bertjax data build`, then pass data=FOLDER")
+    if not path.is_file():
+        unfinished = (Path(folder) / "progress.json").is_file()
+        hint = "its build was cut short: run it again" if unfinished else "make one with `bertjax data build`"
+        raise InputError(f"{folder} is not a corpus (no manifest.json): {hint}")
+    try:
+        described = json.loads(path.read_text())
+        if described["format"] != FORMAT:
+            raise InputError(f"{path} has format {described['format']}, this version reads {FORMAT}: build it again")
+        return Manifest(
+            tokenizer=described["tokenizer"],
+            vocabulary=Vocabulary(**described["vocabulary"]),
+            splits={
+                split: tuple(Shard(**(shard | {"sha256": tuple(shard["sha256"])})) for shard in shards)
+                for split, shards in described["splits"].items()
+            },
+            words=described["words"],
+            unknown=described["unknown"],
+            dropped=described["dropped"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}): build the corpus again") from error
+
+
+def corpus_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer that a corpus was built with."""
+    return load_tokenizer(Path(folder) / "tokenizer")
+
+
+def manifest_digest(folder: str | Path) -> str:
+    """Identify a corpus by the SHA-256 of its manifest, which holds those of all its files."""
+    return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardWriter:
+    """Write one shard: feed it documents, close it, get its counts. Holds one record and the index in memory."""
+
+    def __init__(self, folder: Path, split: str, index: int, dtype: Any) -> None:
+        self.paths = [folder / f"{split}-{index:05d}.{part}.partial" for part in ("records", "sentences", "documents")]
+        self._writer = ArrayRecordWriter(str(self.paths[0]), "group_size:1")
+        self._dtype = dtype
+        self._tokens = np.zeros(0, dtype)
+        self._flags = np.zeros(0, np.uint8)
+        self._sentences: list[np.ndarray] = []
+        self._documents: list[np.ndarray] = []
+        self.count = 0
+
+    def add(self, tokens: np.ndarray, flags: np.ndarray, sentences: np.ndarray, documents: np.ndarray) -> None:
+        """Append documents: their tokens and flags, tokens per sentence, sentences per document.
+
+        Where the first sentence does not begin a document (its flag says so), it continues the last one.
+        """
+        if not len(tokens):
+            return
+        if not flags[0] & DOCUMENT and self._documents:
+            self._documents[-1][-1] += documents[0]
+            documents = documents[1:]
+        self._sentences.append(sentences)
+        self._documents.append(documents.copy())
+        self.count += len(tokens)
+        self._tokens = np.concatenate([self._tokens, tokens.astype(self._dtype)])
+        self._flags = np.concatenate([self._flags, flags])
+        whole = len(self._tokens) - len(self._tokens) % CHUNK
+        self._write(whole)
+
+    def _write(self, end: int) -> None:
+        for begin in range(0, end, CHUNK):
+            part = slice(begin, min(begin + CHUNK, end))
+            self._writer.write(encode_record(self._tokens[part], self._flags[part]))
+        self._tokens, self._flags = self._tokens[end:], self._flags[end:]
+
+    def close(self) -> Shard:
+        """Finish the files, still under their partial names."""
+        self._write(len(self._tokens))
+        self._writer.close()
+        sentences = np.concatenate([np.zeros(0, np.int32), *self._sentences])
+        documents = np.concatenate([np.zeros(0, np.int32), *self._documents])
+        for path, array in zip(self.paths[1:], (sentences, documents), strict=True):
+            with path.open("wb") as file:
+                np.save(file, array)
+        hashes = tuple(file_digest(path) for path in self.paths)
+        return Shard(self.count, len(sentences), len(documents), hashes)  # type: ignore[arg-type]
+
+
+class TokenReader:
+    """Read slices of the token stream of one shard file. Raises InputError where the file is damaged."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self._path, self._dtype = path, dtype
+        try:
+            # These options are ArrayRecord's own advice for random access.
+            self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"{path} cannot be read: build the corpus again") from error
+
+    def read(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and flags [length] from position `start`."""
+        first, last = start // CHUNK, (start + length - 1) // CHUNK
+        try:
+            records = [decode_record(record) for record in self._reader.read(list(range(first, last + 1)))]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(f"{self._path} is damaged around token {start}: build the corpus again") from error
+        tokens = np.frombuffer(b"".join(tokens for tokens, _ in records), self._dtype)
+        flags = np.frombuffer(b"".join(flags for _, flags in records), np.uint8)
+        begin = start - first * CHUNK
+        return tokens[begin : begin + length], flags[begin : begin + length]
+
+
+def encode_record(tokens: np.ndarray, flags: np.ndarray) -> bytes:
+    """Serialise a tf.train.Example {tokens: bytes, flags: bytes}."""
+
+    def entry(name: str, value: bytes) -> bytes:
+        # Features.feature is a map: an entry is {1: key, 2: Feature {1: BytesList {1: value}}}.
+        return _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
+
+    return _field(1, entry("tokens", tokens.tobytes()) + entry("flags", flags.tobytes()))
+
+
+def decode_record(record: bytes) -> tuple[bytes, bytes]:
+    """Read what `encode_record` wrote: the bytes of tokens and of flags. Raises ValueError on anything else."""
+    (entries,) = _fields(record)
+    found = {}
+    for entry in _fields(entries):
+        name, feature = _fields(entry)
+        ((value,),) = (_fields(bytes_list) for bytes_list in _fields(feature))
+        found[name] = value
+    return found[b"tokens"], found[b"flags"]
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """Write a length-delimited protobuf field."""
+    length, size = b"", len(payload)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + payload
+
+
+def _fields(message: bytes) -> list[bytes]:
+    """Split a message into the payloads of its fields, all of them length-delimited."""
+    payloads, position = [], 0
+    while position < len(message):
+        size, shift, position = 0, 0, position + 1
+        while message[position] > 127:
+            size |= (message[position] & 127) << shift
+            shift, position = shift + 7, position + 1
+        size |= message[position] << shift
+        payloads.append(message[position + 1 : position + 1 + size])
+        position += 1 + size
+    return payloads

@@ -1,0 +1,154 @@
+"""Serve rows of a corpus at random access: batch n is a pure function of (seed, corpus, n).
+
+So a run resumes from one integer, on any number of threads or hosts. `Rows` says which rows; `open` lays their plan
+out once; the order of an epoch is a permutation computed index by index (Grain), never stored.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from grain.experimental import index_shuffle, set_next_index
+
+from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
+from bertjax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Rows at random access: host side, numpy only."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """Assemble the rows of `index` [n]: arrays [n, …] as in `bertjax.types.Batch`."""
+        ...
+
+
+class Rows(Protocol):
+    """Which rows to cut from which corpus: a frozen dataclass, so that it can be dumped and overridden."""
+
+    @property
+    def corpus(self) -> str:
+        """The folder of the corpus."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Positions in a row."""
+        ...
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The arrays of a batch, beside tokens, mask, word_starts and example."""
+        ...
+
+    def open(self, split: str) -> Source:
+        """Plan the rows of a split."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Locate sentences and documents of one shard.
+
+    tokens: i64 [S + 1], where sentence s begins in the token stream. documents: i64 [D + 1], the first sentence of
+    document d. Both end with the total.
+    """
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    reader: TokenReader
+
+
+class Corpus:
+    """Open one split of a corpus. Raises InputError where it is missing, damaged or empty."""
+
+    def __init__(self, folder: str, split: str) -> None:
+        self.manifest: Manifest = read_manifest(folder)
+        self.vocabulary = self.manifest.vocabulary
+        shards = self.manifest.splits.get(split, ())
+        if not shards:
+            raise InputError(f"corpus {folder} has no {split} split: build it with another --holdout")
+        self.shards = []
+        for index, shard in enumerate(shards):
+            counts = {}
+            for what, digest in zip(("sentences", "documents"), shard.sha256[1:], strict=True):
+                path = Path(folder) / index_name(split, index, len(shards), what)
+                if not path.is_file() or file_digest(path) != digest:
+                    raise InputError(f"{path} is missing or damaged: build the corpus again")
+                counts[what] = np.load(path)
+            path = Path(folder) / shard_name(split, index, len(shards))
+            if not path.is_file():
+                raise InputError(f"{path} is missing: build the corpus again")
+            bounds = {what: np.concatenate([[0], np.cumsum(count, dtype=np.int64)]) for what, count in counts.items()}
+            reader = TokenReader(path, self.manifest.dtype)
+            self.shards.append(ShardIndex(bounds["sentences"], bounds["documents"], reader))
+
+
+def cut_sentences(shard: ShardIndex, room: int) -> ShardIndex:
+    """Cut sentences of over `room` tokens into pieces of at most `room`, each a sentence from here on."""
+    lengths = np.diff(shard.tokens)
+    pieces = np.maximum(1, -(-lengths // room))
+    if (pieces == 1).all():
+        return shard
+    first = np.concatenate([[0], np.cumsum(pieces)])  # the first piece of each old sentence
+    within = np.arange(first[-1]) - np.repeat(first[:-1], pieces)
+    tokens = np.append(np.repeat(shard.tokens[:-1], pieces) + within * room, shard.tokens[-1])
+    return ShardIndex(tokens, first[shard.documents], shard.reader)
+
+
+def empty_batch(n: int, length: int, pad: int, features: tuple[str, ...] = ()) -> Batch:
+    """Make a batch of padding, with the arrays that every source has and `features`."""
+    batch: Batch = {
+        "tokens": np.full((n, length), pad, np.int32),
+        "mask": np.zeros((n, length), np.int32),
+        "word_starts": np.ones((n, length), np.int32),
+        "example": np.zeros(n, np.uint32),
+    }
+    shapes: Mapping[str, tuple[int, ...]] = {"types": (n, length), "pair": (n,)}
+    return batch | {name: np.zeros(shapes[name], np.int32) for name in features}
+
+
+def epoch_order(n: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Map running example numbers to rows: every epoch of `size` examples is a permutation of its own."""
+    rows = np.empty(len(n), np.int64)
+    for i, number in enumerate(n):
+        epoch, place = divmod(int(number), size)
+        rows[i] = index_shuffle(place, max_index=size - 1, seed=(seed * 1_000_003 + epoch) % 2**32, rounds=4)
+    return rows
+
+
+class _Steps:
+    """Random access to the batches of a phase, for Grain: item s is the batch of step s."""
+
+    def __init__(self, source: Source, batch_size: int, steps: int, seed: int) -> None:
+        self._source, self._batch_size, self._steps, self._seed = source, batch_size, steps, seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: Any) -> Batch:
+        numbers = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        return self._source.rows(epoch_order(numbers, len(self._source), self._seed))
+
+
+def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0) -> Iterator[Batch]:
+    """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start."""
+    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+    iterator = iter(grain.MapDataset.source(_Steps(source, batch_size, steps, seed)).to_iter_dataset(options))
+    set_next_index(iterator, start)
+    return iterator
+
+
+def evaluation_batches(source: Source, batch_size: int, features: tuple[str, ...], pad: int) -> Iterator[Batch]:
+    """Yield every row once, in order; the last batch is filled up with rows of padding, which weigh nothing."""
+    for start in range(0, len(source), batch_size):
+        batch = source.rows(np.arange(start, min(start + batch_size, len(source))))
+        n, length = batch["tokens"].shape
+        filling = empty_batch(batch_size - n, length, pad, features)
+        yield {name: np.concatenate([array, filling[name]]) for name, array in batch.items()}

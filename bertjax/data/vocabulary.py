@@ -1,0 +1,142 @@
+"""Train a vocabulary from a bounded sample of documents: WordPiece, byte-level BPE, SentencePiece unigram."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+from bertjax.data.corpus import Bad, Document
+from bertjax.errors import InputError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_MOST_BYTES = 2**32  # counts in the libraries are 32 bits: beyond this they can overflow and spoil the result silently
+
+Train = Callable[[Iterator[str], int, bool], dict[str, bytes]]
+"""(lines, size, lowercase) -> the files of a tokenizer."""
+
+
+def train_vocabulary(
+    documents: Iterable[Document | Bad],
+    train: Train,
+    *,
+    size: int,
+    lowercase: bool,
+    input_bytes: int,
+    sample_bytes: int,
+    skip_bad: bool,
+    out: Path,
+) -> dict[str, object]:
+    """Train on about `sample_bytes` of text and write the tokenizer into `out`; return what was done.
+
+    The sample takes each document with the same probability, decided by a hash of its place: no document is held in
+    memory, and the same input gives the same sample. input_bytes: the size of all input, uncompressed, as far as known.
+    Raises InputError for bad documents unless `skip_bad`, for too little text, and for a sample that could overflow.
+    """
+    if not 0 < sample_bytes <= _MOST_BYTES:
+        raise InputError(f"a sample of {sample_bytes} bytes may overflow the counts of the trainers: use at most 4 GiB")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose another folder for the tokenizer")
+    share = min(1.0, sample_bytes / max(1, input_bytes))
+    done = {"documents": 0, "bytes": 0, "skipped": 0}
+    digest = hashlib.sha256()
+
+    def sample() -> Iterator[str]:
+        taken = True
+        for number, document in enumerate(documents):
+            if isinstance(document, Bad):
+                if not skip_bad:
+                    raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
+                done["skipped"] += 1
+                continue
+            if document.first:
+                place = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
+                taken = int.from_bytes(place) < share * 2**64
+            if not taken or done["bytes"] >= 1.2 * sample_bytes:
+                continue
+            done["documents"] += document.first
+            for line in document.lines:
+                if line.strip():
+                    encoded = line.encode()
+                    done["bytes"] += len(encoded)
+                    digest.update(encoded)
+                    yield line
+
+    files = train(sample(), size, lowercase)
+    if not done["bytes"]:
+        raise InputError("no text to train a vocabulary on: every document was left out")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return done | {"share": share, "sample_sha256": digest.hexdigest()}
+
+
+def train_wordpiece(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:
+    """Train WordPiece, split and normalised as BERT does: `vocab.txt`."""
+    rust = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    rust.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(SPECIALS), show_progress=False, limit_alphabet=1000
+    )
+    rust.train_from_iterator(lines, trainer)
+    pieces = sorted(rust.get_vocab().items(), key=lambda item: item[1])
+    config = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer"}
+    return {
+        "vocab.txt": "".join(piece + "\n" for piece, _ in pieces).encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def train_byte_level_bpe(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:
+    """Train byte-level BPE with RoBERTa's special pieces in RoBERTa's places: `vocab.json` and `merges.txt`."""
+    if lowercase:
+        raise InputError("byte-level BPE keeps case: leave --lowercase off")
+    rust = tokenizers.Tokenizer(tokenizers.models.BPE())
+    rust.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size - 1,
+        special_tokens=list(ROBERTA_SPECIALS[:-1]),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rust.train_from_iterator(lines, trainer)
+    vocabulary = rust.get_vocab()
+    vocabulary[ROBERTA_SPECIALS[-1]] = len(vocabulary)
+    merges = json.loads(rust.to_str())["model"]["merges"]
+    return {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode(),
+        "merges.txt": "".join(" ".join(pair) + "\n" for pair in merges).encode(),
+    }
+
+
+def train_unigram(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:
+    """Train a SentencePiece unigram model with ALBERT's special pieces and coverage: `spiece.model`."""
+    import io
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size,
+            character_coverage=0.99995,
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece="<pad>",
+            unk_piece="<unk>",
+            control_symbols="[CLS],[SEP],[MASK]",
+            max_sentence_length=2**20,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"SentencePiece cannot train {size} pieces on this text: {reason}") from error
+    return {"spiece.model": model.getvalue()}

@@ -1,0 +1,59 @@
+"""Count the work of an objective, and what devices can do at most."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.types import Objective
+
+# Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`. TPU figures are the vendor's per chip (cloud.google.com/
+# tpu/docs), halved where a chip shows as two devices (v2, v3, 7x); GPU figures from the vendor's data sheets.
+PEAK_TFLOPS = {
+    "TPU v2": 23.0,
+    "TPU v3": 61.5,
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+    "TPU7x": 1153.5,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H200": 989.0,
+}
+
+
+def model_flops(objective: Objective, batch: Any) -> float:
+    """Count the FLOPs of a training step that the model asks for: three times the matrix products of a forward pass.
+
+    batch: shapes and dtypes are enough. Recomputation is not counted, nor anything that is not a matrix product.
+    """
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(objective.init, rng, batch)
+    forward = jax.make_jaxpr(lambda params, batch, rng: objective.loss(params, batch, rng, train=False)[0])
+    return 3 * _matmul_flops(forward(params, batch, rng).jaxpr)
+
+
+def _matmul_flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * _matmul_flops(inner)
+    return total
+
+
+def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe the batches that a source of these features makes, without one at hand."""
+    shapes = {name: ((batch_size, length), np.int32) for name in ("tokens", "mask", "word_starts")}
+    shapes |= {"example": ((batch_size,), np.uint32)}
+    shapes |= {name: ((batch_size,) if name == "pair" else (batch_size, length), np.int32) for name in features}
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}

@@ -1,0 +1,59 @@
+"""Heads: what turns hidden states into predictions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bertjax.layers import Activation, Dense, Initializer, LayerNorm
+from bertjax.types import Array
+
+
+class MaskedLMHead(nn.Module):
+    """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
+
+    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D.
+    """
+
+    V: int
+    D: int
+    E: int
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        x_BPE = self.activation(Dense((self.D,), (self.E,), self.initializer, self.dtype, name="transform")(x_BPD))
+        x_BPE = LayerNorm(self.E, self.norm_eps, name="norm")(x_BPE)
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
+        return jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype)) + bias_V.astype(self.dtype)
+
+
+class PairHead(nn.Module):
+    """Classify a pair of segments: BERT's pooler (dense and tanh on the first position), then C logits in float32.
+
+    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output.
+    """
+
+    D: int
+    C: int
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        pooled_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")(x_BLD[:, 0]))
+        return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD).astype(jnp.float32)
+
+
+def negative_log_likelihood(logits: Array, labels: Array) -> Array:
+    """Score labels [...] under logits [..., C]: float32 [...].
+
+    A compare and a sum instead of a gather: it fuses with the reading of the logits, which are large.
+    """
+    logits = logits.astype(jnp.float32)
+    index = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    picked = jnp.sum(jnp.where(index == labels[..., None], logits, 0), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - picked

@@ -1,0 +1,199 @@
+"""Corrupt tokens for masked language modelling: pure functions of (key, batch), with no parameters.
+
+A recipe is a `Masking`: how many positions, in which units, what replaces them. The number of slots P is fixed by the
+row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum or a compare over
+[B, L]: no host, no dynamic shape.
+
+Sources: google-research/bert create_pretraining_data.py create_masked_lm_predictions; fairseq data/
+mask_tokens_dataset.py; google-research/albert create_pretraining_data.py; Joshi et al. 2020 (SpanBERT). Where we
+deviate: n-grams and spans partition the words of a row at random and whole groups are then drawn, where ALBERT and
+SpanBERT draw random anchors and reject overlaps; sizes follow the same law, overlaps cannot happen, and a group that
+would overshoot the budget is skipped, as BERT skips a word.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.random import row_keys, stream
+from bertjax.types import Array, Batch, Key
+
+
+class Masked(NamedTuple):
+    """A corrupted batch and what to predict in it.
+
+    tokens_BL: corrupted ids. positions_BP: where to predict, ascending, 0 in unused slots. targets_BP: the original
+    ids there. weights_BP: f32, 1 where the slot is used.
+    """
+
+    tokens_BL: Array
+    positions_BP: Array
+    targets_BP: Array
+    weights_BP: Array
+
+
+Unit = Callable[[Key, Array, Array], Array]
+"""(key, word_starts_L, candidates_L) -> starts_L: where the units that are chosen or left as one begin."""
+
+Count = Callable[[Key, Array, float, int], Array]
+"""(key, length, rate, L) -> how many tokens of a row of `length` real tokens to choose."""
+
+
+def tokens(rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
+    """Choose single tokens."""
+    return jnp.ones_like(candidates_L)
+
+
+def words(rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
+    """Choose whole words."""
+    return word_starts_L
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Choose runs of 1 .. len(probabilities) whole words, of random size with these probabilities."""
+
+    probabilities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.probabilities or min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
+            raise ValueError(f"probabilities {self.probabilities} are not a distribution over sizes 1, 2, …")
+
+    def __call__(self, rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
+        L = candidates_L.shape[0]
+        upto = jnp.asarray(np.cumsum(self.probabilities)[:-1], jnp.float32)
+        sizes_L = 1 + (jax.random.uniform(rng, (L, 1)) >= upto).sum(-1)
+        is_first_word = jnp.zeros(L + 1, bool).at[0].set(True).at[jnp.cumsum(sizes_L)].set(True, mode="drop")
+        word_L = jnp.cumsum(word_starts_L) - 1
+        return word_starts_L & is_first_word[word_L]
+
+
+def ngrams(longest: int) -> Groups:
+    """Choose n-grams of up to `longest` words with p(n) ∝ 1/n: ALBERT's, with longest 3."""
+    weights = [1 / n for n in range(1, longest + 1)]
+    return Groups(tuple(weight / sum(weights) for weight in weights))
+
+
+def spans(p: float, longest: int) -> Groups:
+    """Choose spans of words, geometric with parameter p and cut at `longest`: SpanBERT's, with 0.2 and 10."""
+    weights = [p * (1 - p) ** (n - 1) for n in range(1, longest + 1)]
+    return Groups(tuple(weight / sum(weights) for weight in weights))
+
+
+def rounded(rng: Key, length: Array, rate: float, L: int) -> Array:
+    """Count as BERT: max(1, round(rate · length)), half to even, of all real tokens, specials included."""
+    table = np.array([0] + [max(1, round(rate * n)) for n in range(1, L + 1)], np.int32)
+    return jnp.asarray(table)[length]
+
+
+def stochastically_rounded(rng: Key, length: Array, rate: float, L: int) -> Array:
+    """Count as fairseq: floor(rate · length + u) with u uniform in [0, 1)."""
+    return jnp.floor(rate * length + jax.random.uniform(rng)).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Say how to corrupt. Raises ValueError at construction where the fields contradict each other."""
+
+    mask_id: int
+    random_ids: tuple[int, int]  # random replacements are uniform over [low, high)
+    specials: tuple[int, ...] = ()  # ids never chosen; padding never is
+    rate: float = 0.15
+    unit: Unit = tokens
+    count: Count = rounded
+    masked: float = 0.8  # share of chosen tokens replaced by mask_id
+    random: float = 0.1  # share replaced by a random id; the rest stays as it is
+    max_predictions: int | None = None  # at most so many per row; None: ceil(rate · L)
+    seed: int | None = None  # None: redrawn at every step; else fixed for each example, by this seed
+
+    def __post_init__(self) -> None:
+        low, high = self.random_ids
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate={self.rate} is not a share in (0, 1)")
+        if min(self.masked, self.random) < 0 or self.masked + self.random > 1 + 1e-9:
+            raise ValueError(f"shares masked={self.masked} and random={self.random} are not parts of 1")
+        if not 0 <= low < high or self.mask_id < 0:
+            raise ValueError(f"random_ids={self.random_ids} and mask_id={self.mask_id} are not a range and an id")
+        if self.max_predictions is not None and self.max_predictions < 1:
+            raise ValueError(f"max_predictions={self.max_predictions} leaves nothing to predict: use 1 or more")
+
+    def slots(self, L: int) -> int:
+        """Count the slots P of a row of length L."""
+        return min(self.max_predictions or L, int(np.ceil(self.rate * L)))
+
+
+def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
+    """Choose positions of every row and corrupt them.
+
+    Reads tokens, mask and, for units larger than a token, word_starts; `example`, where given, names the row's draws.
+    Raises ValueError where the unit needs word_starts and the batch has none.
+    """
+    tokens_BL, real_BL = batch["tokens"], batch["mask"] > 0
+    if spec.unit is not tokens and "word_starts" not in batch:
+        raise ValueError("this unit of masking needs `word_starts` in the batch")
+    word_starts_BL = batch.get("word_starts", jnp.ones_like(tokens_BL)) > 0
+    keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static masks"), batch)
+    candidates_BL = real_BL
+    for special in spec.specials:
+        candidates_BL &= tokens_BL != special
+
+    def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array, word_starts_L: Array) -> Masked:
+        L = tokens_L.shape[0]
+        P = spec.slots(L)
+        unit_key, count_key, order_key, kind_key, random_key = jax.random.split(key, 5)
+        n = jnp.minimum(spec.count(count_key, real_L.sum(), spec.rate, L), P)
+        after_gap_L = jnp.concatenate([jnp.ones(1, bool), ~candidates_L[:-1]])
+        word_starts_L = word_starts_L | ~candidates_L | after_gap_L
+        starts_L = spec.unit(unit_key, word_starts_L, candidates_L) | ~candidates_L | after_gap_L
+        chosen_L = _choose(order_key, starts_L, candidates_L, n)
+
+        kind_L = jax.random.uniform(kind_key, (L,))
+        random_L = jax.random.randint(random_key, (L,), *spec.random_ids, dtype=tokens_L.dtype)
+        corrupted_L = jnp.where(
+            kind_L < spec.masked, spec.mask_id, jnp.where(kind_L < spec.masked + spec.random, random_L, tokens_L)
+        )
+        used_P = jnp.arange(P) < chosen_L.sum()
+        positions_P = jnp.where(used_P, jnp.sort(jnp.where(chosen_L, jnp.arange(L), L))[:P], 0)
+        return Masked(
+            jnp.where(chosen_L, corrupted_L, tokens_L),
+            positions_P,
+            tokens_L.at[positions_P].get(mode="promise_in_bounds"),
+            used_P.astype(jnp.float32),
+        )
+
+    return jax.vmap(mask_row)(keys_B, tokens_BL, real_BL, candidates_BL, word_starts_BL)
+
+
+def _choose(rng: Key, starts_L: Array, candidates_L: Array, n: Array) -> Array:
+    """Take units in random order, skipping those that would overshoot n tokens: chosen_L.
+
+    BERT's loop over shuffled words, in rounds: each takes the longest prefix that fits and drops for good what is too
+    long for the rest, which is what the loop does one by one. Units of one token are done after one round.
+    """
+    L = starts_L.shape[0]
+    index_L = jnp.arange(L)
+    first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
+    bits_L = jax.random.bits(rng, (L,)) >> 1
+    unit_L = jnp.where(candidates_L, bits_L.at[first_L].get(mode="promise_in_bounds"), jnp.uint32(2**32 - 1))
+    # One order of all tokens: units at random, the tokens of a unit side by side, what cannot be chosen last.
+    unit_L, position_L, starts_L = jax.lax.sort((unit_L, index_L, starts_L), num_keys=2)
+    first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
+    next_L = jax.lax.cummin(jnp.where(starts_L, index_L, L), reverse=True)
+    next_L = jnp.concatenate([next_L[1:], jnp.full(1, L)])
+    length_L = next_L - first_L
+
+    def one_round(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        undecided_L, taken_L, left = carry
+        fits_L = undecided_L & (length_L <= left)
+        total_at_end_L = jnp.cumsum(fits_L) - (index_L - first_L + 1) + length_L
+        new_L = fits_L & (total_at_end_L <= left)
+        return fits_L & ~new_L, taken_L | new_L, left - new_L.sum()
+
+    undecided_L = unit_L != jnp.uint32(2**32 - 1)
+    start = (undecided_L, jnp.zeros_like(undecided_L), n)
+    _, taken_L, _ = jax.lax.while_loop(lambda carry: carry[0].any(), one_round, start)
+    return jax.lax.sort((position_L, taken_L), num_keys=1)[1]

@@ -1,0 +1,140 @@
+"""The post-norm encoder: BERT, RoBERTa and ALBERT are this one, told apart by its fields.
+
+Devlin et al. 2018 (google-research/bert, modeling.py); Liu et al. 2019 (fairseq, models/roberta); Lan et al. 2019
+(google-research/albert, modeling.py). Where we deviate: padded positions see only padding (in the originals they see
+the text; nothing reads them), and positions restart in each document of a packed row.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bertjax import layers
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, SelfAttention, Table
+from bertjax.types import Array, Params
+
+
+class Encoder(nn.Module):
+    """Encode tokens i32 [B, L] to hidden states [B, L, D].
+
+    Raises ValueError at construction where the fields contradict each other, and when called on rows longer than
+    `max_length`.
+    """
+
+    V: int
+    D: int
+    N: int
+    H: int
+    F: int
+    E: int | None = None  # embedding width where it is not D: then a dense layer leads from E to D (ALBERT)
+    positions: int = 512  # rows of the position table
+    first_position: int = 0  # its row for the first token; RoBERTa starts at 2
+    types: int = 2  # rows of the segment table; 0: no such table (RoBERTa)
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation: Activation = layers.gelu
+    norm_eps: float = 1e-12
+    initializer: Initializer = layers.TruncatedNormal(0.02)
+    shared: bool = False  # one set of parameters for all layers (ALBERT)
+    remat: str = "none"  # what to keep for the backward pass: "none", "dots" or "full" are recomputed
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.D % self.H:
+            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        if self.first_position >= self.positions:
+            raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
+        if self.remat not in layers.REMAT:
+            raise ValueError(f"remat={self.remat!r} is none of {', '.join(layers.REMAT)}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a share in [0, 1)")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} is neither float32 nor bfloat16")
+
+    @property
+    def max_length(self) -> int:
+        """The longest row that the position table can number."""
+        return self.positions - self.first_position
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the word table: E, or D where the embeddings are not factorised."""
+        return self.E or self.D
+
+    @nn.compact
+    def __call__(self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False) -> Array:
+        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
+        if tokens_BL.shape[1] > self.max_length:
+            raise ValueError(
+                f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the encoder: "
+                "shorten the rows or raise `positions`"
+            )
+        x_BLE = Embeddings(
+            self.V, self.embedding_width, self.positions, self.first_position, self.types,
+            self.dropout, self.norm_eps, self.initializer, self.dtype, name="embeddings",
+        )(tokens_BL, mask_BL, types_BL, train=train)  # fmt: skip
+        x_BLD = x_BLE
+        if self.E is not None:
+            x_BLD = Dense((self.E,), (self.D,), self.initializer, self.dtype, name="project")(x_BLE)
+        layer = layers.stack(EncoderLayer, self.N, remat=self.remat, shared=self.shared)(
+            self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
+            self.norm_eps, self.initializer, self.dtype, train, name="layer" if self.shared else "layers",
+        )  # fmt: skip
+        x_BLD, _ = layer(x_BLD, mask_BL)
+        return x_BLD
+
+
+class Embeddings(nn.Module):
+    """Add word, position and segment vectors of width E, then norm and drop: E is the width before any projection."""
+
+    V: int
+    E: int
+    positions: int
+    first_position: int
+    types: int
+    dropout: float
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None, *, train: bool) -> Array:
+        def table(rows: int, name: str) -> Table:
+            return Table(rows, self.E, self.initializer, self.dtype, name=name)
+
+        positions_BL = layers.restarting_positions(mask_BL) + self.first_position
+        x_BLE = table(self.V, "word")(tokens_BL) + table(self.positions, "position")(positions_BL)
+        if self.types:
+            types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
+            x_BLE += table(self.types, "type")(types_BL)
+        return Dropout(self.dropout)(LayerNorm(self.E, self.norm_eps, name="norm")(x_BLE), train=train)
+
+
+class EncoderLayer(nn.Module):
+    """Attend and feed forward, each followed by dropout, the residual sum and a norm."""
+
+    D: int
+    H: int
+    F: int
+    dropout: float
+    attention_dropout: float
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    train: bool
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array) -> tuple[Array, None]:
+        attend = SelfAttention(self.D, self.H, self.attention_dropout, self.initializer, self.dtype, name="attention")
+        feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
+        h_BLD = Dropout(self.dropout)(attend(x_BLD, mask_BL, train=self.train), train=self.train)
+        x_BLD = LayerNorm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
+        h_BLD = Dropout(self.dropout)(feed(x_BLD), train=self.train)
+        return LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BLD + h_BLD), None
+
+
+def word_table(params: Params) -> Array:
+    """Find the word table [V, E] in an encoder's parameters: a tied head multiplies by it."""
+    return params["embeddings"]["word"]["table"]

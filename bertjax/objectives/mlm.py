@@ -1,0 +1,81 @@
+"""Masked language modelling, with an optional pair term: what BERT, RoBERTa and ALBERT are trained on.
+
+    loss = Σ w·nll / Σ w over the chosen positions  +  mean nll of the pair label, where there is one
+
+Devlin et al. 2018 (google-research/bert run_pretraining.py); Lan et al. 2019 for sentence order. The pair term is
+next-sentence prediction or sentence order by what the source puts in `pair`; its head is the same. Where we deviate:
+no 1e-5 in the denominator; instead the loss of a batch without targets is 0.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.heads import MaskedLMHead, PairHead, negative_log_likelihood
+from bertjax.masking import Masking, mask_tokens
+from bertjax.models.encoder import Encoder, word_table
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """Train `encoder` to restore what `masking` hid. Raises ValueError where an id of `masking` exceeds V."""
+
+    encoder: Encoder
+    masking: Masking
+    pair: bool = False  # add the pooler and the two-way classification of `pair` labels
+
+    def __post_init__(self) -> None:
+        ids = (self.masking.mask_id, self.masking.random_ids[1] - 1, *self.masking.specials)
+        if max(ids) >= self.encoder.V:
+            raise ValueError(f"masking uses id {max(ids)}, but the encoder's vocabulary has V={self.encoder.V} ids")
+
+    @property
+    def head(self) -> MaskedLMHead:
+        """The language-model head that fits the encoder."""
+        e = self.encoder
+        return MaskedLMHead(e.V, e.D, e.embedding_width, e.activation, e.norm_eps, e.initializer, e.dtype)
+
+    @property
+    def pair_head(self) -> PairHead:
+        """The pooler and two-way classifier that fit the encoder."""
+        return PairHead(self.encoder.D, 2, self.encoder.initializer, self.encoder.dtype)
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {encoder, head: {mlm, pair}}; `pair` only where the objective has it."""
+        encoder_key, mlm_key, pair_key = jax.random.split(rng, 3)
+        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
+        head = {"mlm": self.head.init(mlm_key, x_BLD[:, :1], word_table(encoder))["params"]}
+        if self.pair:
+            head["pair"] = self.pair_head.init(pair_key, x_BLD)["params"]
+        return {"encoder": encoder, "head": head}
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`."""
+        mask_key, dropout_key = jax.random.split(rng)
+        masked = mask_tokens(mask_key, batch, self.masking)
+        x_BLD = self.encoder.apply(
+            {"params": params["encoder"]}, masked.tokens_BL, batch["mask"], batch.get("types"),
+            train=train, rngs={"dropout": dropout_key},
+        )  # fmt: skip
+        x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
+        logits_BPV = self.head.apply({"params": params["head"]["mlm"]}, x_BPD, word_table(params["encoder"]))
+        metrics = _scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
+        if not train:
+            counts_V = jnp.zeros(self.encoder.V).at[masked.targets_BP].add(masked.weights_BP)
+            metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
+        if self.pair:
+            logits_BC = self.pair_head.apply({"params": params["head"]["pair"]}, x_BLD)
+            metrics |= _scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))
+        metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
+        return total(metrics), metrics
+
+
+def _scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {
+        f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
+        f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
+    }

@@ -1,0 +1,211 @@
+"""Build optax transforms from small dataclasses: the published optimisers are compositions of a few parts.
+
+    clip global norm → moments → + weight decay · w → trust ratio per tensor → × learning rate
+
+AdamW takes optax's moments, BERT's Adam uncorrected ones, LAMB adds the trust ratio. What is decayed, scaled or
+adapted is said by `Rules` on parameter names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bertjax.rules import Rules, match, matcher
+from bertjax.types import Array
+
+NOT_NORM_NOR_BIAS: Rules = ((r"(^|/)(scale|bias)$", False), (r".*", True))
+"""True for kernels and tables: BERT's set of decayed parameters, and what LAMB adapts."""
+
+EVERYTHING: Rules = ((r".*", True),)
+
+STACKED: Rules = ((r"(^|/)layers/", True), (r".*", False))
+"""True for parameters with a leading axis of layers: each slice of it is a tensor of its own."""
+
+
+@dataclass(frozen=True)
+class BertLinear:
+    """Warm up, then follow the line that falls from `peak` at step 0 to 0 at `total`.
+
+    As BERT computes it (optimization.py): warm-up replaces the line, so the rate jumps down a little where it ends.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+
+    def __post_init__(self) -> None:
+        _check(self.warmup, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        line = self.peak * jnp.maximum(0.0, 1 - step / self.total)
+        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), line)
+
+
+@dataclass(frozen=True)
+class ElectraLinear:
+    """Multiply warm-up and the falling line (google-research/electra, model/optimization.py)."""
+
+    peak: float
+    warmup: int
+    total: int
+
+    def __post_init__(self) -> None:
+        _check(self.warmup, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        line = self.peak * jnp.maximum(0.0, 1 - step / self.total)
+        return line * jnp.minimum(1.0, step / max(1, self.warmup))
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """Warm up to `peak`, then fall from there to `end` at `total` with the given power (fairseq, LAMB recipes)."""
+
+    peak: float
+    warmup: int
+    total: int
+    power: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.warmup, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        left = jnp.clip((self.total - step) / max(1, self.total - self.warmup), 0, 1)
+        fall = (self.peak - self.end) * left**self.power + self.end
+        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), fall)
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay:
+    """Warm up, hold `peak`, then fall linearly to 0 over the last `decay` steps."""
+
+    peak: float
+    warmup: int
+    total: int
+    decay: int
+
+    def __post_init__(self) -> None:
+        _check(self.warmup + self.decay, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        left = jnp.clip((self.total - step) / max(1, self.decay), 0, 1)
+        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), self.peak * left)
+
+
+def _check(warmup: int, total: int) -> None:
+    if not 0 <= warmup <= total:
+        raise ValueError(f"a schedule of {total} steps cannot spend {warmup} on warm-up and decay: use fewer")
+
+
+Schedule = BertLinear | ElectraLinear | Polynomial | WarmupStableDecay
+
+
+@dataclass(frozen=True)
+class Restarting:
+    """Run one schedule after another, each from its own step 0: two-phase training with a warm-up for each phase.
+
+    schedules: each runs for its `total` steps.
+    """
+
+    schedules: tuple[Schedule, ...]
+
+    def __call__(self, step: Array) -> Array:
+        start, rate = 0, self.schedules[0](step)
+        for before, schedule in zip(self.schedules, self.schedules[1:], strict=False):
+            start += before.total
+            rate = jnp.where(step < start, rate, schedule(step - start))
+        return rate
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Divide the mean gradient by its root mean square without Adam's bias correction, as BERT, ALBERT and ELECTRA.
+
+    google-research/bert optimization.py AdamWeightDecayOptimizer; eps is added outside the root.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=optax.safe_increment(state.count), mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_trust_ratio(adapted: Rules) -> optax.GradientTransformation:
+    """Scale the update of each tensor by ‖w‖ / ‖u‖, 1 where either is 0 (google-research/albert lamb_optimizer.py).
+
+    The tensors of a stack of layers are told apart: the norms are taken over each slice of the leading axis. Parameters
+    whose rule is False keep their update as it is.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scale(update: Array, param: Array, adapt: bool, stacked: bool) -> Array:
+            if not adapt:
+                return update
+            axes = tuple(range(1 if stacked else 0, param.ndim))
+            param_norm = jnp.sqrt(jnp.square(param).sum(axes, keepdims=True))
+            update_norm = jnp.sqrt(jnp.square(update).sum(axes, keepdims=True))
+            ratio = jnp.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
+            return update * ratio
+
+        return jax.tree.map(scale, updates, params, match(adapted, params), match(STACKED, params)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Compose an optimiser: AdamW as it stands; see `bert_adam` and `lamb` for the other published ones.
+
+    clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
+    rates: rules that multiply the learning rate, 0 freezes. adapted: rules, True where LAMB's trust ratio applies.
+    """
+
+    learning_rate: Schedule | Restarting
+    moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    decayed: Rules = NOT_NORM_NOR_BIAS
+    rates: Rules = ((r".*", 1.0),)
+    adapted: Rules = ((r".*", False),)
+
+    def transform(self) -> optax.GradientTransformation:
+        """Build the optax transform."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+            self.moments(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=matcher(self.decayed)),
+            scale_by_trust_ratio(self.adapted),
+            scale_by_rules(self.rates),
+            optax.scale_by_learning_rate(self.learning_rate),
+        )
+
+
+def scale_by_rules(rates: Rules) -> optax.GradientTransformation:
+    """Multiply each update by the value of its parameter's rule."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u, rate: u * rate, updates, match(rates, updates)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+bert_adam = partial(Optimizer, moments=scale_by_uncorrected_adam)
+"""Adam as BERT, ALBERT and ELECTRA pre-train with it: no bias correction."""
+
+lamb = partial(Optimizer, moments=scale_by_uncorrected_adam, adapted=NOT_NORM_NOR_BIAS)
+"""LAMB as ALBERT uses it: uncorrected moments, a trust ratio per tensor except norms and biases, no clamp."""

@@ -1,0 +1,41 @@
+"""Plan a run without running it: count parameters and work from shapes alone."""
+
+import math
+from typing import Any
+
+import jax
+
+from bertjax.config import Experiment
+from bertjax.flops import batch_shapes, model_flops
+
+
+def plan(experiment: Experiment) -> dict[str, Any]:
+    """Count parameters, all of them and by group, and model FLOPs per token of a training step, for each phase.
+
+    `flops_per_token` is that of the first phase.
+    """
+    phases = []
+    for phase in experiment.phases:
+        shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+        tokens = phase.batch_size * phase.rows.length
+        phases.append(
+            {
+                "steps": phase.steps,
+                "batch_size": phase.batch_size,
+                "length": phase.rows.length,
+                "tokens": phase.steps * tokens,
+                "flops_per_token": model_flops(experiment.objective, shapes) / tokens,
+            }
+        )
+    params = jax.eval_shape(experiment.objective.init, jax.random.key(0), shapes)
+    groups = {
+        f"{top}/{name}": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for top, parts in params.items()
+        for name, part in parts.items()
+    }
+    return {
+        "params": sum(groups.values()),
+        "params_by_group": groups,
+        "flops_per_token": phases[0]["flops_per_token"],
+        "phases": phases,
+    }

@@ -1,0 +1,51 @@
+"""Derive every random draw from (seed, purpose, step), so that nothing random is ever stored.
+
+Two generators. JAX's own (threefry) makes parameters, masks and samples. Dropout takes `hash_bits`, a counter hash:
+it costs a few integer operations that fuse with their neighbours, is recomputed rather than kept for the backward
+pass, and depends on an element's global index alone, so every mesh and back end draws the same.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.types import Array, Batch, Key
+
+
+def stream(seed: int, purpose: str) -> Key:
+    """Name an independent stream of keys: `jax.random.fold_in(stream(seed, "train"), step)` is the key of one step."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+def row_keys(rng: Key, batch: Batch) -> Key:
+    """Give every row its own key [B], by the number of its example, else by its place in the batch.
+
+    With `example` in the batch the draws of a row do not depend on what else is in the batch, nor on its division into
+    micro-batches.
+    """
+    tokens_BL = batch["tokens"]
+    number_B = batch.get("example", jnp.arange(tokens_BL.shape[0], dtype=jnp.uint32))
+    return jax.vmap(lambda number: jax.random.fold_in(rng, number))(number_B)
+
+
+def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
+    """Draw 32 random bits for each element of `shape`: u32, from `rng`, the element's index and its u32 `data`.
+
+    The leading axis is hashed apart from the others, so that a global batch of more than 2^32 elements repeats nothing.
+    Two rounds of the 32-bit finaliser of MurmurHash3, keyed by the two words of `rng`; a bijection of `data`.
+    """
+    word_0, word_1 = jax.random.key_data(rng).astype(jnp.uint32)[..., -2:]
+    row = _finalise(jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + word_0)
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in range(len(shape) - 1, 0, -1):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    return _finalise(_finalise(index + row) ^ word_1 ^ data)
+
+
+def _finalise(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

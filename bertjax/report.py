@@ -1,0 +1,106 @@
+"""Report a run: a JSON-lines log always, a live line on the terminal, TensorBoard and W&B where asked for.
+
+`log.jsonl` holds what the run computed and nothing else, so that the log of a resumed run equals that of an undisturbed
+one, byte for byte. What depends on the machine and the hour goes to `timing.jsonl`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from bertjax.errors import InputError
+
+Writer = Callable[[int, Mapping[str, float]], None]
+"""(step, values) -> None: takes what is logged."""
+
+
+class Log:
+    """Append to `log.jsonl` of a run folder, after dropping what lies beyond `step`, where the run goes on."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "log.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError):  # the line that a kill cut short, and nothing after it
+                    break
+        partial = folder / "log.jsonl.partial"
+        partial.write_text("".join(kept))
+        partial.replace(path)
+        self._file: TextIO = path.open("a", buffering=1)
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line."""
+        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+
+
+def append_timing(folder: Path, step: int, values: Mapping[str, float]) -> None:
+    """Append one line to `timing.jsonl`."""
+    with (folder / "timing.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(values)) + "\n")
+
+
+def tensorboard_writer(folder: Path) -> Writer:
+    """Write scalars for TensorBoard into `<run>/tensorboard`. Raises InputError where it is not installed."""
+    try:
+        from tensorboard.summary import Writer as Events  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("run.tensorboard needs the extra: pip install 'bertjax[tensorboard]'") from error
+    events = Events(str(folder / "tensorboard"))
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if isinstance(value, float):
+                events.add_scalar(name, value, step)
+        events.flush()
+
+    return write
+
+
+def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> Writer:
+    """Log to W&B, as one run however often it is resumed. Raises InputError where it is not installed."""
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("run.wandb needs the extra: pip install 'bertjax[wandb]'") from error
+    identity = folder / "wandb_id"
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    mode = None if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") else "offline"
+    run = wandb.init(
+        project=project, id=identity.read_text(), resume="allow", dir=folder, mode=mode, config=dict(experiment)
+    )
+    return lambda step, values: run.log(dict(values), step=step)
+
+
+class Progress:
+    """Show one live line on a terminal, or a plain line now and then elsewhere; on standard error."""
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._every = 0.2 if self._terminal else every_seconds
+        self._shown = 0.0
+
+    def line(self, text: str) -> None:
+        """Show the line if it is time to."""
+        if time.monotonic() - self._shown >= self._every:
+            self._shown = time.monotonic()
+            print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as 1:02:03."""
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

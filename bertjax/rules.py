@@ -1,0 +1,43 @@
+"""Give every parameter a value by its name: ordered (regex, value) lists, first match wins.
+
+Parameter names are an API: `encoder/layers/attention/query/kernel`. A parameter that no rule covers is an error, so
+that a renamed module cannot silently change what is decayed, frozen or sharded.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Rules = tuple[tuple[str, Any], ...]
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """Join the keys of a tree path with slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def match(rules: Rules, tree: Any) -> Any:
+    """Replace every leaf by the value of the first rule whose regex is found in its name.
+
+    Raises ValueError naming the leaves that no rule covers.
+    """
+    missed = []
+
+    def value(path: tuple[Any, ...], _: Any) -> Any:
+        for pattern, found in rules:
+            if re.search(pattern, name_of(path)):
+                return found
+        missed.append(name_of(path))
+        return None
+
+    values = jax.tree_util.tree_map_with_path(value, tree)
+    if missed:
+        raise ValueError(f"no rule covers {', '.join(missed[:5])}: add one, or a last rule ('.*', …)")
+    return values
+
+
+def matcher(rules: Rules) -> Callable[[Any], Any]:
+    """Curry `match` for optax, which asks for masks as functions of the parameters."""
+    return lambda tree: match(rules, tree)

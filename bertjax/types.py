@@ -1,0 +1,70 @@
+"""Name the dimensions, the aliases and the seams that the rest of the package is written in.
+
+Arrays end in their dimensions, one letter each (`x_BLD`, `logits_BPV`):
+
+    B  rows in a batch            V  vocabulary
+    L  positions in a row         D  model width
+    M  L again, seen as keys      E  embedding width, where it differs from D
+    P  predicted positions        H  attention heads
+    N  layers                     K  width of one head, D / H
+    C  classes                    F  feed-forward width
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, as jax.random.key makes it
+
+Params = Mapping[str, Any]
+"""A nested dict of arrays. Its top-level keys are public: encoder, head, and later generator, discriminator, teacher."""
+
+Batch = Mapping[str, Array]
+"""What an objective reads:
+
+    tokens       i32 [B, L]  ids before corruption
+    mask         i32 [B, L]  0 at padding, else which document of the row a token belongs to (1 in an unpacked row)
+    types        i32 [B, L]  segment A or B
+    word_starts  i32 [B, L]  1 at the first piece of a word
+    pair         i32 [B]     the label of the pair term: 0 in order, 1 not
+    example      u32 [B]     which example this is; names its random draws
+"""
+
+
+class Mean(NamedTuple):
+    """Hold a sum and its weight, divided only at the very end: exact over micro-batches, hosts and ragged batches."""
+
+    sum: Array
+    weight: Array
+
+
+Metrics = dict[str, Mean]
+"""`group/name` -> Mean. The entries of group `loss` are the terms of the loss: it is the sum of their means."""
+
+
+class Objective(Protocol):
+    """Say what is trained: everything that the trainer knows of models."""
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make fresh parameters; only the shapes and dtypes of `batch` matter."""
+        ...
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the scalar to minimise and its metrics.
+
+        The scalar is the sum of the means in group `loss`, and their weights do not depend on `params`: so gradients
+        accumulate exactly over micro-batches.
+        """
+        ...
+
+
+def total(metrics: Metrics) -> Array:
+    """Add up the terms of the loss: the means in group `loss`."""
+    return sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), start=jax.numpy.float32(0))
+
+
+def average(mean: Mean) -> Array:
+    """Divide; a mean of nothing is 0, never NaN."""
+    return mean.sum / jax.numpy.where(mean.weight == 0, 1, mean.weight)

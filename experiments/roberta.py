@@ -1,0 +1,56 @@
+"""RoBERTa: masked pieces of full sentences, no pairs (Liu et al. 2019; fairseq, examples/roberta).
+
+    bertjax data build text/ --format plain --tokenizer roberta/vocab.json --out corpus/
+    bertjax pretrain experiments/roberta.py size=base data=corpus/ dtype=bfloat16 --workdir runs/roberta
+
+Recipe: 500k steps of 8192 rows of 512, Adam β .9/.98, weight decay 0.01 on every parameter, no clipping, linear from
+6e-4 after 24k steps (base), 4e-4 after 30k (large) (README.md of the released models); masks redrawn at every step over
+all positions, specials included, their number rounded at random (fairseq data/mask_tokens_dataset.py). Published
+hardware: 1024 V100, about a day per 100k steps. Expected: not comparable with losses over non-special positions.
+
+Deviations: fairseq initialises the row of the padding piece with zeros; sentences are found by this package, not given.
+"""
+
+from typing import Literal
+
+from bertjax.config import Experiment, Phase
+from bertjax.data.records import read_manifest
+from bertjax.data.rows import FullSentences
+from bertjax.data.tokenizer import Vocabulary
+from bertjax.layers import Normal
+from bertjax.masking import Masking, stochastically_rounded
+from bertjax.models.encoder import Encoder
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.optim import EVERYTHING, Optimizer, Polynomial
+
+SIZES = {
+    "base": {"N": 12, "D": 768, "H": 12, "F": 3072},
+    "large": {"N": 24, "D": 1024, "H": 16, "F": 4096},
+}
+RATES = {"base": (6e-4, 24_000), "large": (4e-4, 30_000)}
+PUBLISHED = Vocabulary(50265, pad=1, unk=3, cls=0, sep=2, mask=50264)
+LEADING_SPECIALS = 4  # <s> <pad> </s> <unk>: random replacements exclude them, not <mask>
+
+
+def experiment(
+    size: Literal["base", "large"] = "base",
+    data: str = "",
+    steps: int = 500_000,
+    batch_size: int = 8192,
+    length: int = 512,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Experiment:
+    """Build the experiment."""
+    v = read_manifest(data).vocabulary if data else PUBLISHED
+    peak, warmup = RATES[size]
+    encoder = Encoder(
+        V=v.size, positions=514, first_position=2, types=0, norm_eps=1e-5, initializer=Normal(0.02), dtype=dtype,
+        **SIZES[size],
+    )  # fmt: skip
+    masking = Masking(mask_id=v.mask, random_ids=(LEADING_SPECIALS, v.size), count=stochastically_rounded)
+    schedule = Polynomial(peak, min(warmup, steps // 2), steps)
+    return Experiment(
+        objective=MaskedLM(encoder, masking),
+        optimizer=Optimizer(schedule, b2=0.98, clip=0.0, decayed=EVERYTHING),
+        phases=(Phase(steps, batch_size, FullSentences(data, length)),),
+    )
