@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Initializer, LayerNorm
+from bertjax.layers import Activation, Dense, Initializer, LayerNorm, aligned
 from bertjax.types import Array
 
 
@@ -28,7 +28,8 @@ class MaskedLMHead(nn.Module):
         x_BPE = self.activation(Dense((self.D,), (self.E,), self.initializer, self.dtype, name="transform")(x_BPD))
         x_BPE = LayerNorm(self.E, self.norm_eps, name="norm")(x_BPE)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
-        return jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype)) + bias_V.astype(self.dtype)
+        logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
+        return logits_BPV + aligned(bias_V.astype(self.dtype), logits_BPV)
 
 
 class PairHead(nn.Module):

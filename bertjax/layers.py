@@ -63,13 +63,18 @@ def layer_norm(x: Array, scale_D: Array, bias_D: Array, eps: float) -> Array:
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    return (y * scale_D + bias_D).astype(x.dtype)
+    return (y * aligned(scale_D, y) + aligned(bias_D, y)).astype(x.dtype)
 
 
 @partial(_recomputed, static_argnums=(1,))
 def _dropout(x: Array, rate: float, rng: Key) -> Array:
     keep = hash_bits(rng, x.shape) >= jnp.uint32(int(rate * 2**32))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def aligned(last_axes: Array, like: Array) -> Array:
+    """Put leading axes of 1 before `last_axes`, to the rank of `like`: says aloud that a broadcast is meant."""
+    return jax.lax.broadcast_to_rank(last_axes, like.ndim)
 
 
 class Dropout(nn.Module):
@@ -126,7 +131,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
         bias = self.param("bias", nn.initializers.zeros_init(), self.outputs)
         y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
-        return y + bias.astype(self.dtype)
+        return y + aligned(bias.astype(self.dtype), y)
 
 
 class LayerNorm(nn.Module):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.random import row_keys, stream
+from bertjax.random import row_keys, stream, unit_interval
 from bertjax.types import Array, Batch, Key
 
 
@@ -36,19 +36,19 @@ class Masked(NamedTuple):
     weights_BP: Array
 
 
-Unit = Callable[[Key, Array, Array], Array]
-"""(key, word_starts_L, candidates_L) -> starts_L: where the units that are chosen or left as one begin."""
+Unit = Callable[[Array, Array], Array]
+"""(random bits_L, word_starts_L) -> starts_L: where the units that are chosen or left as one begin."""
 
-Count = Callable[[Key, Array, float, int], Array]
-"""(key, length, rate, L) -> how many tokens of a row of `length` real tokens to choose."""
+Count = Callable[[Array, Array, float, int], Array]
+"""(random bits, length, rate, L) -> how many tokens of a row of `length` real tokens to choose."""
 
 
-def tokens(rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
+def tokens(bits_L: Array, word_starts_L: Array) -> Array:
     """Choose single tokens."""
-    return jnp.ones_like(candidates_L)
+    return jnp.ones_like(word_starts_L)
 
 
-def words(rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
+def words(bits_L: Array, word_starts_L: Array) -> Array:
     """Choose whole words."""
     return word_starts_L
 
@@ -63,10 +63,10 @@ class Groups:
         if not self.probabilities or min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
             raise ValueError(f"probabilities {self.probabilities} are not a distribution over sizes 1, 2, …")
 
-    def __call__(self, rng: Key, word_starts_L: Array, candidates_L: Array) -> Array:
-        L = candidates_L.shape[0]
+    def __call__(self, bits_L: Array, word_starts_L: Array) -> Array:
+        L = word_starts_L.shape[0]
         upto = jnp.asarray(np.cumsum(self.probabilities)[:-1], jnp.float32)
-        sizes_L = 1 + (jax.random.uniform(rng, (L, 1)) >= upto).sum(-1)
+        sizes_L = 1 + (unit_interval(bits_L)[:, None] >= upto[None]).sum(-1)
         is_first_word = jnp.zeros(L + 1, bool).at[0].set(True).at[jnp.cumsum(sizes_L)].set(True, mode="drop")
         word_L = jnp.cumsum(word_starts_L) - 1
         return word_starts_L & is_first_word[word_L]
@@ -84,15 +84,15 @@ def spans(p: float, longest: int) -> Groups:
     return Groups(tuple(weight / sum(weights) for weight in weights))
 
 
-def rounded(rng: Key, length: Array, rate: float, L: int) -> Array:
+def rounded(bits: Array, length: Array, rate: float, L: int) -> Array:
     """Count as BERT: max(1, round(rate · length)), half to even, of all real tokens, specials included."""
     table = np.array([0] + [max(1, round(rate * n)) for n in range(1, L + 1)], np.int32)
     return jnp.asarray(table)[length]
 
 
-def stochastically_rounded(rng: Key, length: Array, rate: float, L: int) -> Array:
+def stochastically_rounded(bits: Array, length: Array, rate: float, L: int) -> Array:
     """Count as fairseq: floor(rate · length + u) with u uniform in [0, 1)."""
-    return jnp.floor(rate * length + jax.random.uniform(rng)).astype(jnp.int32)
+    return jnp.floor(rate * length + unit_interval(bits)).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,16 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array, word_starts_L: Array) -> Masked:
         L = tokens_L.shape[0]
         P = spec.slots(L)
-        unit_key, count_key, order_key, kind_key, random_key = jax.random.split(key, 5)
-        n = jnp.minimum(spec.count(count_key, real_L.sum(), spec.rate, L), P)
+        # One draw for all that a row needs: a generator call is costly to compile.
+        unit_bits_L, count_bits_L, order_bits_L, kind_bits_L, random_bits_L = jax.random.bits(key, (5, L))
+        n = jnp.minimum(spec.count(count_bits_L[0], real_L.sum(), spec.rate, L), P)
         after_gap_L = jnp.concatenate([jnp.ones(1, bool), ~candidates_L[:-1]])
-        word_starts_L = word_starts_L | ~candidates_L | after_gap_L
-        starts_L = spec.unit(unit_key, word_starts_L, candidates_L) | ~candidates_L | after_gap_L
-        chosen_L = _choose(order_key, starts_L, candidates_L, n)
+        breaks_L = ~candidates_L | after_gap_L
+        chosen_L = _choose(order_bits_L, spec.unit(unit_bits_L, word_starts_L | breaks_L) | breaks_L, candidates_L, n)
 
-        kind_L = jax.random.uniform(kind_key, (L,))
-        random_L = jax.random.randint(random_key, (L,), *spec.random_ids, dtype=tokens_L.dtype)
+        low, high = spec.random_ids
+        random_L = low + (random_bits_L % jnp.uint32(high - low)).astype(tokens_L.dtype)
+        kind_L = unit_interval(kind_bits_L)
         corrupted_L = jnp.where(
             kind_L < spec.masked, spec.mask_id, jnp.where(kind_L < spec.masked + spec.random, random_L, tokens_L)
         )
@@ -168,7 +169,7 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     return jax.vmap(mask_row)(keys_B, tokens_BL, real_BL, candidates_BL, word_starts_BL)
 
 
-def _choose(rng: Key, starts_L: Array, candidates_L: Array, n: Array) -> Array:
+def _choose(bits_L: Array, starts_L: Array, candidates_L: Array, n: Array) -> Array:
     """Take units in random order, skipping those that would overshoot n tokens: chosen_L.
 
     BERT's loop over shuffled words, in rounds: each takes the longest prefix that fits and drops for good what is too
@@ -177,8 +178,8 @@ def _choose(rng: Key, starts_L: Array, candidates_L: Array, n: Array) -> Array:
     L = starts_L.shape[0]
     index_L = jnp.arange(L)
     first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
-    bits_L = jax.random.bits(rng, (L,)) >> 1
-    unit_L = jnp.where(candidates_L, bits_L.at[first_L].get(mode="promise_in_bounds"), jnp.uint32(2**32 - 1))
+    nowhere = jnp.uint32(2**32 - 1)
+    unit_L = jnp.where(candidates_L, bits_L.at[first_L].get(mode="promise_in_bounds") >> 1, nowhere)
     # One order of all tokens: units at random, the tokens of a unit side by side, what cannot be chosen last.
     unit_L, position_L, starts_L = jax.lax.sort((unit_L, index_L, starts_L), num_keys=2)
     first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
@@ -193,7 +194,7 @@ def _choose(rng: Key, starts_L: Array, candidates_L: Array, n: Array) -> Array:
         new_L = fits_L & (total_at_end_L <= left)
         return fits_L & ~new_L, taken_L | new_L, left - new_L.sum()
 
-    undecided_L = unit_L != jnp.uint32(2**32 - 1)
+    undecided_L = unit_L != nowhere
     start = (undecided_L, jnp.zeros_like(undecided_L), n)
     _, taken_L, _ = jax.lax.while_loop(lambda carry: carry[0].any(), one_round, start)
     return jax.lax.sort((position_L, taken_L), num_keys=1)[1]

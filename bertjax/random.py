@@ -29,6 +29,11 @@ def row_keys(rng: Key, batch: Batch) -> Key:
     return jax.vmap(lambda number: jax.random.fold_in(rng, number))(number_B)
 
 
+def unit_interval(bits: Array) -> Array:
+    """Turn 32 random bits into f32 uniform over [0, 1)."""
+    return (bits >> 8).astype(jnp.float32) * 2.0**-24
+
+
 def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
     """Draw 32 random bits for each element of `shape`: u32, from `rng`, the element's index and its u32 `data`.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +64,8 @@ def train_step(
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics |= {
-        "norm/gradient": Mean(optax.global_norm(grads), jnp.float32(1)),
-        "norm/update": Mean(optax.global_norm(updates), jnp.float32(1)),
+        "norm/gradient": Mean(optax.tree.norm(grads), jnp.float32(1)),
+        "norm/update": Mean(optax.tree.norm(updates), jnp.float32(1)),
     }
     return State(state.step + 1, params, opt), metrics
 
@@ -144,7 +145,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                 last = step == experiment.steps
                 if held_out is not None and (last or _due(run.evaluate_every, step)):
                     watch.flush()
-                    watch.evaluated(step, evaluate(state.params, held_out()))
+                    watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
                 if last or stop.signal or _due(run.checkpoint_every, step):
                     watch.flush()
                     described = to_json(experiment)
@@ -207,9 +208,11 @@ def initial_state(
 
     def check(phase: Phase) -> Any:
         shapes = batch_shapes(phase.batch_size // phase.accumulate, phase.rows.length, phase.rows.features)
+        objective, key = experiment.objective, stream(0, "init")
         try:
-            jax.eval_shape(experiment.objective.init, stream(0, "init"), shapes)
-        except ValueError as error:  # what a model says of rows that it cannot take
+            params = jax.eval_shape(objective.init, key, shapes)
+            jax.eval_shape(partial(objective.loss, train=True), params, shapes, key)
+        except ValueError as error:  # what a model or an objective says of rows that it cannot take
             raise InputError(str(error)) from error
         return shapes
 

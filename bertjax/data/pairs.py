@@ -38,7 +38,7 @@ class NextSentencePairs:
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
-        return _Pairs(Corpus(self.corpus, split), self.length, self.duplicates, self.short, self.seed, next_sentence=True)
+        return _open(self, split, next_sentence=True)
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,14 @@ class SentenceOrderPairs:
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
-        return _Pairs(
-            Corpus(self.corpus, split), self.length, self.duplicates, self.short, self.seed, next_sentence=False
-        )
+        return _open(self, split, next_sentence=False)
+
+
+def _open(rows: NextSentencePairs | SentenceOrderPairs, split: str, *, next_sentence: bool) -> Source:
+    """Plan the pairs of a split; what is held out is passed over once."""
+    duplicates = rows.duplicates if split == "train" else 1
+    corpus = Corpus(rows.corpus, split)
+    return _Pairs(corpus, rows.length, duplicates, rows.short, rows.seed, next_sentence=next_sentence)
 
 
 def _check(length: int, duplicates: int, short: float) -> None:

@@ -53,7 +53,12 @@ class MaskedLM:
         return {"encoder": encoder, "head": head}
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
-        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`."""
+        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.
+
+        Raises ValueError where the batch lacks something that the masking unit or the pair term reads.
+        """
+        if self.pair and "pair" not in batch:
+            raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
         masked = mask_tokens(mask_key, batch, self.masking)
         x_BLD = self.encoder.apply(

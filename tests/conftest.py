@@ -1,0 +1,68 @@
+"""Set up every test alike: 8 fake devices, rank promotion is an error, small corpora made once."""
+
+import os
+
+# Most of the time of these tests is compilation, so it is done with little optimisation.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax.data.build import BuildSettings, build
+from bertjax.data.corpus import Document, split_sentences
+from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WORDS = (
+    "time person year way day thing man world life hand part child eye woman place work week case point company "
+    "number group problem fact good new first last long great little own other old right big high small large next "
+    "early young important few public bad same able have do say get make go know take see come think look want give"
+).split()
+
+
+def make_documents(count: int, seed: int = 0) -> list[Document]:
+    """Make documents of random sentences, each with a first word of its own, so that text is learnable."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for number in range(count):
+        lines = []
+        for _ in range(int(rng.integers(1, 12))):
+            words = rng.choice(WORDS, int(rng.integers(3, 15)))
+            lines.append(" ".join(words).capitalize() + ".")
+        documents.append(Document(f"made:{number}", [" ".join(lines)]))
+    return documents
+
+
+def wordpiece_files() -> dict[str, bytes]:
+    """Make a WordPiece vocabulary: specials, words, single letters and their continuations."""
+    letters = "abcdefghijklmnopqrstuvwxyz.,'-"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *WORDS]
+    return {"vocab.txt": "\n".join(dict.fromkeys(pieces)).encode()}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tokenizer_from_files(wordpiece_files(), origin="the test vocabulary")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, tokenizer):
+    """Build a corpus of 300 documents in two shards, a tenth of them held out."""
+    folder = tmp_path_factory.mktemp("made") / "corpus"
+    settings = BuildSettings(split_sentences, holdout=0.1, shard_tokens=8000)
+    build(make_documents(300), tokenizer, folder, settings)
+    return str(folder)
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    for name, content in wordpiece_files().items():
+        (tmp_path / "tokenizer").mkdir(exist_ok=True)
+        (tmp_path / "tokenizer" / name).write_bytes(content)
+    load_tokenizer(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"

@@ -1,0 +1,69 @@
+"""List the objectives and models that must keep the contract of docs/design.md; a new one is one more line."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import layers
+from bertjax.masking import Masking, ngrams, spans, stochastically_rounded, words
+from bertjax.models.encoder import Encoder
+from bertjax.objectives.mlm import MaskedLM
+
+V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
+B, L = 8, 32
+
+
+def small_bert(**fields):
+    return Encoder(**({"V": V, "D": 32, "N": 2, "H": 2, "F": 64, "positions": 64} | fields))
+
+
+def small_roberta(**fields):
+    return small_bert(first_position=2, types=0, norm_eps=1e-5, initializer=layers.Normal(0.02), **fields)
+
+
+def small_albert(**fields):
+    return small_bert(E=16, shared=True, activation=layers.gelu_tanh, **fields)
+
+
+ENCODERS = {"bert": small_bert, "roberta": small_roberta, "albert": small_albert}
+
+MASKING = Masking(mask_id=3, random_ids=(0, V), specials=SPECIALS)
+OBJECTIVES = {
+    "bert": MaskedLM(small_bert(), MASKING, pair=True),
+    "whole words, static, remat full": MaskedLM(
+        small_bert(remat="full"), dataclasses.replace(MASKING, unit=words, seed=7), pair=True
+    ),
+    "spans, remat dots": MaskedLM(small_bert(remat="dots"), dataclasses.replace(MASKING, unit=spans(0.2, 10))),
+    "roberta": MaskedLM(
+        small_roberta(), dataclasses.replace(MASKING, specials=(), random_ids=(4, V), count=stochastically_rounded)
+    ),
+    "albert": MaskedLM(small_albert(), dataclasses.replace(MASKING, unit=ngrams(3), max_predictions=4), pair=True),
+}
+
+
+def without_dropout(objective):
+    encoder = dataclasses.replace(objective.encoder, dropout=0.0, attention_dropout=0.0)
+    return dataclasses.replace(objective, encoder=encoder)
+
+
+def make_batch(seed=0, rows=B, length=L):
+    """Make rows of random ids, specials at their ends, most of them padded, in two segments."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(length // 2, length + 1, rows)
+    lengths[0] = length
+    tokens = rng.integers(4, V, (rows, length))
+    real = np.arange(length) < lengths[:, None]
+    middle = lengths // 2
+    tokens[:, 0] = 1
+    tokens[np.arange(rows), middle] = 2
+    tokens[np.arange(rows), lengths - 1] = 2
+    batch = {
+        "tokens": np.where(real, tokens, 0),
+        "mask": real,
+        "types": (np.arange(length) > middle[:, None]) & real,
+        "word_starts": rng.random((rows, length)) < 0.7,
+        "pair": rng.integers(0, 2, rows),
+    }
+    batch = {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
+    return batch | {"example": jnp.asarray(rng.permutation(1000)[:rows], jnp.uint32)}

@@ -1,0 +1,213 @@
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import ENCODERS, MASKING, OBJECTIVES, B, L, V, make_batch, without_dropout
+
+from bertjax.masking import mask_tokens, rounded, tokens
+from bertjax.models.encoder import word_table
+from bertjax.optim import BertLinear, Optimizer
+from bertjax.rules import name_of
+from bertjax.sharding import data_mesh, over_rows, replicated
+from bertjax.train import State, accumulated_gradient, train_step
+from bertjax.types import average, total
+
+KEY = jax.random.key(1)
+
+
+class Case:
+    """An objective with a batch and parameters; its functions are compiled once for all tests."""
+
+    def __init__(self, objective):
+        self.objective = objective
+        self.batch = make_batch()
+        self.params = jax.jit(objective.init)(KEY, self.batch)
+        self.train = jax.jit(jax.value_and_grad(partial(objective.loss, train=True), has_aux=True))
+        self.evaluate = jax.jit(partial(objective.loss, train=False))
+
+
+CASES = cache(lambda name: Case(OBJECTIVES[name]))
+
+
+@pytest.fixture(params=OBJECTIVES)
+def case(request):
+    return CASES(request.param)
+
+
+@pytest.fixture(params=ENCODERS)
+def encoder(request):
+    return ENCODERS[request.param]()
+
+
+def assert_close(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_loss_is_a_finite_float32_scalar_and_the_sum_of_its_terms(case):
+    (loss, metrics), _ = case.train(case.params, case.batch, KEY)
+    assert loss.shape == () and loss.dtype == jnp.float32 and np.isfinite(loss)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(case.params))
+    np.testing.assert_allclose(loss, total(metrics), rtol=1e-6)
+
+
+def test_the_loss_at_random_init_is_that_of_a_uniform_guess(case):
+    (_, metrics), _ = case.train(case.params, case.batch, KEY)
+    assert abs(average(metrics["loss/mlm"]) / np.log(V) - 1) < 0.05
+    if case.objective.pair:
+        assert abs(average(metrics["loss/pair"]) / np.log(2) - 1) < 0.05
+
+
+def test_same_rng_same_loss_other_rng_other_mask(case):
+    (once, _), _ = case.train(case.params, case.batch, KEY)
+    (twice, _), _ = case.train(case.params, case.batch, KEY)
+    (other, _), _ = case.train(case.params, case.batch, jax.random.key(2))
+    assert once == twice != other
+    masks = [mask_tokens(key, case.batch, case.objective.masking) for key in (KEY, jax.random.key(2))]
+    same = jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), *masks))
+    assert same == (case.objective.masking.seed is not None)
+
+
+def test_without_train_nothing_is_dropped(case):
+    plain = case.evaluate(case.params, case.batch, KEY)[0]
+    assert plain == case.evaluate(case.params, case.batch, KEY)[0]
+    assert plain != case.train(case.params, case.batch, KEY)[0][0]
+    undropped = jax.jit(partial(without_dropout(case.objective).loss, train=True))
+    np.testing.assert_allclose(plain, undropped(case.params, case.batch, KEY)[0], rtol=1e-6)
+
+
+def test_contents_of_padding_do_not_matter(case):
+    noise = jax.random.randint(KEY, (B, L), 4, V)
+    padded = case.batch["mask"] == 0
+    other = case.batch | {name: jnp.where(padded, noise if name == "tokens" else noise % 2, case.batch[name])
+                          for name in ("tokens", "types", "word_starts")}  # fmt: skip
+    assert not (other["tokens"] == case.batch["tokens"]).all()
+    given, changed = case.train(case.params, case.batch, KEY), case.train(case.params, other, KEY)
+    assert_close(given, changed, rtol=1e-5, atol=1e-6)
+
+
+def test_order_of_rows_does_not_matter(case):
+    order = np.random.default_rng(0).permutation(B)
+    shuffled = {name: array[order] for name, array in case.batch.items()}
+    assert_close(
+        case.evaluate(case.params, case.batch, KEY), case.evaluate(case.params, shuffled, KEY), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_packed_row_equals_its_documents_alone(encoder):
+    batch = make_batch(rows=3, length=20)
+    params = encoder.init(KEY, batch["tokens"], batch["mask"])["params"]
+    lengths = np.asarray(batch["mask"].sum(1))
+    packed = {name: jnp.concatenate([batch[name][i, :n] for i, n in enumerate(lengths)])[None]
+              for name in ("tokens", "types")}  # fmt: skip
+    numbers = jnp.concatenate([jnp.full(n, i + 1) for i, n in enumerate(lengths)])[None]
+    types = (batch["types"], packed["types"]) if encoder.types else (None, None)
+    alone = encoder.apply({"params": params}, batch["tokens"], batch["mask"], types[0])
+    together = encoder.apply({"params": params}, packed["tokens"], numbers, types[1])
+    begin = 0
+    for i, n in enumerate(lengths):
+        np.testing.assert_allclose(alone[i, :n], together[0, begin : begin + n], atol=1e-5)
+        begin += n
+
+
+def test_nothing_is_seen_across_documents_or_from_padding(encoder):
+    """By gradient: of every position's output with respect to every position's word vector."""
+    tokens = jnp.arange(10, 22)[None]
+    mask = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0, 0, 0]])
+    params = jax.jit(encoder.init)(KEY, tokens, mask)["params"]
+
+    @jax.jit
+    @jax.jacrev
+    def influence(table):
+        embeddings = params["embeddings"] | {"word": {"table": table}}
+        x_BLD = encoder.apply({"params": params | {"embeddings": embeddings}}, tokens, mask)
+        return jnp.abs(x_BLD[0]).sum(-1)
+
+    seen = np.asarray(jnp.abs(influence(word_table(params))[:, 10:22]).sum(-1)) > 0
+    np.testing.assert_array_equal(seen, np.asarray(mask[0])[:, None] == np.asarray(mask[0]))
+
+
+def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
+    """Change the hidden id: where it is replaced by the mask, the rest of the model sees no difference."""
+    always = dataclasses.replace(MASKING, masked=1.0, random=0.0)
+    batch = make_batch()
+    masked = mask_tokens(KEY, batch, always)
+    place = (jnp.arange(B), masked.positions_BP[:, 0])
+    changed = batch | {"tokens": batch["tokens"].at[place].set(77)}
+    again = mask_tokens(KEY, changed, always)
+    np.testing.assert_array_equal(masked.tokens_BL, again.tokens_BL)
+    assert (again.targets_BP[:, 0] == 77).all()
+
+
+def test_every_parameter_gets_a_gradient(case):
+    _, gradient = case.train(case.params, case.batch, KEY)
+    dead = [name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0]
+    assert not dead
+    table = gradient["encoder"]["embeddings"]["position"]["table"]
+    offset = case.objective.encoder.first_position
+    assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
+
+
+def test_loss_and_gradient_are_those_of_one_device_on_eight(case):
+    mesh = data_mesh(B)
+    assert mesh.size == 8
+    one = case.train(case.params, case.batch, KEY)
+    eight = case.train(
+        jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, over_rows(mesh)), KEY
+    )
+    assert len(eight[0][0].sharding.device_set) == 8
+    assert_close(one, eight, rtol=2e-5, atol=2e-7)
+
+
+def test_weights_sum_to_what_the_masking_says(case):
+    (_, metrics), _ = case.train(case.params, case.batch, KEY)
+    masking = case.objective.masking
+    if masking.count is rounded and masking.unit is tokens:
+        lengths = np.asarray(case.batch["mask"].sum(1))
+        assert metrics["loss/mlm"].weight == sum(max(1, round(0.15 * n)) for n in lengths.tolist())
+    real = metrics["tokens/real"]
+    assert real.sum == case.batch["mask"].sum() and real.weight == B * L
+
+
+def test_rows_of_padding_weigh_nothing(case):
+    emptied = case.batch | {"mask": case.batch["mask"].at[B // 2 :].set(0)}
+    rows = [{name: array[i : i + 1].repeat(B, 0) for name, array in case.batch.items()} for i in range(B // 2)]
+    metrics = [case.evaluate(case.params, each, KEY)[1] for each in rows]
+    found = case.evaluate(case.params, emptied, KEY)[1]
+    for name in found:
+        expected = sum(each[name].sum for each in metrics) / B
+        np.testing.assert_allclose(found[name].sum, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [2])
+def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case, parts):
+    loss = partial(case.objective.loss, train=True)
+    gradient, metrics = jax.jit(partial(accumulated_gradient, loss, parts=parts))(case.params, case.batch, rng=KEY)
+    # By hand: the same micro-batches and keys; their sums and weights are added up before they are divided.
+    micro = [{name: array[part::parts] for name, array in case.batch.items()} for part in range(parts)]
+    rngs = [jax.random.fold_in(KEY, part) for part in range(parts)]
+
+    @jax.jit
+    @jax.grad
+    def whole(params):
+        found = [loss(params, m, r)[1] for m, r in zip(micro, rngs, strict=True)]
+        terms = [name for name in found[0] if name.startswith("loss/")]
+        return sum(sum(each[name].sum for each in found) / sum(each[name].weight for each in found) for name in terms)
+
+    assert_close(gradient, whole(case.params), rtol=1e-4, atol=1e-6)
+    assert metrics["tokens/real"].sum == case.batch["mask"].sum()
+
+
+def test_one_batch_can_be_overfitted(case):
+    objective = without_dropout(case.objective)
+    objective = dataclasses.replace(objective, masking=dataclasses.replace(objective.masking, seed=3))
+    tx = Optimizer(BertLinear(1e-2, 10, 200)).transform()
+    step = jax.jit(partial(train_step, loss=partial(objective.loss, train=True), tx=tx, key=KEY), donate_argnums=0)
+    state = State(jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(case.params))
+    for _ in range(120):
+        state, metrics = step(state, case.batch)
+    assert average(metrics["loss/mlm"]) < 0.5
+    assert int(state.step) == 120
