@@ -1,9 +1,13 @@
 """Pre-train, fine-tune and serve encoder language models in JAX.
 
+In a notebook:
+
     import bertjax, jax
     encoder = bertjax.Encoder(V=30522, D=128, N=2, H=2, F=512)
     objective = bertjax.MaskedLM(encoder, bertjax.Masking(mask_id=103, random_ids=(0, 30522), specials=(101, 102)))
     params = objective.init(jax.random.key(0), batch)
+
+See README.md for the other ways in.
 """
 
 import importlib

@@ -78,7 +78,7 @@ def read_info(step_folder: Path) -> dict[str, Any]:
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         return read["info"]
-    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the library raise
+    except Exception as error:
         raise _damaged(step_folder, error) from error
 
 
@@ -89,7 +89,7 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     """
     try:
         found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
-    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the library raise
+    except Exception as error:
         raise _damaged(step_folder, error) from error
     expected = info["checksums"][item]
     wrong = sorted(name for name, checksum in checksums(found).items() if expected.get(name) != checksum)
@@ -141,8 +141,8 @@ def _digest(info: Mapping[str, Any]) -> str:
 
 def _damaged(step_folder: Path, reason: object) -> InputError:
     text = str(reason).strip().splitlines()
-    earlier = sorted(int(p.name) for p in step_folder.parent.iterdir() if p.name.isdigit() and p.name != step_folder.name)
-    rest = f"go on from step {earlier[-1]}" if earlier else "start again"
+    others = [p.name for p in step_folder.parent.iterdir() if p.name.isdigit() and p.name != step_folder.name]
+    rest = f"go on from step {max(others, key=int)}" if others else "start again"
     return InputError(
         f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "
         f"delete that folder to {rest}"

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text",
                         "bertjax evaluate --model runs/base")  # fmt: skip
     _model(evaluate)
-    evaluate.add_argument("--data", metavar="CORPUS", help="a corpus of the model's tokenizer; default: the model's own")
+    evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
     evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (default: 32)")
     _json(evaluate)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="vocab.txt, vocab.json, tokenizer.json, a .model file, or a folder with one")  # fmt: skip
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new corpus")
     build.add_argument("--holdout", type=float, default=0.01, help="share of documents held out (default: 0.01)")
-    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core")
     build.add_argument("--seed", type=int, default=0, help="of the choice of held-out documents (default: 0)")
     build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens a shard (default: 2^26)")
     _json(build)
@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("corpus", metavar="DIR")
     _json(inspect)
 
-    tokenizer = commands.add_parser("tokenizer", help="train tokenizers").add_subparsers(required=True, metavar="ACTION")
+    tokenizers = commands.add_parser("tokenizer", help="train tokenizers")
+    tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
     train = _command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
                      "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "
                      "--out tokenizer/")  # fmt: skip
@@ -159,14 +160,11 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 def _pretrain(options: argparse.Namespace) -> None:
     from bertjax.config import load_experiment
-    from bertjax.plan import plan
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
     experiment = load_experiment(options.experiment, options.override)
     progress = Progress()
-    counted = plan(experiment)
-    progress.say(f"{counted['params']:,} parameters, {experiment.steps:,} steps, work folder {options.workdir}")
     try:
         state = fit(experiment, options.workdir, progress=progress)
     except Interrupted as stopped:
@@ -209,7 +207,7 @@ def _fill_mask(options: argparse.Namespace) -> None:
     for filled in fill_mask(model, texts, top=options.top):
         if options.json:
             masks = [[guess._asdict() for guess in guesses] for guesses in filled.masks]
-            print(json.dumps({"text": filled.text, "masks": masks, "best": filled.best}, ensure_ascii=False), flush=True)
+            print(json.dumps(filled._asdict() | {"masks": masks}, ensure_ascii=False), flush=True)
             continue
         print(filled.text)
         for guesses in filled.masks:

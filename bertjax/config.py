@@ -94,6 +94,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
             arguments[key] = _parse(key, text, parameters[key])
         else:
             raise InputError(_unknown(key, [*parameters, *_dotted_names()], f"{path}"))
+    missing = [name for name in _required(build) if name not in arguments]
+    if missing:
+        raise InputError(f"{path} needs {', '.join(f'{name}=…' for name in missing)}")
     try:
         experiment = build(**arguments)
         for key, text in dotted:
@@ -120,6 +123,11 @@ def _experiment_function(path: Path) -> Callable[..., Experiment]:
     if not inspect.isfunction(function):
         raise InputError(f"{path} has no function experiment(): it must return a bertjax.Experiment")
     return function
+
+
+def _required(build: Callable[..., Experiment]) -> list[str]:
+    parameters = inspect.signature(build).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
 def _dotted_names() -> list[str]:
@@ -163,26 +171,27 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
     if origin in (Union, types.UnionType):
         if type(None) in arguments and text.lower() == "none":
             return None
-        annotation = next(argument for argument in arguments if argument is not type(None))
-        return _parse(key, text, annotation)
+        return _parse(key, text, next(argument for argument in arguments if argument is not type(None)))
     if origin is Literal:
         if text not in arguments:
             raise InputError(f"override {key}={text}: choose one of {', '.join(arguments)}")
         return text
-    if origin is tuple and get_args(annotation)[0] in (int, float, str):
+    if origin is tuple and arguments[0] in _READERS:
         return tuple(_parse(key, part, arguments[0]) for part in text.split(",") if part)
-    if annotation is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if annotation is str:
-        return text
-    if annotation in (int, float):
-        try:
-            return annotation(text)
-        except ValueError:
-            pass
-    elif annotation is not bool:
+    if annotation not in _READERS:
         raise InputError(f"override {key!r} names an object, not a number or a text: set its fields, or edit the file")
-    raise InputError(f"override {key}={text}: {text!r} is not of type {annotation.__name__}")
+    try:
+        return _READERS[annotation](text)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"override {key}={text}: {text!r} is not of type {annotation.__name__}") from error
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    int: int,
+    float: float,
+    str: str,
+}
 
 
 def to_json(value: Any) -> Any:

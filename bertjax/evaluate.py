@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.random import stream
-from bertjax.sharding import place_batch
+from bertjax.sharding import place_batch, replicated
 from bertjax.types import Objective, Params
 
 Evaluate = Callable[[Params, Iterable[dict[str, np.ndarray]]], dict[str, float]]
@@ -24,6 +24,7 @@ def evaluator(objective: Objective, mesh: Mesh) -> Evaluate:
     score = jax.jit(lambda params, batch: objective.loss(params, batch, rng, train=False)[1])
 
     def evaluate(params: Params, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
+        params = jax.device_put(params, replicated(mesh))
         sums: dict[str, Any] = {}
         weights: dict[str, float] = {}
         for batch in batches:

@@ -1,12 +1,14 @@
 """Count the work of an objective, and what devices can do at most."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from bertjax.types import Objective
+from bertjax.errors import InputError
+from bertjax.types import Objective, Params
 
 # Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`. TPU figures are the vendor's per chip (cloud.google.com/
 # tpu/docs), halved where a chip shows as two devices (v2, v3, 7x); GPU figures from the vendor's data sheets.
@@ -30,10 +32,23 @@ def model_flops(objective: Objective, batch: Any) -> float:
 
     batch: shapes and dtypes are enough. Recomputation is not counted, nor anything that is not a matrix product.
     """
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(objective.init, rng, batch)
-    forward = jax.make_jaxpr(lambda params, batch, rng: objective.loss(params, batch, rng, train=False)[0])
-    return 3 * _matmul_flops(forward(params, batch, rng).jaxpr)
+    params = abstract_params(objective, batch)
+    forward = jax.make_jaxpr(lambda params, batch: objective.loss(params, batch, jax.random.key(0), train=False)[0])
+    return 3 * _matmul_flops(forward(params, batch).jaxpr)
+
+
+def abstract_params(objective: Objective, batch: Any) -> Params:
+    """Trace `init` and `loss` on the shapes of a batch, without computing; return the shapes of the parameters.
+
+    Raises InputError with what the model or the objective says of rows that it cannot take.
+    """
+    key = jax.random.key(0)
+    try:
+        params = jax.eval_shape(objective.init, key, batch)
+        jax.eval_shape(partial(objective.loss, train=True), params, batch, key)
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    return params
 
 
 def _matmul_flops(jaxpr: Any) -> float:
@@ -53,7 +68,8 @@ def _matmul_flops(jaxpr: Any) -> float:
 
 def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe the batches that a source of these features makes, without one at hand."""
-    shapes = {name: ((batch_size, length), np.int32) for name in ("tokens", "mask", "word_starts")}
-    shapes |= {"example": ((batch_size,), np.uint32)}
-    shapes |= {name: ((batch_size,) if name == "pair" else (batch_size, length), np.int32) for name in features}
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    shapes = {name: jax.ShapeDtypeStruct((batch_size, length), np.int32) for name in ("tokens", "mask", "word_starts")}
+    shapes["example"] = jax.ShapeDtypeStruct((batch_size,), np.uint32)
+    for name in features:
+        shapes[name] = jax.ShapeDtypeStruct((batch_size,) if name == "pair" else (batch_size, length), np.int32)
+    return shapes

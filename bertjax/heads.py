@@ -46,7 +46,8 @@ class PairHead(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         pooled_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")(x_BLD[:, 0]))
-        return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD).astype(jnp.float32)
+        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
+        return logits_BC.astype(jnp.float32)
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:

@@ -15,6 +15,7 @@ from bertjax.config import from_json
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
+from bertjax.layers import apply
 from bertjax.models.encoder import Encoder, word_table
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.types import Array, Batch, Params
@@ -50,13 +51,13 @@ class Model:
     def _mlm_logits(self) -> Any:
         def logits(params: Params, batch: Batch) -> Array:
             x_BLD = _encode(self.encoder, params, batch)
-            return self.objective.head.apply({"params": params["head"]["mlm"]}, x_BLD, word_table(params["encoder"]))
+            return apply(self.objective.head, params["head"]["mlm"], x_BLD, word_table(params["encoder"]))
 
         return jax.jit(logits)
 
 
 def _encode(encoder: Encoder, params: Params, batch: Batch) -> Array:
-    return encoder.apply({"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"))  # type: ignore[return-value]
+    return apply(encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
 
 
 def load(path: str | Path) -> Model:
@@ -98,35 +99,39 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
     Yields in order. Raises InputError for a text without a mask, or longer than the model's rows.
     """
     vocabulary = model.tokenizer.vocabulary
-    mask_piece = model.tokenizer.piece(vocabulary.mask)
-    encoded = []
-    for text in texts:
-        if mask_piece not in text:
-            raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
-        parts = model.tokenizer.ids(text.split(mask_piece))
-        ids = [vocabulary.cls, *parts[0]]
-        for part in parts[1:]:
-            ids += [vocabulary.mask, *part]
-        encoded.append([*ids, vocabulary.sep])
-        if len(ids) + 1 > model.encoder.max_length:
-            raise InputError(f"{len(ids) + 1} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
+    encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
-        part = encoded[start : start + batch_size]
-        length = min(model.encoder.max_length, -(-max(map(len, part)) // 32) * 32)  # few lengths, few compilations
-        tokens = np.full((len(part), length), vocabulary.pad, np.int32)
-        for row, ids in zip(tokens, part, strict=True):
-            row[: len(ids)] = ids
-        lengths = np.array([len(ids) for ids in part])
-        mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
-        probabilities = np.asarray(jax.nn.softmax(model.mlm_logits(batch).astype(jnp.float32), axis=-1))
-        for row, ids in enumerate(part):
+        rows = encoded[start : start + batch_size]
+        length = min(model.encoder.max_length, -(-max(map(len, rows)) // 32) * 32)  # few lengths, few compilations
+        tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
+        mask = np.zeros_like(tokens)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+        logits = model.mlm_logits({"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)})
+        probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
+        for row, ids in enumerate(rows):
             places = [place for place, index in enumerate(ids) if index == vocabulary.mask]
             masks = [_guesses(model.tokenizer, probabilities[row, place], top) for place in places]
-            best = list(ids[1:-1])
+            best = list(ids)
             for place in places:
-                best[place - 1] = int(probabilities[row, place].argmax())
-            yield Filled(texts[start + row], masks, model.tokenizer.decode(best))
+                best[place] = int(probabilities[row, place].argmax())
+            yield Filled(texts[start + row], masks, model.tokenizer.decode(best[1:-1]))
+
+
+def _with_masks(model: Model, text: str) -> list[int]:
+    """Encode a text with specials at its ends and mask ids where it spells them."""
+    vocabulary = model.tokenizer.vocabulary
+    mask_piece = model.tokenizer.piece(vocabulary.mask)
+    if mask_piece not in text:
+        raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
+    first, *others = model.tokenizer.ids(text.split(mask_piece))
+    ids = [vocabulary.cls, *first]
+    for part in others:
+        ids += [vocabulary.mask, *part]
+    ids.append(vocabulary.sep)
+    if len(ids) > model.encoder.max_length:
+        raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
+    return ids
 
 
 def _guesses(tokenizer: Tokenizer, probabilities_V: np.ndarray, top: int) -> list[Guess]:

@@ -8,14 +8,14 @@ module casts its own parameters. Element-wise steps are recomputed in the backwa
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bertjax.random import hash_bits
-from bertjax.types import Array, Key
+from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
 
@@ -75,6 +75,11 @@ def _dropout(x: Array, rate: float, rng: Key) -> Array:
 def aligned(last_axes: Array, like: Array) -> Array:
     """Put leading axes of 1 before `last_axes`, to the rank of `like`: says aloud that a broadcast is meant."""
     return jax.lax.broadcast_to_rank(last_axes, like.ndim)
+
+
+def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Array:
+    """Apply a module with its parameters: `module.apply` for modules that return one array."""
+    return cast(Array, module.apply({"params": params}, *inputs, **options))
 
 
 class Dropout(nn.Module):

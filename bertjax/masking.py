@@ -139,7 +139,7 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static masks"), batch)
     candidates_BL = real_BL
     for special in spec.specials:
-        candidates_BL &= tokens_BL != special
+        candidates_BL = candidates_BL & (tokens_BL != special)
 
     def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array, word_starts_L: Array) -> Masked:
         L = tokens_L.shape[0]

@@ -59,7 +59,7 @@ class ElectraLinear:
 
     def __call__(self, step: Array) -> Array:
         line = self.peak * jnp.maximum(0.0, 1 - step / self.total)
-        return line * jnp.minimum(1.0, step / max(1, self.warmup))
+        return line * jnp.where(step < self.warmup, step / max(1, self.warmup), 1.0)
 
 
 @dataclass(frozen=True)

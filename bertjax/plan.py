@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from bertjax.config import Experiment
-from bertjax.flops import batch_shapes, model_flops
+from bertjax.flops import abstract_params, batch_shapes, model_flops
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
                 "flops_per_token": model_flops(experiment.objective, shapes) / tokens,
             }
         )
-    params = jax.eval_shape(experiment.objective.init, jax.random.key(0), shapes)
+    params = abstract_params(experiment.objective, shapes)
     groups = {
         f"{top}/{name}": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
         for top, parts in params.items()

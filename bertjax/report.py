@@ -50,7 +50,7 @@ def append_timing(folder: Path, step: int, values: Mapping[str, float]) -> None:
 def tensorboard_writer(folder: Path) -> Writer:
     """Write scalars for TensorBoard into `<run>/tensorboard`. Raises InputError where it is not installed."""
     try:
-        from tensorboard.summary import Writer as Events  # type: ignore[import-not-found]
+        from tensorboard.summary import Writer as Events
     except ImportError as error:
         raise InputError("run.tensorboard needs the extra: pip install 'bertjax[tensorboard]'") from error
     events = Events(str(folder / "tensorboard"))
@@ -67,7 +67,7 @@ def tensorboard_writer(folder: Path) -> Writer:
 def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> Writer:
     """Log to W&B, as one run however often it is resumed. Raises InputError where it is not installed."""
     try:
-        import wandb  # type: ignore[import-not-found]
+        import wandb
     except ImportError as error:
         raise InputError("run.wandb needs the extra: pip install 'bertjax[wandb]'") from error
     identity = folder / "wandb_id"
@@ -92,7 +92,12 @@ class Progress:
         """Show the line if it is time to."""
         if time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
-            print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{text}" if self._terminal else text,
+                end="" if self._terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """Show a line that stays."""

@@ -7,7 +7,7 @@ device inside a step: the metrics of a step are read while the next one runs.
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -26,10 +26,10 @@ from bertjax.data.source import evaluation_batches, training_batches
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
-from bertjax.flops import PEAK_TFLOPS, batch_shapes, model_flops
+from bertjax.flops import PEAK_TFLOPS, abstract_params, batch_shapes, model_flops
 from bertjax.random import stream
 from bertjax.report import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
-from bertjax.sharding import data_mesh, over_rows, place_batch, replicated
+from bertjax.sharding import data_mesh, place_batch, replicated
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.workdir import claimed, record_experiment
 
@@ -110,12 +110,18 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
     tokenizer, data = check_corpora(experiment)
     meshes = [data_mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
     mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
-    with claimed(workdir) as folder, stop_requests() as stop:
+    with ExitStack() as held:
+        folder, stop = held.enter_context(claimed(workdir)), held.enter_context(stop_requests())
         record_experiment(folder, experiment)
         manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=run.keep, keep_every=run.keep_every)
+        held.enter_context(closing(manager))  # waits for what is still being saved
         tx = experiment.optimizer.transform()
         state = initial_state(experiment, tx, mesh, folder, tokenizer, data)
         step = int(state.step)
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        progress.say(
+            f"{count:,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), from step {step}"
+        )
         watch = _Watch(experiment, folder, step, progress)
         evaluate = evaluator(experiment.objective, mesh)
         loss = partial(experiment.objective.loss, train=True)
@@ -153,10 +159,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                         manager, step, state.params, state.opt, experiment=described, tokenizer=tokenizer, data=data
                     )
                     if stop.signal and not last:
-                        manager.wait_until_finished()
                         raise Interrupted(step, stop.signal)
-        manager.wait_until_finished()
-        manager.close()
     return state
 
 
@@ -172,7 +175,7 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     for folder, manifest in zip(folders, manifests, strict=True):
         if manifest.tokenizer != fingerprint(tokenizer):
             raise InputError(
-                f"corpus {folder} was built with another tokenizer than {folders[0]}/tokenizer: build both with the same"
+                f"corpus {folder} was built with another tokenizer than {folders[0]}/tokenizer: use one for both"
             )
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
@@ -200,23 +203,15 @@ def initial_state(
     data: list[str],
 ) -> State:
     """Restore the newest checkpoint of the folder, else make fresh parameters from the seed."""
+    shapes = [batch_shapes(p.batch_size, p.rows.length, p.rows.features) for p in experiment.phases]
+    for each in shapes:
+        abstract_params(experiment.objective, each)
 
     def fresh() -> State:
-        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
         params = experiment.objective.init(stream(experiment.seed, "init"), batch)
         return State(jnp.zeros([], jnp.int32), params, tx.init(params))
 
-    def check(phase: Phase) -> Any:
-        shapes = batch_shapes(phase.batch_size // phase.accumulate, phase.rows.length, phase.rows.features)
-        objective, key = experiment.objective, stream(0, "init")
-        try:
-            params = jax.eval_shape(objective.init, key, shapes)
-            jax.eval_shape(partial(objective.loss, train=True), params, shapes, key)
-        except ValueError as error:  # what a model or an objective says of rows that it cannot take
-            raise InputError(str(error)) from error
-        return shapes
-
-    shapes = [check(phase) for phase in experiment.phases][0]
     if not any(path.name.isdigit() for path in (folder / "checkpoints").iterdir()):
         return jax.jit(fresh, out_shardings=replicated(mesh))()
     newest = checkpoint.latest_step(folder)

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array  # a typed key, as jax.random.key makes it
 
 Params = Mapping[str, Any]
-"""A nested dict of arrays. Its top-level keys are public: encoder, head, and later generator, discriminator, teacher."""
+"""A nested dict of arrays. Its top-level keys are public: encoder, head."""
 
 Batch = Mapping[str, Array]
 """What an objective reads:
@@ -62,9 +63,9 @@ class Objective(Protocol):
 
 def total(metrics: Metrics) -> Array:
     """Add up the terms of the loss: the means in group `loss`."""
-    return sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), start=jax.numpy.float32(0))
+    return sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), jnp.float32(0))
 
 
 def average(mean: Mean) -> Array:
     """Divide; a mean of nothing is 0, never NaN."""
-    return mean.sum / jax.numpy.where(mean.weight == 0, 1, mean.weight)
+    return mean.sum / jnp.where(mean.weight == 0, 1, mean.weight)

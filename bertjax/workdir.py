@@ -1,8 +1,8 @@
 """Guard the work folder of a run: one run at a time, always the same experiment.
 
-    <run>/experiment.json    what is being run, in full
-          log.jsonl          what it computed          timing.jsonl   how fast
-          checkpoints/       see bertjax.checkpoint     lock           held while a run is going on
+<run>/experiment.json    what is being run, in full
+      log.jsonl          what it computed          timing.jsonl   how fast
+      checkpoints/       see bertjax.checkpoint     lock           held while a run is going on
 """
 
 import fcntl

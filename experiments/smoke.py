@@ -1,27 +1,35 @@
-"""A BERT small enough for a laptop: the whole path on two CPU cores in minutes, on the English that Python carries.
+"""A BERT small enough for a laptop: the whole path in minutes on two CPU cores, on the English that Python carries.
 
     make demo
 
-or, step by step, the commands that the target `demo` of the Makefile runs.
+runs the commands that lead here: text, vocabulary, corpus, `bertjax pretrain experiments/smoke.py data=demo/corpus
+--workdir demo/run`, evaluation, filled masks. Expected: held-out masked-word loss about 5.0 where the unigram entropy
+of the same targets is 6.0, in 3 minutes on two cores.
+
+Deviations from BERT, for a model and a corpus this small: a wider initialisation, a higher rate of masking and of
+learning, no dropout, masks redrawn at every step.
 """
 
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import read_manifest
+from bertjax.layers import TruncatedNormal
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import ElectraLinear, Optimizer
 
 
-def experiment(data: str, steps: int = 2000, batch_size: int = 32, length: int = 64, N: int = 2, D: int = 128, peak: float = 2e-3, dropout: float=0.0, warmup:int=200, rate: float=0.15) -> Experiment:
+def experiment(data: str, steps: int = 3000, batch_size: int = 32, length: int = 64) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary
-    masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), rate=rate)
-    encoder = Encoder(V=v.size, D=D, N=N, H=D // 64, F=4 * D, dropout=dropout, attention_dropout=dropout)
+    encoder = Encoder(
+        V=v.size, D=128, N=2, H=2, F=512, dropout=0.0, attention_dropout=0.0, initializer=TruncatedNormal(0.06)
+    )
+    masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), rate=0.25)
     return Experiment(
         objective=MaskedLM(encoder, masking, pair=True),
-        optimizer=Optimizer(ElectraLinear(peak, warmup, steps)),
+        optimizer=Optimizer(ElectraLinear(peak=2e-3, warmup=steps // 10, total=steps), b2=0.98),
         phases=(Phase(steps, batch_size, NextSentencePairs(data, length, duplicates=5)),),
-        run=Run(evaluate_every=250, checkpoint_every=1000),
+        run=Run(evaluate_every=500, evaluate_batches=10, checkpoint_every=1000),
     )

@@ -1,6 +1,7 @@
 """Set up every test alike: 8 fake devices, rank promotion is an error, small corpora made once."""
 
 import os
+import tempfile
 
 # Most of the time of these tests is compilation, so it is done with little optimisation.
 os.environ["XLA_FLAGS"] = (
@@ -17,6 +18,11 @@ from bertjax.data.corpus import Document, split_sentences
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same small programs are compiled again and again: keep them for the session.
+_cache = tempfile.TemporaryDirectory(prefix="bertjax-tests-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 WORDS = (
     "time person year way day thing man world life hand part child eye woman place work week case point company "

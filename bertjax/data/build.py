@@ -174,8 +174,8 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
         if saved["settings"] != settings:
             changed = [key for key in settings if saved["settings"].get(key) != settings[key]]
             raise InputError(
-                f"{out} holds the beginning of a build with another {', '.join(changed)}: run that one again, or delete "
-                "the folder"
+                f"{out} holds the beginning of a build with another {', '.join(changed)}: run that one again, or "
+                "delete the folder"
             )
         saved["shards"] = [
             {split: Shard(**(shard | {"sha256": tuple(shard["sha256"])})) for split, shard in shards.items()}
@@ -196,7 +196,9 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
 
 def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSettings) -> Iterator[_Batch]:
     """Group documents for the workers, decide the split of each, apply the policy for bad ones."""
-    batch, size, dropped, number = [], 0, Counter(), read
+    batch: list[tuple[Document, str]] = []
+    dropped: Counter[str] = Counter()
+    size, number = 0, read
     for document in documents:
         read += 1
         if isinstance(document, Bad):

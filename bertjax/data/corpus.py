@@ -155,7 +155,7 @@ def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Documen
 
     try:
         examples: Any = tfds.data_source(name, split="train", data_dir=data_dir)
-    except Exception as error:  # noqa: BLE001 - the library raises many kinds for a data set that it does not have
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
     for index in range(len(examples)):
@@ -259,7 +259,8 @@ def split_sentences(paragraph: str) -> list[str]:
     pieces, begin = [], 0
     for match in _BOUNDARY.finditer(paragraph):
         end = match.end()
-        if paragraph[match.start() - 1] == "." and _ABBREVIATION.search(paragraph[max(begin, end - 12) : match.start()]):
+        before = paragraph[max(begin, end - 12) : match.start()]
+        if before.endswith(".") and _ABBREVIATION.search(before):
             continue
         if paragraph[begin:end].strip():
             pieces.append(paragraph[begin:end])

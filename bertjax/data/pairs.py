@@ -91,9 +91,7 @@ class Chunks(NamedTuple):
     document: np.ndarray
 
 
-def plan_chunks(
-    shard: ShardIndex, room: int, short: float, rng: np.random.Generator, *, next_sentence: bool
-) -> Chunks:
+def plan_chunks(shard: ShardIndex, room: int, short: float, rng: np.random.Generator, *, next_sentence: bool) -> Chunks:
     """Walk all documents side by side: gather sentences up to the target, choose where A ends, go on after the chunk.
 
     With `next_sentence`, a chunk whose B is random (half of them, and all of a single sentence) gives back what follows
@@ -138,11 +136,11 @@ class _Pairs:
         self._documents = np.array([len(shard.documents) - 1 for shard in self._shards])
         if next_sentence and self._documents.sum() < 2:
             raise InputError("next-sentence pairs need at least two documents: is every document marked as one?")
-        plans = [
-            plan_chunks(shard, self._room, short, np.random.default_rng([seed, pass_, number]), next_sentence=next_sentence)
-            for pass_ in range(duplicates)
-            for number, shard in enumerate(self._shards)
-        ]
+        plans = []
+        for number in range(duplicates):
+            for place, shard in enumerate(self._shards):
+                rng = np.random.default_rng([seed, number, place])
+                plans.append(plan_chunks(shard, self._room, short, rng, next_sentence=next_sentence))
         self._shard = np.repeat(np.tile(np.arange(len(self._shards)), duplicates), [len(plan.first) for plan in plans])
         self._plan = Chunks(*(np.concatenate(columns) for columns in zip(*plans, strict=True)))
 

@@ -74,13 +74,17 @@ def index_name(split: str, index: int, count: int, what: str) -> str:
     return f"corpus-{split}-{index:05d}-of-{count:05d}.{what}.npy"
 
 
+def _size(folder: Path, split: str, count: int) -> int:
+    return sum((folder / shard_name(split, index, count)).stat().st_size for index in range(count))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json last of all: a folder without it is not a corpus."""
     splits = {
         split: {
             "name": split,
             "shardLengths": [str(-(-shard.tokens // CHUNK)) for shard in shards],
-            "numBytes": str(sum((folder / shard_name(split, i, len(shards))).stat().st_size for i in range(len(shards)))),
+            "numBytes": str(_size(folder, split, len(shards))),
             "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         }
         for split, shards in manifest.splits.items()

@@ -42,7 +42,7 @@ class DocumentSentences:
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Put several documents into a row, each with its own specials and its own number in `mask`: attention stays inside.
+    """Put several documents into a row, each with specials and a number of its own in `mask`: attention stays inside.
 
     Documents longer than a row are cut as in DocumentSentences. seed: which documents share a row.
     """

@@ -122,14 +122,15 @@ class FastTokenizer:
 
     def __init__(self, rust: tokenizers.Tokenizer, files: Mapping[str, bytes], origin: str) -> None:
         self._rust = rust
-        self.files = dict(files)
-        pieces = [rust.id_to_token(index) for index in range(rust.get_vocab_size())]
+        self.files = files
+        pieces = [rust.id_to_token(index) or "" for index in range(rust.get_vocab_size())]
         self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
         model = json.loads(rust.to_str())["model"]
         continuation = model.get("continuing_subword_prefix") if model["type"] == "WordPiece" else None
         self.starts_word = np.array(
             [
-                _is_punctuation(piece) or (not piece.startswith(continuation) if continuation else piece[0] in "Ġ▁")
+                _is_punctuation(piece)
+                or (not piece.startswith(continuation) if continuation else piece.startswith(("Ġ", "▁")))
                 for piece in pieces
             ]
         )
@@ -149,7 +150,7 @@ class FastTokenizer:
 
     def piece(self, index: int) -> str:
         """See Tokenizer.piece."""
-        return self._rust.id_to_token(int(index))
+        return self._rust.id_to_token(int(index)) or ""
 
 
 class SentencePieceTokenizer:
@@ -162,7 +163,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, files: Mapping[str, bytes], origin: str) -> None:
         content = next(content for name, content in files.items() if name.endswith(".model"))
-        self.files = {name: content for name, content in files.items() if name.endswith(".model")}
+        self.files: Mapping[str, bytes] = {name: x for name, x in files.items() if name.endswith(".model")}
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
@@ -272,7 +273,8 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
     if "merges.txt" not in files:
         raise InputError(f"{origin} has no merges.txt beside it: byte-level BPE needs both files")
     lines = files["merges.txt"].decode("utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
+    merges = [(left, right) for left, _, right in pairs]
     rust = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(files["vocab.json"]), merges))
     rust.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = tokenizers.decoders.ByteLevel()
@@ -302,8 +304,8 @@ def _find_specials(ids: Mapping[str, int], size: int, origin: str) -> Vocabulary
         present = [name for name in names if name in ids]
         if not present:
             raise InputError(
-                f"the vocabulary of {origin} has no {' nor '.join(names)}, which pre-training needs: add it, or train a "
-                "vocabulary with `bertjax tokenizer train`"
+                f"the vocabulary of {origin} has no {' nor '.join(names)}, which pre-training needs: add it, or train "
+                "a vocabulary with `bertjax tokenizer train`"
             )
         found[role] = ids[present[0]]
     return Vocabulary(size, **found)

@@ -19,6 +19,44 @@ Train = Callable[[Iterator[str], int, bool], dict[str, bytes]]
 """(lines, size, lowercase) -> the files of a tokenizer."""
 
 
+class Sample:
+    """Iterate over the lines of a share of the documents, and count what was taken.
+
+    Every document is taken with the same probability, decided by a hash of its place: none is held in memory, and the
+    same input gives the same sample. Raises InputError for bad documents unless `skip_bad`.
+    """
+
+    def __init__(self, documents: Iterable[Document | Bad], share: float, most_bytes: int, *, skip_bad: bool) -> None:
+        self._documents, self._share, self._most_bytes, self._skip_bad = documents, share, most_bytes, skip_bad
+        self.documents = self.bytes = self.skipped = 0
+        self.digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self._taken():
+            self.documents += document.first
+            for line in filter(str.strip, document.lines):
+                encoded = line.encode()
+                self.bytes += len(encoded)
+                self.digest.update(encoded)
+                yield line
+            if self.bytes >= self._most_bytes:
+                return
+
+    def _taken(self) -> Iterator[Document]:
+        taken = True
+        for number, document in enumerate(self._documents):
+            if isinstance(document, Document):
+                if document.first:
+                    place = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
+                    taken = int.from_bytes(place, "big") < self._share * 2**64
+                if taken:
+                    yield document
+            elif self._skip_bad:
+                self.skipped += 1
+            else:
+                raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
+
+
 def train_vocabulary(
     documents: Iterable[Document | Bad],
     train: Train,
@@ -32,46 +70,23 @@ def train_vocabulary(
 ) -> dict[str, object]:
     """Train on about `sample_bytes` of text and write the tokenizer into `out`; return what was done.
 
-    The sample takes each document with the same probability, decided by a hash of its place: no document is held in
-    memory, and the same input gives the same sample. input_bytes: the size of all input, uncompressed, as far as known.
-    Raises InputError for bad documents unless `skip_bad`, for too little text, and for a sample that could overflow.
+    input_bytes: the size of all input, uncompressed, 0 where it is not known: then the sample is the beginning.
+    Raises InputError for bad documents unless `skip_bad`, for no text at all, and for a sample that could overflow.
     """
     if not 0 < sample_bytes <= _MOST_BYTES:
         raise InputError(f"a sample of {sample_bytes} bytes may overflow the counts of the trainers: use at most 4 GiB")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the tokenizer")
     share = min(1.0, sample_bytes / max(1, input_bytes))
-    done = {"documents": 0, "bytes": 0, "skipped": 0}
-    digest = hashlib.sha256()
-
-    def sample() -> Iterator[str]:
-        taken = True
-        for number, document in enumerate(documents):
-            if isinstance(document, Bad):
-                if not skip_bad:
-                    raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
-                done["skipped"] += 1
-                continue
-            if document.first:
-                place = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
-                taken = int.from_bytes(place) < share * 2**64
-            if not taken or done["bytes"] >= 1.2 * sample_bytes:
-                continue
-            done["documents"] += document.first
-            for line in document.lines:
-                if line.strip():
-                    encoded = line.encode()
-                    done["bytes"] += len(encoded)
-                    digest.update(encoded)
-                    yield line
-
-    files = train(sample(), size, lowercase)
-    if not done["bytes"]:
+    sample = Sample(documents, share, sample_bytes + sample_bytes // 5, skip_bad=skip_bad)
+    files = train(iter(sample), size, lowercase)
+    if not sample.bytes:
         raise InputError("no text to train a vocabulary on: every document was left out")
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
-    return done | {"share": share, "sample_sha256": digest.hexdigest()}
+    counts = {"documents": sample.documents, "bytes": sample.bytes, "skipped": sample.skipped}
+    return counts | {"share": share, "sample_sha256": sample.digest.hexdigest()}
 
 
 def train_wordpiece(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:

@@ -63,7 +63,9 @@ class Encoder(nn.Module):
         return self.E or self.D
 
     @nn.compact
-    def __call__(self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False) -> Array:
+    def __call__(
+        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+    ) -> Array:
         """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
         if tokens_BL.shape[1] > self.max_length:
             raise ValueError(

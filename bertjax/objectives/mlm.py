@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.heads import MaskedLMHead, PairHead, negative_log_likelihood
+from bertjax.layers import apply
 from bertjax.masking import Masking, mask_tokens
 from bertjax.models.encoder import Encoder, word_table
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
@@ -61,18 +62,18 @@ class MaskedLM:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
         masked = mask_tokens(mask_key, batch, self.masking)
-        x_BLD = self.encoder.apply(
-            {"params": params["encoder"]}, masked.tokens_BL, batch["mask"], batch.get("types"),
+        x_BLD = apply(
+            self.encoder, params["encoder"], masked.tokens_BL, batch["mask"], batch.get("types"),
             train=train, rngs={"dropout": dropout_key},
         )  # fmt: skip
         x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
-        logits_BPV = self.head.apply({"params": params["head"]["mlm"]}, x_BPD, word_table(params["encoder"]))
+        logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
         metrics = _scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
         if not train:
             counts_V = jnp.zeros(self.encoder.V).at[masked.targets_BP].add(masked.weights_BP)
             metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
         if self.pair:
-            logits_BC = self.pair_head.apply({"params": params["head"]["pair"]}, x_BLD)
+            logits_BC = apply(self.pair_head, params["head"]["pair"], x_BLD)
             metrics |= _scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
         return total(metrics), metrics

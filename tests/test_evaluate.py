@@ -1,0 +1,36 @@
+import jax
+import numpy as np
+import pytest
+from contract import OBJECTIVES, make_batch
+
+from bertjax.evaluate import evaluator
+from bertjax.random import stream
+from bertjax.sharding import data_mesh
+
+
+@pytest.fixture
+def objective():
+    return OBJECTIVES["bert"]
+
+
+def test_metrics_are_those_of_all_rows_at_once_however_they_are_batched(objective):
+    batch = {name: np.asarray(array) for name, array in make_batch(rows=32).items()}
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    evaluate = evaluator(objective, data_mesh(8))
+    parts = [{name: array[i : i + 8] for name, array in batch.items()} for i in range(0, 32, 8)]
+    together, apart = evaluate(params, [batch]), evaluate(params, parts)
+    assert together.keys() == apart.keys() >= {"loss", "loss/mlm", "loss/pair", "unigram_entropy/mlm", "tokens/real"}
+    for name, value in together.items():
+        np.testing.assert_allclose(apart[name], value, rtol=1e-5, err_msg=name)
+    _, metrics = objective.loss(params, batch, stream(0, "evaluate"), train=False)
+    counts = np.asarray(metrics["targets/mlm"].sum)
+    share = counts[counts > 0] / counts.sum()
+    np.testing.assert_allclose(together["unigram_entropy/mlm"], -(share * np.log(share)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(together["loss"], together["loss/mlm"] + together["loss/pair"], rtol=1e-6)
+
+
+def test_nothing_to_evaluate_is_zero_not_nan(objective):
+    batch = {name: np.asarray(array) for name, array in make_batch(rows=8).items()}
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    values = evaluator(objective, data_mesh(8))(params, [batch | {"mask": np.zeros_like(batch["mask"])}])
+    assert values["loss"] == values["unigram_entropy/mlm"] == 0

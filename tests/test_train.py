@@ -1,0 +1,283 @@
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_documents, wordpiece_files
+from contract import small_bert
+
+from bertjax import checkpoint, train
+from bertjax.config import Experiment, Phase, Run
+from bertjax.data.build import BuildSettings, build
+from bertjax.data.corpus import split_sentences
+from bertjax.data.pairs import NextSentencePairs
+from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
+from bertjax.data.tokenizer import tokenizer_from_files
+from bertjax.errors import InputError
+from bertjax.infer import load
+from bertjax.masking import Masking
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.optim import BertLinear, bert_adam
+from bertjax.train import Interrupted, fit
+from bertjax.types import Mean
+
+STEPS = 6
+
+
+@pytest.fixture
+def experiment(corpus, tokenizer):
+    """Two phases of three steps, the second on longer rows and in two micro-batches; dropout on."""
+    v = tokenizer.vocabulary
+    objective = MaskedLM(small_bert(V=v.size), Masking(v.mask, (0, v.size), (v.cls, v.sep)), pair=True)
+    phases = (
+        Phase(3, 16, NextSentencePairs(corpus, 16, duplicates=1)),
+        Phase(3, 16, NextSentencePairs(corpus, 32, duplicates=1), accumulate=2),
+    )
+    run = Run(log_every=1, evaluate_every=2, evaluate_batches=1, checkpoint_every=2)
+    return Experiment(objective, bert_adam(BertLinear(1e-2, 2, STEPS)), phases, run=run)
+
+
+def same(a, b):
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+def die_after(monkeypatch, step):
+    """Die just before the update that follows `step`."""
+    place, calls = train.place_batch, iter(range(10**6))
+
+    def dying(*arguments):
+        if next(calls) == step:
+            raise Killed
+        return place(*arguments)
+
+    monkeypatch.setattr(train, "place_batch", dying)
+
+
+def test_a_run_killed_at_any_step_ends_bit_equal_to_an_undisturbed_one(experiment, tmp_path, monkeypatch):
+    undisturbed = fit(experiment, tmp_path / "straight")
+    log = (tmp_path / "straight" / "log.jsonl").read_bytes()
+    assert len(log.splitlines()) == STEPS + 3
+    for step in range(1, STEPS):
+        folder = tmp_path / f"killed after {step}"
+        with monkeypatch.context() as patch:
+            die_after(patch, step)
+            with pytest.raises(Killed):
+                fit(experiment, folder)
+        assert (folder / "log.jsonl").read_bytes() != log
+        assert same(fit(experiment, folder), undisturbed), step
+        assert (folder / "log.jsonl").read_bytes() == log, step
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, tmp_path, monkeypatch):
+    undisturbed = fit(experiment, tmp_path / "straight")
+    place, calls = train.place_batch, iter(range(10**6))
+
+    def interrupting(*arguments):
+        if next(calls) == 2:  # during step 3, which no checkpoint was due after
+            os.kill(os.getpid(), signal.SIGINT)
+        return place(*arguments)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "place_batch", interrupting)
+        with pytest.raises(Interrupted, match="after step 3.*run the same command again"):
+            fit(experiment, tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint.latest_step(tmp_path / "stopped").name == "3"
+    assert same(fit(experiment, tmp_path / "stopped"), undisturbed)
+    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("straight", "stopped")]
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_run_is_left_as_it_is(experiment, tmp_path):
+    state = fit(experiment, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert same(fit(experiment, tmp_path), state)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+
+
+def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(experiment, tmp_path):
+    """Saving runs in the background while the update reuses the memory of what is saved."""
+    run = Run(log_every=1, checkpoint_every=1, keep=STEPS, evaluate_every=0, evaluate_batches=1)
+    fit(dataclasses.replace(experiment, run=run), tmp_path)
+    for step in range(1, STEPS + 1):
+        assert load(tmp_path / "checkpoints" / str(step)).params  # verifies every checksum
+
+
+def test_old_checkpoints_go_and_the_asked_ones_stay(experiment, tmp_path):
+    run = Run(checkpoint_every=1, keep=1, keep_every=4, evaluate_every=0, evaluate_batches=1)
+    fit(dataclasses.replace(experiment, run=run), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["4", "6"]
+
+
+def test_the_log_says_what_was_computed(experiment, tmp_path):
+    fit(experiment, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "validation/loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in held_out] == [2, 4, 6]
+    rates = [0, 5e-3, *(1e-2 * (1 - np.arange(2, 6) / 6))]
+    np.testing.assert_allclose([line["learning_rate"] for line in training], rates, rtol=1e-6)
+    for line in training:
+        np.testing.assert_allclose(line["loss"], line["loss/mlm"] + line["loss/pair"], rtol=1e-6)
+    assert 0 < held_out[0]["validation/unigram_entropy/mlm"] < np.log(106)
+    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert timing and {"tokens_per_second", "real_tokens", "step_ms", "data_wait_ms"} <= timing[-1].keys()
+
+
+def test_utilisation_is_reported_against_a_named_peak(experiment, tmp_path):
+    run = dataclasses.replace(experiment.run, peak_tflops=1.0)
+    fit(dataclasses.replace(experiment, run=run), tmp_path)
+    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert 0 < timing[-1]["utilisation"] < 1
+
+
+def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path, monkeypatch):
+    """Metrics of a step are read only after the next one was dispatched."""
+    events = []
+    flush, place = train._Watch.flush, train.place_batch
+    monkeypatch.setattr(train._Watch, "flush", lambda self: (events.append(("read", self.pending and self.pending[0])), flush(self))[1])
+    monkeypatch.setattr(train, "place_batch", lambda *a: (events.append(("place", None)), place(*a))[1])
+    run = Run(evaluate_every=0, checkpoint_every=0, evaluate_batches=1)
+    fit(dataclasses.replace(experiment, run=run), tmp_path)
+    reads = [(number, step) for number, (kind, step) in enumerate(events) if kind == "read" and step]
+    for number, step in reads[:-1]:
+        assert sum(kind == "place" for kind, _ in events[:number]) == step + 1
+
+
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(experiment, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Diverging:
+        objective: MaskedLM
+
+        def init(self, rng, batch):
+            return self.objective.init(rng, batch) | {"clock": jnp.zeros(())}
+
+        def loss(self, params, batch, rng, *, train):
+            loss, metrics = self.objective.loss(params, batch, rng, train=train)
+            bad = jnp.where(params["clock"] < -0.03, jnp.nan, 1.0)
+            metrics["loss/clock"] = Mean(params["clock"] * bad, jnp.float32(1))
+            return loss + params["clock"] * bad, metrics
+
+    run = Run(log_every=1, evaluate_every=0, checkpoint_every=1)
+    broken = dataclasses.replace(experiment, objective=Diverging(experiment.objective), run=run)
+    with pytest.raises(FloatingPointError, match=r"at step \d.*lower learning rate"):
+        fit(broken, tmp_path)
+    newest = checkpoint.latest_step(tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert int(newest.name) == log[-1]["step"] and np.isfinite(log[-1]["loss"])
+
+
+@pytest.mark.parametrize("rows", [FullSentences, DocumentSentences, PackedDocuments])
+def test_rows_of_every_kind_train(experiment, corpus, tmp_path, rows):
+    objective = dataclasses.replace(experiment.objective, pair=False)
+    phases = (Phase(2, 8, rows(corpus, 32)),)
+    fit(dataclasses.replace(experiment, objective=objective, phases=phases), tmp_path)
+
+
+def test_a_corpus_that_holds_nothing_out_trains_without_evaluation(experiment, tokenizer, tmp_path, capsys):
+    folder = tmp_path / "corpus"
+    build(make_documents(40), tokenizer, folder, BuildSettings(split_sentences, holdout=0.0))
+    phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
+    assert "holds nothing out" in capsys.readouterr().err
+
+
+def refused(experiment, folder, message):
+    with pytest.raises(InputError, match=message):
+        fit(experiment, folder)
+
+
+def test_a_work_folder_of_another_experiment_is_refused_and_left_alone(experiment, tmp_path):
+    fit(experiment, tmp_path)
+    before = (tmp_path / "experiment.json").read_bytes()
+    other = dataclasses.replace(experiment, seed=1)
+    refused(other, tmp_path, r"another experiment: seed is 0 there, 1 here\. Choose another --workdir")
+    assert (tmp_path / "experiment.json").read_bytes() == before
+    watched = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, log_every=7))
+    fit(watched, tmp_path)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(experiment, tmp_path):
+    with train.claimed(tmp_path):
+        refused(experiment, tmp_path, rf"another run is going on in .* \(process {os.getpid()} on")
+    fit(experiment, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(experiment, tmp_path / "file" / "run", "cannot write to the work folder")
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(experiment, tmp_path):
+    phases = (dataclasses.replace(experiment.phases[0], batch_size=12),)
+    refused(dataclasses.replace(experiment, phases=phases), tmp_path, "12 rows does not divide over 8 devices")
+
+
+def test_rows_longer_than_the_position_table_are_refused(experiment, corpus, tmp_path):
+    phases = (Phase(2, 8, NextSentencePairs(corpus, 128)),)
+    refused(dataclasses.replace(experiment, phases=phases), tmp_path, "length 128 exceed the 64 positions")
+
+
+def test_a_pair_term_without_pairs_is_refused(experiment, corpus, tmp_path):
+    phases = (Phase(2, 8, FullSentences(corpus, 32)),)
+    refused(dataclasses.replace(experiment, phases=phases), tmp_path, "use rows of pairs, or pair=false")
+
+
+def test_a_model_with_a_smaller_vocabulary_than_the_corpus_is_refused(experiment, tmp_path):
+    encoder = dataclasses.replace(experiment.objective.encoder, V=50)
+    masking = dataclasses.replace(experiment.objective.masking, random_ids=(0, 50))
+    objective = dataclasses.replace(experiment.objective, encoder=encoder, masking=masking)
+    refused(dataclasses.replace(experiment, objective=objective), tmp_path, "only V=50")
+
+
+def test_corpora_of_different_tokenizers_are_refused(experiment, tmp_path):
+    files = wordpiece_files()
+    other = tokenizer_from_files({"vocab.txt": files["vocab.txt"] + b"\nmore"}, origin="another")
+    build(make_documents(40), other, tmp_path / "corpus", BuildSettings(split_sentences))
+    phases = (experiment.phases[0], Phase(2, 8, NextSentencePairs(str(tmp_path / "corpus"), 16)))
+    refused(dataclasses.replace(experiment, phases=phases), tmp_path / "run", "built with another tokenizer")
+
+
+def test_going_on_with_another_corpus_is_refused(experiment, tokenizer, tmp_path, monkeypatch):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders):
+        build(make_documents(60, seed=number), tokenizer, folder, BuildSettings(split_sentences, holdout=0.1))
+    runs = [
+        dataclasses.replace(experiment, phases=(Phase(4, 8, NextSentencePairs(str(folder), 16)),)) for folder in folders
+    ]
+    with monkeypatch.context() as patch:
+        die_after(patch, 3)
+        with pytest.raises(Killed):
+            fit(runs[0], tmp_path / "run")
+    refused(runs[1], tmp_path / "run", "trained on another corpus")
+    folders[0].rename(tmp_path / "moved")
+    moved = dataclasses.replace(runs[0], phases=(Phase(4, 8, NextSentencePairs(str(tmp_path / "moved"), 16)),))
+    assert int(fit(moved, tmp_path / "run").step) == 4
+
+
+def test_training_works_outside_the_main_thread(experiment, tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit(experiment, tmp_path)))
+    thread.start()
+    thread.join()
+    assert int(found[0].step) == STEPS
+
+
+def test_the_trainer_imports_no_model_and_no_objective():
+    source = Path(train.__file__).read_text()
+    assert "bertjax.models" not in source and "bertjax.objectives" not in source
