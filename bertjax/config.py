@@ -67,6 +67,10 @@ class Experiment:
     seed: int = 0
     run: Run = Run()
 
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("an experiment needs at least one phase")
+
     @property
     def steps(self) -> int:
         """The steps of all phases."""

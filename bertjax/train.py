@@ -6,9 +6,9 @@ device inside a step: the metrics of a step are read while the next one runs.
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,11 +26,12 @@ from bertjax.data.source import evaluation_batches, training_batches
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
-from bertjax.flops import PEAK_TFLOPS, abstract_params, batch_shapes, model_flops
+from bertjax.flops import abstract_params, batch_shapes
 from bertjax.random import stream
-from bertjax.report import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
+from bertjax.report import Progress
 from bertjax.sharding import data_mesh, place_batch, replicated
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
+from bertjax.watch import Watch, due
 from bertjax.workdir import claimed, record_experiment
 
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
@@ -42,6 +43,9 @@ class State(NamedTuple):
     step: Array
     params: Params
     opt: Any
+
+
+Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 class Interrupted(Exception):
@@ -68,6 +72,16 @@ def train_step(
         "norm/update": Mean(optax.tree.norm(updates), jnp.float32(1)),
     }
     return State(state.step + 1, params, opt), metrics
+
+
+def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
+    """Add the learning rate that a step uses to its metrics."""
+
+    def stepped(state: State, batch: Batch) -> tuple[State, Metrics]:
+        after, metrics = step(state, batch)
+        return after, metrics | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
+
+    return stepped
 
 
 def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, parts: int) -> tuple[Params, Metrics]:
@@ -122,10 +136,11 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         progress.say(
             f"{count:,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), from step {step}"
         )
-        watch = _Watch(experiment, folder, step, progress)
+        watch = Watch(experiment, folder, step, progress)
         evaluate = evaluator(experiment.objective, mesh)
         loss = partial(experiment.objective.loss, train=True)
         key = stream(experiment.seed, "train")
+        rate = experiment.optimizer.learning_rate
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
@@ -135,11 +150,8 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             source = phase.rows.open("train")
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
-            update = jax.jit(
-                partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate),
-                donate_argnums=0,
-                out_shardings=replicated(mesh),
-            )
+            update = with_rate(partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate), rate)
+            update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
             watch.start_phase(phase)
             while step < end:
                 waiting = time.perf_counter()
@@ -149,10 +161,10 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                 step += 1
                 watch.step(step, metrics, waited)
                 last = step == experiment.steps
-                if held_out is not None and (last or _due(run.evaluate_every, step)):
+                if held_out is not None and (last or due(run.evaluate_every, step)):
                     watch.flush()
                     watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
-                if last or stop.signal or _due(run.checkpoint_every, step):
+                if last or stop.signal or due(run.checkpoint_every, step):
                     watch.flush()
                     described = to_json(experiment)
                     checkpoint.save(
@@ -239,10 +251,6 @@ def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[st
     return partial(evaluation_batches, source, size, phase.rows.features, manifest.vocabulary.pad)
 
 
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
-
-
 @dataclass
 class _Stop:
     signal: int = 0  # the signal that asked the run to stop, 0 while none has
@@ -269,100 +277,3 @@ def stop_requests() -> Iterator[_Stop]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-@dataclass
-class _Watch:
-    """Read metrics one step late, log them, show progress, and stop a run that is no longer finite."""
-
-    experiment: Experiment
-    folder: Path
-    start: int
-    progress: Progress
-    pending: tuple[int, Metrics] | None = None
-    waited: float = 0.0
-    writers: list[Writer] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        run = self.experiment.run
-        self.writers.append(Log(self.folder, self.start))
-        if run.tensorboard:
-            self.writers.append(tensorboard_writer(self.folder))
-        if run.wandb:
-            self.writers.append(wandb_writer(self.folder, run.wandb, to_json(self.experiment)))
-        self.last_loss = ""
-
-    def start_phase(self, phase: Phase) -> None:
-        """Begin to time a phase."""
-        shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
-        self.tokens = phase.batch_size * phase.rows.length
-        self.flops = model_flops(self.experiment.objective, shapes)
-        kind = jax.devices()[0].device_kind
-        self.peak = 1e12 * (self.experiment.run.peak_tflops or PEAK_TFLOPS.get(kind, 0)) * jax.local_device_count()
-        self.timed = (-1, 0.0)  # set by the first step, whose compilation is not the run's speed
-
-    def step(self, step: int, metrics: Metrics, waited: float) -> None:
-        """Take the metrics of a step just dispatched; read those of the step before."""
-        self.flush()
-        self.pending = (step, metrics)
-        self.waited += waited
-
-    def flush(self) -> None:
-        """Read what is pending: waits for that step."""
-        if self.pending is None:
-            return
-        step, metrics = self.pending
-        self.pending = None
-        values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
-        values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
-        if not all(jnp.isfinite(jnp.array([values["loss"], values["norm/gradient"]]))):
-            raise FloatingPointError(
-                f"loss {values['loss']} and gradient norm {values['norm/gradient']} at step {step}: the checkpoints "
-                f"before it are kept in {self.folder}; a lower learning rate or a longer warm-up may help"
-            )
-        values["learning_rate"] = float(self.experiment.optimizer.learning_rate(jnp.int32(step - 1)))
-        due = step == self.experiment.steps or _due(self.experiment.run.log_every, step)
-        if due:
-            for write in self.writers:
-                write(step, values)
-        self._time(step, values, due)
-
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the metrics of the held-out split."""
-        named = {f"validation/{name}": value for name, value in values.items()}
-        for write in self.writers:
-            write(step, named)
-        self.progress.say(f"step {step}  held out: {summary(values)}")
-        self.timed = (step, time.perf_counter())
-
-    def _time(self, step: int, values: Mapping[str, float], due: bool) -> None:
-        since, at = self.timed
-        now = time.perf_counter()
-        if since < 0:
-            self.timed = (step, now)
-        elif step > since:
-            seconds = (now - at) / (step - since)
-            speed = {
-                "tokens_per_second": round(self.tokens / seconds, 1),
-                "real_tokens": round(values.get("tokens/real", 1.0), 4),
-                "step_ms": round(1000 * seconds, 2),
-                "data_wait_ms": round(1000 * self.waited / (step - since), 2),
-            }
-            if self.peak:
-                speed["utilisation"] = round(self.flops / seconds / self.peak, 4)
-            left = duration(seconds * (self.experiment.steps - step))
-            used = f"  {100 * speed['utilisation']:.0f}% of peak" if self.peak else ""
-            self.progress.line(
-                f"step {step}/{self.experiment.steps}  {summary(values)}  lr {values['learning_rate']:.1e}  "
-                f"{self.tokens / seconds:,.0f} tokens/s{used}  {left} left"
-            )
-            if due:
-                append_timing(self.folder, step, speed)
-                self.timed, self.waited = (step, now), 0.0
-
-
-def summary(values: Mapping[str, float]) -> str:
-    """Write the losses and accuracies of a set of metrics on one line."""
-    shown = [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
-    shown += [(name, value) for name, value in values.items() if name.startswith(("accuracy/", "unigram_entropy/"))]
-    return "  ".join(f"{name} {value:.3f}" for name, value in [("loss", values["loss"]), *shown])

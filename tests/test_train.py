@@ -26,6 +26,7 @@ from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.train import Interrupted, fit
 from bertjax.types import Mean
+from bertjax.watch import Watch
 
 STEPS = 6
 
@@ -93,7 +94,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, tmp_
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(train, "place_batch", interrupting)
-        with pytest.raises(Interrupted, match="after step 3.*run the same command again"):
+        with pytest.raises(Interrupted, match=r"after step 3.*run the same command again"):
             fit(experiment, tmp_path / "stopped")
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.latest_step(tmp_path / "stopped").name == "3"
@@ -149,9 +150,18 @@ def test_utilisation_is_reported_against_a_named_peak(experiment, tmp_path):
 def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path, monkeypatch):
     """Metrics of a step are read only after the next one was dispatched."""
     events = []
-    flush, place = train._Watch.flush, train.place_batch
-    monkeypatch.setattr(train._Watch, "flush", lambda self: (events.append(("read", self.pending and self.pending[0])), flush(self))[1])
-    monkeypatch.setattr(train, "place_batch", lambda *a: (events.append(("place", None)), place(*a))[1])
+    flush, place = Watch.flush, train.place_batch
+
+    def flushing(self):
+        events.append(("read", self._pending and self._pending[0]))
+        flush(self)
+
+    def placing(*arguments):
+        events.append(("place", None))
+        return place(*arguments)
+
+    monkeypatch.setattr(Watch, "flush", flushing)
+    monkeypatch.setattr(train, "place_batch", placing)
     run = Run(evaluate_every=0, checkpoint_every=0, evaluate_batches=1)
     fit(dataclasses.replace(experiment, run=run), tmp_path)
     reads = [(number, step) for number, (kind, step) in enumerate(events) if kind == "read" and step]

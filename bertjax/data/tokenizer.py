@@ -121,7 +121,7 @@ class FastTokenizer:
     """Run WordPiece, byte-level BPE or any `tokenizer.json` on the `tokenizers` library."""
 
     def __init__(self, rust: tokenizers.Tokenizer, files: Mapping[str, bytes], origin: str) -> None:
-        self._rust = rust
+        self.library = rust  # its own type, for who wants more of it
         self.files = files
         pieces = [rust.id_to_token(index) or "" for index in range(rust.get_vocab_size())]
         self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
@@ -137,20 +137,20 @@ class FastTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """See Tokenizer.encode."""
-        encoded = self._rust.encode(text, add_special_tokens=False)
+        encoded = self.library.encode(text, add_special_tokens=False)
         return _encoding(encoded.ids, encoded.offsets, self.starts_word)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
-        return [encoded.ids for encoded in self._rust.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoded.ids for encoded in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer.decode."""
-        return self._rust.decode([int(index) for index in ids], skip_special_tokens=False)
+        return self.library.decode([int(index) for index in ids], skip_special_tokens=False)
 
     def piece(self, index: int) -> str:
         """See Tokenizer.piece."""
-        return self._rust.id_to_token(int(index)) or ""
+        return self.library.id_to_token(int(index)) or ""
 
 
 class SentencePieceTokenizer:
