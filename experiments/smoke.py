@@ -20,7 +20,7 @@ from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import ElectraLinear, Optimizer
 
 
-def experiment(data: str, steps: int = 3000, batch_size: int = 32, length: int = 64) -> Experiment:
+def experiment(data: str, steps: int = 2500, batch_size: int = 32, length: int = 64) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary
     encoder = Encoder(

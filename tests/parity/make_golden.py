@@ -1,0 +1,199 @@
+"""Make the golden arrays of test_parity.py: what `transformers` computes for tiny random encoders.
+
+    pip install '.[parity]'
+    python tests/parity/make_golden.py
+
+One `.npz` per architecture, beside this script. An entry is named `case/what`: `config` (a JSON of the fields of our
+Encoder), inputs, outputs at real positions only (row after row, [T, ...]), and `params/…` and `grads/…` by our names.
+All parameters are small multiples of a power of two, so that float16 stores them exactly. Where Encoder has `types=0`,
+torch's only segment row is added to every row of our position table; it must not go to the word table, which is tied.
+"""
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AlbertConfig,
+    AlbertForPreTraining,
+    BertConfig,
+    BertForPreTraining,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+MODELS = {
+    "bert": (BertConfig, BertForPreTraining, "next_sentence_label", "seq_relationship_logits"),
+    "roberta": (RobertaConfig, RobertaForMaskedLM, None, None),
+    "albert": (AlbertConfig, AlbertForPreTraining, "sentence_order_label", "sop_logits"),
+}
+BASE = {"V": 32, "D": 12, "N": 2, "H": 3, "F": 20, "positions": 16, "types": 2, "norm_eps": 1e-12, "activation": "gelu"}
+ROBERTA = BASE | {"positions": 18, "first_position": 2, "types": 0, "norm_eps": 1e-5}
+ALBERT = BASE | {"E": 6, "N": 3, "shared": True, "activation": "gelu_tanh"}
+SMALL = {"table_scale": 2.0**-9}  # the variance of the embeddings is then about an eps of 1e-5
+CASES = {
+    "bert": {
+        "as_published": BASE,
+        "tanh_gelu_and_eps_as_large_as_variances": BASE | {"activation": "gelu_tanh", "norm_eps": 0.5, "D": 14, "H": 2},
+        "one_segment_row_and_five_heads": BASE | {"types": 0, "D": 15, "H": 5, "F": 12},
+        "one_layer_of_one_head": BASE | {"H": 1, "N": 1},
+    },
+    "roberta": {
+        "as_published_with_embeddings_as_small_as_eps": ROBERTA | SMALL,
+        "two_segments_and_three_layers": ROBERTA | {"types": 2, "N": 3, "D": 10, "H": 5, "F": 14},
+    },
+    "albert": {
+        "as_published": ALBERT,
+        "erf_gelu_and_tables_wider_than_the_model": ALBERT | {"E": 20, "activation": "gelu", "N": 2},
+        "one_segment_row_and_tables_as_wide_as_the_model": ALBERT | {"E": 12, "types": 0, "norm_eps": 0.5},
+    },
+}
+LENGTHS, IGNORED = (8, 5, 3), -100  # 16 real positions in all, which packed fill our position table
+ROOTS = {
+    "embeddings.word_embeddings": "encoder/embeddings/word",
+    "embeddings.position_embeddings": "encoder/embeddings/position",
+    "embeddings.token_type_embeddings": "encoder/embeddings/type",
+    "embeddings.LayerNorm": "encoder/embeddings/norm",
+    "encoder.embedding_hidden_mapping_in": "encoder/project",
+    "pooler.dense": "head/pair/pooler",
+    "pooler": "head/pair/pooler",
+    "cls.predictions.transform.dense": "head/mlm/transform",
+    "cls.predictions.transform.LayerNorm": "head/mlm/norm",
+    "cls.predictions": "head/mlm",
+    "cls.seq_relationship": "head/pair/classifier",
+    "lm_head.dense": "head/mlm/transform",
+    "lm_head.layer_norm": "head/mlm/norm",
+    "lm_head": "head/mlm",
+    "predictions.dense": "head/mlm/transform",
+    "predictions.LayerNorm": "head/mlm/norm",
+    "predictions": "head/mlm",
+    "sop_classifier.classifier": "head/pair/classifier",
+}
+LAYERS = {
+    "attention.self.query": "attention/query",
+    "attention.self.key": "attention/key",
+    "attention.self.value": "attention/value",
+    "attention.output.dense": "attention/output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feedforward/widen",
+    "output.dense": "feedforward/narrow",
+    "output.LayerNorm": "feedforward_norm",
+    "attention.query": "attention/query",
+    "attention.key": "attention/key",
+    "attention.value": "attention/value",
+    "attention.dense": "attention/output",
+    "attention.LayerNorm": "attention_norm",
+    "ffn": "feedforward/widen",
+    "ffn_output": "feedforward/narrow",
+    "full_layer_layer_norm": "feedforward_norm",
+}
+LAYER = re.compile(r"encoder\.(layer\.(?P<number>\d+)|albert_layer_groups\.0\.albert_layers\.0)\.(?P<module>.*)")
+
+
+def make_model(architecture, case, rng):
+    config_class, model_class, *_ = MODELS[architecture]
+    factorised = {"embedding_size": case["E"]} if "E" in case else {}
+    config = config_class(
+        vocab_size=case["V"], hidden_size=case["D"], num_hidden_layers=case["N"], num_attention_heads=case["H"],
+        intermediate_size=case["F"], max_position_embeddings=case["positions"], type_vocab_size=case["types"] or 1,
+        layer_norm_eps=case["norm_eps"], hidden_act={"gelu": "gelu", "gelu_tanh": "gelu_new"}[case["activation"]],
+        attn_implementation="eager", **factorised,
+    )  # fmt: skip
+    model = model_class(config).eval()
+    for name, parameter in model.named_parameters():
+        scale = case.get("table_scale", 0.25) if "_embeddings." in name else 0.25
+        values = np.round(rng.normal(size=tuple(parameter.shape)) * 64) / 64 * scale
+        is_norm = name.endswith("weight") and parameter.ndim == 1
+        parameter.data = torch.tensor(is_norm + values, dtype=torch.float32)
+    return model
+
+
+def make_inputs(architecture, case, rng):
+    L, pad = max(LENGTHS), {"roberta": 1}.get(architecture, 0)
+    mask = (np.arange(L) < np.array(LENGTHS)[:, None]).astype(np.int32)
+    types = ((np.arange(L) >= np.array(LENGTHS)[:, None] // 2) & (mask > 0)).astype(np.int32) * (case["types"] > 1)
+    labelled = (rng.random(mask.shape) < 0.3) & (mask > 0)
+    labelled[0, 0] = labelled[1, LENGTHS[1] - 1] = True
+    return {
+        "tokens": np.where(mask, rng.integers(2, case["V"], mask.shape), pad).astype(np.int32),
+        "mask": mask,
+        "types": types.astype(np.int32),
+        "labels": np.where(labelled, rng.integers(2, case["V"], mask.shape), IGNORED).astype(np.int32),
+        "pair": np.array([0, 1, 1], np.int32),
+    }
+
+
+def our_name(architecture, name):
+    """Return our name of a parameter, and the number of its layer where layers have parameters of their own."""
+    module, kind = name.removeprefix(f"{architecture}.").rsplit(".", 1)
+    if kind == "weight":
+        kind = "table" if "_embeddings" in module else "scale" if "norm" in module.lower() else "kernel"
+    if layer := LAYER.match(module):
+        number = layer["number"]
+        return f"encoder/{'layers' if number else 'layer'}/{LAYERS[layer['module']]}/{kind}", number and int(number)
+    return f"{ROOTS[module]}/{kind}", None
+
+
+def converted(architecture, named, case):
+    """Rename torch's arrays into our tree: kernels transposed, split in heads, stacked over layers."""
+    found = {}
+    for name, array in named.items():
+        ours, number = our_name(architecture, name)
+        if ours.endswith("kernel"):
+            array = array.T
+        heads = (case["H"], case["D"] // case["H"])
+        if any(f"attention/{part}/" in ours for part in ("query", "key", "value")):
+            array = array.reshape(*array.shape[:-1], *heads)
+        elif "attention/output/kernel" in ours:
+            array = array.reshape(*heads, -1)
+        found.setdefault(ours, {})[number] = array
+    return {
+        name: np.stack([layers[n] for n in sorted(layers)]) if None not in layers else layers[None]
+        for name, layers in found.items()
+    }
+
+
+def run_case(architecture, name, case):
+    rng = np.random.default_rng(zlib.crc32(f"{architecture} {name}".encode()))
+    model, inputs = make_model(architecture, case, rng), make_inputs(architecture, case, rng)
+    _, _, pair_argument, pair_logits = MODELS[architecture]
+    tensors = {key: torch.tensor(array, dtype=torch.long) for key, array in inputs.items()}
+    out = model(
+        tensors["tokens"], attention_mask=tensors["mask"], token_type_ids=tensors["types"], labels=tensors["labels"],
+        output_hidden_states=True, **({pair_argument: tensors["pair"]} if pair_argument else {}),
+    )  # fmt: skip
+    out.loss.backward()
+    params = converted(architecture, {key: p.detach().numpy() for key, p in model.named_parameters()}, case)
+    grads = converted(architecture, {key: p.grad.numpy() for key, p in model.named_parameters()}, case)
+    if not case["types"]:
+        del grads["encoder/embeddings/type/table"]
+        params["encoder/embeddings/position/table"] += params.pop("encoder/embeddings/type/table")
+    assert all((array == array.astype(np.float16)).all() for array in params.values())
+    real = inputs["mask"] > 0
+    logits = out.get("prediction_logits", out.get("logits"))
+    outputs = {"hidden": out.hidden_states[-1].detach().numpy()[real], "logits": logits.detach().numpy()[real]}
+    outputs["loss"] = out.loss.detach().numpy()
+    if pair_logits:
+        outputs["pair_logits"] = out[pair_logits].detach().numpy()
+    return (
+        {"config": json.dumps({key: value for key, value in case.items() if key != "table_scale"})}
+        | inputs
+        | outputs
+        | {f"params/{key}": array.astype(np.float16) for key, array in params.items()}
+        | {f"grads/{key}": array for key, array in grads.items()}
+    )
+
+
+if __name__ == "__main__":
+    for architecture, cases in CASES.items():
+        path = Path(__file__).with_name(f"{architecture}.npz")
+        arrays = {
+            f"{name}/{key}": array
+            for name, case in cases.items()
+            for key, array in run_case(architecture, name, case).items()
+        }
+        np.savez_compressed(path, **arrays)
+        print(path.name, path.stat().st_size)
