@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Initializer, LayerNorm, aligned
+from bertjax.layers import Activation, Dense, Initializer, LayerNorm, add_bias
 from bertjax.types import Array
 
 
@@ -29,7 +29,7 @@ class MaskedLMHead(nn.Module):
         x_BPE = LayerNorm(self.E, self.norm_eps, name="norm")(x_BPE)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
-        return logits_BPV + aligned(bias_V.astype(self.dtype), logits_BPV)
+        return add_bias(logits_BPV, bias_V)
 
 
 class PairHead(nn.Module):

@@ -77,6 +77,11 @@ def aligned(last_axes: Array, like: Array) -> Array:
     return jax.lax.broadcast_to_rank(last_axes, like.ndim)
 
 
+def add_bias(y: Array, bias: Array) -> Array:
+    """Add a float32 bias to the last axes of `y`, in float32, so that its gradient is a sum in float32 too."""
+    return (y.astype(jnp.float32) + aligned(bias, y)).astype(y.dtype)
+
+
 def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Array:
     """Apply a module with its parameters: `module.apply` for modules that return one array."""
     return cast(Array, module.apply({"params": params}, *inputs, **options))
@@ -136,7 +141,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
         bias = self.param("bias", nn.initializers.zeros_init(), self.outputs)
         y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
-        return y + aligned(bias.astype(self.dtype), y)
+        return add_bias(y, bias)
 
 
 class LayerNorm(nn.Module):

@@ -32,7 +32,9 @@ def read_all(folder):
     params, optimizer = make_state()
     info = checkpoint.read_info(folder)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, optimizer))
-    return [checkpoint.restore(folder, item, each, info) for item, each in zip(("params", "optimizer"), like, strict=True)]
+    return [
+        checkpoint.restore(folder, item, each, info) for item, each in zip(("params", "optimizer"), like, strict=True)
+    ]
 
 
 def test_what_is_restored_is_what_was_saved(saved, tokenizer):

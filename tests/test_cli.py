@@ -98,7 +98,15 @@ def test_plan_prints_published_counts(capsys):
 
 
 def test_every_command_has_help_with_an_example(capsys):
-    for command in ("pretrain", "evaluate", "plan", "predict fill-mask", "data build", "data inspect", "tokenizer train"):
+    for command in (
+        "pretrain",
+        "evaluate",
+        "plan",
+        "predict fill-mask",
+        "data build",
+        "data inspect",
+        "tokenizer train",
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([*command.split(), "--help"])
         assert stopped.value.code == 0 and f"example: bertjax {command}" in " ".join(capsys.readouterr().out.split())
@@ -113,7 +121,11 @@ def build_command(text, out, *more, form="sentences", tokenizer="tokenizer"):
     [
         (b"good day\n\xff\xfe bad\n", "sentences", r"text:2: not UTF-8 \(byte 0xff\): convert it"),
         (b"good\0day\n", "plain", r"text:1: a NUL byte: is this a text file"),
-        (b"good day. " * 120_000, "plain", r"text:1: a line of over 1000000 bytes: break it up, or raise --longest-line"),
+        (
+            b"good day. " * 120_000,
+            "plain",
+            r"text:1: a line of over 1000000 bytes: break it up, or raise --longest-line",
+        ),
         (b" \n\t\n", "plain", r"text:1: a document without text"),
         (b"\n\n", "sentences", r"text: no document in the file"),
         (b'<doc id="1">\nT\n', "wikiextractor", r"never closed: the file is cut short"),
@@ -127,10 +139,17 @@ def test_bad_text_is_named_or_skipped_and_counted(content, form, message, tmp_pa
     text.parent.mkdir()
     text.write_bytes(content)
     good = tmp_path / "in" / "zgood"
-    good.write_text({"jsonl": '{"text": "good day"}', "wikiextractor": '<doc id="1">\ngood day\n</doc>'}.get(form, "good day"))
+    good.write_text(
+        {"jsonl": '{"text": "good day"}', "wikiextractor": '<doc id="1">\ngood day\n</doc>'}.get(form, "good day")
+    )
     command = build_command(text.parent, tmp_path / "corpus", form=form, tokenizer=tokenizer_folder)
     fails(capsys, message + r".*\(or leave such out with --skip-bad\)", *command)
-    code, out, _ = run(capsys, *build_command(text.parent, tmp_path / "corpus2", "--skip-bad", "--json", form=form, tokenizer=tokenizer_folder))
+    code, out, _ = run(
+        capsys,
+        *build_command(
+            text.parent, tmp_path / "corpus2", "--skip-bad", "--json", form=form, tokenizer=tokenizer_folder
+        ),
+    )
     assert code == 0 and json.loads(out)["documents"] == 1 and sum(json.loads(out)["dropped"].values()) == 1
 
 
@@ -161,7 +180,9 @@ def test_wrong_corpora_are_named(built, tmp_path, tokenizer_folder, capsys):
     fails(capsys, "already holds a corpus", *build_command(tmp_path / "text", other, tokenizer=tokenizer_folder))
     fails(capsys, "built with another tokenizer than the model's", "evaluate", "--model", work, "--data", other)
     fails(capsys, "no corpus given: build one", "pretrain", "experiments/bert.py", "--workdir", tmp_path / "run")
-    fails(capsys, "is not a corpus", "pretrain", "experiments/bert.py", f"data={tmp_path}", "--workdir", tmp_path / "run")
+    fails(
+        capsys, "is not a corpus", "pretrain", "experiments/bert.py", f"data={tmp_path}", "--workdir", tmp_path / "run"
+    )
     fails(capsys, "no test split", "evaluate", "--model", work, "--split", "test")
     fails(capsys, "no checkpoint in", "evaluate", "--model", corpus)
     assert not (tmp_path / "run").exists()
@@ -185,7 +206,10 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(built, tmp_path, capsys):
 
     work = tmp_path / "run"
     shutil.copytree(built[2], work)
-    data = max((work / "checkpoints" / "4" / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = max(
+        (work / "checkpoints" / "4" / "params").rglob("*"),
+        key=lambda path: path.stat().st_size if path.is_file() else 0,
+    )
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 4
     data.write_bytes(content)
@@ -217,12 +241,16 @@ def wait_for(condition, process, seconds=120):
 
 def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path):
     """SIGKILL in mid-run, then Ctrl-C, then to the end: log and parameters as those of a run left in peace."""
-    command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "run.checkpoint_every=7", "run.log_every=1",
-               "run.evaluate_every=25", "run.evaluate_batches=1", "--workdir"]  # fmt: skip
+    command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "run.checkpoint_every=7",
+               "run.log_every=1", "run.evaluate_every=25", "run.evaluate_batches=1", "--workdir"]  # fmt: skip
     straight = bertjax(*command, tmp_path / "straight")
     assert straight.wait(timeout=300) == 0
     disturbed = tmp_path / "disturbed"
-    steps = lambda: len((disturbed / "log.jsonl").read_bytes().splitlines()) if (disturbed / "log.jsonl").exists() else 0  # noqa: E731
+
+    def steps():
+        log = disturbed / "log.jsonl"
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
     for number, (stop, code) in enumerate([(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]):
         process = bertjax(*command, disturbed)
         wait_for(lambda goal=12 * (number + 1): steps() >= goal, process)
@@ -231,9 +259,11 @@ def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path)
     assert "run the same command again" in process.stderr.read()
     assert bertjax(*command, disturbed).wait(timeout=300) == 0
     assert (disturbed / "log.jsonl").read_bytes() == (tmp_path / "straight" / "log.jsonl").read_bytes()
-    ends = [json.loads(next((folder / "checkpoints" / "60" / "info").rglob("metadata")).read_text())["info"]["checksums"]
-            for folder in (disturbed, tmp_path / "straight")]  # fmt: skip
-    assert ends[0] == ends[1]
+    checksums = []
+    for folder in (disturbed, tmp_path / "straight"):
+        info = next((folder / "checkpoints" / "60" / "info").rglob("metadata"))
+        checksums.append(json.loads(info.read_text())["info"]["checksums"])
+    assert checksums[0] == checksums[1]
 
 
 def test_a_build_that_is_stopped_goes_on(wiki, built, tmp_path):

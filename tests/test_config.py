@@ -82,14 +82,17 @@ def test_an_objective_survives_its_description(path):
 def test_functions_and_parts_are_described_by_name():
     masking = load_experiment(ALBERT).objective.masking
     assert to_json(dataclasses.replace(masking, unit=words))["unit"] == {"function": "bertjax.masking.words"}
-    assert to_json(masking)["unit"] == {"type": "bertjax.masking.Groups", "probabilities": list(ngrams(3).probabilities)}
+    assert to_json(masking)["unit"] == {
+        "type": "bertjax.masking.Groups",
+        "probabilities": list(ngrams(3).probabilities),
+    }
     assert to_json(layers.gelu) == {"function": "bertjax.layers.gelu"}
     assert json.loads(dump(load_experiment(BERT)))["phases"][0]["rows"]["length"] == 128
 
 
 @pytest.mark.parametrize("name", ["os.system", "subprocess.run", "bertjax.nothing.here", "bertjax.layers.nothing", ""])
 def test_descriptions_lead_nowhere_but_into_the_package(name):
-    with pytest.raises(InputError, match="cannot rebuild|has no"):
+    with pytest.raises(InputError, match=r"cannot rebuild|has no"):
         from_json({"function": name})
 
 

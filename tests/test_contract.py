@@ -144,7 +144,9 @@ def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
 
 def test_every_parameter_gets_a_gradient(case):
     _, gradient = case.train(case.params, case.batch, KEY)
-    dead = [name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0]
+    dead = [
+        name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0
+    ]
     assert not dead
     table = gradient["encoder"]["embeddings"]["position"]["table"]
     offset = case.objective.encoder.first_position
@@ -155,9 +157,7 @@ def test_loss_and_gradient_are_those_of_one_device_on_eight(case):
     mesh = data_mesh(B)
     assert mesh.size == 8
     one = case.train(case.params, case.batch, KEY)
-    eight = case.train(
-        jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, over_rows(mesh)), KEY
-    )
+    eight = case.train(jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, over_rows(mesh)), KEY)
     assert len(eight[0][0].sharding.device_set) == 8
     assert_close(one, eight, rtol=2e-5, atol=2e-7)
 

@@ -105,4 +105,6 @@ def test_the_three_lines_of_the_notebook():
     loss, metrics = objective.loss(params, batch, jax.random.key(1), train=True)
     assert np.isfinite(loss) and "loss/mlm" in metrics
     assert bertjax.mask_tokens(jax.random.key(1), batch, objective.masking).positions_BP.shape == (2, 3)
-    assert set(bertjax.__all__) <= {*dir(bertjax), *bertjax.__all__} and all(getattr(bertjax, n) for n in bertjax.__all__)
+    assert set(bertjax.__all__) <= {*dir(bertjax), *bertjax.__all__} and all(
+        getattr(bertjax, n) for n in bertjax.__all__
+    )

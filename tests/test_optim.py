@@ -77,7 +77,9 @@ def params_and_gradients(steps=5):
     params = objective.init(jax.random.key(0), make_batch())
     params = jax.tree.map(lambda x: x + 0.01, params)
     rng = np.random.default_rng(0)
-    return params, [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params) for _ in range(steps)]
+    return params, [
+        jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params) for _ in range(steps)
+    ]
 
 
 def run(optimizer, params, gradients):

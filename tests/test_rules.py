@@ -3,7 +3,10 @@ import pytest
 
 from bertjax.rules import match, matcher
 
-TREE = {"encoder": {"layers": {"kernel": jnp.zeros(2)}, "norm": {"scale": jnp.zeros(2)}}, "head": {"bias": jnp.zeros(1)}}
+TREE = {
+    "encoder": {"layers": {"kernel": jnp.zeros(2)}, "norm": {"scale": jnp.zeros(2)}},
+    "head": {"bias": jnp.zeros(1)},
+}
 
 
 def test_the_first_rule_that_matches_wins():

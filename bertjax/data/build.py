@@ -131,6 +131,8 @@ def build(
 
     for batch, result in _tokenized(batches, tokenizer, out / "tokenizer", settings):
         for split, block in result.blocks.items():
+            if not len(block.tokens):
+                continue
             if split not in writers:
                 writers[split] = ShardWriter(out, split, len(progress.shards), dtype)
             writers[split].add(*block)
@@ -158,8 +160,8 @@ def build(
 
 
 def _described(settings: BuildSettings) -> dict[str, object]:
-    """Describe the settings that decide what is written."""
-    described = {name: getattr(settings, name) for name in ("holdout", "seed", "skip_bad", "shard_tokens")}
+    """Describe the settings that decide what is written; bad input may be skipped from the first that is met on."""
+    described = {name: getattr(settings, name) for name in ("holdout", "seed", "shard_tokens")}
     return described | {"split_sentences": settings.split_sentences.__name__}
 
 
@@ -182,6 +184,8 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
             for shards in saved["shards"]
         ]
         return _Progress(**saved)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose a folder for the corpus")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the corpus")
     try:
@@ -198,7 +202,7 @@ def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSett
     """Group documents for the workers, decide the split of each, apply the policy for bad ones."""
     batch: list[tuple[Document, str]] = []
     dropped: Counter[str] = Counter()
-    size, number = 0, read
+    size = 0
     for document in documents:
         read += 1
         if isinstance(document, Bad):
@@ -206,9 +210,7 @@ def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSett
                 raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
             dropped[document.reason.partition(":")[0]] += 1
             continue
-        if document.first:
-            number = read
-        batch.append((document, _split(number, settings)))
+        batch.append((document, _split(read, settings)))
         size += sum(map(len, document.lines))
         if size >= _BATCH:
             yield _Batch(batch, read, dropped)
@@ -289,8 +291,7 @@ def tokenize(documents: list[tuple[Document, str]], tokenizer: Tokenizer, split_
         flags = tokenizer.starts_word[tokens].astype(np.uint8) * WORD
         flags[starts] = SENTENCE | WORD
         first_sentence = (np.cumsum(per_document) - per_document)[per_document > 0]
-        begins = np.array([document.first for document in chosen], bool)[per_document > 0]
-        flags[starts[first_sentence[begins]]] |= DOCUMENT
+        flags[starts[first_sentence]] |= DOCUMENT
         blocks[wanted] = Block(tokens, flags, sentences, per_document[per_document > 0].astype(np.int32))
         words += sum(len(text.split()) for text in texts)
         unknown += int((tokens == tokenizer.vocabulary.unk).sum())
@@ -302,7 +303,7 @@ def _rename_shards(out: Path, shards: list[dict[str, Shard]]) -> dict[str, tuple
     """Give the shards their final names, now that their number is known; does nothing to those that have them."""
     splits: dict[str, tuple[Shard, ...]] = {}
     for split in sorted({split for found in shards for split in found}):
-        kept = [(number, found[split]) for number, found in enumerate(shards) if split in found and found[split].tokens]
+        kept = [(number, found[split]) for number, found in enumerate(shards) if split in found]
         for index, (number, _) in enumerate(kept):
             final = {"records": shard_name(split, index, len(kept))}
             final |= {part: index_name(split, index, len(kept), part) for part in ("sentences", "documents")}

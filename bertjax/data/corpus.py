@@ -1,14 +1,15 @@
 """Read documents from the formats that corpora come in, and cut them into sentences.
 
 A reader turns a file into `Document`s, and into a `Bad` for every file or record that it cannot read: what becomes of
-those is the caller's choice. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a long document
-comes in parts.
+those is the caller's choice. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a document of
+over four million characters becomes several, so that a corpus in one long file can have a held-out split too.
 """
 
 import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,16 +19,15 @@ import zstandard
 
 from bertjax.errors import InputError
 
-_PART = 2**22  # characters after which a document is passed on in parts
+_LONGEST_DOCUMENT = 2**22  # characters after which the next line begins another document
 LONGEST_LINE = 10**6  # bytes; a longer line is most likely a mistake: minified or binary
 
 
 class Document(NamedTuple):
-    """origin: `file:line` where it begins. lines: paragraphs, or sentences. first: whether this part begins it."""
+    """origin: `file:line` where it begins. lines: paragraphs, or sentences."""
 
     origin: str
     lines: list[str]
-    first: bool = True
 
 
 class Bad(NamedTuple):
@@ -83,21 +83,24 @@ def wikiextractor(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Docu
     """Read WikiExtractor's output: `<doc …>`, the title, paragraphs, `</doc>`."""
 
     def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
-        inside, number = False, 0
+        inside, stray, number = False, False, 0
         for number, line in lines:
             if isinstance(line, str) and line.startswith("<doc "):
                 if inside:
                     yield number, Bad(f"{path}:{number}", "a <doc> begins inside another: the file is damaged")
+                if inside or stray:
                     yield number, None
-                inside = True
+                inside, stray = True, False
                 yield number, ""
             elif isinstance(line, str) and line.startswith("</doc>"):
                 inside = False
                 yield number, None
-            elif inside or isinstance(line, Bad):
+            elif inside:
                 yield number, line
-            elif line and line.strip():
-                yield number, Bad(f"{path}:{number}", "text outside <doc> … </doc>: is this WikiExtractor output?")
+            elif isinstance(line, Bad) or (line and line.strip()):
+                stray = True
+                outside = Bad(f"{path}:{number}", "text outside <doc> … </doc>: is this WikiExtractor output?")
+                yield number, line if isinstance(line, Bad) else outside
         if inside:
             yield number, Bad(f"{path}:{number}", "the last <doc> is never closed: the file is cut short")
 
@@ -130,10 +133,11 @@ def json_lines(field: str) -> Reader:
                         text: Any = json.loads(line)[field]
                         if not isinstance(text, str):
                             raise TypeError
+                        text.encode()  # half a surrogate pair can be written in JSON, but is no text
                         yield number, ""
                         for paragraph in text.splitlines():
                             yield number, _checked(paragraph, f"{path}:{number}", longest_line)
-                    except json.JSONDecodeError as error:
+                    except (ValueError, RecursionError) as error:
                         yield number, Bad(f"{path}:{number}", f"not JSON: {error}")
                     except (KeyError, TypeError):
                         yield number, Bad(f"{path}:{number}", f"no text in field {field!r}: name it with --text-field")
@@ -178,8 +182,41 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True))
+        return io.BufferedReader(_Zstd(path))
     return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """Decompress frame after frame; the library's own stream ends without a word where a file is cut short."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun, self._decoded = False, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._decoded:
+            packed = self._file.read(2**14)
+            if not packed:
+                if self._begun:
+                    raise EOFError("the zstd frame is cut short")
+                return 0
+            while packed:
+                self._begun = True
+                self._decoded += self._frame.decompress(packed)
+                packed = self._frame.unused_data if self._frame.eof else b""
+                if self._frame.eof:
+                    self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), False
+        size = min(len(buffer), len(self._decoded))
+        buffer[:size], self._decoded = self._decoded[:size], self._decoded[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _lines(path: Path, longest: int) -> Iterator[_Line]:
@@ -201,7 +238,7 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
                     yield number, Bad(origin, f"not UTF-8 (byte {raw[error.start]:#04x}): convert it with iconv")
                     continue
                 yield number, _checked(text.rstrip("\r\n"), origin, longest)
-    except (EOFError, OSError, zstandard.ZstdError) as error:
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
         yield number, Bad(f"{path}:{number}", f"cannot be read on: {error}")
 
 
@@ -215,7 +252,7 @@ def _checked(text: str, origin: str, longest: int) -> str | Bad:
 
 def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
     """Gather lines into documents; one bad line makes its document bad, and so does having no text."""
-    origin, gathered, size, first, bad, found = "", [], 0, True, None, False
+    origin, gathered, size, bad, found = "", [], 0, None, False
     for number, line in chain(lines, [(0, None)]):
         if isinstance(line, Bad):
             bad, origin = bad or line, origin or line.origin
@@ -223,18 +260,15 @@ def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
             origin = origin or f"{path}:{number}"
             gathered.append(line)
             size += len(line)
-            if size > _PART and bad is None:
-                yield Document(origin, gathered, first)
-                gathered, size, first, found = [], 0, False, True
-        elif origin:
+        if origin and (line is None or size > _LONGEST_DOCUMENT):
             found = True
             if bad is not None:
                 yield bad
             elif any(line.strip() for line in gathered):
-                yield Document(origin, gathered, first)
-            elif first:
+                yield Document(origin, gathered)
+            else:
                 yield Bad(origin, "a document without text")
-            origin, gathered, size, first, bad = "", [], 0, True, None
+            origin, gathered, size, bad = "", [], 0, None
     if not found:
         yield Bad(str(path), "no document in the file")
 

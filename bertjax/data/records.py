@@ -138,7 +138,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             unknown=described["unknown"],
             dropped=described["dropped"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}): build the corpus again") from error
@@ -174,17 +174,9 @@ class ShardWriter:
         self.count = 0
 
     def add(self, tokens: np.ndarray, flags: np.ndarray, sentences: np.ndarray, documents: np.ndarray) -> None:
-        """Append documents: their tokens and flags, tokens per sentence, sentences per document.
-
-        Where the first sentence does not begin a document (its flag says so), it continues the last one.
-        """
-        if not len(tokens):
-            return
-        if not flags[0] & DOCUMENT and self._documents:
-            self._documents[-1][-1] += documents[0]
-            documents = documents[1:]
+        """Append whole documents: their tokens and flags, tokens per sentence, sentences per document."""
         self._sentences.append(sentences)
-        self._documents.append(documents.copy())
+        self._documents.append(documents)
         self.count += len(tokens)
         self._tokens = np.concatenate([self._tokens, tokens.astype(self._dtype)])
         self._flags = np.concatenate([self._flags, flags])
@@ -231,6 +223,8 @@ class TokenReader:
         tokens = np.frombuffer(b"".join(tokens for tokens, _ in records), self._dtype)
         flags = np.frombuffer(b"".join(flags for _, flags in records), np.uint8)
         begin = start - first * CHUNK
+        if begin + length > len(tokens):
+            raise InputError(f"{self._path} ends before token {start + length}: build the corpus again")
         return tokens[begin : begin + length], flags[begin : begin + length]
 
 

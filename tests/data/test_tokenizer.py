@@ -271,7 +271,6 @@ def test_every_piece_of_a_character_that_is_taken_apart_points_at_it():
     tokenizer = make("sentencepiece")
     encoding = tokenizer.encode("5 ½")
     assert len(encoding.ids) >= 4
-    # shows a bug: all but the last piece of it point at nothing
     assert all(end == 3 and begin <= 2 for begin, end in encoding.offsets.tolist()[-3:])
 
 
@@ -328,9 +327,7 @@ LITERALS = [
     "files",
     [
         *KINDS.values(),
-        # shows a bug: tokens that a tokenizer.json adds without calling them special
         lambda: json_wordpiece_files(special=False),
-        # shows a bug: models whose vocabulary can match the literal
         lambda: json_wordpiece_files(tokenizers.pre_tokenizers.WhitespaceSplit()),
         json_unigram_files,
     ],
@@ -420,26 +417,18 @@ DAMAGED = {
     "a piece twice": wordpiece_files([*"abca"]),
     "a vocabulary that is not UTF-8": {"vocab.txt": "\n".join([*BERT, "é"]).encode("latin-1")},
     "a configuration cut short": wordpiece_files() | {"tokenizer_config.json": b'{"do_lower'},
-    # shows a bug: the plain Exception of the library
     "a tokenizer.json cut short": {"tokenizer.json": json_wordpiece_files()["tokenizer.json"][:-9]},
     "merges that are missing": {"vocab.json": byte_level_files()["vocab.json"]},
     "a vocab.json cut short": byte_level_files() | {"vocab.json": b'{"<s>": 0, '},
     "a model cut short": {"spiece.model": sentencepiece_files()["spiece.model"][:99]},
     "an empty model": {"spiece.model": b""},
     "no tokenizer": {"readme.md": b"text"},
-    # shows a bug: AttributeError
     "a configuration that is a list": wordpiece_files() | {"tokenizer_config.json": b"[]"},
-    # shows a bug: the plain Exception of the library
     "a tokenizer.json of something else": {"tokenizer.json": b'{"a": 1}'},
-    # shows a bug: TypeError
     "a vocab.json that is a list": byte_level_files() | {"vocab.json": b"[1]"},
-    # shows a bug: the plain Exception of the library
     "merges of other pieces": byte_level_files() | {"merges.txt": b"x y\n"},
-    # shows a bug: accepted, and gives ids beyond the size that the model is built for
     "ids with a gap": byte_level_files() | {"vocab.json": byte_level_files()["vocab.json"].replace(b": 9,", b": 999,")},
-    # shows a bug: accepted, and two pieces share an id
     "an id twice": byte_level_files() | {"vocab.json": byte_level_files()["vocab.json"].replace(b": 9,", b": 8,")},
-    # shows a bug: the line is passed over, so that every later id is one less than in the model trained with it
     "a blank line between pieces": wordpiece_files(["a", "", "b"]),
 }
 
