@@ -1,0 +1,126 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from made import VOCABULARY, numbered, write_corpus
+
+from bertjax.data.rows import FullSentences, PackedDocuments
+from bertjax.data.source import (
+    Corpus,
+    ShardIndex,
+    cut_sentences,
+    empty_batch,
+    epoch_order,
+    evaluation_batches,
+    training_batches,
+)
+from bertjax.errors import InputError
+
+
+class Numbers:
+    """A source of `size` rows; row n holds n."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def rows(self, index):
+        batch = empty_batch(len(index), 4, VOCABULARY.pad, ("pair",))
+        batch["tokens"][:] = index[:, None]
+        batch["mask"][:] = 1
+        batch["example"][:] = index
+        return batch
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100, 1025])
+def test_every_epoch_is_a_permutation_of_its_own(size):
+    epochs = [epoch_order(np.arange(e * size, (e + 1) * size), size, seed=3).tolist() for e in range(4)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size >= 100:
+        assert all(a != b for i, a in enumerate(epochs) for b in [*epochs[i + 1 :], list(range(size))])
+        assert epochs[0] != epoch_order(np.arange(size), size, seed=4).tolist()
+    np.testing.assert_array_equal(epoch_order(np.array([3 * size]), size, seed=3), epochs[3][:1])
+
+
+def test_an_epoch_is_shuffled_well():
+    """Where a row lands says nothing about where it was: rank correlation within 4 standard deviations of 0."""
+    size = 2000
+    for epoch in range(5):
+        order = epoch_order(np.arange(epoch * size, (epoch + 1) * size), size, seed=0)
+        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 4 / size**0.5
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / size**0.5
+
+
+def test_batches_are_the_same_from_whatever_step_they_are_begun():
+    source = Numbers(23)
+    whole = [batch["example"].tolist() for batch in training_batches(source, 5, 40, seed=1)]
+    assert len(whole) == 40 and sorted(sum(whole, [])[:23]) == list(range(23))
+    for start in (1, 17, 39, 40):
+        rest = [batch["example"].tolist() for batch in training_batches(source, 5, 40, seed=1, start=start)]
+        assert rest == whole[start:]
+    assert whole != [batch["example"].tolist() for batch in training_batches(source, 5, 40, seed=2)]
+
+
+def test_an_error_of_a_source_reaches_the_loop():
+    class Broken(Numbers):
+        def rows(self, index):
+            raise InputError("shard 3 is damaged")
+
+    with pytest.raises(InputError, match="shard 3"):
+        next(iter(training_batches(Broken(10), 2, 5, seed=0)))
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 4), (3, 8)])
+def test_evaluation_passes_every_row_once_and_fills_up_with_padding(size, batch_size):
+    batches = list(evaluation_batches(Numbers(size), batch_size, ("pair",), VOCABULARY.pad))
+    assert all(batch["tokens"].shape == (batch_size, 4) for batch in batches)
+    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    assert whole["example"][:size].tolist() == list(range(size))
+    assert not whole["mask"][size:].any() and whole["mask"][:size].all() and not whole["pair"][size:].any()
+
+
+def test_long_sentences_are_cut_and_documents_keep_theirs():
+    shard = ShardIndex(np.array([0, 3, 13, 14, 34]), np.array([0, 2, 4]), None)
+    cut = cut_sentences(shard, 5)
+    assert cut.tokens.tolist() == [0, 3, 8, 13, 14, 19, 24, 29, 34]
+    assert cut.documents.tolist() == [0, 3, 8]
+    assert cut_sentences(shard, 20) is shard
+
+
+@pytest.fixture
+def folder(tmp_path):
+    documents = numbered([[4, 3], [5], [9, 2, 2]])
+    return write_corpus(tmp_path / "corpus", {"train": [documents[:2], documents[2:]]})
+
+
+def test_a_corpus_without_the_split_is_an_error_that_says_how_to_get_one(folder):
+    with pytest.raises(InputError, match="no validation split: build it with another --holdout"):
+        Corpus(folder, "validation")
+
+
+@pytest.mark.parametrize("what", ["sentences.npy", "documents.npy", "array_record"])
+def test_a_file_that_is_missing_or_changed_is_named(folder, tmp_path, what):
+    (path,) = [x for x in (tmp_path / "corpus").iterdir() if what in x.name and "00001-of" in x.name]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content[: len(content) // 2] if what == "array_record" else content)
+    if what == "array_record":  # its records are checked as they are read
+        with pytest.raises(InputError, match=path.name):
+            FullSentences(folder, 8).open("train").rows(np.arange(4))
+    else:
+        with pytest.raises(InputError, match=f"{path.name} is missing or damaged: build the corpus again"):
+            Corpus(folder, "train")
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} is missing"):
+        Corpus(folder, "train")
+
+
+def test_threads_serve_the_rows_that_one_loop_serves(corpus):
+    source = PackedDocuments(corpus, 64).open("train")
+    batches = list(islice(training_batches(source, 4, 30, seed=0), 30))
+    for step, batch in enumerate(batches):
+        rows = epoch_order(np.arange(4 * step, 4 * step + 4), len(source), 0)
+        for name, array in source.rows(rows).items():
+            np.testing.assert_array_equal(batch[name], array)
