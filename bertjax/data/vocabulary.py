@@ -9,6 +9,7 @@ import sentencepiece
 import tokenizers
 
 from bertjax.data.corpus import Bad, Document
+from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -68,8 +69,11 @@ def train_vocabulary(
     """Train on about `sample_bytes` of text and write the tokenizer into `out`; return what was done.
 
     input_bytes: the size of all input, uncompressed, 0 where it is not known: then the sample is the beginning.
-    Raises InputError for bad documents unless `skip_bad`, for no text at all, and for a sample that could overflow.
+    Raises InputError for bad documents unless `skip_bad`, for no text at all, for a sample that could overflow, and
+    where the text does not give exactly `size` pieces.
     """
+    if size <= len(SPECIALS):
+        raise InputError(f"a vocabulary of {size} pieces has no room beside its {len(SPECIALS)} special ones")
     if not 0 < sample_bytes <= _MOST_BYTES:
         raise InputError(f"a sample of {sample_bytes} bytes may overflow the counts of the trainers: use at most 4 GiB")
     if out.exists() and any(out.iterdir()):
@@ -79,6 +83,9 @@ def train_vocabulary(
     files = train(iter(sample), size, lowercase)
     if not sample.bytes:
         raise InputError("no text to train a vocabulary on: every document was left out")
+    found = tokenizer_from_files(files, origin="the trained vocabulary").vocabulary.size
+    if found != size:
+        raise InputError(f"this text gives {found} pieces, not {size}: ask for {found} pieces, or train on more text")
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
@@ -87,7 +94,10 @@ def train_vocabulary(
 
 
 def train_wordpiece(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:
-    """Train WordPiece, split and normalised as BERT does: `vocab.txt`."""
+    """Train WordPiece, split and normalised as BERT does: `vocab.txt`.
+
+    The library breaks ties between equally frequent pieces at random, so two trainings can differ in rare pieces.
+    """
     rust = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     rust.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -116,7 +126,7 @@ def train_byte_level_bpe(lines: Iterator[str], size: int, lowercase: bool) -> di
         show_progress=False,
     )
     rust.train_from_iterator(lines, trainer)
-    vocabulary = rust.get_vocab()
+    vocabulary = dict(sorted(rust.get_vocab().items(), key=lambda item: item[1]))
     vocabulary[ROBERTA_SPECIALS[-1]] = len(vocabulary)
     merges = json.loads(rust.to_str())["model"]["merges"]
     return {

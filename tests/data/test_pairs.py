@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +37,9 @@ def segments_of(source, length):
         "pair": ((len(source),), "int32"),
     }
     found = []
-    for tokens, mask, types, label in zip(*(batch[name].tolist() for name in ("tokens", "mask", "types", "pair")), strict=True):  # noqa: E501
+    for tokens, mask, types, label in zip(
+        *(batch[name].tolist() for name in ("tokens", "mask", "types", "pair")), strict=True
+    ):
         end = sum(mask)
         assert mask == [1] * end + [0] * (length - end) and set(tokens[end:]) <= {PAD}
         first, last = [place for place, token in enumerate(tokens) if token == SEP]
@@ -48,7 +50,7 @@ def segments_of(source, length):
 
 
 def consecutive(tokens):
-    return all(after == before + 1 for before, after in zip(tokens, tokens[1:], strict=False))
+    return all(after == before + 1 for before, after in pairwise(tokens))
 
 
 @pytest.mark.parametrize("rows", PAIRS)
@@ -221,7 +223,11 @@ def test_next_sentences_of_a_single_document_are_an_error(tmp_path):
 @pytest.mark.parametrize("rows", PAIRS)
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"length": 7}, "length 7"), ({"length": 16, "duplicates": 0}, "duplicates=0"), ({"length": 16, "short": 1.5}, "short=1.5")],  # noqa: E501
+    [
+        ({"length": 7}, "length 7"),
+        ({"length": 16, "duplicates": 0}, "duplicates=0"),
+        ({"length": 16, "short": 1.5}, "short=1.5"),
+    ],
 )
 def test_fields_that_make_no_sense_are_refused(rows, fields, message):
     with pytest.raises(ValueError, match=message):
