@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = demo
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test clean
 
 $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bertjax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": pass PYTHON=...") if sys.version_info < (3, 11) else 0'
