@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"bertjax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"bertjax: {error}", file=sys.stderr)
+        return 2
+    except BrokenProcessPool:
+        print(
+            "bertjax: a worker process was killed (out of memory?): run it again with fewer --workers", file=sys.stderr
+        )
+        return 2
     except FloatingPointError as error:
         print(f"bertjax: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nbertjax: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return getattr(options, "exit_code", 0)
 
 
@@ -55,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _model(evaluate)
     evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
     evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
-    evaluate.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows at a time (default: 32)")
+    evaluate.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="rows at a time (default: 32)")
     _json(evaluate)
 
     predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
@@ -63,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
                     'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."')  # fmt: skip
     _model(fill)
     fill.add_argument("text", nargs="*", metavar="TEXT", help="texts with masks; default: lines of standard input")
-    fill.add_argument("--top", type=int, default=5, metavar="K", help="guesses for each mask (default: 5)")
+    fill.add_argument("--top", type=_positive, default=5, metavar="K", help="guesses for each mask (default: 5)")
     _json(fill)
 
     data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
@@ -137,13 +146,13 @@ def _text_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-bad", action="store_true", help="count and leave out what cannot be read")
 
 
-def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[list[Any]], int]:
+def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[Any], int]:
     """Open the input: its documents, what identifies it, and its size in bytes, as far as known."""
     from bertjax.data import corpus
 
     if options.format == "tfds":
         names = [corpus.tfds(name, options.text_field, options.data_dir) for name in options.input]
-        return chain.from_iterable(names), [[name, options.text_field] for name in options.input], 0
+        return chain.from_iterable(names), [options.text_field, options.data_dir, *options.input], 0
     readers = {
         "plain": corpus.plain,
         "sentences": corpus.sentences,
@@ -153,7 +162,8 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
     }
     files = corpus.find_files(options.input)
     read = readers[options.format]
-    identity = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    identity: list[Any] = [options.format, options.text_field, options.longest_line]
+    identity += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
     return chain.from_iterable(read(file, options.longest_line) for file in files), identity, size
 
@@ -279,6 +289,12 @@ def _print(options: argparse.Namespace, values: dict[str, Any]) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name:<{width}}  {_readable(value)}")
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
 
 
 def _readable(value: Any) -> str:

@@ -48,13 +48,20 @@ class Run:
 
     log_every: int = 10
     evaluate_every: int = 1000
-    evaluate_batches: int = 0  # of the held-out split; 0: all of it
+    evaluate_batches: int = 100  # of the held-out split, always the same rows; 0: all of it
     checkpoint_every: int = 1000
     keep: int = 3  # newest checkpoints to keep
     keep_every: int = 0  # also keep every checkpoint at a multiple of this
     tensorboard: bool = False
     wandb: str = ""  # project to log to
     peak_tflops: float = 0.0  # of one device, for utilisation; 0: looked up by the name of the device
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep}: at least the newest checkpoint must stay")
+        for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 for never")
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,11 @@ class Experiment:
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("an experiment needs at least one phase")
+        if self.steps > self.optimizer.learning_rate.total:
+            raise ValueError(
+                f"the phases have {self.steps} steps, but the learning rate ends at step "
+                f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
+            )
 
     @property
     def steps(self) -> int:
@@ -92,7 +104,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, equals, text = override.partition("=")
         if not equals:
             raise InputError(f"override {override!r} is not of the form key=value")
-        if "." in key:
+        if "." in key or (key not in parameters and key in _scalar_names()):
             dotted.append((key, text))
         elif key in parameters:
             arguments[key] = _parse(key, text, parameters[key])
@@ -135,7 +147,11 @@ def _required(build: Callable[..., Experiment]) -> list[str]:
 
 
 def _dotted_names() -> list[str]:
-    return [f"{field.name}.…" for field in dataclasses.fields(Experiment)]
+    return [f"{name}.…" for name in field_names(Experiment) if name not in _scalar_names()] + _scalar_names()
+
+
+def _scalar_names() -> list[str]:
+    return [name for name in field_names(Experiment) if get_type_hints(Experiment)[name] in _READERS]
 
 
 def _unknown(key: str, known: Sequence[str], owner: str) -> str:
@@ -156,7 +172,8 @@ def _replace(value: Any, keys: Sequence[str], text: str, full_key: str) -> Any:
         if not key.isdigit() or int(key) >= len(value):
             raise InputError(f"override {full_key!r}: {key!r} is not an index below {len(value)}")
         changed = list(value)
-        changed[int(key)] = _replace(value[int(key)], rest, text, full_key)
+        old = value[int(key)]
+        changed[int(key)] = _replace(old, rest, text, full_key) if rest else _parse(full_key, text, type(old))
         return tuple(changed)
     if not dataclasses.is_dataclass(value):
         raise InputError(f"override {full_key!r}: {type(value).__name__} has no field {key!r}")
@@ -205,15 +222,15 @@ def to_json(value: Any) -> Any:
         return {"type": name} | {field: to_json(getattr(value, field)) for field in field_names(value)}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
-    if callable(value):
+    if callable(value) and hasattr(value, "__qualname__"):
         return {"function": f"{value.__module__}.{value.__qualname__}"}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
+    raise InputError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
 
 
 def from_json(value: Any) -> Any:
-    """Rebuild what `to_json` described. Only names inside bertjax are followed; others raise InputError."""
+    """Rebuild what `to_json` described. Only dataclasses and functions of bertjax are; others raise InputError."""
     if isinstance(value, list):
         return tuple(from_json(item) for item in value)
     if not isinstance(value, dict):
@@ -226,9 +243,16 @@ def from_json(value: Any) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"this version of bertjax has no {name!r}") from error
+    described = inspect.isfunction if "function" in value else _is_description
+    if not described(found) or found.__module__ != module:
+        raise InputError(f"{name!r} is not something that an experiment is made of")
     if "function" in value:
         return found
     return found(**{key: from_json(item) for key, item in value.items() if key != "type"})
+
+
+def _is_description(found: Any) -> bool:
+    return isinstance(found, type) and dataclasses.is_dataclass(found)
 
 
 def dump(value: Any) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,20 @@ class Model:
         return self._mlm_logits(self.params, dict(batch))
 
     @cached_property
+    def _guesses(self) -> Any:
+        def guesses(params: Params, batch: Batch, positions_BP: Array) -> Array:
+            x_BLD = _encode(self.encoder, params, batch)
+            x_BPD = jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
+            logits_BPV = apply(self.objective.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
+            return jax.nn.softmax(logits_BPV.astype(jnp.float32), axis=-1)
+
+        return jax.jit(guesses)
+
+    def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
+        """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
+        return self._guesses(self.params, dict(batch), positions_BP)
+
+    @cached_property
     def _encode(self) -> Any:
         return jax.jit(partial(_encode, self.encoder))
 
@@ -68,8 +83,8 @@ def load(path: str | Path) -> Model:
     step = checkpoint.latest_step(Path(path))
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
-    rows = info["experiment"]["phases"][0]["rows"]
-    shapes = batch_shapes(1, rows["length"], tuple(rows["features"]))
+    rows = from_json(info["experiment"]["phases"][0]["rows"])
+    shapes = batch_shapes(1, rows.length, rows.features)
     params = jax.eval_shape(objective.init, jax.random.key(0), shapes)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
@@ -96,7 +111,7 @@ class Filled(NamedTuple):
 def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[Filled]:
     """Fill the masks of each text, written as the tokenizer spells its mask piece ("[MASK]", "<mask>").
 
-    Yields in order. Raises InputError for a text without a mask, or longer than the model's rows.
+    Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
     vocabulary = model.tokenizer.vocabulary
     encoded = [_with_masks(model, text) for text in texts]
@@ -105,29 +120,49 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
         length = min(model.encoder.max_length, -(-max(map(len, rows)) // 32) * 32)  # few lengths, few compilations
         tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
         mask = np.zeros_like(tokens)
+        places = [[place for place, index in enumerate(ids) if index == vocabulary.mask] for ids in rows]
+        positions = np.zeros((len(rows), 1 << (max(map(len, places)) - 1).bit_length()), np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
-        logits = model.mlm_logits({"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)})
-        probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
+            positions[row, : len(places[row])] = places[row]
+        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+        probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
         for row, ids in enumerate(rows):
-            places = [place for place, index in enumerate(ids) if index == vocabulary.mask]
-            masks = [_guesses(model.tokenizer, probabilities[row, place], top) for place in places]
+            masks = [_guesses(model.tokenizer, probabilities[row, slot], top) for slot in range(len(places[row]))]
             best = list(ids)
-            for place in places:
-                best[place] = int(probabilities[row, place].argmax())
+            for slot, place in enumerate(places[row]):
+                best[place] = int(probabilities[row, slot].argmax())
             yield Filled(texts[start + row], masks, model.tokenizer.decode(best[1:-1]))
 
 
+_WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
+
+
 def _with_masks(model: Model, text: str) -> list[int]:
-    """Encode a text with specials at its ends and mask ids where it spells them."""
-    vocabulary = model.tokenizer.vocabulary
-    mask_piece = model.tokenizer.piece(vocabulary.mask)
-    if mask_piece not in text:
+    """Encode a text with specials at its ends, and a mask for the pieces of each word that it stands for.
+
+    So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
+    vocabulary's pieces carry their spaces, and what follows continues the text.
+    """
+    tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary
+    mask_piece = tokenizer.piece(vocabulary.mask)
+    parts = text.split(mask_piece)
+    if len(parts) == 1:
         raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
-    first, *others = model.tokenizer.ids(text.split(mask_piece))
-    ids = [vocabulary.cls, *first]
-    for part in others:
-        ids += [vocabulary.mask, *part]
+    places = [end - 1 for end in accumulate(len(part) + 1 for part in parts[:-1])]
+    encoding = tokenizer.encode(_WORD.join(parts))
+    ids, seen = [vocabulary.cls], set()
+    for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
+        hidden = [place for place in places if begin <= place < end]
+        if not hidden:
+            ids.append(index)
+        for place in hidden:
+            if place in seen:  # a word of several pieces
+                continue
+            seen.add(place)
+            if begin == place and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
+                ids.pop()
+            ids.append(vocabulary.mask)
     ids.append(vocabulary.sep)
     if len(ids) > model.encoder.max_length:
         raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")

@@ -6,6 +6,7 @@ AdamW takes optax's moments, BERT's Adam uncorrected ones, LAMB adds the trust r
 adapted is said by `Rules` on parameter names.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -115,6 +116,11 @@ class Restarting:
 
     schedules: tuple[Schedule, ...]
 
+    @property
+    def total(self) -> int:
+        """The steps of all schedules."""
+        return sum(schedule.total for schedule in self.schedules)
+
     def __call__(self, step: Array) -> Array:
         start, rate = 0, self.schedules[0](step)
         for before, schedule in zip(self.schedules, self.schedules[1:], strict=False):
@@ -182,6 +188,14 @@ class Optimizer:
     decayed: Rules = NOT_NORM_NOR_BIAS
     rates: Rules = ((r".*", 1.0),)
     adapted: Rules = ((r".*", False),)
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a share in [0, 1)")
+        for name in ("eps", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not a number of 0 or more")
 
     def transform(self) -> optax.GradientTransformation:
         """Build the optax transform."""

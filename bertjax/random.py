@@ -21,8 +21,7 @@ def stream(seed: int, purpose: str) -> Key:
 def row_keys(rng: Key, batch: Batch) -> Key:
     """Give every row its own key [B], by the number of its example, else by its place in the batch.
 
-    With `example` in the batch the draws of a row do not depend on what else is in the batch, nor on its division into
-    micro-batches.
+    With `example` in the batch the draws of a row do not depend on what else is in the batch.
     """
     tokens_BL = batch["tokens"]
     number_B = batch.get("example", jnp.arange(tokens_BL.shape[0], dtype=jnp.uint32))
@@ -37,7 +36,8 @@ def unit_interval(bits: Array) -> Array:
 def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
     """Draw 32 random bits for each element of `shape`: u32, from `rng`, the element's index and its u32 `data`.
 
-    The leading axis is hashed apart from the others, so that a global batch of more than 2^32 elements repeats nothing.
+    The leading axis is hashed apart from the others: a global batch of over 2^32 elements repeats nothing, and no two
+    rows are shifted copies of each other.
     Two rounds of the 32-bit finaliser of MurmurHash3, keyed by the two words of `rng`; a bijection of `data`.
     """
     word_0, word_1 = jax.random.key_data(rng).astype(jnp.uint32)[..., -2:]
@@ -47,7 +47,7 @@ def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
     for axis in range(len(shape) - 1, 0, -1):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
-    return _finalise(_finalise(index + row) ^ word_1 ^ data)
+    return _finalise(_finalise(index ^ word_1) ^ row ^ data)
 
 
 def _finalise(x: Array) -> Array:

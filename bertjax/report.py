@@ -5,7 +5,6 @@ one, byte for byte. What depends on the machine and the hour goes to `timing.jso
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -65,7 +64,11 @@ def tensorboard_writer(folder: Path) -> Writer:
 
 
 def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> Writer:
-    """Log to W&B, as one run however often it is resumed. Raises InputError where it is not installed."""
+    """Log to W&B, as one run however often it is resumed; WANDB_MODE=offline keeps it on this machine.
+
+    Steps that a resumed run repeats were logged before, and W&B leaves them as they are. Raises InputError where it is
+    not installed.
+    """
     try:
         import wandb
     except ImportError as error:
@@ -73,10 +76,7 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(wandb.util.generate_id())
-    mode = None if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") else "offline"
-    run = wandb.init(
-        project=project, id=identity.read_text(), resume="allow", dir=folder, mode=mode, config=dict(experiment)
-    )
+    run = wandb.init(project=project, id=identity.read_text(), resume="allow", dir=folder, config=dict(experiment))
     return lambda step, values: run.log(dict(values), step=step)
 
 

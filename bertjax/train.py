@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from bertjax import checkpoint
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.records import corpus_tokenizer, manifest_digest, read_manifest
-from bertjax.data.source import evaluation_batches, training_batches
+from bertjax.data.source import Corpus, evaluation_batches, training_batches
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
@@ -189,6 +189,9 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
             raise InputError(
                 f"corpus {folder} was built with another tokenizer than {folders[0]}/tokenizer: use one for both"
             )
+    for folder, manifest in dict(zip(folders, manifests, strict=True)).items():
+        for split in manifest.splits:
+            Corpus(folder, split)  # sees that its files are there and undamaged
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
             raise InputError(

@@ -42,7 +42,7 @@ class Watch:
         self._flops = model_flops(self._experiment.objective, shapes)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.local_device_count()
-        self._timed = (-1, 0.0)  # set by the first step, whose compilation is not the run's speed
+        self._restart(-1)  # the first step sets it, whose compilation is not the run's speed
 
     def step(self, step: int, metrics: Metrics, waited: float) -> None:
         """Take the metrics of a step just dispatched; read those of the step before."""
@@ -58,7 +58,7 @@ class Watch:
         self._pending = None
         values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
-        if not math.isfinite(values["loss"] + values["norm/gradient"]):
+        if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
             raise FloatingPointError(
                 f"loss {values['loss']} and gradient norm {values['norm/gradient']} at step {step}: the checkpoints "
                 f"before it are kept in {self._folder}; a lower learning rate or a longer warm-up may help"
@@ -75,13 +75,16 @@ class Watch:
         for write in self._writers:
             write(step, named)
         self._progress.say(f"step {step}  held out: {summary(values)}")
-        self._timed = (step, time.perf_counter())
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
+        self._timed, self._waited = (step, time.perf_counter()), 0.0
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
         since, at = self._timed
         now = time.perf_counter()
         if since < 0:
-            self._timed = (step, now)
+            self._restart(step)
         elif step > since:
             seconds = (now - at) / (step - since)
             speed = {
@@ -100,7 +103,7 @@ class Watch:
             )
             if logged:
                 append_timing(self._folder, step, speed)
-                self._timed, self._waited = (step, now), 0.0
+                self._restart(step)
 
 
 def summary(values: Mapping[str, float]) -> str:

@@ -31,7 +31,7 @@ def claimed(workdir: str | Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
             raise InputError(
                 f"another run is going on in {folder} ({lock.read().strip()}): wait for it, or choose another --workdir"

@@ -38,6 +38,7 @@ def experiment(
     size: Literal["base", "large", "xlarge", "xxlarge"] = "base",
     data: str = "",
     steps: int = 125_000,
+    warmup: int = 3125,
     batch_size: int = 4096,
     length: int = 512,
     dropout: float = 0.0,
@@ -54,6 +55,6 @@ def experiment(
     )
     return Experiment(
         objective=MaskedLM(encoder, masking, pair=True),
-        optimizer=lamb(BertLinear(1.76e-3, min(3125, steps // 2), steps)),
+        optimizer=lamb(BertLinear(1.76e-3, warmup, steps)),
         phases=(Phase(steps, batch_size, SentenceOrderPairs(data, length, duplicates=40)),),
     )

@@ -48,6 +48,8 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:
     """Build the experiment."""
+    if not 0 <= long <= 1:
+        raise ValueError(f"long={long} is not a share in [0, 1]")
     v = read_manifest(data).vocabulary if data else CASED if cased else UNCASED
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), seed=12345)
     at_512 = round(long * steps)

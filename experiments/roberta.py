@@ -29,26 +29,28 @@ SIZES = {
 }
 RATES = {"base": (6e-4, 24_000), "large": (4e-4, 30_000)}
 PUBLISHED = Vocabulary(50265, pad=1, unk=3, cls=0, sep=2, mask=50264)
-LEADING_SPECIALS = 4  # <s> <pad> </s> <unk>: random replacements exclude them, not <mask>
 
 
 def experiment(
     size: Literal["base", "large"] = "base",
     data: str = "",
     steps: int = 500_000,
+    warmup: int | None = None,  # none: as published for the size
     batch_size: int = 8192,
     length: int = 512,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else PUBLISHED
-    peak, warmup = RATES[size]
+    peak, published = RATES[size]
     encoder = Encoder(
         V=v.size, positions=514, first_position=2, types=0, norm_eps=1e-5, initializer=Normal(0.02), dtype=dtype,
         **SIZES[size],
     )  # fmt: skip
-    masking = Masking(mask_id=v.mask, random_ids=(LEADING_SPECIALS, v.size), count=stochastically_rounded)
-    schedule = Polynomial(peak, min(warmup, steps // 2), steps)
+    # Random replacements exclude the specials that the vocabulary begins with: <s> <pad> </s> <unk>, not <mask>.
+    leading = next(index for index in range(v.size) if index not in v[1:])
+    masking = Masking(mask_id=v.mask, random_ids=(leading, v.size), count=stochastically_rounded)
+    schedule = Polynomial(peak, published if warmup is None else warmup, steps)
     return Experiment(
         objective=MaskedLM(encoder, masking),
         optimizer=Optimizer(schedule, b2=0.98, clip=0.0, decayed=EVERYTHING),

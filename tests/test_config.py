@@ -96,6 +96,49 @@ def test_descriptions_lead_nowhere_but_into_the_package(name):
         from_json({"function": name})
 
 
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"type": "bertjax.config.load_experiment", "path": "x.py"},
+        {"type": "bertjax.config.Path"},
+        {"function": "bertjax.config.Run"},
+        {"function": "bertjax.train.signal"},
+        {"type": "bertjax.layers.nn.Dense"},
+    ],
+)
+def test_descriptions_build_nothing_but_what_experiments_are_made_of(described):
+    with pytest.raises(InputError, match=r"not something that an experiment is made of|has no"):
+        from_json(described)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=x"], "'x' is not of type int"),
+        (["run=5"], "unknown override 'run'"),
+        (["phases.0=5"], "names an object"),
+        (["objective.encoder.H=0"], "H=0 must be 1 or more"),
+        (["objective.encoder.N=-1"], "N=-1 must be 1 or more"),
+        (["optimizer.b1=nan"], "b1=nan is not a share"),
+        (["optimizer.clip=-1"], "clip=-1.0 is not a number of 0 or more"),
+        (["run.keep=0"], "at least the newest checkpoint must stay"),
+        (["run.log_every=-1"], "log_every=-1 is negative"),
+        (["long=2"], "long=2.0 is not a share"),
+        (["steps=5000"], "5000 steps cannot spend 10000 on warm-up"),
+        (["phases.0.steps=2000000"], "phases have 2100000 steps, but the learning rate ends at step 1000000"),
+    ],
+)
+def test_overrides_that_make_no_sense_are_one_clear_line(overrides, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_experiment(BERT, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_the_seed_and_items_of_tuples_can_be_overridden():
+    experiment = load_experiment(BERT, ["seed=7", "objective.masking.random_ids.0=5"])
+    assert experiment.seed == 7 and experiment.objective.masking.random_ids == (5, 30522)
+
+
 def test_the_steps_of_an_experiment_are_those_of_its_phases():
     phase = Phase(3, 4, FullSentences("", 16))
     experiment = load_experiment(BERT)
@@ -104,7 +147,7 @@ def test_the_steps_of_an_experiment_are_those_of_its_phases():
 
 
 def test_what_cannot_be_described_is_refused():
-    with pytest.raises(TypeError, match="cannot be described"):
+    with pytest.raises(InputError, match="cannot be described"):
         to_json({"a": object()})
 
 

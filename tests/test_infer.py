@@ -1,17 +1,21 @@
 import dataclasses
+from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import WORDS
 from contract import small_bert
 
 import bertjax
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
-from bertjax.data.tokenizer import fingerprint
+from bertjax.data.tokenizer import fingerprint, tokenizer_from_files
+from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram
 from bertjax.errors import InputError
-from bertjax.infer import fill_mask, load
+from bertjax.infer import _with_masks, fill_mask, load
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
@@ -64,6 +68,45 @@ def test_masks_are_filled_with_the_probabilities_of_the_logits(trained):
         assert [guess.piece for guess in guesses] == [model.tokenizer.piece(i) for i in best]
         np.testing.assert_allclose([guess.probability for guess in guesses], probabilities[place][best], rtol=1e-4)
     assert "[MASK]" not in filled.best and filled.best.count("man") >= 1
+
+
+def with_spaces_in_pieces(kind):
+    """Train a tokenizer whose pieces carry the space before them."""
+    rng = np.random.default_rng(0)
+    lines = [f"The {' '.join(rng.choice(WORDS, 9))} is it (the man). time good" for _ in range(400)]
+    train, size = {"bpe": (train_byte_level_bpe, 330), "unigram": (train_unigram, 110)}[kind]
+    return tokenizer_from_files(train(iter(lines), size, False), origin="made")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("before", "word", "after"),
+    [
+        ("The time is ", "good", "."),
+        ("The ", "time", " is new."),
+        ("", "The", " time is good"),
+        ("it (", "the", " man)"),
+    ],
+)
+def test_what_is_around_a_mask_is_tokenised_as_in_the_whole_text(kind, before, word, after):
+    tokenizer = with_spaces_in_pieces(kind)
+    v = tokenizer.vocabulary
+    encoding = tokenizer.encode(before + word + after)
+    first, last = len(before), len(before) + len(word)
+    ids = [
+        v.mask if begin < last and first < end else index
+        for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True)
+    ]
+    alone = [tokenizer.piece(index) in ("Ġ", "▁") and after == v.mask for index, after in pairwise([*ids, None])]
+    ids = [index for index, space in zip(ids, alone, strict=True) if not space]
+    expected = [v.cls, *(index for previous, index in pairwise([None, *ids]) if (previous, index) != (v.mask, v.mask))]
+    model = SimpleNamespace(tokenizer=tokenizer, encoder=SimpleNamespace(max_length=64))
+    assert _with_masks(model, before + tokenizer.piece(v.mask) + after) == [*expected, v.sep]
+
+
+def test_masks_side_by_side_are_as_many_masks(trained):
+    (filled,) = fill_mask(load(trained[0]), ["the [MASK][MASK] man [MASK] [MASK]"])
+    assert len(filled.masks) == 4
 
 
 def test_answers_come_in_order_whatever_the_batch_size(trained):

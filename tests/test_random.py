@@ -65,7 +65,6 @@ def test_rows_2_to_the_32_elements_apart_draw_other_bits():
     assert len(np.unique(first)) == 2**18
 
 
-@pytest.mark.xfail(strict=True, reason="rows are runs of one sequence of 2^32 draws, from random starts: runs overlap")
 def test_no_run_of_a_row_recurs_in_another_row():
     rows, length = 2**15, 2**20
     starts, long = pairs_of(bits(KEY, (rows, 2))), pairs_of(bits(KEY, (1, length)))

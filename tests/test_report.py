@@ -73,14 +73,11 @@ def test_wandb_is_one_run_however_often_it_is_resumed(tmp_path, monkeypatch):
             return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", Stand)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
     wandb_writer(tmp_path, "mine", {"seed": 1})(3, {"loss": 1.0})
-    monkeypatch.setenv("WANDB_API_KEY", "x")
     wandb_writer(tmp_path, "mine", {"seed": 1})(4, {"loss": 0.5})
     assert values == [(3, {"loss": 1.0}), (4, {"loss": 0.5})]
     assert [call["id"] for call in calls] == ["id0", "id0"] and {call["resume"] for call in calls} == {"allow"}
-    assert [call["mode"] for call in calls] == ["offline", None] and calls[0]["config"] == {"seed": 1}
+    assert calls[0]["config"] == {"seed": 1} and {call["project"] for call in calls} == {"mine"}
 
 
 @pytest.mark.parametrize(

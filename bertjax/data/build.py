@@ -4,12 +4,15 @@ The main process reads and writes, the workers cut and tokenise. What is written
 number of workers. A build that was cut short goes on after its last finished shard when it is run again.
 """
 
+import fcntl
 import json
 import multiprocessing
+import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -115,6 +118,35 @@ def build(
     Raises InputError for bad input unless `skip_bad`, where nothing is left to tokenise, where `out` holds another
     corpus or the beginning of another build.
     """
+    with _held(out):
+        return _build(documents, tokenizer, out, settings, identity, report)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Make the folder if need be, and hold it: two builds in one folder would write the same files."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder for the corpus") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        yield
+    except BlockingIOError as error:
+        raise InputError(f"another build is going on in {out}: wait for it, or choose another folder") from error
+    finally:
+        os.close(handle)
+
+
+def _build(
+    documents: Iterable[Document | Bad],
+    tokenizer: Tokenizer,
+    out: Path,
+    settings: BuildSettings,
+    identity: object,
+    report: Callable[[int, int], None],
+) -> Manifest:
     tokenizer_id = fingerprint(tokenizer)
     progress = _begin(out, tokenizer, {"tokenizer": tokenizer_id, "input": identity} | _described(settings))
     batches = _batches(islice(iter(documents), progress.read, None), progress.read, settings)
@@ -184,12 +216,9 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
             for shards in saved["shards"]
         ]
         return _Progress(**saved)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: choose a folder for the corpus")
-    if out.exists() and any(out.iterdir()):
+    if any(out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the corpus")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, out / "tokenizer")
         progress = _Progress(settings)
         progress.save(out)

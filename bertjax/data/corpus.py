@@ -108,14 +108,30 @@ def wikiextractor(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Docu
 
 
 def markdown(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
-    """Read a Markdown book as one document: headings lose their marks, rules are left out, a paragraph a line."""
+    """Read a Markdown book as one document: headings lose their marks, rules are left out, wrapped lines are joined.
+
+    A paragraph ends at a blank line, a heading, a rule, or where it is longer than `longest_line`. Marks inside the
+    text (emphasis, links, lists) stay as they are.
+    """
 
     def clean(lines: Iterable[_Line]) -> Iterator[_Line]:
         yield 1, ""
-        for number, line in lines:
-            if isinstance(line, str):
-                line = "" if re.fullmatch(r"\s*([-*_]\s*){3,}", line) else re.sub(r"^#{1,6}\s+", "", line)
-            yield number, line
+        paragraph: list[str] = []
+        first, size = 0, 0
+        for number, line in chain(lines, [(0, "")]):
+            text = line if isinstance(line, str) and not re.fullmatch(r"\s*([-*_]\s*){3,}", line) else ""
+            heading = re.match(r"#{1,6}\s+", text)
+            if paragraph and (not text.strip() or heading or size > longest_line):
+                yield first, " ".join(paragraph)
+                paragraph, size = [], 0
+            if heading:
+                yield number, text[heading.end() :]
+            elif text.strip():
+                first = first if paragraph else number
+                paragraph.append(text)
+                size += len(text)
+            if isinstance(line, Bad):
+                yield number, line
 
     return _documents(path, clean(_lines(path, longest_line)))
 

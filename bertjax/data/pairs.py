@@ -10,7 +10,7 @@ which its code falls back to a random document, are split in the middle.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -31,10 +31,10 @@ class NextSentencePairs:
     duplicates: int = 10
     short: float = 0.1
     seed: int = 0
-    features: tuple[str, ...] = ("types", "pair")
+    features: ClassVar[tuple[str, ...]] = ("types", "pair")
 
     def __post_init__(self) -> None:
-        _check(self.length, self.duplicates, self.short)
+        _check(self.length, self.duplicates, self.short, self.seed)
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -53,10 +53,10 @@ class SentenceOrderPairs:
     duplicates: int = 10
     short: float = 0.1
     seed: int = 0
-    features: tuple[str, ...] = ("types", "pair")
+    features: ClassVar[tuple[str, ...]] = ("types", "pair")
 
     def __post_init__(self) -> None:
-        _check(self.length, self.duplicates, self.short)
+        _check(self.length, self.duplicates, self.short, self.seed)
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -70,11 +70,11 @@ def _open(rows: NextSentencePairs | SentenceOrderPairs, split: str, *, next_sent
     return _Pairs(corpus, rows.length, duplicates, rows.short, rows.seed, next_sentence=next_sentence)
 
 
-def _check(length: int, duplicates: int, short: float) -> None:
+def _check(length: int, duplicates: int, short: float, seed: int) -> None:
     if length < 8:
         raise ValueError(f"rows of length {length} have no room for two segments: use 8 or more")
-    if duplicates < 1 or not 0 <= short <= 1:
-        raise ValueError(f"duplicates={duplicates} must be 1 or more and short={short} a share")
+    if duplicates < 1 or not 0 <= short <= 1 or seed < 0:
+        raise ValueError(f"duplicates={duplicates} must be 1 or more, short={short} a share, seed={seed} 0 or more")
 
 
 class Chunks(NamedTuple):
@@ -110,8 +110,8 @@ def plan_chunks(shard: ShardIndex, room: int, short: float, rng: np.random.Gener
         count = last - begin
         a = np.where(count > 1, rng.integers(1, np.maximum(count, 2)), 1)
         random = (rng.random(len(active)) < 0.5) | (count == 1) if next_sentence else np.zeros(len(active), bool)
-        columns = (x.astype(np.int32) for x in (begin, last, a, target[active]))
-        planned.append(Chunks(*columns, random, active.astype(np.int32)))
+        columns = (begin, last, a, target[active], random, active)
+        planned.append([x if x is random else x.astype(np.int32) for x in columns])
         first[active] = np.where(random, begin + a, last)
         active = active[first[active] < end[active]]
     return Chunks(*(np.concatenate(columns) for columns in zip(*planned, strict=True)))
@@ -137,7 +137,10 @@ class _Pairs:
         self._shards = [cut_sentences(shard, self._room) for shard in corpus.shards]
         self._documents = np.array([len(shard.documents) - 1 for shard in self._shards])
         if next_sentence and self._documents.sum() < 2:
-            raise InputError("next-sentence pairs need at least two documents: is every document marked as one?")
+            raise InputError(
+                f"next-sentence pairs need at least two documents, the {corpus.split} split of {corpus.folder} has "
+                f"{self._documents.sum()}: is every document marked as one, is --holdout large enough?"
+            )
         plans = []
         for number in range(duplicates):
             for place, shard in enumerate(self._shards):
@@ -155,7 +158,7 @@ class _Pairs:
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
         vocabulary = self._corpus.vocabulary
-        batch = empty_batch(len(index), self._length, vocabulary.pad, ("types", "pair"))
+        batch = empty_batch(len(index), self._length, vocabulary.pad, NextSentencePairs.features)
         batch["example"][:] = index
         for i, example in enumerate(index):
             (tokens_a, starts_a), (tokens_b, starts_b), label = self._segments(int(example))

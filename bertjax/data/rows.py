@@ -6,6 +6,7 @@ al. 2021, "Efficient Sequence Packing without Cross-contamination": over the his
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class FullSentences:
 
     corpus: str
     length: int
-    features: tuple[str, ...] = ()
+    features: ClassVar[tuple[str, ...]] = ()
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -33,7 +34,7 @@ class DocumentSentences:
 
     corpus: str
     length: int
-    features: tuple[str, ...] = ()
+    features: ClassVar[tuple[str, ...]] = ()
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -44,13 +45,17 @@ class DocumentSentences:
 class PackedDocuments:
     """Put several documents into a row, each with specials and a number of its own in `mask`: attention stays inside.
 
-    Documents longer than a row are cut as in DocumentSentences. seed: which documents share a row.
+    Documents longer than a row are cut as in DocumentSentences. seed: which documents share a row, 0 or more.
     """
 
     corpus: str
     length: int
     seed: int = 0
-    features: tuple[str, ...] = ()
+    features: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
 
     def open(self, split: str) -> Source:
         """See Rows.open."""

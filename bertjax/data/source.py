@@ -69,6 +69,7 @@ class Corpus:
     """Open one split of a corpus. Raises InputError where it is missing, damaged or empty."""
 
     def __init__(self, folder: str, split: str) -> None:
+        self.folder, self.split = folder, split
         self.manifest: Manifest = read_manifest(folder)
         self.vocabulary = self.manifest.vocabulary
         shards = self.manifest.splits.get(split, ())
@@ -139,6 +140,8 @@ class _Steps:
 
 def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0) -> Iterator[Batch]:
     """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start."""
+    if not len(source):
+        raise InputError("the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
     iterator = iter(grain.MapDataset.source(_Steps(source, batch_size, steps, seed)).to_iter_dataset(options))
     set_next_index(iterator, start)
@@ -146,9 +149,15 @@ def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, 
 
 
 def evaluation_batches(source: Source, batch_size: int, features: tuple[str, ...], pad: int) -> Iterator[Batch]:
-    """Yield every row once, in order; the last batch is filled up with rows of padding, which weigh nothing."""
+    """Yield every row once, always in the same shuffled order, so that the first batches stand for all.
+
+    The last batch is filled up with rows of padding, which weigh nothing.
+    """
+    if not len(source):
+        raise InputError("the split gives no row of this kind: hold more text out, or use other rows")
     for start in range(0, len(source), batch_size):
-        batch = source.rows(np.arange(start, min(start + batch_size, len(source))))
+        numbers = np.arange(start, min(start + batch_size, len(source)))
+        batch = source.rows(epoch_order(numbers, len(source), seed=0))
         n, length = batch["tokens"].shape
         filling = empty_batch(batch_size - n, length, pad, features)
         yield {name: np.concatenate([array, filling[name]]) for name, array in batch.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -76,21 +77,32 @@ def train_vocabulary(
         raise InputError(f"a vocabulary of {size} pieces has no room beside its {len(SPECIALS)} special ones")
     if not 0 < sample_bytes <= _MOST_BYTES:
         raise InputError(f"a sample of {sample_bytes} bytes may overflow the counts of the trainers: use at most 4 GiB")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: choose another folder for the tokenizer")
+    _make_folder(out)
     share = min(1.0, sample_bytes / max(1, input_bytes))
-    sample = Sample(documents, share, sample_bytes + sample_bytes // 5, skip_bad=skip_bad)
+    most = min(sample_bytes + sample_bytes // 5, _MOST_BYTES)
+    sample = Sample(documents, share, most, skip_bad=skip_bad)
     files = train(iter(sample), size, lowercase)
     if not sample.bytes:
         raise InputError("no text to train a vocabulary on: every document was left out")
     found = tokenizer_from_files(files, origin="the trained vocabulary").vocabulary.size
     if found != size:
         raise InputError(f"this text gives {found} pieces, not {size}: ask for {found} pieces, or train on more text")
-    out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (out / name).write_bytes(content)
     counts = {"documents": sample.documents, "bytes": sample.bytes, "skipped": sample.skipped}
     return counts | {"share": share, "sample_sha256": sample.digest.hexdigest()}
+
+
+def _make_folder(out: Path) -> None:
+    """See that the tokenizer can be written, before the work is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+    if any(out.iterdir()):
+        raise InputError(f"{out} is not empty: choose another folder for the tokenizer")
+    if not os.access(out, os.W_OK):
+        raise InputError(f"cannot write to {out}: it is read-only; choose another folder")
 
 
 def train_wordpiece(lines: Iterator[str], size: int, lowercase: bool) -> dict[str, bytes]:

@@ -35,11 +35,14 @@ class Encoder(nn.Module):
     norm_eps: float = 1e-12
     initializer: Initializer = layers.TruncatedNormal(0.02)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
-    remat: str = "none"  # what to keep for the backward pass: "none", "dots" or "full" are recomputed
+    remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("V", "D", "N", "H", "F", "E", "positions"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         if self.D % self.H:
             raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
         if self.first_position >= self.positions:

@@ -243,6 +243,15 @@ def test_settings_that_make_no_sense_are_an_error_that_names_them(changes):
         plain_settings(**changes)
 
 
+def test_a_second_build_in_the_same_folder_is_refused(tmp_path, tokenizer):
+    def documents():
+        with pytest.raises(InputError, match=f"another build is going on in {tmp_path}"):
+            build(mixed_documents(), tokenizer, tmp_path, SETTINGS)
+        yield from mixed_documents()
+
+    build(documents(), tokenizer, tmp_path, SETTINGS)
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, tokenizer):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"cannot write to {tmp_path}/file/corpus"):

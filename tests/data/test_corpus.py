@@ -44,8 +44,8 @@ FORMATS = {
     ),
     "markdown": (
         markdown,
-        "# Title\n\n## CHAPTER I\nText *x* # y.\n***\n - - -\n#no\n",
-        [(1, ["Title", "CHAPTER I", "Text *x* # y.", "#no"])],
+        "# Title\n\n## CHAPTER I\nText *x*\n# y.\nA line\nwrapped once.\n***\n - - -\n#no\n",
+        [(1, ["Title", "CHAPTER I", "Text *x*", "y.", "A line wrapped once.", "#no"])],
     ),
 }
 
@@ -188,6 +188,7 @@ def test_a_long_document_becomes_several_at_line_ends(tmp_path, monkeypatch, for
         "wikiextractor": "<doc 1>\n" + "\n".join(lines) + "\n</doc>\n<doc 2>\nnext\n</doc>",
         "json_lines": json.dumps({"text": "\n".join(lines)}) + '\n{"text": "next"}',
         "sentences": "\n".join(lines) + "\n\nnext",
+        "markdown": "\n\n".join(lines),
     }.get(form, "\n".join(lines))
     path = tmp_path / "text"
     path.write_text(text)

@@ -216,7 +216,7 @@ def test_the_held_out_split_is_passed_over_once(tmp_path):
 
 def test_next_sentences_of_a_single_document_are_an_error(tmp_path):
     folder = write_corpus(tmp_path / "corpus", {"train": [numbered([[5, 6, 7]])]})
-    with pytest.raises(InputError, match="at least two documents"):
+    with pytest.raises(InputError, match=r"at least two documents, the train split of .* has 1: .*--holdout"):
         NextSentencePairs(folder, 16).open("train")
 
 

@@ -77,8 +77,18 @@ def test_evaluation_passes_every_row_once_and_fills_up_with_padding(size, batch_
     batches = list(evaluation_batches(Numbers(size), batch_size, ("pair",), VOCABULARY.pad))
     assert all(batch["tokens"].shape == (batch_size, 4) for batch in batches)
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    assert whole["example"][:size].tolist() == list(range(size))
+    order = whole["example"][:size].tolist()
+    assert sorted(order) == list(range(size))
+    again = evaluation_batches(Numbers(size), size, ("pair",), VOCABULARY.pad)
+    assert next(again)["example"].tolist() == order != sorted(order)
     assert not whole["mask"][size:].any() and whole["mask"][:size].all() and not whole["pair"][size:].any()
+
+
+def test_no_rows_are_an_error_not_a_silent_nothing():
+    with pytest.raises(InputError, match="no row of this kind"):
+        training_batches(Numbers(0), 2, 5, seed=0)
+    with pytest.raises(InputError, match="no row of this kind"):
+        list(evaluation_batches(Numbers(0), 2, (), VOCABULARY.pad))
 
 
 def test_long_sentences_are_cut_and_documents_keep_theirs():

@@ -99,7 +99,7 @@ def test_bad_documents_stop_the_training_or_are_counted(tmp_path):
     given = [*documents(), Bad("made:7", "not UTF-8")]
     with pytest.raises(InputError, match=r"made:7: not UTF-8 \(or leave such out with --skip-bad\)"):
         trained("wordpiece", tmp_path / "a", given)
-    assert not (tmp_path / "a").exists()
+    assert not any((tmp_path / "a").iterdir())
     counts, _ = trained("wordpiece", tmp_path / "b", given, skip_bad=True)
     assert counts["skipped"] == 1 and counts["documents"] == 200
 
@@ -115,6 +115,8 @@ def test_what_cannot_be_trained_is_an_error_before_any_work(tmp_path):
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(InputError, match="full is not empty"):
         trained("wordpiece", tmp_path / "full")
+    with pytest.raises(InputError, match=r"cannot write to .*full/x: "):
+        trained("wordpiece", tmp_path / "full" / "x")
     for size in (0, 2**33):
         with pytest.raises(InputError, match=f"a sample of {size} bytes"):
             trained("wordpiece", tmp_path / "a", sample_bytes=size)
@@ -126,6 +128,8 @@ def test_what_cannot_be_trained_is_an_error_before_any_work(tmp_path):
 def test_a_vocabulary_smaller_than_asked_or_without_room_is_an_error(tmp_path, kind):
     with pytest.raises(InputError, match="50000"):
         trained(kind, tmp_path / "a", size=50_000)
-    with pytest.raises(InputError, match=" 3 pieces"):
-        trained(kind, tmp_path / "b", size=3)
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    with pytest.raises(InputError, match=r"gives \d+ pieces, not 9"):
+        trained(kind, tmp_path / "b", size=9)
+    assert not any((tmp_path / "a").iterdir()) and not any((tmp_path / "b").iterdir())
+    with pytest.raises(InputError, match="3 pieces has no room beside its 5 special ones"):
+        trained(kind, tmp_path / "c", size=3)
