@@ -170,6 +170,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     checkpoint.save(
                         manager, step, state.params, state.opt, experiment=described, tokenizer=tokenizer, data=data
                     )
+                    watch.restart(step)
                     if stop.signal and not last:
                         raise Interrupted(step, stop.signal)
     return state

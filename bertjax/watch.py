@@ -42,7 +42,7 @@ class Watch:
         self._flops = model_flops(self._experiment.objective, shapes)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.local_device_count()
-        self._restart(-1)  # the first step sets it, whose compilation is not the run's speed
+        self.restart(-1)  # the first step sets it, whose compilation is not the run's speed
 
     def step(self, step: int, metrics: Metrics, waited: float) -> None:
         """Take the metrics of a step just dispatched; read those of the step before."""
@@ -75,16 +75,17 @@ class Watch:
         for write in self._writers:
             write(step, named)
         self._progress.say(f"step {step}  held out: {summary(values)}")
-        self._restart(step)
+        self.restart(step)
 
-    def _restart(self, step: int) -> None:
+    def restart(self, step: int) -> None:
+        """Time from here on: evaluation and saving are not the speed of a step."""
         self._timed, self._waited = (step, time.perf_counter()), 0.0
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
         since, at = self._timed
         now = time.perf_counter()
         if since < 0:
-            self._restart(step)
+            self.restart(step)
         elif step > since:
             seconds = (now - at) / (step - since)
             speed = {
@@ -103,7 +104,7 @@ class Watch:
             )
             if logged:
                 append_timing(self._folder, step, speed)
-                self._restart(step)
+                self.restart(step)
 
 
 def summary(values: Mapping[str, float]) -> str:
