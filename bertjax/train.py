@@ -245,12 +245,16 @@ def initial_state(
 
 
 def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
-    """Make a function that reads the held-out split of a phase from its start; None where the corpus has none."""
+    """Make a function that reads the held-out split of a phase from its start; None, and said, where there are no rows."""
     manifest = read_manifest(phase.rows.corpus)
     if not manifest.splits.get("validation"):
         progress.say(f"corpus {phase.rows.corpus} holds nothing out: no evaluation")
         return None
-    source = phase.rows.open("validation")
+    try:
+        source = phase.rows.open("validation")
+    except InputError as error:  # too few documents for pairs; damaged files were found before
+        progress.say(f"no evaluation: {error}")
+        return None
     size = phase.batch_size // phase.accumulate
     return partial(evaluation_batches, source, size, phase.rows.features, manifest.vocabulary.pad)
 

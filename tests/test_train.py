@@ -207,6 +207,17 @@ def test_a_corpus_that_holds_nothing_out_trains_without_evaluation(experiment, t
     assert "holds nothing out" in capsys.readouterr().err
 
 
+def test_a_single_document_held_out_gives_no_pairs_and_no_evaluation(experiment, tokenizer, tmp_path, capsys):
+    for seed in range(50):
+        folder = tmp_path / f"corpus{seed}"
+        manifest = build(make_documents(20), tokenizer, folder, BuildSettings(split_sentences, holdout=0.05, seed=seed))
+        if sum(shard.documents for shard in manifest.splits.get("validation", ())) == 1:
+            break
+    phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
+    assert "no evaluation: next-sentence pairs need at least two documents" in capsys.readouterr().err
+
+
 def refused(experiment, folder, message):
     with pytest.raises(InputError, match=message):
         fit(experiment, folder)
