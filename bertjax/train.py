@@ -245,7 +245,7 @@ def initial_state(
 
 
 def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
-    """Make a function that reads the held-out split of a phase from its start; None, and said, where there are no rows."""
+    """Make a function that reads the held-out split of a phase from its start; None where it has no rows, and says so."""
     manifest = read_manifest(phase.rows.corpus)
     if not manifest.splits.get("validation"):
         progress.say(f"corpus {phase.rows.corpus} holds nothing out: no evaluation")
