@@ -245,7 +245,7 @@ def initial_state(
 
 
 def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
-    """Make a function that reads the held-out split of a phase from its start; None, with a notice, where it has none."""
+    """Make a function that reads the held-out split of a phase from its start; None, with a notice, without one."""
     manifest = read_manifest(phase.rows.corpus)
     if not manifest.splits.get("validation"):
         progress.say(f"corpus {phase.rows.corpus} holds nothing out: no evaluation")
