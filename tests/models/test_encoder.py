@@ -94,15 +94,19 @@ def test_every_dropout_of_an_encoder_has_a_key_of_its_own(family, monkeypatch):
     """One after the embeddings, three in each layer, whether or not the layers share their parameters."""
     keys, make_rng = [], layers.Dropout.make_rng
 
+    def record(words):
+        keys.append(tuple(words.tolist()))
+        return words
+
     def watched(self, name):
-        rng = make_rng(self, name)
-        jax.debug.callback(lambda words: keys.append(tuple(words.tolist())), jax.random.key_data(rng))
-        return rng
+        words = jax.random.key_data(make_rng(self, name))
+        shape = jax.ShapeDtypeStruct(words.shape, words.dtype)
+        return jax.random.wrap_key_data(jax.pure_callback(record, shape, words))
 
     monkeypatch.setattr(layers.Dropout, "make_rng", watched)
     encoder, batch = ENCODERS[family](N=4), make_batch()
-    encoder.apply({"params": init(encoder)}, batch["tokens"], batch["mask"], train=True, rngs={"dropout": KEY})
-    jax.effects_barrier()
+    x_BLD = encoder.apply({"params": init(encoder)}, batch["tokens"], batch["mask"], train=True, rngs={"dropout": KEY})
+    x_BLD.block_until_ready()
     assert len(keys) == len(set(keys)) == 1 + 3 * 4
 
 
