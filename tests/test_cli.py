@@ -165,6 +165,15 @@ def test_missing_and_empty_input_is_named(tmp_path, tokenizer_folder, capsys):
           *build_command(tmp_path / "blank", out, "--skip-bad", tokenizer=tokenizer_folder))  # fmt: skip
 
 
+def test_a_build_that_was_begun_with_another_reader_is_refused(tmp_path, tokenizer_folder, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "good day"}\nbroken')
+    command = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="jsonl", tokenizer=tokenizer_folder)
+    fails(capsys, r"in.jsonl:2: not JSON", *command)
+    fails(capsys, "beginning of a build with another input", *command, "--text-field", "body")
+    plain = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="plain", tokenizer=tokenizer_folder)
+    fails(capsys, "beginning of a build with another input", *plain)
+
+
 def test_a_vocabulary_without_a_mask_is_named(tmp_path, capsys):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     (tmp_path / "text").write_text("a\n")
