@@ -29,7 +29,7 @@ def build(files: list[Path], options: argparse.Namespace) -> tuple[int, float, i
     """Run the command on `files`: tokens, seconds, peak bytes of all its processes together."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bertjax", "data", "build", *map(str, files), "--format", options.format]
-        command += ["--tokenizer", options.tokenizer, "--out", f"{folder}/corpus", "--skip-bad", "--json"]
+        command += ["--tokenizer", options.tokenizer, "--out", f"{folder}/corpus", "--json"]
         begun = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         peak = [0]

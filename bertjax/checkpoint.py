@@ -26,6 +26,9 @@ from bertjax.random import hash_bits
 from bertjax.rules import name_of
 from bertjax.types import Array
 
+# What says nothing of the checkpoint; of damage Orbax and TensorStore tell in exceptions of any kind.
+_NOT_THE_CHECKPOINT = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+
 
 def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.CheckpointManager:
     """Manage the checkpoints of a run: the `keep` newest stay, and those at multiples of `keep_every` if not 0.
@@ -78,6 +81,8 @@ def read_info(step_folder: Path) -> dict[str, Any]:
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         return read["info"]
+    except _NOT_THE_CHECKPOINT:
+        raise
     except Exception as error:
         raise _damaged(step_folder, error) from error
 
@@ -89,6 +94,8 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     """
     try:
         found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
+    except _NOT_THE_CHECKPOINT:
+        raise
     except Exception as error:
         raise _damaged(step_folder, error) from error
     expected = info["checksums"][item]
@@ -145,5 +152,5 @@ def _damaged(step_folder: Path, reason: object) -> InputError:
     rest = f"go on from step {max(others, key=int)}" if others else "start again"
     return InputError(
         f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "
-        f"delete that folder to {rest}"
+        f"move that folder away to {rest}"
     )

@@ -68,7 +68,7 @@ def test_a_flipped_bit_anywhere_is_an_error_or_harmless_and_never_other_weights(
             assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(found, before, strict=True)), path
         except InputError as error:
             detected += 1
-            assert str(newest) in str(error) and "delete that folder to go on from step 5" in str(error)
+            assert str(newest) in str(error) and "move that folder away to go on from step 5" in str(error)
         path.write_bytes(content)
     assert detected > len(trials) // 4  # the others hit padding and what is not read
 
@@ -118,3 +118,16 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(tmp_path, tokenizer):
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in"):
         checkpoint.latest_step(tmp_path)
+
+
+@pytest.mark.parametrize("trouble", [MemoryError, PermissionError])
+def test_what_says_nothing_of_the_checkpoint_is_not_called_damage(saved, monkeypatch, trouble):
+    newest = checkpoint.latest_step(saved)
+    info = checkpoint.read_info(newest)
+
+    def fail(*arguments):
+        raise trouble("not enough")
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "restore", fail)
+    with pytest.raises(trouble, match="not enough"):
+        checkpoint.restore(newest, "params", make_state()[0], info)

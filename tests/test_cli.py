@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(built, tmp_path, capsys):
     content[len(content) // 2] ^= 4
     data.write_bytes(content)
     command = ["pretrain", *TINY, f"data={built[1]}", "--workdir", work]
-    fails(capsys, r"checkpoints/4 is damaged .*delete that folder to start again", *command)
+    fails(capsys, r"checkpoints/4 is damaged .*move that folder away to start again", *command)
     fails(capsys, "is damaged", "predict", "fill-mask", "--model", work, "[MASK]")
     shutil.rmtree(work / "checkpoints" / "4")
     assert run(capsys, *command)[0] == 0
