@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.run(options)
     except InputError as error:
@@ -48,6 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nbertjax: stopped", file=sys.stderr)
         return 130
     return getattr(options, "exit_code", 0)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command; overrides may stand on either side of options, which argparse alone does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "override") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.override += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

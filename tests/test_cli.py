@@ -97,6 +97,20 @@ def test_plan_prints_published_counts(capsys):
     assert values["flops_per_token"] > 6 * 396544
 
 
+def test_overrides_may_stand_before_and_after_options(capsys):
+    for words in (
+        ["size=tiny", "cased=true", "--json"],
+        ["--json", "size=tiny", "cased=true"],
+        ["size=tiny", "--json", "cased=true"],
+    ):  # noqa: E501
+        code, out, _ = run(capsys, "plan", "experiments/bert.py", *words)
+        assert code == 0 and json.loads(out)["params"] == 4_433_468 - (30522 - 28996) * (128 + 1)
+    for words in (["plan", "experiments/bert.py", "--jsn"], ["data", "inspect", "corpus", "more"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2 and "unrecognized arguments: " in capsys.readouterr().err
+
+
 def test_every_command_has_help_with_an_example(capsys):
     for command in (
         "pretrain",
