@@ -102,7 +102,7 @@ def test_overrides_may_stand_before_and_after_options(capsys):
         ["size=tiny", "cased=true", "--json"],
         ["--json", "size=tiny", "cased=true"],
         ["size=tiny", "--json", "cased=true"],
-    ):  # noqa: E501
+    ):
         code, out, _ = run(capsys, "plan", "experiments/bert.py", *words)
         assert code == 0 and json.loads(out)["params"] == 4_433_468 - (30522 - 28996) * (128 + 1)
     for words in (["plan", "experiments/bert.py", "--jsn"], ["data", "inspect", "corpus", "more"]):
