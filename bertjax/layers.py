@@ -8,11 +8,12 @@ module casts its own parameters. Element-wise steps are recomputed in the backwa
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bertjax.random import hash_bits
 from bertjax.types import Array, Key, Params
@@ -42,7 +43,15 @@ class Normal:
         return jax.nn.initializers.normal(self.stddev)(rng, shape, dtype)
 
 
-Initializer = TruncatedNormal | Normal
+@dataclass(frozen=True)
+class GlorotUniform:
+    """Draw uniformly, as wide as the two widths of a kernel say: TensorFlow's default, in parts of ELECTRA."""
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.nn.initializers.glorot_uniform()(rng, shape, dtype)
+
+
+Initializer = TruncatedNormal | Normal | GlorotUniform
 
 
 @_recomputed
@@ -115,33 +124,174 @@ def restarting_positions(mask_BL: Array) -> Array:
 
 
 def attention(
-    q_BLHK: Array, k_BMHK: Array, v_BMHK: Array, visible_BLM: Array, dropout: Callable[[Array], Array]
+    q_BLHK: Array,
+    k_BMHK: Array,
+    v_BMHK: Array,
+    visible_BLM: Array,
+    dropout: Callable[[Array], Array],
+    added_BHLM: Array | None = None,
 ) -> Array:
-    """Attend: softmax(q k / √K) v over the visible keys, `dropout` on the probabilities.
+    """Attend: softmax((q k + added) / √K) v over the visible keys, `dropout` on the probabilities.
 
     Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN.
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
+    if added_BHLM is not None:
+        scores_BHLM += added_BHLM
     scores_BHLM = scores_BHLM * q_BLHK.shape[-1] ** -0.5
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
     probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
 
 
+class OfDistance(Protocol):
+    """A fixed vector-valued function R of the distance between a query and a key, in two forms."""
+
+    def table(self, distances: np.ndarray) -> np.ndarray:
+        """Evaluate it: f32 [..., W] for distances [...]."""
+        ...
+
+    def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """Write it as a sum of waves, for distances up to `reach`: frequencies f64 [F] and coefficients f32 [2F, W].
+
+        R(d) = [sin(d·frequencies), cos(d·frequencies)] @ coefficients.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Encode distances as Transformer-XL and XLNet do: W/2 sines, then W/2 cosines; beyond `clamp` nothing changes.
+
+    zihangdai/xlnet modeling.py relative_positional_encoding. Frequencies fall from 1 to 1/10000.
+    """
+
+    width: int
+    clamp: int | None = None
+
+    def frequencies(self) -> np.ndarray:
+        """Return the frequencies, f64 [W / 2]."""
+        return 10000.0 ** -(np.arange(0, self.width, 2) / self.width)
+
+    def table(self, distances: np.ndarray) -> np.ndarray:
+        """See OfDistance.table."""
+        if self.clamp is not None:
+            distances = np.clip(distances, -self.clamp, self.clamp)
+        angles = distances[..., None] * self.frequencies()
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+    def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """See OfDistance.waves: its own, or where distances are clamped those of a Fourier series over all of them."""
+        if self.clamp is None or self.clamp >= reach:
+            return self.frequencies(), np.eye(self.width, dtype=np.float32)
+        return fourier_series(self.table(np.arange(-reach, reach + 1)))
+
+
+def fourier_series(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write a table [2·reach + 1, W] over the distances -reach .. reach as waves (see OfDistance.waves)."""
+    period = len(table)
+    reach = period // 2
+    frequencies = 2 * np.pi * np.arange(reach + 1) / period
+    angles = frequencies[:, None] * np.arange(-reach, reach + 1)
+    weight = np.where(np.arange(reach + 1) == 0, 1, 2)[:, None] / period
+    coefficients = np.concatenate([weight * np.sin(angles), weight * np.cos(angles)]) @ table.astype(np.float64)
+    return frequencies, coefficients.astype(np.float32)
+
+
+def rotated_scores(
+    q_BLHK: Array, kernel_WHK: Array, function: OfDistance, positions_BL: Array, memory: int, length: int,
+    sign_B: Array | None,
+) -> Array:  # fmt: skip
+    """Score queries at any positions: q · (R(sign·(i - j)) kernel), f32 [B, H, L, memory + length].
+
+    positions_BL: i32, where in 0 .. length each query is. Keys are at -memory .. length. By the addition theorems of
+    sine and cosine, what depends on i multiplies the query, what depends on j is constant: only matrix products, no
+    shift, no gather. It costs 2·H·W more multiplications for a query and key than a product of table and query, so it
+    is the form for matrix units, and for queries at few places.
+    """
+    frequencies, coefficients = function.waves(memory + length - 1)
+    dtype = q_BLHK.dtype
+    waves = jnp.asarray(coefficients)
+    if not np.array_equal(coefficients, np.eye(len(coefficients))):
+        kernel_WHK = jnp.einsum("FW,WHK->FHK", waves, kernel_WHK, precision="highest")
+    x_BHLF = jnp.einsum("BLHK,FHK->BHLF", q_BLHK, kernel_WHK.astype(dtype), preferred_element_type=jnp.float32)
+    sines, cosines = jnp.split(x_BHLF, 2, axis=-1)
+    if sign_B is not None:
+        sines *= sign_B[:, None, None, None]
+    angles_BLF = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    sin, cos = jnp.sin(angles_BLF)[:, None], jnp.cos(angles_BLF)[:, None]
+    turned_BHLF = jnp.concatenate([cosines * sin - sines * cos, sines * sin + cosines * cos], axis=-1)
+    angles_MF = np.arange(-memory, length)[:, None] * frequencies
+    keys_MF = jnp.asarray(np.concatenate([np.sin(angles_MF), np.cos(angles_MF)], axis=-1), dtype)
+    return jnp.einsum("BHLF,MF->BHLM", turned_BHLF.astype(dtype), keys_MF, preferred_element_type=jnp.float32)
+
+
+def shifted_scores(
+    q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memory: int, sign_B: Array | None, block: int = 64
+) -> Array:
+    """Score a whole row of queries, at 0 .. L: the same as `rotated_scores`, f32 [B, H, L, memory + L].
+
+    Queries meet a table of all distances; a row of the product then holds the wanted scores, further left by one for
+    each query. Read flat with rows shorter by one, they are aligned. A block of queries needs few distances.
+    """
+    B, L, H, _ = q_BLHK.shape
+    T = min(block, L)
+    blocks, keys = -(-L // T), memory + L
+    distances_R = memory + blocks * T - np.arange(blocks * T + keys)
+    if sign_B is None:
+        tables = function.table(distances_R)[None]
+    else:  # a table for each direction side by side, and zeros in the query where the row goes the other way
+        tables = np.stack([function.table(distances_R), function.table(-distances_R)])
+        ahead = sign_B[:, None, None, None] > 0
+        q_BLHK = jnp.concatenate([jnp.where(ahead, q_BLHK, 0), jnp.where(ahead, 0, q_BLHK)], axis=-1)
+    table_RHK = jnp.einsum("SRW,WHK->RHSK", tables, kernel_WHK).reshape(len(distances_R), H, -1).astype(q_BLHK.dtype)
+    q_BLHK = jnp.pad(q_BLHK, ((0, 0), (0, blocks * T - L), (0, 0), (0, 0)))
+    aligned = []
+    for i in range(blocks):
+        window_RHK = table_RHK[(blocks - 1 - i) * T :][: keys + T]
+        q_BTHK = q_BLHK[:, i * T : (i + 1) * T]
+        x_BHTR = jnp.einsum("BTHK,RHK->BHTR", q_BTHK, window_RHK, preferred_element_type=jnp.float32)
+        flat = x_BHTR.reshape(B, H, T * (keys + T))[..., T:]
+        aligned.append(flat.reshape(B, H, T, keys + T - 1)[..., :keys])
+    return jnp.concatenate(aligned, axis=2)[:, :, :L]
+
+
+@partial(_recomputed, static_argnums=(2, 3))
+def relative_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memory: int, sign_B: Array | None) -> Array:
+    """Score queries at 0 .. L against keys at -memory .. L by their distance: f32 [B, H, L, memory + L].
+
+    q · (R(sign·(i - j)) kernel); sign_B: -1 where a row is read backwards, else 1. Rotated on TPU, where matrix
+    products are cheap and copies are not, shifted elsewhere. Both are linear in q and in kernel: nothing else need be
+    kept.
+    """
+    B, L = q_BLHK.shape[:2]
+
+    def rotated(q_BLHK: Array, kernel_WHK: Array, sign_B: Array | None) -> Array:
+        positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+        return rotated_scores(q_BLHK, kernel_WHK, function, positions_BL, memory, L, sign_B)
+
+    def shifted(q_BLHK: Array, kernel_WHK: Array, sign_B: Array | None) -> Array:
+        return shifted_scores(q_BLHK, kernel_WHK, function, memory, sign_B)
+
+    return cast(Array, jax.lax.platform_dependent(q_BLHK, kernel_WHK, sign_B, tpu=rotated, default=shifted))
+
+
 class Dense(nn.Module):
-    """Multiply the last `len(inputs)` axes by a kernel [*inputs, *outputs] and add a bias [*outputs]."""
+    """Multiply the last `len(inputs)` axes by a kernel [*inputs, *outputs] and add a bias [*outputs], if it has one."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     initializer: Initializer
     dtype: str
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
-        bias = self.param("bias", nn.initializers.zeros_init(), self.outputs)
         y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
-        return add_bias(y, bias)
+        if not self.use_bias:
+            return y
+        return add_bias(y, self.param("bias", nn.initializers.zeros_init(), self.outputs))
 
 
 class LayerNorm(nn.Module):
@@ -193,17 +343,19 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Widen D to F, activate, narrow back to D."""
+    """Widen D to F, activate, drop where the family does (XLNet), narrow back to D."""
 
     D: int
     F: int
     activation: Activation
     initializer: Initializer
     dtype: str
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
         h_BLF = self.activation(Dense((self.D,), (self.F,), self.initializer, self.dtype, name="widen")(x_BLD))
+        h_BLF = Dropout(self.dropout)(h_BLF, train=train)
         return Dense((self.F,), (self.D,), self.initializer, self.dtype, name="narrow")(h_BLF)
 
 
@@ -215,11 +367,25 @@ REMAT = {
 """What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing."""
 
 
-def stack(layer: type[nn.Module], length: int, *, remat: str, shared: bool) -> Callable[..., nn.Module]:
+def check_encoder(encoder: Any) -> None:
+    """Raise ValueError where a field that all encoders have is out of its range."""
+    if encoder.remat not in REMAT:
+        raise ValueError(f"remat={encoder.remat!r} is none of {', '.join(REMAT)}")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(encoder, name) < 1:
+            raise ValueError(f"{name}={getattr(encoder, name)} is not a share in [0, 1)")
+    if encoder.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={encoder.dtype!r} is neither float32 nor bfloat16")
+
+
+def stack(
+    layer: type[nn.Module], length: int, *, remat: str, shared: bool, in_axes: Any = nn.broadcast
+) -> Callable[..., nn.Module]:
     """Scan `layer` over `length` layers: parameters gain a leading axis N, or are one set where `shared`.
 
-    The layer is called as `layer(carry, *broadcast) -> (carry, None)`. Every layer draws dropout of its own, shared or
-    not.
+    The layer is called as `layer(carry, *inputs) -> (carry, output)`; outputs are stacked. in_axes: which inputs have
+    an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
+    or not.
     """
     if REMAT[remat] is not None:
         layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False)
@@ -228,6 +394,6 @@ def stack(layer: type[nn.Module], length: int, *, remat: str, shared: bool) -> C
         variable_axes={} if shared else {"params": 0},
         variable_broadcast="params" if shared else False,
         split_rngs={"params": not shared, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=length,
     )

@@ -34,6 +34,7 @@ class Encoder(nn.Module):
     activation: Activation = layers.gelu
     norm_eps: float = 1e-12
     initializer: Initializer = layers.TruncatedNormal(0.02)
+    project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
@@ -47,13 +48,7 @@ class Encoder(nn.Module):
             raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
-        if self.remat not in layers.REMAT:
-            raise ValueError(f"remat={self.remat!r} is none of {', '.join(layers.REMAT)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not a share in [0, 1)")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r} is neither float32 nor bfloat16")
+        layers.check_encoder(self)
 
     @property
     def max_length(self) -> int:
@@ -81,7 +76,9 @@ class Encoder(nn.Module):
         )(tokens_BL, mask_BL, types_BL, train=train)  # fmt: skip
         x_BLD = x_BLE
         if self.E is not None:
-            x_BLD = Dense((self.E,), (self.D,), self.initializer, self.dtype, name="project")(x_BLE)
+            x_BLD = Dense(
+                (self.E,), (self.D,), self.project_initializer or self.initializer, self.dtype, name="project"
+            )(x_BLE)
         layer = layers.stack(EncoderLayer, self.N, remat=self.remat, shared=self.shared)(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
             self.norm_eps, self.initializer, self.dtype, train, name="layer" if self.shared else "layers",

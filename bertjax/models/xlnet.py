@@ -1,0 +1,298 @@
+"""XLNet: relative attention, a content and a query stream that share all weights, memory of earlier windows.
+
+Yang et al. 2019 (zihangdai/xlnet, modeling.py); the relative scores after Dai et al. 2019 (Transformer-XL). For query i
+and key j of one head:
+
+    ((q_i + content_bias)·k_j + (q_i + position_bias)·(R(i - j) W) + (q_i + segment_bias)·s_[types differ]) / √K
+
+The content stream is an ordinary encoder whose tokens see what their rank allows. The query stream predicts: it starts
+from one learned vector, knows where it stands but not what stands there, and takes its keys and values from the content
+stream. It has P rows, one for each predicted position, never L.
+
+Where we deviate: the originals also drop elements of R, which the products used here cannot express (layers.py,
+`rotated_scores`); R is not dropped. A row may hold several documents, and memory has a mask.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bertjax import layers
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Sinusoids, Table
+from bertjax.types import Array
+
+
+class Memory(NamedTuple):
+    """Hold what earlier windows leave to later ones.
+
+    states_NBMD: the inputs of each layer at the last M tokens. mask_BM: their `mask` of the batch, -1 where nothing has
+    been yet.
+    """
+
+    states_NBMD: Array
+    mask_BM: Array
+
+
+class Streams(NamedTuple):
+    """What XLNet computes: hidden states of all tokens, of the predicted positions, and the next memory."""
+
+    content_BLD: Array
+    query_BPD: Array | None
+    memory: Memory | None
+
+
+class _View(NamedTuple):
+    """Say what a stream's rows may see, and how far away and of which segment it is; the same in all layers."""
+
+    visible_BLM: Array
+    same_segment_BLM: Array | None
+    sign_B: Array | None
+    positions_BP: Array | None  # where the rows stand, if they are not the whole row
+
+
+class XLNet(nn.Module):
+    """Encode tokens i32 [B, L] to hidden states [B, L, D]; `streams` is for pre-training and long texts.
+
+    Raises ValueError at construction where the fields contradict each other.
+    """
+
+    V: int
+    D: int
+    N: int
+    H: int
+    F: int
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation: Activation = layers.gelu_tanh
+    norm_eps: float = 1e-12
+    initializer: Initializer = layers.Normal(0.02)
+    untied: bool = True  # each layer has content, position and segment biases of its own
+    clamp: int | None = None  # distances beyond this count as this
+    same_length: bool = False  # no token sees further back than the memory is long
+    remat: str = "none"  # as in Encoder
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("V", "D", "N", "H", "F", "clamp"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.D % self.H or self.D % 2:
+            raise ValueError(
+                f"width D={self.D} must be even and divide into H={self.H} heads: choose H among its divisors"
+            )
+        layers.check_encoder(self)
+
+    @nn.nowrap
+    def empty_memory(self, rows: int, length: int) -> Memory:
+        """Make a memory of `length` tokens in which nothing has been yet."""
+        states_NBMD = jnp.zeros((self.N, rows, length, self.D), self.dtype)
+        return Memory(states_NBMD, jnp.full((rows, length), -1, jnp.int32))
+
+    def __call__(
+        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Return x_BLD in the compute dtype, every token seeing all of its document: for fine-tuning and inference."""
+        return self.streams(tokens_BL, mask_BL, types_BL, train=train).content_BLD
+
+    @nn.compact
+    def streams(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        *,
+        ranks_BL: Array | None = None,
+        targets_BP: Array | None = None,
+        sign_B: Array | None = None,
+        memory: Memory | None = None,
+        reuse: int = 0,
+        train: bool = False,
+    ) -> Streams:
+        """Run the content stream and, at positions `targets_BP`, the query stream.
+
+        ranks_BL: i32, a content row sees ranks up to its own, a query row ranks below its own; without them all see
+        all. sign_B: -1 for rows that hold their text backwards, else 1. memory: of earlier tokens, which all ranks
+        see; the memory returned is as long, with the first `reuse` tokens of this row at its end. Documents of a row
+        and of its memory do not see each other; the segment of memory is 0.
+        Raises ValueError where targets come without ranks.
+        """
+        if targets_BP is not None and ranks_BL is None:
+            raise ValueError("a query stream needs ranks: without them it would see what it is to predict")
+        M = 0 if memory is None else memory.mask_BM.shape[1]
+        embed = WordEmbeddings(self.V, self.D, self.dropout, self.initializer, self.dtype, name="embeddings")
+        rows = [embed(tokens_BL, train=train)]
+        mask_embedding_D = self.param("mask_embedding", self.initializer, (self.D,))
+        views = [_view(mask_BL, types_BL, ranks_BL, sign_B, memory, None, same_length=self.same_length)]
+        if targets_BP is not None:
+            g_BPD = jnp.broadcast_to(mask_embedding_D.astype(self.dtype), (*targets_BP.shape, self.D))
+            rows.append(Dropout(self.dropout)(g_BPD, train=train))
+            views.append(_view(mask_BL, types_BL, ranks_BL, sign_B, memory, targets_BP, same_length=self.same_length))
+        heads = (self.H, self.D // self.H)
+        tied = None
+        if not self.untied:
+            tied = tuple(self.param(name, self.initializer, heads) for name in _BIASES)
+        layer = layers.stack(
+            XLNetLayer, self.N, remat=self.remat, shared=False, in_axes=(0, nn.broadcast, nn.broadcast)
+        )(
+            self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation, self.norm_eps,
+            self.initializer, self.clamp, reuse, self.dtype, train, name="layers",
+        )  # fmt: skip
+        rows, states_NBMD = layer(rows, memory and memory.states_NBMD, views, tied)
+        last = Dropout(self.dropout)
+        rows = [last(x, train=train) for x in rows]
+        if memory is not None:
+            mask_BM = jnp.concatenate([memory.mask_BM, mask_BL[:, :reuse]], axis=1)[:, -M:]
+            memory = Memory(states_NBMD, mask_BM)
+        return Streams(rows[0], rows[1] if len(rows) > 1 else None, memory)
+
+
+def _view(
+    mask_BL: Array,
+    types_BL: Array | None,
+    ranks_BL: Array | None,
+    sign_B: Array | None,
+    memory: Memory | None,
+    targets_BP: Array | None,
+    *,
+    same_length: bool,
+) -> _View:
+    """Work out what the content rows see, or the query rows at `targets_BP`."""
+    B, L = mask_BL.shape
+    M = 0 if memory is None else memory.mask_BM.shape[1]
+
+    def at_rows(x_BL: Array) -> Array:
+        if targets_BP is None:
+            return x_BL
+        return jnp.take_along_axis(x_BL, targets_BP, axis=1, mode="promise_in_bounds")
+
+    def with_memory(x_BL: Array, of_memory: Array | int) -> Array:
+        return jnp.concatenate([jnp.broadcast_to(of_memory, (B, M)).astype(x_BL.dtype), x_BL], axis=1)
+
+    mask_BK = with_memory(mask_BL, 0 if memory is None else memory.mask_BM)
+    visible_BLM = at_rows(mask_BL)[:, :, None] == mask_BK[:, None, :]
+    if ranks_BL is not None:
+        above = jnp.greater_equal if targets_BP is None else jnp.greater
+        ranks_BK = with_memory(ranks_BL, jnp.iinfo(jnp.int32).min)
+        visible_BLM &= above(at_rows(ranks_BL)[:, :, None], ranks_BK[:, None, :])
+    if same_length:
+        index_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+        visible_BLM &= at_rows(index_BL)[:, :, None] - jnp.arange(-M, L)[None, None, :] <= M
+    same_segment_BLM = None
+    if types_BL is not None:
+        same_segment_BLM = at_rows(types_BL)[:, :, None] == with_memory(types_BL, 0)[:, None, :]
+    return _View(visible_BLM, same_segment_BLM, sign_B, targets_BP)
+
+
+class WordEmbeddings(nn.Module):
+    """Look words up and drop: XLNet has no table of positions and no norm here."""
+
+    V: int
+    D: int
+    dropout: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens_BL: Array, *, train: bool) -> Array:
+        x_BLD = Table(self.V, self.D, self.initializer, self.dtype, name="word")(tokens_BL)
+        return Dropout(self.dropout)(x_BLD, train=train)
+
+
+class XLNetLayer(nn.Module):
+    """Attend and feed forward in both streams, each followed by dropout, the residual sum and a norm."""
+
+    D: int
+    H: int
+    F: int
+    dropout: float
+    attention_dropout: float
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    clamp: int | None
+    reuse: int
+    dtype: str
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        rows: list[Array],
+        memory_BMD: Array | None,
+        views: list[_View],
+        tied: tuple[Array, ...] | None,
+    ) -> tuple[list[Array], Array | None]:
+        attend = RelativeAttention(
+            self.D, self.H, self.attention_dropout, self.initializer, self.clamp, self.dtype, self.train,
+            name="attention",
+        )  # fmt: skip
+        feed = FeedForward(
+            self.D, self.F, self.activation, self.initializer, self.dtype, self.dropout, name="feedforward"
+        )
+        drop = Dropout(self.dropout)
+        attention_norm = LayerNorm(self.D, self.norm_eps, name="attention_norm")
+        feedforward_norm = LayerNorm(self.D, self.norm_eps, name="feedforward_norm")
+        seen_BMD = rows[0] if memory_BMD is None else jnp.concatenate([memory_BMD, rows[0]], axis=1)
+        after = []
+        for x_BLD, mixed_BLD in zip(rows, attend(rows, seen_BMD, views, tied), strict=True):
+            x_BLD = attention_norm(x_BLD + drop(mixed_BLD, train=self.train))
+            after.append(feedforward_norm(x_BLD + drop(feed(x_BLD, train=self.train), train=self.train)))
+        if memory_BMD is not None:
+            M = memory_BMD.shape[1]
+            memory_BMD = jnp.concatenate([memory_BMD, rows[0][:, : self.reuse]], axis=1)[:, -M:]
+        return after, memory_BMD
+
+
+_BIASES = ("content_bias", "position_bias", "segment_bias")
+
+
+class RelativeAttention(nn.Module):
+    """Attend from the rows of each stream to `seen`, by content, distance and segment; project back to width D."""
+
+    D: int
+    H: int
+    dropout: float
+    initializer: Initializer
+    clamp: int | None
+    dtype: str
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self, rows: list[Array], seen_BMD: Array, views: list[_View], tied: tuple[Array, ...] | None
+    ) -> list[Array]:
+        heads = (self.H, self.D // self.H)
+
+        def project(inputs: tuple[int, ...], outputs: tuple[int, ...], name: str) -> Dense:
+            return Dense(inputs, outputs, self.initializer, self.dtype, use_bias=False, name=name)
+
+        query, output = project((self.D,), heads, "query"), project(heads, (self.D,), "output")
+        k_BMHK, v_BMHK = (project((self.D,), heads, name)(seen_BMD) for name in ("key", "value"))
+        kernel_DHK = self.param("position_kernel", self.initializer, (self.D, *heads))
+        segment_2HK = self.param("segment_table", self.initializer, (2, *heads))
+        biases = tied or tuple(self.param(name, self.initializer, heads) for name in _BIASES)
+        distance = Sinusoids(self.D, self.clamp)
+        L = rows[0].shape[1]
+        M = seen_BMD.shape[1] - L
+        mixed = []
+        for x_BLD, view in zip(rows, views, strict=True):
+            q_BLHK = query(x_BLD)
+            to_content, to_position, to_segment = (layers.add_bias(q_BLHK, bias) for bias in biases)
+            if view.positions_BP is None:
+                added_BHLM = layers.relative_scores(to_position, kernel_DHK, distance, M, view.sign_B)
+            else:
+                added_BHLM = layers.rotated_scores(
+                    to_position, kernel_DHK, distance, view.positions_BP, M, L, view.sign_B
+                )
+            if view.same_segment_BLM is not None:
+                same, other = jnp.einsum(
+                    "BLHK,SHK->SBHL", to_segment, segment_2HK.astype(self.dtype), preferred_element_type=jnp.float32
+                )
+                added_BHLM += jnp.where(view.same_segment_BLM[:, None], same[..., None], other[..., None])
+            drop = partial(Dropout(self.dropout), train=self.train)
+            mixed_BLHK = layers.attention(to_content, k_BMHK, v_BMHK, view.visible_BLM, drop, added_BHLM)
+            mixed.append(output(mixed_BLHK))
+        return mixed
