@@ -37,6 +37,12 @@ class Phase:
             raise ValueError(f"steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}: all ≥ 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts")
+        together = self.rows.together
+        if self.batch_size // self.accumulate % together:
+            raise ValueError(
+                f"batch_size={self.batch_size} in {self.accumulate} parts: these rows come in groups of {together} "
+                f"(both directions of a text): use a multiple of {together * self.accumulate}"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from bertjax import config, layers
 from bertjax.config import Experiment, Phase, dump, from_json, load_experiment, to_json
 from bertjax.data.rows import FullSentences
+from bertjax.data.windows import Windows
 from bertjax.errors import InputError
 from bertjax.masking import ngrams, words
 
@@ -144,6 +145,15 @@ def test_the_steps_of_an_experiment_are_those_of_its_phases():
     experiment = load_experiment(BERT)
     assert dataclasses.replace(experiment, phases=(phase, phase)).steps == 6
     assert isinstance(experiment, Experiment) and experiment.steps == 1_000_000
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "multiple"), [(3, 1, 2), (6, 2, 4), (9, 3, 6)])
+def test_a_batch_that_parts_the_directions_of_a_text_is_refused(batch_size, accumulate, multiple):
+    message = f"batch_size={batch_size} in {accumulate} parts: .* groups of 2 .*: use a multiple of {multiple}"
+    with pytest.raises(ValueError, match=message):
+        Phase(1, batch_size, Windows("corpus"), accumulate)
+    Phase(1, batch_size, Windows("corpus", both_directions=False), accumulate)
+    Phase(1, multiple, Windows("corpus"), accumulate)
 
 
 def test_what_cannot_be_described_is_refused():

@@ -22,6 +22,7 @@ class FullSentences:
     corpus: str
     length: int
     features: ClassVar[tuple[str, ...]] = ()
+    together: ClassVar[int] = 1
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -35,6 +36,7 @@ class DocumentSentences:
     corpus: str
     length: int
     features: ClassVar[tuple[str, ...]] = ()
+    together: ClassVar[int] = 1
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -52,6 +54,7 @@ class PackedDocuments:
     length: int
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ()
+    together: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -85,6 +88,8 @@ def plan_rows(shard: ShardIndex, room: int, *, cross_documents: bool) -> tuple[n
 
 class _Contiguous:
     """Serve rows that are one slice of the token stream each."""
+
+    together = 1
 
     def __init__(self, corpus: Corpus, length: int, *, cross_documents: bool) -> None:
         if length < 3:
@@ -129,6 +134,8 @@ class _Contiguous:
 
 class _Packed:
     """Serve rows made of several rows of a `_Contiguous` source."""
+
+    together = 1
 
     def __init__(self, parts: _Contiguous, seed: int) -> None:
         self._parts = parts

@@ -4,7 +4,7 @@ So a run resumes from one integer, on any number of threads or hosts. `Rows` say
 out once; the order of an epoch is a permutation computed index by index (Grain), never stored.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,11 @@ Batch = dict[str, np.ndarray]
 
 class Source(Protocol):
     """Rows at random access: host side, numpy only."""
+
+    @property
+    def together(self) -> int:
+        """See Rows.together."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -45,6 +50,11 @@ class Rows(Protocol):
     @property
     def features(self) -> tuple[str, ...]:
         """The arrays of a batch, beside tokens, mask, word_starts and example."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """How many consecutive rows always share a batch: they number a whole multiple of it."""
         ...
 
     def open(self, split: str) -> Source:
@@ -111,17 +121,39 @@ def empty_batch(n: int, length: int, pad: int, features: tuple[str, ...] = ()) -
         "word_starts": np.ones((n, length), np.int32),
         "example": np.zeros(n, np.uint32),
     }
-    shapes: Mapping[str, tuple[int, ...]] = {"types": (n, length), "pair": (n,)}
-    return batch | {name: np.zeros(shapes[name], np.int32) for name in features}
+    return batch | {name: np.zeros(feature_shape(name, n, length), np.int32) for name in features}
 
 
-def epoch_order(n: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Map running example numbers to rows: every epoch of `size` examples is a permutation of its own."""
+def feature_shape(name: str, n: int, length: int) -> tuple[int, ...]:
+    """Say the shape that a feature has in a batch of n rows."""
+    return {"types": (n, length), "pair": (n,), "backward": (n,)}[name]
+
+
+def epoch_order(n: np.ndarray, size: int, seed: int, together: int = 1) -> np.ndarray:
+    """Map running example numbers to rows: every epoch of `size` examples is a permutation of its own.
+
+    Groups of `together` rows are what is shuffled; the rows of a group stay side by side, in order.
+    """
     rows = np.empty(len(n), np.int64)
     for i, number in enumerate(n):
         epoch, place = divmod(int(number), size)
-        rows[i] = index_shuffle(place, max_index=size - 1, seed=(seed * 1_000_003 + epoch) % 2**32, rounds=4)
+        group, member = divmod(place, together)
+        shuffled = index_shuffle(
+            group, max_index=size // together - 1, seed=(seed * 1_000_003 + epoch) % 2**32, rounds=4
+        )
+        rows[i] = shuffled * together + member
     return rows
+
+
+def _check(source: Source, batch_size: int, no_row: str) -> None:
+    """Raise InputError, with `no_row` where the source is empty, or where batches would part rows of a group."""
+    if not len(source):
+        raise InputError(no_row)
+    if batch_size % source.together:
+        raise InputError(
+            f"batches of {batch_size} rows, but these rows come in groups of {source.together} that share a batch "
+            f"(both directions of a text): use a multiple of {source.together}"
+        )
 
 
 class _Steps:
@@ -135,13 +167,12 @@ class _Steps:
 
     def __getitem__(self, step: Any) -> Batch:
         numbers = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        return self._source.rows(epoch_order(numbers, len(self._source), self._seed))
+        return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.together))
 
 
 def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0) -> Iterator[Batch]:
     """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start."""
-    if not len(source):
-        raise InputError("the corpus gives no row of this kind: use more text, or other rows")
+    _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
     iterator = iter(grain.MapDataset.source(_Steps(source, batch_size, steps, seed)).to_iter_dataset(options))
     set_next_index(iterator, start)
@@ -153,11 +184,10 @@ def evaluation_batches(source: Source, batch_size: int, features: tuple[str, ...
 
     The last batch is filled up with rows of padding, which weigh nothing.
     """
-    if not len(source):
-        raise InputError("the split gives no row of this kind: hold more text out, or use other rows")
+    _check(source, batch_size, "the split gives no row of this kind: hold more text out, or use other rows")
     for start in range(0, len(source), batch_size):
         numbers = np.arange(start, min(start + batch_size, len(source)))
-        batch = source.rows(epoch_order(numbers, len(source), seed=0))
+        batch = source.rows(epoch_order(numbers, len(source), 0, source.together))
         n, length = batch["tokens"].shape
         filling = empty_batch(batch_size - n, length, pad, features)
         yield {name: np.concatenate([array, filling[name]]) for name, array in batch.items()}

@@ -20,8 +20,8 @@ from bertjax.errors import InputError
 class Numbers:
     """A source of `size` rows; row n holds n."""
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, together=1):
+        self.size, self.together = size, together
 
     def __len__(self):
         return self.size
@@ -51,6 +51,31 @@ def test_an_epoch_is_shuffled_well():
         order = epoch_order(np.arange(epoch * size, (epoch + 1) * size), size, seed=0)
         assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 4 / size**0.5
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / size**0.5
+
+
+@pytest.mark.parametrize(("size", "together"), [(2, 2), (14, 2), (100, 2), (99, 3)])
+def test_an_epoch_of_groups_is_a_permutation_that_keeps_each_group_side_by_side(size, together):
+    epochs = [epoch_order(np.arange(e * size, (e + 1) * size), size, 3, together) for e in range(4)]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(size))
+        groups = epoch.reshape(-1, together)
+        assert (groups == groups[:, :1] + np.arange(together)).all() and not (groups[:, 0] % together).any()
+        order = epoch_order(np.arange(size // together), size // together, 3)
+        assert epoch is not epochs[0] or (groups[:, 0] // together).tolist() == order.tolist()
+    assert size < 99 or len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+
+
+def test_groups_share_their_batches_and_batches_that_part_them_are_an_error():
+    source = Numbers(20, together=2)
+    for batches in (training_batches(source, 6, 10, seed=1), evaluation_batches(source, 6, ("pair",), 0)):
+        for batch in batches:
+            numbers = batch["example"][batch["mask"][:, 0] > 0].reshape(-1, 2)
+            assert (numbers[:, 1] == numbers[:, 0] + 1).all() and not (numbers[:, 0] % 2).any()
+    message = "batches of 3 rows, but these rows come in groups of 2 .*: use a multiple of 2"
+    with pytest.raises(InputError, match=message):
+        training_batches(source, 3, 5, seed=0)
+    with pytest.raises(InputError, match=message):
+        list(evaluation_batches(source, 3, (), VOCABULARY.pad))
 
 
 def test_batches_are_the_same_from_whatever_step_they_are_begun():

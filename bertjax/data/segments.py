@@ -1,0 +1,120 @@
+"""Gather sentences into one or two segments of consecutive text, as ELECTRA does: no pair is told apart.
+
+google-research/electra build_pretraining_dataset.py. The examples of a pass over the corpus are planned once, all
+documents side by side; each is then one slice of the token stream, read by its number. What does not fit is lost, as in
+the original.
+
+Where we deviate: once a sentence went to the second segment all that follow do, where the original lets a later short
+one into the first and so joins text that is not consecutive; sentences longer than a row are cut to row length before
+they are gathered, so that less is lost.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from bertjax.data.records import WORD
+from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Fill each row with consecutive sentences of a document, in two segments of about half a row each.
+
+    short: share of rows that aim at a random shorter length. single: share of rows of one segment only.
+    """
+
+    corpus: str
+    length: int
+    short: float = 0.05
+    single: float = 0.1
+    duplicates: int = 1
+    seed: int = 0
+    features: ClassVar[tuple[str, ...]] = ("types",)
+    together: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.length < 8:
+            raise ValueError(f"rows of length {self.length} have no room for two segments: use 8 or more")
+        if not 0 <= self.short <= 1 or not 0 <= self.single <= 1:
+            raise ValueError(f"short={self.short} and single={self.single} are shares of rows: use 0 .. 1")
+        if self.duplicates < 1 or self.seed < 0:
+            raise ValueError(f"duplicates={self.duplicates} must be 1 or more, seed={self.seed} 0 or more")
+
+    def open(self, split: str) -> Source:
+        """See Rows.open. What is held out is passed over once."""
+        return _Segmented(Corpus(self.corpus, split), self, self.duplicates if split == "train" else 1)
+
+
+class Examples(NamedTuple):
+    """Runs of sentences of one shard, all i32: first .. middle is the first segment, middle .. last the second."""
+
+    first: np.ndarray
+    middle: np.ndarray
+    last: np.ndarray
+
+
+def plan_examples(shard: ShardIndex, length: int, short: float, single: float, rng: np.random.Generator) -> Examples:
+    """Walk all documents side by side: gather sentences up to the target, choose where the first segment ends."""
+    following, end = shard.documents[:-1].copy(), shard.documents[1:]
+    planned = []
+    active = np.arange(len(end))
+    while len(active):
+        n = len(active)
+        first = following[active]
+        target = np.where(rng.random(n) < short, rng.integers(5, length + 1, n), length)
+        last = np.minimum(np.searchsorted(shard.tokens, shard.tokens[first] + target), end[active])
+        # The first segment takes the first sentence, what leaves it short of half, and by a coin what makes it longer.
+        half = shard.tokens[first] + (target - 3) // 2
+        middle = np.maximum(np.searchsorted(shard.tokens, half) - 1, first + 1)
+        middle += (shard.tokens[middle] < half) & (rng.random(n) < 0.5)
+        middle = np.where(rng.random(n) < single, last, np.minimum(middle, last))
+        planned.append([column.astype(np.int32) for column in (first, middle, last)])
+        following[active] = last
+        active = active[last < end[active]]
+    return Examples(*(np.concatenate(columns) for columns in zip(*planned, strict=True)))
+
+
+class _Segmented:
+    """Serve the examples of all passes."""
+
+    together = 1
+
+    def __init__(self, corpus: Corpus, rows: Segments, duplicates: int) -> None:
+        self._vocabulary, self._length = corpus.vocabulary, rows.length
+        self._shards = [cut_sentences(shard, rows.length) for shard in corpus.shards]
+        plans = [
+            plan_examples(
+                shard, rows.length, rows.short, rows.single, np.random.default_rng([rows.seed, number, place])
+            )
+            for number in range(duplicates)
+            for place, shard in enumerate(self._shards)
+        ]
+        self._shard = np.repeat(np.tile(np.arange(len(self._shards)), duplicates), [len(plan.first) for plan in plans])
+        self._plan = Examples(*(np.concatenate(columns) for columns in zip(*plans, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def rows(self, index: np.ndarray) -> Batch:
+        """See Source.rows."""
+        batch = empty_batch(len(index), self._length, self._vocabulary.pad, Segments.features)
+        batch["example"][:] = index
+        for i, example in enumerate(index):
+            shard = self._shards[self._shard[example]]
+            begin, middle, end = (int(shard.tokens[column[example]]) for column in self._plan)
+            a = min(middle - begin, self._length - 2)
+            b = min(end - middle, max(0, self._length - 3 - a))
+            text, flags = shard.reader.read(begin, a + b)  # b is 0 where a is cut
+            tokens, starts = batch["tokens"][i], batch["word_starts"][i]
+            tokens[0], tokens[1 : a + 1], tokens[a + 1] = self._vocabulary.cls, text[:a], self._vocabulary.sep
+            starts[1 : a + 1] = flags[:a] & WORD > 0
+            stop = a + 2
+            if b:
+                stop += b + 1
+                tokens[a + 2 : stop - 1], tokens[stop - 1] = text[a:], self._vocabulary.sep
+                starts[a + 2 : stop - 1] = flags[a:] & WORD > 0
+                batch["types"][i, a + 2 : stop] = 1
+            batch["mask"][i, :stop] = 1
+        return batch
