@@ -18,7 +18,8 @@ def evaluator(objective: Objective, mesh: Mesh) -> Evaluate:
     """Make a function (params, batches) -> metrics, compiled once for all its calls.
 
     Sums and weights are added up over all batches before they are divided. A metric `targets/x`, a histogram, becomes
-    `unigram_entropy/x`: the loss in nats of the best guess that ignores the context, on the same targets.
+    `unigram_entropy/x`: the loss in nats of the best guess that ignores the context, on the same targets. A metric
+    `scores/x`, histograms of the scores of negatives and positives, becomes `roc_auc/x`.
     """
     rng = stream(0, "evaluate")
     score = jax.jit(lambda params, batch: objective.loss(params, batch, rng, train=False)[1])
@@ -42,5 +43,14 @@ def _finished(sums: dict[str, Any], weights: dict[str, float]) -> Iterable[tuple
         mean = value / (weights[name] or 1)
         if name.startswith("targets/"):
             yield name.replace("targets", "unigram_entropy"), float(-np.sum(mean * np.log(np.where(mean > 0, mean, 1))))
+        elif name.startswith("scores/"):
+            if value.sum(1).all():
+                yield name.replace("scores", "roc_auc"), roc_auc(*value)
         else:
             yield name, float(mean)
+
+
+def roc_auc(negatives: np.ndarray, positives: np.ndarray) -> float:
+    """Return how often a positive scores above a negative, from how many of each lie in each bin; ties count half."""
+    below = np.cumsum(negatives) - negatives
+    return float((positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum()))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bertjax.data.source import feature_shape
 from bertjax.errors import InputError
 from bertjax.types import Objective, Params
 
@@ -30,7 +31,8 @@ PEAK_TFLOPS = {
 def model_flops(objective: Objective, batch: Any) -> float:
     """Count the FLOPs of a training step that the model asks for: three times the matrix products of a forward pass.
 
-    batch: shapes and dtypes are enough. Recomputation is not counted, nor anything that is not a matrix product.
+    batch: shapes and dtypes are enough. Recomputation is not counted, nor anything that is not a matrix product. Where
+    a platform chooses between forms of the same computation, the one with the fewest counts.
     """
     params = abstract_params(objective, batch)
     forward = jax.make_jaxpr(lambda params, batch: objective.loss(params, batch, jax.random.key(0), train=False)[0])
@@ -58,6 +60,8 @@ def _matmul_flops(jaxpr: Any) -> float:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        if equation.primitive.name == "cond":
+            total += min(_matmul_flops(branch.jaxpr) for branch in equation.params["branches"])
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
@@ -71,5 +75,5 @@ def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dic
     shapes = {name: jax.ShapeDtypeStruct((batch_size, length), np.int32) for name in ("tokens", "mask", "word_starts")}
     shapes["example"] = jax.ShapeDtypeStruct((batch_size,), np.uint32)
     for name in features:
-        shapes[name] = jax.ShapeDtypeStruct((batch_size,) if name == "pair" else (batch_size, length), np.int32)
+        shapes[name] = jax.ShapeDtypeStruct(feature_shape(name, batch_size, length), np.int32)
     return shapes

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Initializer, LayerNorm, add_bias
-from bertjax.types import Array
+from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, LayerNorm, add_bias
+from bertjax.types import Array, Mean, Metrics
 
 
 class MaskedLMHead(nn.Module):
@@ -30,6 +30,55 @@ class MaskedLMHead(nn.Module):
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
+
+
+class TiedHead(nn.Module):
+    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss."""
+
+    V: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
+        return add_bias(jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype)), bias_V)
+
+
+class ReplacedHead(nn.Module):
+    """Judge every token, original or replaced: dense and activation, then one logit in float32.
+
+    google-research/electra run_pretraining.py _get_discriminator_output; the last layer has TensorFlow's initialiser.
+    """
+
+    D: int
+    activation: Activation
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
+        logits_BL1 = Dense((self.D,), (1,), GlorotUniform(), self.dtype, name="classifier")(x_BLD)
+        return logits_BL1[..., 0].astype(jnp.float32)
+
+
+class SequenceSummary(nn.Module):
+    """Summarise a row by its last position, where XLNet has <cls>: dense and tanh, then dropout.
+
+    zihangdai/xlnet modeling.py summarize_sequence. Rows must be padded on their left.
+    """
+
+    D: int
+    dropout: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        """Return summary_BD."""
+        summary_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="summary")(x_BLD[:, -1]))
+        return Dropout(self.dropout)(summary_BD, train=train)
 
 
 class PairHead(nn.Module):
@@ -59,3 +108,12 @@ def negative_log_likelihood(logits: Array, labels: Array) -> Array:
     index = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
     picked = jnp.sum(jnp.where(index == labels[..., None], logits, 0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
+    """Score weighted labels [...] under logits [..., C]: the loss and the accuracy, as metrics of this name."""
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {
+        f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
+        f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
+    }

@@ -1,8 +1,9 @@
-"""Corrupt tokens for masked language modelling: pure functions of (key, batch), with no parameters.
+"""Choose what to predict, and what may be seen of it: pure functions of (key, batch), with no parameters.
 
-A recipe is a `Masking`: how many positions, in which units, what replaces them. The number of slots P is fixed by the
-row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum or a compare over
-[B, L]: no host, no dynamic shape.
+A recipe of masked language modelling is a `Masking`: how many positions, in which units, what replaces them. One of
+permutation language modelling is a `Permutation`: nothing is replaced, an order says who sees whom. The number of slots
+P is fixed by the row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum
+or a compare over [B, L]: no host, no dynamic shape.
 
 Sources: google-research/bert create_pretraining_data.py create_masked_lm_predictions; fairseq data/
 mask_tokens_dataset.py; google-research/albert create_pretraining_data.py; Joshi et al. 2020 (SpanBERT). Where we
@@ -136,10 +137,7 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     if spec.unit is not tokens and "word_starts" not in batch:
         raise ValueError("this unit of masking needs `word_starts` in the batch")
     word_starts_BL = batch.get("word_starts", jnp.ones_like(tokens_BL)) > 0
-    keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static masks"), batch)
-    candidates_BL = real_BL
-    for special in spec.specials:
-        candidates_BL = candidates_BL & (tokens_BL != special)
+    keys_B, candidates_BL = _drawn_from(rng, batch, spec)
 
     def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array, word_starts_L: Array) -> Masked:
         L = tokens_L.shape[0]
@@ -151,9 +149,7 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
         breaks_L = ~candidates_L | after_gap_L
         chosen_L = _choose(order_bits_L, spec.unit(unit_bits_L, word_starts_L | breaks_L) | breaks_L, candidates_L, n)
 
-        low, high = spec.random_ids
-        random_L = low + (random_bits_L % jnp.uint32(high - low)).astype(tokens_L.dtype)
-        kind_L = unit_interval(kind_bits_L)
+        kind_L, random_L = unit_interval(kind_bits_L), _random_ids(random_bits_L, spec)
         corrupted_L = jnp.where(
             kind_L < spec.masked, spec.mask_id, jnp.where(kind_L < spec.masked + spec.random, random_L, tokens_L)
         )
@@ -167,6 +163,20 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
         )
 
     return jax.vmap(mask_row)(keys_B, tokens_BL, real_BL, candidates_BL, word_starts_BL)
+
+
+def _drawn_from(rng: Key, batch: Batch, spec: Masking) -> tuple[Key, Array]:
+    """Return the key of each row, and which positions may be chosen."""
+    keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static masks"), batch)
+    candidates_BL = batch["mask"] > 0
+    for special in spec.specials:
+        candidates_BL &= batch["tokens"] != special
+    return keys_B, candidates_BL
+
+
+def _random_ids(bits: Array, spec: Masking) -> Array:
+    low, high = spec.random_ids
+    return low + (bits % jnp.uint32(high - low)).astype(jnp.int32)
 
 
 def _choose(bits_L: Array, starts_L: Array, candidates_L: Array, n: Array) -> Array:
@@ -198,3 +208,184 @@ def _choose(bits_L: Array, starts_L: Array, candidates_L: Array, n: Array) -> Ar
     start = (undecided_L, jnp.zeros_like(undecided_L), n)
     _, taken_L, _ = jax.lax.while_loop(lambda carry: carry[0].any(), one_round, start)
     return jax.lax.sort((position_L, taken_L), num_keys=1)[1]
+
+
+def mask_with_replacement(rng: Key, batch: Batch, spec: Masking) -> Masked:
+    """Choose single positions independently of each other, so that some are chosen twice, and count twice.
+
+    As google-research/electra draws them (pretrain/pretrain_helpers.py mask): of a rate of 15% it leaves about 14%.
+    The same arguments, result and errors as `mask_tokens`; ValueError too for units larger than a token.
+    """
+    if spec.unit is not tokens:
+        raise ValueError("units larger than a token cannot be drawn with replacement: use mask_tokens")
+    keys_B, candidates_BL = _drawn_from(rng, batch, spec)
+
+    def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array) -> Masked:
+        L = tokens_L.shape[0]
+        P = spec.slots(L)
+        count_bits_P, place_bits_P, kind_bits_P, random_bits_P = jax.random.bits(key, (4, P))
+        n = jnp.minimum(spec.count(count_bits_P[0], real_L.sum(), spec.rate, L), P)
+        used_P = (jnp.arange(P) < n) & candidates_L.any()
+        # The k-th candidate for a uniform k: as many positions as have k candidates or fewer up to them.
+        k_P = jnp.floor(unit_interval(place_bits_P) * candidates_L.sum()).astype(jnp.int32)
+        positions_P = (jnp.cumsum(candidates_L)[None, :] <= k_P[:, None]).sum(-1)
+        positions_P = jnp.sort(jnp.where(used_P, positions_P, L))
+        positions_P = jnp.where(used_P, positions_P, 0)
+        targets_P = tokens_L.at[positions_P].get(mode="promise_in_bounds")
+        kind_P, random_P = unit_interval(kind_bits_P), _random_ids(random_bits_P, spec)
+        written_P = jnp.where(
+            kind_P < spec.masked, spec.mask_id, jnp.where(kind_P < spec.masked + spec.random, random_P, -1)
+        )
+        written_L = put(jnp.full_like(tokens_L, -1), positions_P, written_P, used_P)
+        return Masked(
+            jnp.where(written_L >= 0, written_L, tokens_L), positions_P, targets_P, used_P.astype(jnp.float32)
+        )
+
+    return jax.vmap(mask_row)(keys_B, batch["tokens"], batch["mask"] > 0, candidates_BL)
+
+
+def put(tokens_L: Array, positions_P: Array, values_P: Array, used_P: Array) -> Array:
+    """Write values [P] at positions of tokens [L] where `used`; the largest, where several go to one position.
+
+    Values below 0 write nothing. A compare and a maximum, for scatters are slow on TPU and arbitrary for duplicates.
+    """
+    here_PL = (positions_P[:, None] == jnp.arange(tokens_L.shape[0])[None, :]) & used_P[:, None]
+    written_L = jnp.where(here_PL, values_P[:, None], -1).max(0)
+    return jnp.where(written_L >= 0, written_L, tokens_L)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Say which tokens of a window XLNet predicts, and what they see. Raises ValueError where that cannot be.
+
+    A window has parts; a part sees those before it, never those after, and its targets are chosen and ordered for
+    itself. Targets are runs of 1 .. `longest` pieces, of n with p(n) ∝ 1/n, from the beginning of a word, each in
+    `context` · n other tokens; single tokens fill up what is missing.
+    """
+
+    functional: tuple[int, ...]  # ids that are never predicted and see themselves: <sep>, <cls>
+    parts: tuple[int, ...] = (256, 256)  # lengths; the first part is what becomes memory
+    targets: int = 85  # of a window, shared out evenly
+    block: int | None = None  # tokens permuted among themselves, in the same way in each block; None: the part
+    longest: int = 5
+    context: int = 6
+    seed: int | None = None  # None: other targets at every step; else fixed for each example, as published
+
+    def __post_init__(self) -> None:
+        if not self.parts or min(*self.parts, self.longest, self.context) < 1:
+            raise ValueError(f"parts={self.parts}, longest={self.longest}, context={self.context} must be 1 or more")
+        for length, goal in zip(self.parts, self.goals, strict=True):
+            if not 1 <= goal < length:
+                raise ValueError(
+                    f"targets={self.targets} are {goal} in a part of {length} tokens: use 1 to {length - 1} a part"
+                )
+            if self.block is not None and (self.block < 1 or length % self.block):
+                raise ValueError(f"block={self.block} does not divide a part of {length} tokens")
+
+    @property
+    def window(self) -> int:
+        """The length of a window."""
+        return sum(self.parts)
+
+    @property
+    def goals(self) -> tuple[int, ...]:
+        """How many targets each part has."""
+        share, rest = divmod(self.targets, len(self.parts))
+        return tuple(share + (part < rest) for part in range(len(self.parts)))
+
+
+class Permuted(NamedTuple):
+    """Who sees whom in a window, and what to predict in it.
+
+    ranks_BL: i32; a token's own state may depend on tokens of its rank and below, its prediction on tokens below.
+    positions_BP, targets_BP, weights_BP: as in Masked; P is the number of targets.
+    """
+
+    ranks_BL: Array
+    positions_BP: Array
+    targets_BP: Array
+    weights_BP: Array
+
+
+def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
+    """Choose the targets of every row, a window each, and a random order in which they see each other.
+
+    zihangdai/xlnet data_utils.py _sample_mask and _local_perm, as one rank for each token instead of a matrix: what is
+    neither target nor functional sees all of its kind in its part and nothing else there; a target sees these and the
+    targets and functional tokens before it in the order; all see the parts before. Reads tokens, mask, word_starts;
+    where given, `example` and `backward`: 1 where a row holds its text backwards. A functional token that a run covers
+    is no target, so that a row may have fewer than it has slots. Where we deviate: rows with padding, which the
+    original never has, get targets in proportion.
+    Raises ValueError where rows are not as long as the window, or lack word_starts.
+    """
+    tokens_BL, L = batch["tokens"], batch["tokens"].shape[1]
+    if spec.window != L:
+        raise ValueError(f"rows of {L} tokens are no windows of parts {spec.parts}: let these add up to the row")
+    if "word_starts" not in batch:
+        raise ValueError("targets begin where words do: that needs `word_starts` in the batch")
+    span_keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static targets"), batch)
+    order_keys_B = row_keys(jax.random.fold_in(rng, 1), batch)
+    functional_BL = jnp.zeros(tokens_BL.shape, bool)
+    for index in spec.functional:
+        functional_BL |= tokens_BL == index
+    backward_B = batch.get("backward", jnp.zeros(tokens_BL.shape[0], jnp.int32)) > 0
+
+    def permute_row(
+        span_key: Key, order_key: Key, tokens_L: Array, real_L: Array, starts_L: Array, functional_L: Array, back: Array
+    ) -> Permuted:
+        begin, ranks, chosen = 0, [], []
+        for part, (length, goal) in enumerate(zip(spec.parts, spec.goals, strict=True)):
+            real, starts = real_L[begin : begin + length], starts_L[begin : begin + length]
+            real, starts = (jnp.where(back, x[::-1], x) for x in (real, starts))
+            chosen_L = _runs(jax.random.fold_in(span_key, part), real, starts & real, goal, spec)
+            chosen.append(jnp.where(back, chosen_L[::-1], chosen_L))
+            block = spec.block or length
+            offset = jnp.argsort(jnp.argsort(jax.random.bits(jax.random.fold_in(order_key, part), (block,))))
+            within = (jnp.arange(length // block)[:, None] * block + offset[None]).reshape(length)
+            # Parts lie so far apart that no functional token, at most at the end of its part, reaches the next.
+            ranks.append(2 * begin + within)
+            begin += length
+        chosen_L = jnp.concatenate(chosen) & ~functional_L
+        first_L = jnp.concatenate([jnp.full(n, 2 * sum(spec.parts[:part])) for part, n in enumerate(spec.parts)])
+        ranks_L = jnp.where(chosen_L | functional_L, jnp.concatenate(ranks), first_L - 1).astype(jnp.int32)
+        used_P = jnp.arange(spec.targets) < chosen_L.sum()
+        positions_P = jnp.sort(jnp.where(chosen_L, jnp.arange(L), L))[: spec.targets]
+        positions_P = jnp.where(used_P, positions_P, 0)
+        targets_P = tokens_L.at[positions_P].get(mode="promise_in_bounds")
+        return Permuted(ranks_L, positions_P, targets_P, used_P.astype(jnp.float32))
+
+    return jax.vmap(permute_row)(
+        span_keys_B, order_keys_B, tokens_BL, batch["mask"] > 0, batch["word_starts"] > 0, functional_BL, backward_B
+    )
+
+
+def _runs(key: Key, real_L: Array, starts_L: Array, goal: int, spec: Permutation) -> Array:
+    """Choose the targets of one part, in reading order: chosen_L."""
+    L = real_L.shape[0]
+    index_L = jnp.arange(L)
+    wanted = -(-goal * real_L.sum() // L)
+    run_key, fill_key = jax.random.split(key)
+    weights = 1 / np.arange(1, spec.longest + 1)
+    upto = jnp.asarray(np.cumsum(weights / weights.sum())[:-1], jnp.float32)
+    next_start_L = jax.lax.cummin(jnp.where(starts_L, index_L, L), reverse=True)
+    next_start_L = jnp.append(next_start_L, L)
+
+    def run(carry: tuple[Array, Array], bits: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        at, count = carry
+        n = jnp.minimum(1 + (unit_interval(bits[0]) >= upto).sum(), wanted - count)
+        context = spec.context * n
+        before = jnp.floor(unit_interval(bits[1]) * context).astype(jnp.int32)
+        begin = next_start_L[jnp.minimum(at + before, L)]
+        end = begin + n
+        fits = (n > 0) & (end < L)
+        # What does not fit ends the search, as in the original: from L on nothing does.
+        at, count = jnp.where(fits, end + context - before, L), count + jnp.where(fits, n, 0)
+        return (at, count), (begin, jnp.where(fits, end, begin))
+
+    most = -(-L // (1 + spec.context))
+    carry = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    _, (begin_T, end_T) = jax.lax.scan(run, carry, jax.random.bits(run_key, (most, 2)))
+    chosen_L = ((index_L >= begin_T[:, None]) & (index_L < end_T[:, None])).any(0) & real_L
+    free_L = real_L & ~chosen_L
+    order_L = jnp.where(free_L, jax.random.bits(fill_key, (L,)) >> 1, jnp.uint32(2**32 - 1))
+    return chosen_L | (free_L & (jnp.argsort(jnp.argsort(order_L)) < wanted - chosen_L.sum()))

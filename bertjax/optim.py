@@ -19,7 +19,7 @@ import optax
 from bertjax.rules import Rules, match, matcher
 from bertjax.types import Array
 
-NOT_NORM_NOR_BIAS: Rules = ((r"(^|[/_])(scale|bias)$", False), (r".*", True))
+NOT_NORM_NOR_BIAS: Rules = ((r"(^|/)(scale|bias)$", False), (r".*", True))
 """True for kernels and tables: BERT's set of decayed parameters, and what LAMB adapts."""
 
 EVERYTHING: Rules = ((r".*", True),)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from bertjax.heads import MaskedLMHead, PairHead, negative_log_likelihood
+from bertjax.heads import MaskedLMHead, PairHead, scores
 from bertjax.layers import apply
 from bertjax.masking import Masking, mask_tokens
 from bertjax.models.encoder import Encoder, word_table
@@ -68,20 +68,12 @@ class MaskedLM:
         )  # fmt: skip
         x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
-        metrics = _scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
+        metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
         if not train:
             counts_V = jnp.zeros(self.encoder.V).at[masked.targets_BP].add(masked.weights_BP)
             metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
         if self.pair:
             logits_BC = apply(self.pair_head, params["head"]["pair"], x_BLD)
-            metrics |= _scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))
+            metrics |= scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
         return total(metrics), metrics
-
-
-def _scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return {
-        f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
-        f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
-    }

@@ -1,0 +1,111 @@
+"""Permutation language modelling: what XLNet is trained on.
+
+    loss = Σ w·nll / Σ w over the targets, each predicted from what comes before it in a random order
+
+Yang et al. 2019 (zihangdai/xlnet, modeling.py two_stream_loss, function_builder.py). A row holds consecutive windows of
+one text; each leaves the states of its first part to the next ones as memory, under `stop_gradient`. Where we deviate:
+the original keeps memory from one step to the next, computed with older parameters; here a row makes its own, so that a
+step depends on its batch alone and its first window has no memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.heads import TiedHead, scores
+from bertjax.layers import apply
+from bertjax.masking import Permutation, permute
+from bertjax.models.encoder import word_table
+from bertjax.models.xlnet import Memory, XLNet
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+
+@dataclass(frozen=True)
+class PermutationLM:
+    """Train `encoder` to predict the targets of `permutation`. Raises ValueError where an id of it exceeds V.
+
+    memory: tokens that a window sees of earlier ones (mem_len; the first part of `permutation` is reuse_len). Rows are
+    one or more windows long.
+    """
+
+    encoder: XLNet
+    permutation: Permutation
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        largest = max(self.permutation.functional, default=0)
+        if largest >= self.encoder.V:
+            raise ValueError(f"permutation uses id {largest}, but the encoder's vocabulary has V={self.encoder.V} ids")
+        if self.memory < 0:
+            raise ValueError(f"memory={self.memory} is negative: use 0 for none")
+
+    @property
+    def head(self) -> TiedHead:
+        """The language-model head that fits the encoder."""
+        return TiedHead(self.encoder.V, self.encoder.dtype)
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {encoder, head: {plm}}."""
+        encoder_key, head_key = jax.random.split(rng)
+        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        x_BPD = jnp.zeros((*batch["tokens"][:, :1].shape, self.encoder.D))
+        return {"encoder": encoder, "head": {"plm": self.head.init(head_key, x_BPD, word_table(encoder))["params"]}}
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.
+
+        Raises ValueError where rows are no whole number of windows, or do not hold what memory is made of.
+        """
+        order_key, dropout_key = jax.random.split(rng)
+        windows = self._windows(batch)
+        B, C = batch["tokens"].shape[0], windows["tokens"].shape[0] // batch["tokens"].shape[0]
+        permuted = permute(order_key, windows, self.permutation)
+
+        def window(memory: Memory | None, inputs: Any) -> tuple[Memory | None, Metrics]:
+            number, batch, permuted = inputs
+            streams: Any = self.encoder.apply(
+                {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
+                ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
+                reuse=self.permutation.parts[0], train=train,
+                rngs={"dropout": jax.random.fold_in(dropout_key, number)}, method="streams",
+            )  # fmt: skip
+            logits_BPV = apply(self.head, params["head"]["plm"], streams.query_BPD, word_table(params["encoder"]))
+            metrics = scores("plm", logits_BPV, permuted.targets_BP, permuted.weights_BP)
+            return jax.lax.stop_gradient(streams.memory), metrics
+
+        memory = self.encoder.empty_memory(B, self.memory) if self.memory else None
+        in_turn = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted))
+        _, metrics = jax.lax.scan(window, memory, (jnp.arange(C), *in_turn))
+        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+        if not train:
+            counts_V = jnp.zeros(self.encoder.V).at[permuted.targets_BP].add(permuted.weights_BP)
+            metrics["targets/plm"] = Mean(counts_V, permuted.weights_BP.sum())
+        metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
+        return total(metrics), metrics
+
+    def _windows(self, batch: Batch) -> Batch:
+        """Cut rows into windows: arrays [B · C, window], a row's one after another, each an example of its own."""
+        (B, L), window, reuse = batch["tokens"].shape, self.permutation.window, self.permutation.parts[0]
+        if L % window:
+            raise ValueError(
+                f"rows of {L} tokens do not divide into windows of parts {self.permutation.parts}: make the row's "
+                f"length a multiple of {window}"
+            )
+        C = L // window
+        if self.memory > (C - 1) * reuse:
+            raise ValueError(
+                f"memory={self.memory} is longer than what it is made of: {C} windows leave {(C - 1) * reuse} tokens "
+                "to the last one; shorten memory, or put more windows into a row"
+            )
+        example = batch.get("example", jnp.arange(B, dtype=jnp.uint32))
+        windows = {name: x.reshape(B * C, window) for name, x in batch.items() if x.ndim == 2}
+        windows["example"] = (example[:, None] * C + jnp.arange(C, dtype=jnp.uint32)[None]).reshape(B * C)
+        if "backward" in batch:
+            windows["backward"] = jnp.repeat(batch["backward"], C)
+        return windows
+
+
+def _sign(batch: Batch) -> Array | None:
+    return None if "backward" not in batch else 1 - 2 * batch["backward"]

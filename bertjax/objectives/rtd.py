@@ -1,0 +1,254 @@
+"""Replaced-token detection: what ELECTRA and DeBERTa-v3 are trained on.
+
+    loss = generator_weight · masked LM loss of the generator
+         + discriminator_weight · mean over real tokens of the cross-entropy of "was this token replaced?"
+
+Clark et al. 2020 (google-research/electra, run_pretraining.py); the sharing of embeddings also after He et al. 2021
+(DeBERTaV3). A small generator fills the masks with samples, the discriminator judges every token. A sample that happens
+to be right is original. No gradient passes through the sampling. Where we deviate: where a position was drawn twice
+(`mask_with_replacement`), the larger of two samples stands there; ELECTRA writes the mean of their ids.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.heads import ReplacedHead, scores
+from bertjax.layers import apply
+from bertjax.masking import Masked, Masking, mask_tokens, put
+from bertjax.models.encoder import Encoder, word_table
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.random import hash_bits, row_keys
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+
+class Sharing(Protocol):
+    """Say what two encoders have in common: which parameters are kept, and which are used."""
+
+    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+        """Raise ValueError where these two cannot share."""
+        ...
+
+    def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """Take from two fresh encoders what is trained."""
+        ...
+
+    def use(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """Make complete encoders of what was kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class SharedEmbeddings:
+    """Share the whole embedding block, tables and norm; both losses train it (ELECTRA). The discriminator keeps it."""
+
+    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+        """See Sharing.check."""
+        _same_tables(generator, discriminator)
+
+    def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.keep."""
+        return {name: part for name, part in generator.items() if name != "embeddings"}, discriminator
+
+    def use(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.use."""
+        return {**generator, "embeddings": discriminator["embeddings"]}, discriminator
+
+
+@dataclass(frozen=True)
+class SeparateEmbeddings:
+    """Share nothing."""
+
+    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+        """See Sharing.check."""
+
+    def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.keep."""
+        return generator, discriminator
+
+    def use(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.use."""
+        return generator, discriminator
+
+
+@dataclass(frozen=True)
+class DisentangledEmbeddings:
+    """Let the discriminator use stop_gradient(generator's tables) + Δ, where Δ starts at 0 (DeBERTa-v3).
+
+    So only the generator's loss trains the tables, and only the discriminator's its Δ. The norm is each one's own.
+    """
+
+    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+        """See Sharing.check."""
+        _same_tables(generator, discriminator)
+
+    def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.keep."""
+        deltas = {
+            name: part if name == "norm" else jax.tree.map(jnp.zeros_like, part)
+            for name, part in discriminator["embeddings"].items()
+        }
+        return generator, {**discriminator, "embeddings": deltas}
+
+    def use(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
+        """See Sharing.use."""
+        tables = jax.lax.stop_gradient(generator["embeddings"])
+        embeddings = {
+            name: part if name == "norm" else jax.tree.map(jnp.add, tables[name], part)
+            for name, part in discriminator["embeddings"].items()
+        }
+        return generator, {**discriminator, "embeddings": embeddings}
+
+
+def _same_tables(generator: Encoder, discriminator: Encoder) -> None:
+    for name in ("embedding_width", "positions", "first_position", "types"):
+        ours, theirs = getattr(generator, name), getattr(discriminator, name)
+        if ours != theirs:
+            raise ValueError(
+                f"the generator has {name}={ours}, the discriminator {name}={theirs}: to share embeddings make them "
+                "equal (E is the width of the tables), or use SeparateEmbeddings"
+            )
+
+
+@dataclass(frozen=True)
+class ReplacedTokenDetection:
+    """Train `generator` to fill masks and `discriminator` to find what it filled in wrongly.
+
+    corrupt: how positions are chosen, `mask_tokens` or `mask_with_replacement`. Raises ValueError for vocabularies that
+    differ, a temperature of 0, tables that cannot be shared.
+    """
+
+    generator: Encoder
+    discriminator: Encoder
+    masking: Masking
+    sharing: Sharing = SharedEmbeddings()
+    corrupt: Callable[[Key, Batch, Masking], Masked] = mask_tokens
+    temperature: float = 1.0  # of the samples
+    generator_weight: float = 1.0
+    discriminator_weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        if self.generator.V != self.discriminator.V:
+            raise ValueError(
+                f"the generator has a vocabulary of V={self.generator.V} ids, the discriminator of "
+                f"V={self.discriminator.V}: it judges what the other writes, so use one for both"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0: samples would all be the likeliest id")
+        if min(self.generator_weight, self.discriminator_weight) < 0:
+            raise ValueError(
+                f"generator_weight={self.generator_weight} and discriminator_weight={self.discriminator_weight} must "
+                "be 0 or more"
+            )
+        self.sharing.check(self.generator, self.discriminator)
+        self.generator_objective  # noqa: B018 its checks of the masking are ours too
+
+    @property
+    def generator_objective(self) -> MaskedLM:
+        """What trains a generator alone."""
+        return MaskedLM(self.generator, self.masking)
+
+    @property
+    def head(self) -> ReplacedHead:
+        """The head that fits the discriminator."""
+        d = self.discriminator
+        return ReplacedHead(d.D, d.activation, d.initializer, d.dtype)
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
+        generator_key, encoder_key, head_key = jax.random.split(rng, 3)
+        generator = self.generator_objective.init(generator_key, batch)
+        encoder = self.discriminator.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        x_BLD = jnp.zeros((*batch["tokens"].shape, self.discriminator.D))
+        head = self.head.init(head_key, x_BLD)["params"]
+        kept, encoder = self.sharing.keep(generator["encoder"], encoder)
+        return {
+            "generator": {"encoder": kept, "head": generator["head"]},
+            "discriminator": {"encoder": encoder, "head": {"rtd": head}},
+        }
+
+    def complete(self, params: Params) -> Params:
+        """Give both encoders all their parameters: the same tree, where nothing is left to the other."""
+        encoders = self.sharing.use(params["generator"]["encoder"], params["discriminator"]["encoder"])
+        return {
+            name: {"encoder": encoder, "head": params[name]["head"]}
+            for name, encoder in zip(("generator", "discriminator"), encoders, strict=True)
+        }
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the loss and its metrics.
+
+        `loss/rtd` carries its weight, `cross_entropy/rtd` does not; `replaced/rtd` is the share of tokens that were
+        replaced. Without `train` also the histograms `targets/mlm`, and `scores/rtd` [2, bins] of the discriminator's
+        logits for original and replaced tokens.
+        """
+        mask_key, generator_key, sample_key, discriminator_key = jax.random.split(rng, 4)
+        params = self.complete(params)
+        generator, discriminator = params["generator"], params["discriminator"]
+
+        masked = self.corrupt(mask_key, batch, self.masking)
+        x_BLD = apply(
+            self.generator, generator["encoder"], masked.tokens_BL, batch["mask"], batch.get("types"),
+            train=train, rngs={"dropout": generator_key},
+        )  # fmt: skip
+        x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
+        head = self.generator_objective.head
+        logits_BPV = apply(head, generator["head"]["mlm"], x_BPD, word_table(generator["encoder"]))
+        metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
+        metrics["loss/mlm"] = _weighted(metrics["loss/mlm"], self.generator_weight)
+
+        sampled_BP = sample(sample_key, batch, logits_BPV, self.temperature)
+        tokens_BL = jax.vmap(put)(batch["tokens"], masked.positions_BP, sampled_BP, masked.weights_BP > 0)
+        replaced_BL = (tokens_BL != batch["tokens"]).astype(jnp.float32)
+        x_BLD = apply(
+            self.discriminator, discriminator["encoder"], tokens_BL, batch["mask"], batch.get("types"),
+            train=train, rngs={"dropout": discriminator_key},
+        )  # fmt: skip
+        logits_BL = apply(self.head, discriminator["head"]["rtd"], x_BLD)
+        real_BL = (batch["mask"] > 0).astype(jnp.float32)
+        metrics |= _judged(logits_BL, replaced_BL, real_BL)
+        metrics["loss/rtd"] = _weighted(metrics["cross_entropy/rtd"], self.discriminator_weight)
+        if not train:
+            counts_V = jnp.zeros(self.generator.V).at[masked.targets_BP].add(masked.weights_BP)
+            metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
+            metrics["scores/rtd"] = _histograms(logits_BL, replaced_BL, real_BL)
+        metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
+        return total(metrics), metrics
+
+
+def sample(rng: Key, batch: Batch, logits_BPV: Array, temperature: float) -> Array:
+    """Draw ids from softmax(logits / temperature): i32 [B, P], with no gradient.
+
+    The largest of logit + Gumbel noise; the noise comes from a counter hash and fuses with the one reading of the
+    logits. A row's draws are named by its example.
+    """
+
+    def sample_row(key: Key, logits_PV: Array) -> Array:
+        uniform_PV = ((hash_bits(key, logits_PV.shape) >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+        noise_PV = -jnp.log(-jnp.log(uniform_PV))
+        return jnp.argmax(logits_PV.astype(jnp.float32) / temperature + noise_PV, axis=-1).astype(jnp.int32)
+
+    return jax.lax.stop_gradient(jax.vmap(sample_row)(row_keys(rng, batch), logits_BPV))
+
+
+def _judged(logits_BL: Array, replaced_BL: Array, real_BL: Array) -> Metrics:
+    entropy_BL = jax.nn.softplus(logits_BL) - replaced_BL * logits_BL
+    right_BL = ((logits_BL > 0) == (replaced_BL > 0)).astype(jnp.float32)
+    return {
+        f"{name}/rtd": Mean((real_BL * value_BL).sum(), real_BL.sum())
+        for name, value_BL in (("cross_entropy", entropy_BL), ("accuracy", right_BL), ("replaced", replaced_BL))
+    }
+
+
+def _histograms(logits_BL: Array, replaced_BL: Array, real_BL: Array, bins: int = 4096, widest: float = 16.0) -> Mean:
+    """Count the logits of original and of replaced tokens in bins from -widest to widest: [2, bins]."""
+    place_BL = jnp.clip((logits_BL / widest + 1) * (bins / 2), 0, bins - 1).astype(jnp.int32)
+    counts = jnp.zeros((2, bins)).at[replaced_BL.astype(jnp.int32), place_BL].add(real_BL)
+    return Mean(counts, real_BL.sum())
+
+
+def _weighted(mean: Mean, weight: float) -> Mean:
+    return Mean(weight * mean.sum, mean.weight)
