@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax import layers
-from bertjax.masking import Masking, ngrams, spans, stochastically_rounded, words
+from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
 from bertjax.models.encoder import Encoder
+from bertjax.models.xlnet import XLNet
 from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.plm import PermutationLM
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, SeparateEmbeddings
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32
@@ -26,7 +29,15 @@ def small_albert(**fields):
     return small_bert(E=16, shared=True, activation=layers.gelu_tanh, **fields)
 
 
-ENCODERS = {"bert": small_bert, "roberta": small_roberta, "albert": small_albert}
+def small_xlnet(**fields):
+    return XLNet(**({"V": V, "D": 32, "N": 2, "H": 2, "F": 64} | fields))
+
+
+def small_generator(**fields):
+    return small_bert(D=16, E=32, H=1, F=32, **fields)
+
+
+ENCODERS = {"bert": small_bert, "roberta": small_roberta, "albert": small_albert, "xlnet": small_xlnet}
 
 MASKING = Masking(mask_id=3, random_ids=(0, V), specials=SPECIALS)
 OBJECTIVES = {
@@ -39,12 +50,40 @@ OBJECTIVES = {
         small_roberta(), dataclasses.replace(MASKING, specials=(), random_ids=(4, V), count=stochastically_rounded)
     ),
     "albert": MaskedLM(small_albert(), dataclasses.replace(MASKING, unit=ngrams(3), max_predictions=4), pair=True),
-}
+    "xlnet": PermutationLM(small_xlnet(), Permutation(functional=SPECIALS, parts=(16, 16), targets=6)),
+    "xlnet, memory, tied, clamped, remat dots": PermutationLM(
+        small_xlnet(untied=False, clamp=5, remat="dots"),
+        Permutation(functional=SPECIALS, parts=(10, 6), targets=4, block=2, seed=5),
+        memory=7,
+    ),
+    "electra": ReplacedTokenDetection(
+        small_generator(), small_bert(), dataclasses.replace(MASKING, masked=0.85, random=0.0),
+        corrupt=mask_with_replacement,
+    ),
+    "electra, disentangled": ReplacedTokenDetection(
+        small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
+    ),
+    "electra, separate, remat full": ReplacedTokenDetection(
+        small_bert(N=1), small_bert(remat="full"), MASKING, SeparateEmbeddings(), generator_weight=2.0,
+        discriminator_weight=10.0,
+    ),
+}  # fmt: skip
+
+
+def replace_fields(described, **fields):
+    """Replace the fields of these names in a dataclass and in all that it holds."""
+    changed = {}
+    for field in dataclasses.fields(described):
+        value = getattr(described, field.name)
+        if field.name in fields:
+            changed[field.name] = fields[field.name]
+        elif field.name != "parent" and dataclasses.is_dataclass(value):
+            changed[field.name] = replace_fields(value, **fields)
+    return dataclasses.replace(described, **changed)
 
 
 def without_dropout(objective):
-    encoder = dataclasses.replace(objective.encoder, dropout=0.0, attention_dropout=0.0)
-    return dataclasses.replace(objective, encoder=encoder)
+    return replace_fields(objective, dropout=0.0, attention_dropout=0.0)
 
 
 def make_batch(seed=0, rows=B, length=L):
@@ -64,6 +103,7 @@ def make_batch(seed=0, rows=B, length=L):
         "types": (np.arange(length) > middle[:, None]) & real,
         "word_starts": rng.random((rows, length)) < 0.7,
         "pair": rng.integers(0, 2, rows),
+        "backward": np.arange(rows) % 2,
     }
     batch = {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
     return batch | {"example": jnp.asarray(rng.permutation(1000)[:rows], jnp.uint32)}
