@@ -323,8 +323,10 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
         raise ValueError(f"rows of {L} tokens are no windows of parts {spec.parts}: let these add up to the row")
     if "word_starts" not in batch:
         raise ValueError("targets begin where words do: that needs `word_starts` in the batch")
-    span_keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static targets"), batch)
-    order_keys_B = row_keys(jax.random.fold_in(rng, 1), batch)
+    # Both are folded in: from `rng` itself, the targets of example 1 would be drawn from the key of the orders.
+    span_key, order_key = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+    span_keys_B = row_keys(span_key if spec.seed is None else stream(spec.seed, "static targets"), batch)
+    order_keys_B = row_keys(order_key, batch)
     functional_BL = jnp.zeros(tokens_BL.shape, bool)
     for index in spec.functional:
         functional_BL |= tokens_BL == index
@@ -385,7 +387,7 @@ def _runs(key: Key, real_L: Array, starts_L: Array, goal: int, spec: Permutation
     most = -(-L // (1 + spec.context))
     carry = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
     _, (begin_T, end_T) = jax.lax.scan(run, carry, jax.random.bits(run_key, (most, 2)))
-    chosen_L = ((index_L >= begin_T[:, None]) & (index_L < end_T[:, None])).any(0) & real_L
+    chosen_L = ((index_L[None] >= begin_T[:, None]) & (index_L[None] < end_T[:, None])).any(0) & real_L
     free_L = real_L & ~chosen_L
     order_L = jnp.where(free_L, jax.random.bits(fill_key, (L,)) >> 1, jnp.uint32(2**32 - 1))
     return chosen_L | (free_L & (jnp.argsort(jnp.argsort(order_L)) < wanted - chosen_L.sum()))

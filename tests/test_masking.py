@@ -7,11 +7,24 @@ import pytest
 from contract import MASKING, SPECIALS, B, L, V, make_batch
 
 from bertjax import masking
-from bertjax.masking import Masking, mask_tokens, ngrams, rounded, spans, stochastically_rounded, tokens, words
+from bertjax.masking import (
+    Masking,
+    mask_tokens,
+    mask_with_replacement,
+    ngrams,
+    put,
+    rounded,
+    spans,
+    stochastically_rounded,
+    tokens,
+    words,
+)
 
 KEY = jax.random.key(0)
 draw = jax.jit(mask_tokens, static_argnums=2)
+draw_again = jax.jit(mask_with_replacement, static_argnums=2)
 UNITS = {"tokens": tokens, "words": words, "ngrams": ngrams(3), "spans": spans(0.2, 10)}
+ELECTRA = dataclasses.replace(MASKING, masked=0.85, random=0.0)
 
 
 def full_batch(rows, length, seed=0):
@@ -31,6 +44,14 @@ def chosen(masked, length):
     found = np.zeros((len(rows), length + 1), bool)
     found[rows, np.where(used, masked.positions_BP, length)] = True
     return found[:, :-1]
+
+
+def times_chosen(masked, length):
+    """Return how often every position was chosen: int [B, L]."""
+    rows, used = np.arange(len(masked.positions_BP))[:, None], np.asarray(masked.weights_BP) > 0
+    counts = np.zeros((len(rows), length + 1), int)
+    np.add.at(counts, (rows, np.where(used, masked.positions_BP, length)), 1)
+    return counts[:, :-1]
 
 
 @pytest.fixture(params=UNITS)
@@ -257,3 +278,117 @@ def test_host_and_device_batches_are_masked_alike(spec):
 def test_a_recipe_is_short_to_write():
     assert Masking(mask_id=3, random_ids=(0, 10)).slots(128) == 20
     assert rounded is Masking(mask_id=3, random_ids=(0, 10)).count
+
+
+def test_draws_with_replacement_fill_the_slots_and_never_touch_specials_or_padding():
+    batch = make_batch()
+    allowed = (np.asarray(batch["mask"]) > 0) & ~np.isin(batch["tokens"], SPECIALS)
+    seen = np.zeros((B, L), bool)
+    for seed in range(60):
+        masked = draw_again(jax.random.key(seed), batch, ELECTRA)
+        times = times_chosen(masked, L)
+        assert (np.asarray(masked.tokens_BL == batch["tokens"]) | (times > 0)).all()
+        seen |= times > 0
+    assert not (seen & ~allowed).any()
+    assert seen[allowed].mean() > 0.98
+    used_B = np.asarray([max(1, round(0.15 * int(n))) for n in batch["mask"].sum(1)])
+    np.testing.assert_array_equal(masked.weights_BP, np.arange(ELECTRA.slots(L)) < used_B[:, None])
+    originals = np.take_along_axis(np.asarray(batch["tokens"]), np.asarray(masked.positions_BP), 1)
+    np.testing.assert_array_equal(masked.targets_BP, originals)
+    for positions, used in zip(np.asarray(masked.positions_BP), used_B, strict=True):
+        assert (np.diff(positions[:used]) >= 0).all() and not positions[used:].any()
+
+
+@pytest.mark.parametrize(
+    ("length", "rate", "published", "used"), [(128, 0.15, 19, 19), (512, 0.15, 79, 77), (512, 0.25, 130, 128)]
+)
+def test_electras_slots_suffice_for_its_predictions_and_are_no_more(length, rate, published, used):
+    assert int((rate + 0.005) * length) == published
+    spec = dataclasses.replace(ELECTRA, rate=rate, max_predictions=published)
+    masked = draw_again(KEY, full_batch(4, length), spec)
+    assert masked.positions_BP.shape[1] <= published
+    np.testing.assert_array_equal(masked.weights_BP.sum(1), used)
+
+
+def test_of_electras_15_percent_duplicates_leave_14():
+    rows, n, k = 1000, 510, 77  # candidates, draws
+    distinct = (times_chosen(draw_again(KEY, full_batch(rows, 512), ELECTRA), 512) > 0).sum(1)
+    none, neither = (1 - 1 / n) ** k, (1 - 2 / n) ** k
+    variance = n * (n - 1) * neither + n * none - (n * none) ** 2
+    assert abs(distinct.mean() - n * (1 - none)) < 4.5 * np.sqrt(variance / rows)
+    np.testing.assert_allclose(distinct.std(), np.sqrt(variance), rtol=0.12)
+    np.testing.assert_allclose(n * (1 - none) / 512, 0.14, atol=5e-4)
+
+
+def test_draws_with_replacement_are_uniform_and_independent():
+    batch, rows, n = full_batch(1, 20), 9000, 18
+    batch = {name: jnp.repeat(array, rows, 0) for name, array in batch.items()}
+    times = times_chosen(draw_again(KEY, batch, ELECTRA), 20)
+    assert not times[:, [0, -1]].any()
+    counts = times[:, 1:-1].sum(0)
+    assert np.abs(counts - rows * 3 / n).max() < 4.5 * np.sqrt(rows * 3 / n)
+    for most, share in ((1, 17 * 16 / n**2), (2, 3 * 17 / n**2), (3, 1 / n**2)):  # of three draws
+        assert abs((times.max(1) == most).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / rows)
+
+
+def test_a_token_drawn_twice_stays_only_if_both_draws_leave_it():
+    batch = full_batch(3000, 64)
+    masked = draw_again(KEY, batch, ELECTRA)
+    times = times_chosen(masked, 64)
+    after, before = np.asarray(masked.tokens_BL), np.asarray(batch["tokens"])
+    assert np.isin(after[after != before], 3).all()
+    for m in (1, 2):
+        kept = (after == before)[times == m].mean()
+        n = (times == m).sum()
+        assert n > 1000 and abs(kept - 0.15**m) < 4.5 * np.sqrt(0.15**m / n)
+
+
+def test_random_ids_drawn_with_replacement_are_uniform_and_the_largest_wins():
+    spec = dataclasses.replace(ELECTRA, masked=0.0, random=1.0, random_ids=(4, 8))
+    masked = draw_again(KEY, full_batch(3000, 64), spec)
+    times = times_chosen(masked, 64)
+    for m in (1, 2):
+        ids = np.asarray(masked.tokens_BL)[times == m]
+        law = np.diff((np.arange(5) / 4) ** m)
+        share = np.bincount(ids - 4, minlength=4) / len(ids)
+        assert np.abs(share - law).max() < 4.5 * np.sqrt(0.25 / len(ids))
+
+
+def test_draws_with_replacement_follow_the_key_and_the_example_or_the_seed():
+    batch = make_batch()
+    order = np.random.default_rng(1).permutation(B)
+    once = draw_again(KEY, batch, ELECTRA)
+    for a, b in zip(once, draw_again(KEY, {n: x[order] for n, x in batch.items()}, ELECTRA), strict=True):
+        np.testing.assert_array_equal(a[order], b)
+    assert not np.array_equal(once.tokens_BL, draw_again(jax.random.key(1), batch, ELECTRA).tokens_BL)
+    static = dataclasses.replace(ELECTRA, seed=5)
+    for a, b in zip(draw_again(KEY, batch, static), draw_again(jax.random.key(1), batch, static), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rows_without_candidates_get_no_draws_with_replacement():
+    batch = full_batch(2, 16)
+    batch["mask"] = batch["mask"].at[0].set(0)
+    batch["tokens"] = batch["tokens"].at[1].set(SPECIALS[0])
+    masked = draw_again(KEY, batch, ELECTRA)
+    assert not masked.weights_BP.any() and not masked.positions_BP.any()
+    np.testing.assert_array_equal(masked.tokens_BL, batch["tokens"])
+
+
+@pytest.mark.parametrize("unit", [words, ngrams(3)])
+def test_units_larger_than_a_token_are_not_drawn_with_replacement(unit):
+    with pytest.raises(ValueError, match="cannot be drawn with replacement: use mask_tokens"):
+        mask_with_replacement(KEY, make_batch(), dataclasses.replace(MASKING, unit=unit))
+
+
+def test_put_equals_a_loop_in_which_the_largest_wins_and_unused_slots_write_nothing():
+    rng = np.random.default_rng(0)
+    put_rows = jax.jit(put)
+    for _ in range(100):
+        before = rng.integers(0, 100, 12)
+        positions, values, used = rng.integers(0, 12, 9), rng.integers(-2, 100, 9), rng.random(9) < 0.7
+        expected = before.copy()
+        for slot in np.argsort(values):
+            if used[slot] and values[slot] >= 0:
+                expected[positions[slot]] = values[slot]
+        np.testing.assert_array_equal(put_rows(before, positions, values, used), expected)
