@@ -7,6 +7,9 @@ One `.npz` per architecture, beside this script. An entry is named `case/what`: 
 Encoder), inputs, outputs at real positions only (row after row, [T, ...]), and `params/…` and `grads/…` by our names.
 All parameters are small multiples of a power of two, so that float16 stores them exactly. Where Encoder has `types=0`,
 torch's only segment row is added to every row of our position table; it must not go to the word table, which is tied.
+
+ELECTRA's generator and discriminator are trained together, as in objectives/rtd.py, but what is put in is the likeliest
+token, so that nothing is random. make_xlnet_golden.py does the same for XLNet.
 """
 
 import json
@@ -21,6 +24,9 @@ from transformers import (
     AlbertForPreTraining,
     BertConfig,
     BertForPreTraining,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -51,13 +57,24 @@ CASES = {
         "one_segment_row_and_tables_as_wide_as_the_model": ALBERT | {"E": 12, "types": 0, "norm_eps": 0.5},
     },
 }
+ELECTRA = {"generator": BASE | {"E": 12, "D": 8, "H": 2}, "discriminator": BASE, "sharing": "SharedEmbeddings"}
+ELECTRA_CASES = {
+    "base_as_published_with_a_narrow_generator": ELECTRA,
+    "small_as_released_with_one_width_and_narrow_tables": ELECTRA
+    | {"generator": BASE | {"E": 6}, "discriminator": BASE | {"E": 6, "N": 3}},
+    "one_width_without_projection": ELECTRA | {"generator": BASE | {"N": 1}},
+    "nothing_shared_and_a_tanh_gelu": ELECTRA  # transformers always gives the generator's head the exact one
+    | {"discriminator": BASE | {"D": 10, "H": 5, "activation": "gelu_tanh"}, "sharing": "SeparateEmbeddings"},
+}
 LENGTHS, IGNORED = (8, 5, 3), -100  # 16 real positions in all, which packed fill our position table
+MASK, DISCRIMINATOR_WEIGHT = 1, 50  # ids of inputs are larger
 ROOTS = {
     "embeddings.word_embeddings": "encoder/embeddings/word",
     "embeddings.position_embeddings": "encoder/embeddings/position",
     "embeddings.token_type_embeddings": "encoder/embeddings/type",
     "embeddings.LayerNorm": "encoder/embeddings/norm",
     "encoder.embedding_hidden_mapping_in": "encoder/project",
+    "embeddings_project": "encoder/project",
     "pooler.dense": "head/pair/pooler",
     "pooler": "head/pair/pooler",
     "cls.predictions.transform.dense": "head/mlm/transform",
@@ -71,6 +88,11 @@ ROOTS = {
     "predictions.LayerNorm": "head/mlm/norm",
     "predictions": "head/mlm",
     "sop_classifier.classifier": "head/pair/classifier",
+    "generator_predictions.dense": "head/mlm/transform",
+    "generator_predictions.LayerNorm": "head/mlm/norm",
+    "generator_lm_head": "head/mlm",
+    "discriminator_predictions.dense": "head/rtd/transform",
+    "discriminator_predictions.dense_prediction": "head/rtd/classifier",
 }
 LAYERS = {
     "attention.self.query": "attention/query",
@@ -93,22 +115,28 @@ LAYERS = {
 LAYER = re.compile(r"encoder\.(layer\.(?P<number>\d+)|albert_layer_groups\.0\.albert_layers\.0)\.(?P<module>.*)")
 
 
-def make_model(architecture, case, rng):
-    config_class, model_class, *_ = MODELS[architecture]
-    factorised = {"embedding_size": case["E"]} if "E" in case else {}
+def make_model(config_class, model_class, case, rng):
     config = config_class(
         vocab_size=case["V"], hidden_size=case["D"], num_hidden_layers=case["N"], num_attention_heads=case["H"],
         intermediate_size=case["F"], max_position_embeddings=case["positions"], type_vocab_size=case["types"] or 1,
         layer_norm_eps=case["norm_eps"], hidden_act={"gelu": "gelu", "gelu_tanh": "gelu_new"}[case["activation"]],
-        attn_implementation="eager", **factorised,
+        embedding_size=case.get("E", case["D"]), attn_implementation="eager",
     )  # fmt: skip
-    model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        scale = case.get("table_scale", 0.25) if "_embeddings." in name else 0.25
+    return randomised(model_class(config), rng, case.get("table_scale", 0.25))
+
+
+def randomised(model, rng, table_scale=0.25):
+    """Fill a model with values that float16 stores exactly."""
+    for name, parameter in model.eval().named_parameters():
+        scale = table_scale if "_embeddings." in name else 0.25
         values = np.round(rng.normal(size=tuple(parameter.shape)) * 64) / 64 * scale
         is_norm = name.endswith("weight") and parameter.ndim == 1
         parameter.data = torch.tensor(is_norm + values, dtype=torch.float32)
     return model
+
+
+def rng_of(architecture, name):
+    return np.random.default_rng(zlib.crc32(f"{architecture} {name}".encode()))
 
 
 def make_inputs(architecture, case, rng):
@@ -157,9 +185,9 @@ def converted(architecture, named, case):
 
 
 def run_case(architecture, name, case):
-    rng = np.random.default_rng(zlib.crc32(f"{architecture} {name}".encode()))
-    model, inputs = make_model(architecture, case, rng), make_inputs(architecture, case, rng)
-    _, _, pair_argument, pair_logits = MODELS[architecture]
+    rng = rng_of(architecture, name)
+    config_class, model_class, pair_argument, pair_logits = MODELS[architecture]
+    model, inputs = make_model(config_class, model_class, case, rng), make_inputs(architecture, case, rng)
     tensors = {key: torch.tensor(array, dtype=torch.long) for key, array in inputs.items()}
     out = model(
         tensors["tokens"], attention_mask=tensors["mask"], token_type_ids=tensors["types"], labels=tensors["labels"],
@@ -171,29 +199,79 @@ def run_case(architecture, name, case):
     if not case["types"]:
         del grads["encoder/embeddings/type/table"]
         params["encoder/embeddings/position/table"] += params.pop("encoder/embeddings/type/table")
-    assert all((array == array.astype(np.float16)).all() for array in params.values())
     real = inputs["mask"] > 0
     logits = out.get("prediction_logits", out.get("logits"))
     outputs = {"hidden": out.hidden_states[-1].detach().numpy()[real], "logits": logits.detach().numpy()[real]}
     outputs["loss"] = out.loss.detach().numpy()
     if pair_logits:
         outputs["pair_logits"] = out[pair_logits].detach().numpy()
+    config = {key: value for key, value in case.items() if key != "table_scale"}
+    return entries(config, inputs | outputs, params, grads)
+
+
+def run_electra(name, case):
+    rng = rng_of("electra", name)
+    generator = make_model(ElectraConfig, ElectraForMaskedLM, case["generator"], rng)
+    discriminator = make_model(ElectraConfig, ElectraForPreTraining, case["discriminator"], rng)
+    shared = case["sharing"] == "SharedEmbeddings"
+    if shared:
+        generator.electra.embeddings = discriminator.electra.embeddings
+        generator.generator_lm_head.weight = generator.electra.embeddings.word_embeddings.weight
+    inputs = make_inputs("electra", case["discriminator"], rng)
+    real, chosen = inputs["mask"] > 0, inputs["labels"] != IGNORED
+    masked = torch.tensor(np.where(chosen, MASK, inputs["tokens"])).long()
+    tensors = {"attention_mask": torch.tensor(inputs["mask"]), "token_type_ids": torch.tensor(inputs["types"])}
+    with torch.no_grad():
+        best, sampled = generator(masked, **tensors).logits.topk(2, dim=-1)
+    assert (best[..., 0] - best[..., 1])[chosen].min() > 1e-2  # the likeliest is that on all machines
+    sampled = sampled[..., 0].numpy()
+    inputs["labels"][0, 0] = sampled[0, 0]  # a sample that happens to be right
+    inputs["tokens"] = np.where(chosen, inputs["labels"], inputs["tokens"])
+    filled = np.where(chosen, sampled, inputs["tokens"])
+    found = {
+        "generator": generator(
+            masked, labels=torch.tensor(inputs["labels"]).long(), output_hidden_states=True, **tensors
+        ),
+        "discriminator": discriminator(
+            torch.tensor(filled).long(), labels=torch.tensor(filled != inputs["tokens"]), output_hidden_states=True,
+            **tensors,
+        ),
+    }  # fmt: skip
+    losses = {"mlm": found["generator"].loss, "rtd": found["discriminator"].loss}
+    losses["loss"] = losses["mlm"] + DISCRIMINATOR_WEIGHT * losses["rtd"]
+    losses["loss"].backward()
+    outputs, params, grads = {key: loss.detach().numpy() for key, loss in losses.items()}, {}, {}
+    outputs |= {"filled": filled.astype(np.int32), "replaced": (filled != inputs["tokens"])[real].mean()}
+    for part, model in (("generator", generator), ("discriminator", discriminator)):
+        outputs[f"{part}_hidden"] = found[part].hidden_states[-1].detach().numpy()[real]
+        outputs[f"{part}_logits"] = found[part].logits.detach().numpy()[real]
+        left_out = shared and model is generator
+        own = {key: p for key, p in model.named_parameters() if not (left_out and "embeddings." in key)}
+        for tree, array_of in ((params, lambda p: p.detach().numpy()), (grads, lambda p: p.grad.numpy())):
+            arrays = converted("electra", {key: array_of(p) for key, p in own.items()}, case[part])
+            tree |= {f"{part}/{key}": array for key, array in arrays.items()}
+    return entries(case, inputs | outputs, params, grads)
+
+
+def entries(config, arrays, params, grads):
+    """Name all that belongs to one case."""
+    assert all((array == array.astype(np.float16)).all() for array in params.values())
     return (
-        {"config": json.dumps({key: value for key, value in case.items() if key != "table_scale"})}
-        | inputs
-        | outputs
+        {"config": json.dumps(config)}
+        | arrays
         | {f"params/{key}": array.astype(np.float16) for key, array in params.items()}
         | {f"grads/{key}": array for key, array in grads.items()}
     )
 
 
+def save(architecture, found):
+    """Write {case: entries} beside this script."""
+    path = Path(__file__).with_name(f"{architecture}.npz")
+    np.savez_compressed(path, **{f"{name}/{key}": array for name, case in found.items() for key, array in case.items()})
+    print(path.name, path.stat().st_size)
+
+
 if __name__ == "__main__":
     for architecture, cases in CASES.items():
-        path = Path(__file__).with_name(f"{architecture}.npz")
-        arrays = {
-            f"{name}/{key}": array
-            for name, case in cases.items()
-            for key, array in run_case(architecture, name, case).items()
-        }
-        np.savez_compressed(path, **arrays)
-        print(path.name, path.stat().st_size)
+        save(architecture, {name: run_case(architecture, name, case) for name, case in cases.items()})
+    save("electra", {name: run_electra(name, case) for name, case in ELECTRA_CASES.items()})

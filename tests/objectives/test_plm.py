@@ -1,0 +1,159 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import SPECIALS, V, make_batch, small_xlnet, without_dropout
+
+from bertjax.config import load_experiment
+from bertjax.errors import InputError
+from bertjax.heads import TiedHead
+from bertjax.masking import Permutation, permute
+from bertjax.models.encoder import word_table
+from bertjax.objectives.plm import PermutationLM
+from bertjax.plan import plan
+
+KEY = jax.random.key(0)
+WINDOWS = without_dropout(
+    PermutationLM(small_xlnet(), Permutation(functional=SPECIALS, parts=(5, 3), targets=3), memory=6)
+)
+
+
+def by_hand(objective, params, batch, rng):
+    """Run the windows of all rows one after another; return Σ nll, Σ weights, and the gradient of their quotient."""
+    encoder, permutation, (B, L) = objective.encoder, objective.permutation, batch["tokens"].shape
+    order_key, _ = jax.random.split(rng)
+    C = L // permutation.window
+    cut = {
+        name: np.asarray(x).reshape(B * C, -1)
+        for name, x in batch.items()
+        if name in ("tokens", "mask", "types", "word_starts")
+    }
+    cut["example"] = (np.asarray(batch["example"], np.uint32)[:, None] * C + np.arange(C, dtype=np.uint32)).reshape(-1)
+    cut["backward"] = np.repeat(np.asarray(batch["backward"]), C)
+    cut = {name: jnp.asarray(x) for name, x in cut.items()}
+    permuted = permute(order_key, cut, permutation)
+    memories = [encoder.empty_memory(B, objective.memory)]
+
+    def window(params, number):
+        at = np.arange(B) * C + number
+        streams = encoder.apply(
+            {"params": params["encoder"]}, cut["tokens"][at], cut["mask"][at], cut["types"][at],
+            ranks_BL=permuted.ranks_BL[at], targets_BP=permuted.positions_BP[at], sign_B=1 - 2 * cut["backward"][at],
+            memory=memories[number], reuse=permutation.parts[0], method="streams",
+        )  # fmt: skip
+        logits = streams.query_BPD @ word_table(params["encoder"]).T + params["head"]["plm"]["bias"][None, None]
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), permuted.targets_BP[at][..., None], -1)[..., 0]
+        return (permuted.weights_BP[at] * nll).sum(), streams.memory
+
+    for number in range(C):
+        memories.append(window(params, number)[1])
+
+    def loss(params):
+        return sum(window(params, number)[0] for number in range(C)) / permuted.weights_BP.sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    return value, permuted.weights_BP.sum(), gradient
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_windows_one_by_one_with_fixed_memory():
+    batch = make_batch(rows=4)
+    params = jax.jit(WINDOWS.init)(KEY, batch)
+    (loss, metrics), gradient = jax.jit(jax.value_and_grad(partial(WINDOWS.loss, train=True), has_aux=True))(
+        params, batch, KEY
+    )
+    value, weight, expected = by_hand(WINDOWS, params, batch, KEY)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    assert metrics["loss/plm"].weight == weight
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 + 1e-4 * float(jnp.abs(b).max()))
+
+
+def test_memory_tells_later_windows_of_earlier_ones():
+    """Change a token of the first window's first part: with memory the loss of others changes, without it does not."""
+    batch = make_batch(rows=1) | {"backward": jnp.zeros(1, jnp.int32)}
+    L = batch["tokens"].shape[1]
+    plain = batch["tokens"].at[0, 1].set(int(batch["tokens"][0, 1]) % 100 + 50)
+
+    def later(objective, tokens):
+        """Score the last windows only: those that do not hold the changed token."""
+        params = objective.init(KEY, batch)
+        params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(KEY, x.shape), params)
+        changed = batch | {"tokens": tokens, "word_starts": jnp.ones((1, L), jnp.int32)}
+        whole = objective.loss(params, changed, KEY, train=False)[1]["loss/plm"].sum
+        first = objective.loss(params, changed | {"mask": batch["mask"].at[:, 8:].set(0)}, KEY, train=False)
+        return float(whole - first[1]["loss/plm"].sum)
+
+    forgetful = dataclasses.replace(WINDOWS, memory=0)
+    assert abs(later(forgetful, plain) - later(forgetful, batch["tokens"])) < 1e-4
+    assert abs(later(WINDOWS, plain) - later(WINDOWS, batch["tokens"])) > 1e-3
+
+
+def test_windows_of_a_row_are_permuted_each_for_itself():
+    batch = make_batch(rows=2, length=32)
+    batch = {name: x[:, :8] if x.ndim == 2 else x for name, x in batch.items()}
+    row = {name: jnp.concatenate([x] * 4, axis=1) if x.ndim == 2 else x for name, x in batch.items()}
+    windows = WINDOWS._windows(row)
+    assert len(set(np.asarray(windows["example"]).tolist())) == 8
+    permuted = permute(KEY, windows, WINDOWS.permutation)
+    assert len(np.unique(np.asarray(permuted.ranks_BL[:4]), axis=0)) == 4
+
+
+def test_the_head_is_the_tied_table_and_a_bias():
+    x, table = jax.random.normal(KEY, (2, 3, 4)), jax.random.normal(KEY, (7, 4))
+    head = TiedHead(7, "float32")
+    params = head.init(KEY, x, table)["params"]
+    assert jax.tree.map(jnp.shape, params) == {"bias": (7,)} and not params["bias"].any()
+    np.testing.assert_allclose(
+        head.apply({"params": {"bias": jnp.arange(7.0)}}, x, table), np.asarray(x @ table.T) + np.arange(7), rtol=1e-5
+    )
+
+
+def test_every_batch_of_the_published_run_is_half_backward_and_full(corpus):
+    experiment = load_experiment(
+        "experiments/xlnet.py",
+        [f"data={corpus}", "windows=3", "window=32", "targets=6", "memory=24", "batch_size=12", "steps=4", "warmup=1"],
+    )
+    batch = experiment.phases[0].rows.open("train").rows(np.arange(4))
+    assert batch["tokens"].shape == (4, 96) and batch["mask"].all()
+    assert batch["backward"].tolist() == [0, 1, 0, 1]
+    loss, metrics = experiment.objective.loss(
+        experiment.objective.init(KEY, batch), {name: jnp.asarray(x) for name, x in batch.items()}, KEY, train=False
+    )
+    assert abs(float(loss) / np.log(experiment.objective.encoder.V) - 1) < 0.05
+    assert 0.7 * 4 * 3 * 6 <= metrics["loss/plm"].weight <= 4 * 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dataclasses.replace(WINDOWS, memory=-1), "memory=-1"),
+        (lambda: PermutationLM(small_xlnet(V=2), WINDOWS.permutation), "id 2, but .* V=2"),
+        (lambda: Permutation(functional=(), parts=(8, 8), targets=16), "8 in a part of 8 tokens"),
+        (lambda: load_experiment("experiments/xlnet.py", ["windows=2"]), "memory=384 is longer than its source"),
+        (lambda: load_experiment("experiments/xlnet.py", ["targets=511"]), "part of 256 tokens"),
+        (lambda: load_experiment("experiments/xlnet.py", ["batch_size=8"]), "batch_size=1 in 1 parts"),
+        (lambda: load_experiment("experiments/xlnet.py", ["windows=3"]), "multiple of windows"),
+    ],
+)
+def test_contradictions_are_refused_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.memory=2000", "memory=2000 is longer than what it is made of: 8 windows leave 1792 tokens"),
+        ("objective.permutation.parts=100,100", "4096 tokens do not divide into windows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_before_training(override, message):
+    with pytest.raises(InputError, match=message):
+        plan(load_experiment("experiments/xlnet.py", [override]))
+
+
+def test_ids_of_the_vocabulary_are_checked_like_those_of_masking():
+    assert PermutationLM(small_xlnet(V=V), WINDOWS.permutation).head.V == V

@@ -1,0 +1,53 @@
+"""Read golden arrays and compare with them; make_golden.py and make_xlnet_golden.py say what they are."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bertjax import layers
+from bertjax.rules import name_of
+
+
+def golden(*stems):
+    """Read {"file: case": {what: array}}; what lies under params/ and grads/ are flat trees."""
+    cases = {}
+    for stem in stems:
+        with np.load(Path(__file__).with_name(f"{stem}.npz")) as file:
+            for key in file:
+                case, what, *name = key.split("/", 2)
+                case = cases.setdefault(f"{stem}: {case.replace('_', ' ')}", {"params": {}, "grads": {}})
+                if name:
+                    case[what][name[0]] = file[key].astype(np.float32)
+                else:
+                    case[what] = file[key]
+    for case in cases.values():
+        case["config"] = json.loads(case["config"].item())
+    return cases
+
+
+def build(model, config, **given):
+    """Build a model from the fields that a case names."""
+    return model(**config | {"activation": getattr(layers, config["activation"])} | given)
+
+
+def flat(tree):
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def fill(shapes, case):
+    """Put torch's parameters into a tree of ours, which has the same names and shapes."""
+    assert {key: leaf.shape for key, leaf in flat(shapes).items()} == {k: a.shape for k, a in case["params"].items()}
+    return jax.tree_util.tree_map_with_path(lambda path, _: case["params"][name_of(path)], shapes)
+
+
+def compare(case, outputs, grads):
+    """Compare outputs and gradients with torch's, both in float32."""
+    for what, ours in outputs.items():
+        np.testing.assert_allclose(ours, case[what], rtol=0, atol=1e-5, err_msg=what)
+    for key, ours in flat(grads).items():
+        # The gradient of a key's bias is 0 but for rounding, for a softmax does not see what all its scores share: its
+        # scale is that of the query's.
+        largest = np.abs(case["grads"][key.replace("key/bias", "query/bias")]).max()
+        np.testing.assert_allclose(ours, case["grads"][key], rtol=0, atol=1e-4 * largest, err_msg=key)
