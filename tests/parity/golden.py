@@ -47,7 +47,7 @@ def compare(case, outputs, grads):
     for what, ours in outputs.items():
         np.testing.assert_allclose(ours, case[what], rtol=0, atol=1e-5, err_msg=what)
     for key, ours in flat(grads).items():
-        # The gradient of a key's bias is 0 but for rounding, for a softmax does not see what all its scores share: its
-        # scale is that of the query's.
+        # The gradient of a key's bias is 0 but for rounding: a softmax does not see what all its scores share. So it
+        # is measured by the query's.
         largest = np.abs(case["grads"][key.replace("key/bias", "query/bias")]).max()
         np.testing.assert_allclose(ours, case["grads"][key], rtol=0, atol=1e-4 * largest, err_msg=key)

@@ -213,6 +213,9 @@ def run_electra(name, case):
     rng = rng_of("electra", name)
     generator = make_model(ElectraConfig, ElectraForMaskedLM, case["generator"], rng)
     discriminator = make_model(ElectraConfig, ElectraForPreTraining, case["discriminator"], rng)
+    for model in (generator, discriminator):
+        # A sample may be id 0, whose look-ups have no gradient in torch otherwise.
+        model.electra.embeddings.word_embeddings.padding_idx = None
     shared = case["sharing"] == "SharedEmbeddings"
     if shared:
         generator.electra.embeddings = discriminator.electra.embeddings
