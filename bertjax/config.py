@@ -78,6 +78,7 @@ class Experiment:
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     seed: int = 0
+    init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
     run: Run = Run()
 
     def __post_init__(self) -> None:

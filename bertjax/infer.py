@@ -2,37 +2,56 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bertjax import checkpoint
-from bertjax.config import from_json
-from bertjax.data.tokenizer import Tokenizer
+from bertjax.config import from_json, to_json
+from bertjax.data.tokenizer import Tokenizer, Vocabulary, fingerprint
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
-from bertjax.layers import apply
-from bertjax.models.encoder import Encoder, word_table
-from bertjax.objectives.mlm import MaskedLM
+from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Params
+
+
+class LanguageModel(Protocol):
+    """What an objective offers once it is trained."""
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder that was trained."""
+        ...
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states [B, L, D]."""
+        ...
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return logits [B, P, V] at positions, without them at all [B, L, V]."""
+        ...
+
+    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
+        """Name the specials before and after a text."""
+        ...
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained model. config: the experiment that it comes from, as JSON types."""
 
-    objective: MaskedLM
+    objective: LanguageModel
     params: Params
     tokenizer: Tokenizer
     config: dict[str, Any]
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Any:
         """The encoder that was trained."""
         return self.objective.encoder
 
@@ -41,46 +60,33 @@ class Model:
         return self._encode(self.params, dict(batch))
 
     def mlm_logits(self, batch: Batch) -> Array:
-        """Return language-model logits [B, L, V]."""
-        return self._mlm_logits(self.params, dict(batch))
-
-    @cached_property
-    def _guesses(self) -> Any:
-        def guesses(params: Params, batch: Batch, positions_BP: Array) -> Array:
-            x_BLD = _encode(self.encoder, params, batch)
-            x_BPD = jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
-            logits_BPV = apply(self.objective.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
-            return jax.nn.softmax(logits_BPV.astype(jnp.float32), axis=-1)
-
-        return jax.jit(guesses)
+        """Return language-model logits [B, L, V]. Raises InputError where the model has no such head."""
+        return self._language_logits(self.params, dict(batch))
 
     def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
         """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
-        return self._guesses(self.params, dict(batch), positions_BP)
+        logits_BPV = self._language_logits(self.params, dict(batch), positions_BP)
+        return jax.nn.softmax(logits_BPV.astype(jnp.float32), axis=-1)
 
     @cached_property
     def _encode(self) -> Any:
-        return jax.jit(partial(_encode, self.encoder))
+        return jax.jit(self.objective.encode)
 
     @cached_property
-    def _mlm_logits(self) -> Any:
-        def logits(params: Params, batch: Batch) -> Array:
-            x_BLD = _encode(self.encoder, params, batch)
-            return apply(self.objective.head, params["head"]["mlm"], x_BLD, word_table(params["encoder"]))
-
-        return jax.jit(logits)
-
-
-def _encode(encoder: Encoder, params: Params, batch: Batch) -> Array:
-    return apply(encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+    def _language_logits(self) -> Any:
+        if not hasattr(self.objective, "language_logits"):
+            raise InputError(f"a {type(self.objective).__name__} has no language-model head: use the whole model's")
+        return jax.jit(self.objective.language_logits)
 
 
 def load(path: str | Path) -> Model:
     """Load a model from the work folder of a run (its newest checkpoint) or from one checkpoint.
 
-    Works on any device, whatever it was trained on. Raises InputError where there is none, or it is damaged.
+    Of an objective with two models `run:generator` and `run:discriminator` are one alone. Works on any device, whatever
+    it was trained on. Raises InputError where there is none, or it is damaged.
     """
-    step = checkpoint.latest_step(Path(path))
+    folder, part = _part_of(path)
+    step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
     rows = from_json(info["experiment"]["phases"][0]["rows"])
@@ -89,7 +95,50 @@ def load(path: str | Path) -> Model:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
-    return Model(objective, params, checkpoint.saved_tokenizer(step, info), info["experiment"])
+    if part and part not in params:
+        raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
+    if part and not hasattr(objective, "part"):
+        raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
+    if part:
+        objective, params = objective.part(part, params)
+    config = info["experiment"] | {"objective": to_json(objective)}
+    return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
+
+
+def _part_of(path: str | Path) -> tuple[Path, str]:
+    """Split `folder:part`; a folder whose own name has a colon is a folder."""
+    folder, colon, part = str(path).rpartition(":")
+    return (Path(folder), part) if colon and not Path(path).exists() else (Path(path), "")
+
+
+def warm_start(params: Params, source: str, tokenizer: Tokenizer) -> tuple[Params, list[str]]:
+    """Take from the model in `source` what fresh `params` have by the same name; name what stays fresh.
+
+    Raises InputError where a shape or the tokenizer differs, or nothing has the same name.
+    """
+    model = load(source)
+    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+        raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
+    theirs = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    fresh: list[str] = []
+
+    def take(path: Any, ours: Array) -> Array:
+        name = name_of(path)
+        if name not in theirs:
+            fresh.append(name)
+            return ours
+        if theirs[name].shape != ours.shape:
+            raise InputError(
+                f"init={source} has {name} of shape {theirs[name].shape}, this experiment {ours.shape}: make the "
+                "model as large as that one"
+            )
+        return jax.device_put(theirs[name], ours.sharding)
+
+    taken = jax.tree_util.tree_map_with_path(take, params)
+    if len(fresh) == len(jax.tree.leaves(params)):
+        parts = ", ".join(f"{source}:{part}" for part in model.params)
+        raise InputError(f"init={source} has no parameter that this experiment has: try one of its parts, {parts}")
+    return taken, fresh
 
 
 class Guess(NamedTuple):
@@ -117,7 +166,8 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
     encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
         rows = encoded[start : start + batch_size]
-        length = min(model.encoder.max_length, -(-max(map(len, rows)) // 32) * 32)  # few lengths, few compilations
+        length = -(-max(map(len, rows)) // 32) * 32  # few lengths, few compilations
+        length = min(model.encoder.max_length or length, length)
         tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
         mask = np.zeros_like(tokens)
         places = [[place for place, index in enumerate(ids) if index == vocabulary.mask] for ids in rows]
@@ -132,7 +182,8 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
             best = list(ids)
             for slot, place in enumerate(places[row]):
                 best[place] = int(probabilities[row, slot].argmax())
-            yield Filled(texts[start + row], masks, model.tokenizer.decode(best[1:-1]))
+            before, after = model.objective.around(vocabulary)
+            yield Filled(texts[start + row], masks, model.tokenizer.decode(best[len(before) : len(best) - len(after)]))
 
 
 _WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
@@ -151,7 +202,8 @@ def _with_masks(model: Model, text: str) -> list[int]:
         raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
     places = [end - 1 for end in accumulate(len(part) + 1 for part in parts[:-1])]
     encoding = tokenizer.encode(_WORD.join(parts))
-    ids, seen = [vocabulary.cls], set()
+    before, after = model.objective.around(vocabulary)
+    ids, seen = list(before), set()
     for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
         hidden = [place for place in places if begin <= place < end]
         if not hidden:
@@ -160,11 +212,11 @@ def _with_masks(model: Model, text: str) -> list[int]:
             if place in seen:  # a word of several pieces
                 continue
             seen.add(place)
-            if begin == place and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
+            if begin == place and ids and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
                 ids.pop()
             ids.append(vocabulary.mask)
-    ids.append(vocabulary.sep)
-    if len(ids) > model.encoder.max_length:
+    ids += after
+    if len(ids) > (model.encoder.max_length or len(ids)):
         raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
     return ids
 

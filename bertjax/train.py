@@ -27,6 +27,7 @@ from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, batch_shapes
+from bertjax.infer import warm_start
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.sharding import data_mesh, place_batch, replicated
@@ -130,7 +131,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         held.enter_context(closing(manager))  # waits for what is still being saved
         tx = experiment.optimizer.transform()
-        state = initial_state(experiment, tx, mesh, folder, tokenizer, data)
+        state = initial_state(experiment, tx, mesh, folder, tokenizer, data, progress)
         step = int(state.step)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         progress.say(
@@ -217,8 +218,9 @@ def initial_state(
     folder: Path,
     tokenizer: Tokenizer,
     data: list[str],
+    progress: Progress,
 ) -> State:
-    """Restore the newest checkpoint of the folder, else make fresh parameters from the seed."""
+    """Restore the newest checkpoint of the folder, else make fresh parameters from the seed or take those of `init`."""
     shapes = [batch_shapes(p.batch_size, p.rows.length, p.rows.features) for p in experiment.phases]
     for each in shapes:
         abstract_params(experiment.objective, each)
@@ -229,7 +231,12 @@ def initial_state(
         return State(jnp.zeros([], jnp.int32), params, tx.init(params))
 
     if not any(path.name.isdigit() for path in (folder / "checkpoints").iterdir()):
-        return jax.jit(fresh, out_shardings=replicated(mesh))()
+        state = jax.jit(fresh, out_shardings=replicated(mesh))()
+        if not experiment.init:
+            return state
+        params, made = warm_start(state.params, experiment.init, tokenizer)
+        progress.say(f"parameters from {experiment.init}, made anew: {', '.join(made) or 'none'}")
+        return state._replace(params=params)
     newest = checkpoint.latest_step(folder)
     info = checkpoint.read_info(newest)
     if info["fingerprint"] != fingerprint(tokenizer):

@@ -3,9 +3,11 @@
 import os
 import tempfile
 
-# Most of the time of these tests is compilation, so it is done with little optimisation.
+# Most of the time of these tests is compilation, so it is done with little optimisation. Eight devices on a busy
+# machine may wait for each other longer than XLA expects of them before it aborts.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -85,6 +85,10 @@ class XLNet(nn.Module):
             )
         layers.check_encoder(self)
 
+    @property
+    def max_length(self) -> None:
+        """None: rows may be of any length."""
+
     @nn.nowrap
     def empty_memory(self, rows: int, length: int) -> Memory:
         """Make a memory of `length` tokens in which nothing has been yet."""

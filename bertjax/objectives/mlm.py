@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import MaskedLMHead, PairHead, scores
 from bertjax.layers import apply
 from bertjax.masking import Masking, mask_tokens
@@ -52,6 +53,21 @@ class MaskedLM:
         if self.pair:
             head["pair"] = self.pair_head.init(pair_key, x_BLD)["params"]
         return {"encoder": encoder, "head": head}
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of tokens as they are."""
+        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all."""
+        x_BLD = self.encode(params, batch)
+        if positions_BP is not None:
+            x_BLD = jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
+        return apply(self.head, params["head"]["mlm"], x_BLD, word_table(params["encoder"]))
+
+    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
+        """Name the specials before and after a text."""
+        return [v.cls], [v.sep]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import TiedHead, scores
 from bertjax.layers import apply
 from bertjax.masking import Permutation, permute
@@ -52,6 +53,30 @@ class PermutationLM:
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BPD = jnp.zeros((*batch["tokens"][:, :1].shape, self.encoder.D))
         return {"encoder": encoder, "head": {"plm": self.head.init(head_key, x_BPD, word_table(encoder))["params"]}}
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of the content stream, every token seeing all of its document."""
+        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return logits_BPV of what stands at `positions_BP`, which see all other positions and not each other.
+
+        They come from the query stream; without positions from the content stream, at all.
+        """
+        if positions_BP is None:
+            x_BPD = self.encode(params, batch)
+        else:
+            at_BPL = positions_BP[..., None] == jnp.arange(batch["tokens"].shape[1])[None, None]
+            streams: Any = self.encoder.apply(
+                {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
+                ranks_BL=at_BPL.any(1).astype(jnp.int32), targets_BP=positions_BP, method="streams",
+            )  # fmt: skip
+            x_BPD = streams.query_BPD
+        return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
+
+    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
+        """Name the specials before and after a text."""
+        return [], [v.sep, v.cls]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.

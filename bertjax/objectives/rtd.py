@@ -16,6 +16,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import ReplacedHead, scores
 from bertjax.layers import apply
 from bertjax.masking import Masked, Masking, mask_tokens, put
@@ -114,6 +115,34 @@ def _same_tables(generator: Encoder, discriminator: Encoder) -> None:
 
 
 @dataclass(frozen=True)
+class Discriminator:
+    """Judge every token, original or replaced: a discriminator alone, without what trained it."""
+
+    encoder: Encoder
+
+    @property
+    def head(self) -> ReplacedHead:
+        """The head that fits the encoder."""
+        e = self.encoder
+        return ReplacedHead(e.D, e.activation, e.initializer, e.dtype)
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {encoder, head: {rtd}}."""
+        encoder_key, head_key = jax.random.split(rng)
+        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
+        return {"encoder": encoder, "head": {"rtd": self.head.init(head_key, x_BLD)["params"]}}
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD."""
+        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+
+    def replaced_logits(self, params: Params, batch: Batch) -> Array:
+        """Return a logit for each token, above 0 where it seems replaced: f32 [B, L]."""
+        return apply(self.head, params["head"]["rtd"], self.encode(params, batch))
+
+
+@dataclass(frozen=True)
 class ReplacedTokenDetection:
     """Train `generator` to fill masks and `discriminator` to find what it filled in wrongly.
 
@@ -152,22 +181,24 @@ class ReplacedTokenDetection:
         return MaskedLM(self.generator, self.masking)
 
     @property
+    def encoder(self) -> Encoder:
+        """What is kept for other tasks: the discriminator."""
+        return self.discriminator
+
+    @property
     def head(self) -> ReplacedHead:
         """The head that fits the discriminator."""
-        d = self.discriminator
-        return ReplacedHead(d.D, d.activation, d.initializer, d.dtype)
+        return Discriminator(self.discriminator).head
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
-        generator_key, encoder_key, head_key = jax.random.split(rng, 3)
+        generator_key, discriminator_key = jax.random.split(rng)
         generator = self.generator_objective.init(generator_key, batch)
-        encoder = self.discriminator.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
-        x_BLD = jnp.zeros((*batch["tokens"].shape, self.discriminator.D))
-        head = self.head.init(head_key, x_BLD)["params"]
-        kept, encoder = self.sharing.keep(generator["encoder"], encoder)
+        discriminator = Discriminator(self.discriminator).init(discriminator_key, batch)
+        kept = self.sharing.keep(generator["encoder"], discriminator["encoder"])
         return {
-            "generator": {"encoder": kept, "head": generator["head"]},
-            "discriminator": {"encoder": encoder, "head": {"rtd": head}},
+            "generator": {**generator, "encoder": kept[0]},
+            "discriminator": {**discriminator, "encoder": kept[1]},
         }
 
     def complete(self, params: Params) -> Params:
@@ -177,6 +208,27 @@ class ReplacedTokenDetection:
             name: {"encoder": encoder, "head": params[name]["head"]}
             for name, encoder in zip(("generator", "discriminator"), encoders, strict=True)
         }
+
+    def part(self, name: str, params: Params) -> tuple["MaskedLM | Discriminator", Params]:
+        """Take the generator or the discriminator alone, with all its parameters."""
+        parts: dict[str, MaskedLM | Discriminator] = {
+            "generator": self.generator_objective,
+            "discriminator": Discriminator(self.discriminator),
+        }
+        return parts[name], self.complete(params)[name]
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of the discriminator."""
+        discriminator, params = self.part("discriminator", params)
+        return discriminator.encode(params, batch)
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return the generator's, as MaskedLM.language_logits."""
+        return self.generator_objective.language_logits(self.complete(params)["generator"], batch, positions_BP)
+
+    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
+        """Name the specials before and after a text."""
+        return self.generator_objective.around(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics.

@@ -1,0 +1,172 @@
+"""Train XLNet and ELECTRA two steps through the trainer, then use, take apart and go on with what came out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import replace_fields, small_bert, small_generator, small_xlnet
+
+from bertjax.cli import main
+from bertjax.config import Experiment, Phase, Run
+from bertjax.data.segments import Segments
+from bertjax.data.windows import Windows
+from bertjax.errors import InputError
+from bertjax.infer import fill_mask, load
+from bertjax.masking import Masking, Permutation
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.plm import PermutationLM
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
+from bertjax.optim import BertLinear, bert_adam
+from bertjax.rules import name_of
+from bertjax.train import fit
+
+QUIET = Run(log_every=1, evaluate_every=0, checkpoint_every=1)
+
+
+def experiment(objective, rows, steps=2):
+    return Experiment(objective, bert_adam(BertLinear(1e-2, 1, steps)), (Phase(steps, 8, rows),), run=QUIET)
+
+
+@pytest.fixture(scope="module")
+def recipes(corpus, tokenizer):
+    """Describe one experiment of each kind."""
+    v = tokenizer.vocabulary
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    electra = ReplacedTokenDetection(small_generator(V=v.size), small_bert(V=v.size), masking)
+    permutation = Permutation(functional=(v.cls, v.sep), parts=(16, 16), targets=6)
+    return {
+        "electra": experiment(electra, Segments(corpus, 32)),
+        "deberta sharing": experiment(
+            dataclasses.replace(electra, sharing=DisentangledEmbeddings()), Segments(corpus, 32)
+        ),
+        "xlnet": experiment(
+            PermutationLM(small_xlnet(V=v.size), permutation, memory=24),
+            Windows(corpus, reuse=16, length=96, window=32, boundary=v.sep),
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(recipes, tmp_path_factory):
+    """Train each for two steps; return the work folders."""
+    folders = {name: tmp_path_factory.mktemp("run") for name in recipes}
+    for name, folder in folders.items():
+        fit(recipes[name], folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", ["electra", "xlnet"])
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(name, recipes, trained, tmp_path):
+    whole = recipes[name]
+    fit(dataclasses.replace(whole, phases=(dataclasses.replace(whole.phases[0], steps=1),)), tmp_path / "part")
+    first = tmp_path / "part" / "checkpoints" / "1"
+    again = tmp_path / "again"
+    (again / "checkpoints").mkdir(parents=True)
+    first.rename(again / "checkpoints" / "1")
+    state = fit(whole, again)
+    for a, b in zip(jax.tree.leaves(load(trained[name]).params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (again / "log.jsonl").read_bytes() == (trained[name] / "log.jsonl").read_bytes().split(b"\n", 1)[1]
+
+
+@pytest.mark.parametrize("name", ["electra", "deberta sharing", "xlnet"])
+def test_masks_are_filled_and_what_surrounds_them_matters(name, trained):
+    model = load(trained[name])
+    one, other = fill_mask(model, ["the [MASK] man time.", "the [MASK] woman and the week."], top=3)
+    assert len(one.masks) == 1 and len(one.masks[0]) == 3
+    assert one.masks[0][0].probability != other.masks[0][0].probability
+    assert "[MASK]" not in one.best and one.best.endswith("man time.")
+
+
+def test_xlnet_guesses_from_the_query_stream_where_masks_do_not_see_each_other(trained):
+    model = load(trained["xlnet"])
+    v = model.tokenizer.vocabulary
+    assert model.objective.around(v) == ([], [v.sep, v.cls])
+    tokens = jnp.arange(20, 32)[None]
+    batch = {"tokens": tokens.at[0, jnp.array([3, 7])].set(v.mask), "mask": jnp.ones_like(tokens)}
+    found = model.mask_probabilities(batch, jnp.array([[3, 7]]))
+    hidden = batch | {"tokens": batch["tokens"].at[0, 3].set(33).at[0, 7].set(34)}
+    np.testing.assert_allclose(found, model.mask_probabilities(hidden, jnp.array([[3, 7]])), atol=1e-7)
+    assert jnp.abs(found - model.mask_probabilities(batch | {"tokens": batch["tokens"].at[0, 5].set(33)},
+                                                    jnp.array([[3, 7]]))).max() > 1e-7  # fmt: skip
+    assert model.encode(batch).shape == (1, 12, 32) and model.mlm_logits(batch).shape == (1, 12, v.size)
+
+
+@pytest.mark.parametrize("name", ["electra", "deberta sharing"])
+def test_each_part_alone_is_what_it_was_within(name, trained):
+    whole, generator, discriminator = (load(f"{trained[name]}{part}") for part in ("", ":generator", ":discriminator"))
+    tokens = jnp.arange(20, 32)[None]
+    batch = {"tokens": tokens, "mask": jnp.ones_like(tokens)}
+    assert isinstance(generator.objective, MaskedLM) and set(generator.params) == {"encoder", "head"}
+    np.testing.assert_allclose(whole.mlm_logits(batch), generator.mlm_logits(batch), atol=1e-6)
+    np.testing.assert_allclose(whole.encode(batch), discriminator.encode(batch), atol=1e-6)
+    judged = discriminator.objective.replaced_logits(discriminator.params, batch)
+    assert judged.shape == (1, 12) and judged.dtype == jnp.float32
+    with pytest.raises(InputError, match="Discriminator has no language-model head"):
+        discriminator.mlm_logits(batch)
+
+
+def test_what_has_no_parts_and_what_has_others_is_said(trained):
+    with pytest.raises(InputError, match="no part 'teacher': its parts are discriminator, generator"):
+        load(f"{trained['electra']}:teacher")
+    with pytest.raises(InputError, match="cannot be taken apart"):
+        load(f"{trained['xlnet']}:encoder")
+
+
+def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tmp_path, corpus, capsys):
+    electra = recipes["electra"]
+    frozen = dataclasses.replace(electra.optimizer, rates=((".*", 0.0),))
+
+    def start(objective, source):
+        """Begin from `source` and learn nothing; return the parameters by name and what was said."""
+        begun = dataclasses.replace(electra, objective=objective, optimizer=frozen, init=source)
+        state = fit(begun, tmp_path / str(len(list(tmp_path.iterdir()))))
+        said = next(line for line in capsys.readouterr().err.splitlines() if "parameters from" in line)
+        return {name_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)}, said
+
+    def own(source):
+        return {name_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(load(source).params)}
+
+    source = str(trained["electra"])
+    found, said = start(electra.objective, source)
+    assert said.endswith("made anew: none")
+    assert all((found[name] == array).all() for name, array in own(source).items())
+    found, said = start(electra.objective.generator_objective, f"{source}:generator")
+    assert said.endswith("made anew: none")
+    assert all((found[name] == array).all() for name, array in own(f"{source}:generator").items())
+    found, said = start(MaskedLM(electra.objective.discriminator, electra.objective.masking), f"{source}:discriminator")
+    made = set(said.split("made anew: ")[1].split(", "))
+    assert made == {name for name in found if name.startswith("head/mlm/")}
+    theirs = own(f"{source}:discriminator")
+    assert all((found[name] == theirs[name]).all() for name in set(found) - made)
+
+
+@pytest.mark.parametrize(
+    ("change", "source", "message"),
+    [
+        ({}, ":generator", "no parameter that this experiment has"),
+        ({"F": 48}, "", r"shape \(.*\), this experiment"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, trained, tmp_path):
+    electra = recipes["electra"]
+    objective = replace_fields(electra.objective, **change)
+    begun = dataclasses.replace(electra, objective=objective, init=f"{trained['electra']}{source}")
+    with pytest.raises(InputError, match=message):
+        fit(begun, tmp_path)
+
+
+def test_the_commands_evaluate_and_predict_take_these_models(trained, capsys):
+    assert main(["evaluate", "--model", str(trained["electra"]), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert '"roc_auc/rtd"' in out and '"unigram_entropy/mlm"' in out
+    assert main(["evaluate", "--model", str(trained["xlnet"]), "--batch-size", "2", "--json"]) == 0
+    assert '"unigram_entropy/plm"' in capsys.readouterr().out
+    assert main(["evaluate", "--model", f"{trained['electra']}:generator", "--json"]) == 0
+    assert '"loss/mlm"' in capsys.readouterr().out
+    assert main(["evaluate", "--model", f"{trained['electra']}:discriminator"]) == 2
+    assert "no loss to evaluate" in capsys.readouterr().err
+    assert main(["predict", "fill-mask", "--model", f"{trained['xlnet']}", "the [MASK] man"]) == 0
+    assert "the [MASK] man" in capsys.readouterr().out
