@@ -124,10 +124,10 @@ def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tm
         begun = dataclasses.replace(electra, objective=objective, optimizer=frozen, init=source)
         state = fit(begun, tmp_path / str(len(list(tmp_path.iterdir()))))
         said = next(line for line in capsys.readouterr().err.splitlines() if "parameters from" in line)
-        return {name_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.params)}, said
+        return {name_of(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state.params)}, said
 
     def own(source):
-        return {name_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(load(source).params)}
+        return {name_of(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(load(source).params)}
 
     source = str(trained["electra"])
     found, said = start(electra.objective, source)
