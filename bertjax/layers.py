@@ -214,8 +214,6 @@ def rotated_scores(
     waves = jnp.asarray(coefficients)
     if not np.array_equal(coefficients, np.eye(len(coefficients))):
         kernel_WHK = jnp.einsum("FW,WHK->FHK", waves, kernel_WHK, precision="highest")
-    # Fused with what makes the query, this product overflows the stack of the TPU compiler (libtpu 0.0.42, "dots").
-    q_BLHK = jax.lax.optimization_barrier(q_BLHK)
     x_BHLF = jnp.einsum("BLHK,FHK->BHLF", q_BLHK, kernel_WHK.astype(dtype), preferred_element_type=jnp.float32)
     sines, cosines = jnp.split(x_BHLF, 2, axis=-1)
     if sign_B is not None:
