@@ -21,9 +21,14 @@ if TYPE_CHECKING:
     from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
     from bertjax.infer import load as load
     from bertjax.masking import Masking as Masking
+    from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
+    from bertjax.masking import permute as permute
     from bertjax.models.encoder import Encoder as Encoder
+    from bertjax.models.xlnet import XLNet as XLNet
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
+    from bertjax.objectives.plm import PermutationLM as PermutationLM
+    from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
     from bertjax.train import fit as fit
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
@@ -32,12 +37,17 @@ _HOMES = {
     "Experiment": "bertjax.config",
     "MaskedLM": "bertjax.objectives.mlm",
     "Masking": "bertjax.masking",
+    "Permutation": "bertjax.masking",
+    "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",
+    "ReplacedTokenDetection": "bertjax.objectives.rtd",
+    "XLNet": "bertjax.models.xlnet",
     "fit": "bertjax.train",
     "load": "bertjax.infer",
     "load_experiment": "bertjax.config",
     "load_tokenizer": "bertjax.data.tokenizer",
     "mask_tokens": "bertjax.masking",
+    "permute": "bertjax.masking",
 }
 
 __all__ = [*_HOMES, "infer"]

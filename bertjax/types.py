@@ -20,16 +20,17 @@ Array = jax.Array
 Key = jax.Array  # a typed key, as jax.random.key makes it
 
 Params = Mapping[str, Any]
-"""A nested dict of arrays. Its top-level keys are public: encoder, head."""
+"""A nested dict of arrays. Its top-level keys are public: encoder, head; of two models generator, discriminator."""
 
 Batch = Mapping[str, Array]
 """What an objective reads:
 
     tokens       i32 [B, L]  ids before corruption
     mask         i32 [B, L]  0 at padding, else which document of the row a token belongs to (1 in an unpacked row)
-    types        i32 [B, L]  segment A or B
+    types        i32 [B, L]  segment: A, B, and 2 at XLNet's <cls>
     word_starts  i32 [B, L]  1 at the first piece of a word
     pair         i32 [B]     the label of the pair term: 0 in order, 1 not
+    backward     i32 [B]     1 where a row holds its text from its end to its beginning
     example      u32 [B]     which example this is; names its random draws
 """
 

@@ -1,8 +1,11 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from contract import MASKING, small_albert, small_bert
 
+from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes, model_flops
 from bertjax.objectives.mlm import MaskedLM
 
@@ -30,3 +33,32 @@ def test_batch_shapes_are_those_of_a_source(corpus):
         name: (shape.shape, shape.dtype) for name, shape in shapes.items()
     }
     assert all(isinstance(shape, jax.ShapeDtypeStruct) for shape in shapes.values())
+
+
+ONE_LAYER = {
+    "xlnet": ["batch_size=2", "windows=1", "memory=0", "objective.encoder.N=1", "objective.encoder.remat=none"],
+    "electra": ["batch_size=2", "size=base", "objective.generator.N=1", "objective.discriminator.N=1"],
+}
+
+
+@pytest.mark.parametrize("family", ONE_LAYER)
+def test_the_compiled_step_does_no_more_than_the_model_asks_for(family):
+    """At the width of the base models; one layer, since XLA counts the body of a loop once."""
+    experiment = load_experiment(f"experiments/{family}.py", ONE_LAYER[family])
+    rows = experiment.phases[0].rows
+    batch = batch_shapes(experiment.phases[0].batch_size, rows.length, rows.features)
+    params = jax.eval_shape(experiment.objective.init, jax.random.key(0), batch)
+    loss = partial(experiment.objective.loss, rng=jax.random.key(0), train=True)
+    compiled = jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0])).lower(params, batch).compile()
+    assert 0.85 < compiled.cost_analysis()["flops"] / model_flops(experiment.objective, batch) < 1.15
+
+
+def test_the_query_stream_costs_less_than_a_third_more():
+    """By FLOPs at the published sizes: windows of 512 with 85 targets, of which both streams share all but the rows."""
+    experiment = load_experiment("experiments/xlnet.py", ["batch_size=2", "windows=1", "memory=0"])
+    batch = batch_shapes(2, 512, ("types",))
+    two = model_flops(experiment.objective, batch)
+    e, P = experiment.objective.encoder, 85
+    layer = 2 * (4 * e.D**2 + 2 * e.D * e.F) + 2 * (3 * 512 + 64) * e.D + 2 * 2 * e.D  # with the shifted term, segments
+    one = 3 * 2 * (e.N * (512 * layer + 2 * (512 + 512) * e.D**2) + 2 * P * e.D * e.V)
+    assert 1.1 < two / one < 1.35
