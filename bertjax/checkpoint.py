@@ -55,22 +55,33 @@ def save(
 
     data: the digest of the manifest of each corpus that the run reads.
     """
-    info = {
-        "step": step,
+    arrays = {"params": params, "optimizer": optimizer}
+    info = {"step": step, "data": data} | _info(arrays, experiment, tokenizer)
+    manager.save(step, args=_described(arrays, info))
+
+
+def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Write what inference needs to a new folder, which reads like a checkpoint."""
+    info = _info({"params": params}, experiment, tokenizer)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(folder.absolute(), args=_described({"params": params}, info))
+
+
+def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
         "experiment": experiment,
         "tokenizer": {name: base64.b64encode(content).decode() for name, content in tokenizer.files.items()},
         "fingerprint": fingerprint(tokenizer),
-        "data": data,
-        "checksums": {"params": checksums(params), "optimizer": checksums(optimizer)},
+        "checksums": {item: checksums(tree) for item, tree in arrays.items()},
         "versions": {name: importlib.metadata.version(name) for name in ("bertjax", "jax", "flax", "optax")},
     }
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            info=ocp.args.JsonSave({"digest": _digest(info), "info": info}),
-        ),
+
+
+def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+    described = ocp.args.JsonSave({"digest": _digest(info), "info": info})
+    return ocp.args.Composite(
+        **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
+        info=described,
     )
 
 

@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
     _json(train)
 
+    convert = _command(commands, "convert", _convert, "write a model, or one part of it, to a folder of its own",
+                       "bertjax convert runs/electra:discriminator discriminator/")  # fmt: skip
+    convert.add_argument("source", metavar="SRC", help="the work folder of a run, one checkpoint, or `folder:part`")
+    convert.add_argument("destination", metavar="DST", help="a new folder")
+
     plan = _command(commands, "plan", _plan, "count parameters and work without running",
                     "bertjax plan experiments/bert.py size=large --json")  # fmt: skip
     _experiment(plan)
@@ -288,6 +293,12 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     )  # fmt: skip
     tokenizer = load_tokenizer(options.out)
     _print(options, done | {"vocabulary": tokenizer.vocabulary.size, "fingerprint": fingerprint(tokenizer)})
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from bertjax.infer import convert
+
+    convert(options.source, options.destination)
 
 
 def _plan(options: argparse.Namespace) -> None:

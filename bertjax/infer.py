@@ -105,6 +105,21 @@ def load(path: str | Path) -> Model:
     return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
 
 
+def convert(source: str | Path, folder: str | Path) -> None:
+    """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
+
+    Raises InputError where the folder holds something, and as `load`.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: choose a new folder")
+    model = load(source)
+    if folder.exists():
+        folder.rmdir()  # the writer makes its own
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+
+
 def _part_of(path: str | Path) -> tuple[Path, str]:
     """Split `folder:part`; a folder whose own name has a colon is a folder."""
     folder, colon, part = str(path).rpartition(":")

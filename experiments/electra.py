@@ -24,7 +24,7 @@ from bertjax.data.records import read_manifest
 from bertjax.data.segments import Segments
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.layers import GlorotUniform
-from bertjax.masking import Masking, mask_with_replacement
+from bertjax.masking import Masking, mask_tokens, mask_with_replacement
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.rtd import (
     DisentangledEmbeddings,
@@ -53,6 +53,7 @@ def experiment(
     size: Literal["tiny", "small", "base", "large"] = "small",
     data: str = "",
     sharing: Literal["shared", "separate", "disentangled"] = "shared",
+    replacement: bool = True,  # positions may be drawn twice, as published; else they are distinct
     released: bool = False,  # a generator as wide as the discriminator, as in the released small weights
     steps: int | None = None,  # none: as published for the size; so are the next three
     batch_size: int | None = None,
@@ -77,7 +78,11 @@ def experiment(
     )  # fmt: skip
     return Experiment(
         objective=ReplacedTokenDetection(
-            Encoder(**both, **generator), Encoder(**both, **widths), masking, SHARING[sharing], mask_with_replacement
+            Encoder(**both, **generator),
+            Encoder(**both, **widths),
+            masking,
+            SHARING[sharing],
+            mask_with_replacement if replacement else mask_tokens,
         ),
         optimizer=bert_adam(ElectraLinear(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size, Segments(data, length)),),

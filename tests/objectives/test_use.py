@@ -170,3 +170,15 @@ def test_the_commands_evaluate_and_predict_take_these_models(trained, capsys):
     assert "no loss to evaluate" in capsys.readouterr().err
     assert main(["predict", "fill-mask", "--model", f"{trained['xlnet']}", "the [MASK] man"]) == 0
     assert "the [MASK] man" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["", ":generator", ":discriminator"])
+def test_a_converted_model_is_the_model_alone(part, trained, tmp_path, capsys):
+    source, folder = f"{trained['electra']}{part}", tmp_path / "new" / "model"
+    assert main(["convert", source, str(folder)]) == 0
+    before, after = load(source), load(folder)
+    assert before.objective == after.objective and not (folder / "optimizer").exists()
+    for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert main(["convert", source, str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err
