@@ -11,7 +11,7 @@ from bertjax.models.encoder import Encoder
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
-from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, SeparateEmbeddings
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32
@@ -62,10 +62,6 @@ OBJECTIVES = {
     ),
     "electra, disentangled": ReplacedTokenDetection(
         small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
-    ),
-    "electra, separate, remat full": ReplacedTokenDetection(
-        small_bert(N=1), small_bert(remat="full"), MASKING, SeparateEmbeddings(), generator_weight=2.0,
-        discriminator_weight=10.0,
     ),
 }  # fmt: skip
 
