@@ -136,6 +136,12 @@ def latest_step(run: Path) -> Path:
     return max(steps, key=lambda path: int(path.name))
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether a run has a finished checkpoint to go on from."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def checksums(tree: Any) -> dict[str, str]:
     """Compute a checksum of every array: 8 hexadecimal digits by name. Any single changed element changes it."""
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from bertjax.errors import InputError
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
-    from bertjax.types import Objective
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,11 +208,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.evaluate import evaluator
     from bertjax.infer import load
     from bertjax.sharding import data_mesh
+    from bertjax.types import Objective
 
     model = load(options.model)
-    if not hasattr(model.objective, "loss"):
+    if not isinstance(model.objective, Objective):
         raise InputError(f"{options.model} alone has no loss to evaluate: evaluate the whole model")
-    objective = cast("Objective", model.objective)
     rows = from_json(model.config["phases"][-1]["rows"])
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
@@ -226,7 +225,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     batches = evaluation_batches(
         rows.open(options.split), options.batch_size, rows.features, model.tokenizer.vocabulary.pad
     )
-    _print(options, evaluator(objective, mesh)(model.params, batches))
+    _print(options, evaluator(model.objective, mesh)(model.params, batches))
 
 
 def _fill_mask(options: argparse.Namespace) -> None:

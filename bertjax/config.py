@@ -122,8 +122,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         raise InputError(f"{path} needs {', '.join(f'{name}=…' for name in missing)}")
     try:
         experiment = build(**arguments)
-        for key, text in dotted:
-            experiment = _replace(experiment, key.split("."), text, key)
+        experiment = _replace(experiment, [(key.split("."), text, key) for key, text in dotted])
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -172,25 +171,42 @@ def field_names(value: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
 
 
-def _replace(value: Any, keys: Sequence[str], text: str, full_key: str) -> Any:
-    """Copy `value` with the field that `keys` leads to set to `text`, parsed as the field's type."""
-    key, rest = keys[0], keys[1:]
+_Override = tuple[list[str], str, str]
+"""(the keys that lead to a field, the text to set it to, all of what the user wrote)"""
+
+
+def _replace(value: Any, overrides: Sequence[_Override]) -> Any:
+    """Copy `value` with fields set to texts, parsed as the fields' types.
+
+    All at once: two fields that must agree can be changed together.
+    """
+    by_key: dict[str, list[_Override]] = {}
+    for keys, text, full_key in overrides:
+        by_key.setdefault(keys[0], []).append((keys[1:], text, full_key))
+    if not by_key:
+        return value
+    changed = {key: _replaced_part(value, key, inner) for key, inner in by_key.items()}
+    if isinstance(value, tuple):
+        return tuple(changed.get(str(index), old) for index, old in enumerate(value))
+    return dataclasses.replace(value, **changed)
+
+
+def _replaced_part(value: Any, key: str, overrides: Sequence[_Override]) -> Any:
+    """Work out the new value of one field, or of one item of a tuple; of several texts for it the last counts."""
+    full_key = overrides[0][2]
     if isinstance(value, tuple):
         if not key.isdigit() or int(key) >= len(value):
             raise InputError(f"override {full_key!r}: {key!r} is not an index below {len(value)}")
-        changed = list(value)
         old = value[int(key)]
-        changed[int(key)] = _replace(old, rest, text, full_key) if rest else _parse(full_key, text, type(old))
-        return tuple(changed)
-    if not dataclasses.is_dataclass(value):
+        annotation = type(old)
+    elif not dataclasses.is_dataclass(value):
         raise InputError(f"override {full_key!r}: {type(value).__name__} has no field {key!r}")
-    if key not in field_names(value):
+    elif key not in field_names(value):
         raise InputError(_unknown(key, field_names(value), f"{type(value).__name__} (in {full_key!r})"))
-    if rest:
-        new = _replace(getattr(value, key), rest, text, full_key)
     else:
-        new = _parse(full_key, text, get_type_hints(type(value))[key])
-    return dataclasses.replace(value, **{key: new})  # type: ignore[type-var]
+        old, annotation = getattr(value, key), get_type_hints(type(value))[key]
+    whole = [text for keys, text, _ in overrides if not keys]
+    return _parse(full_key, whole[-1], annotation) if whole else _replace(old, overrides)
 
 
 def _parse(key: str, text: str, annotation: Any) -> Any:

@@ -46,7 +46,7 @@ class TiedHead(nn.Module):
 
 
 class ReplacedHead(nn.Module):
-    """Judge every token, original or replaced: dense and activation, then one logit in float32.
+    """Judge every token, original or replaced: dense and activation, then one logit, cast to float32.
 
     google-research/electra run_pretraining.py _get_discriminator_output; the last layer has TensorFlow's initialiser.
     """
@@ -117,3 +117,8 @@ def scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
         f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
         f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
     }
+
+
+def histogram(V: int, targets: Array, weights: Array) -> Mean:
+    """Count how often each id is a target: what the best guess that ignores the context knows."""
+    return Mean(jnp.zeros(V).at[targets].add(weights), weights.sum())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ from bertjax.data.tokenizer import Tokenizer, Vocabulary, fingerprint
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
 from bertjax.rules import name_of
-from bertjax.types import Array, Batch, Params
+from bertjax.types import Array, Batch, Objective, Params
 
 
-class LanguageModel(Protocol):
-    """What an objective offers once it is trained."""
+class Trained(Protocol):
+    """What every model offers once it is trained."""
 
     @property
     def encoder(self) -> Any:
@@ -32,12 +32,26 @@ class LanguageModel(Protocol):
         """Return hidden states [B, L, D]."""
         ...
 
+
+@runtime_checkable
+class LanguageModel(Trained, Protocol):
+    """What a model offers that can guess words."""
+
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return logits [B, P, V] at positions, without them at all [B, L, V]."""
+        """Return logits [B, P, V] at positions of masks, without them at all positions [B, L, V]."""
         ...
 
-    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
-        """Name the specials before and after a text."""
+    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """What a model offers that is made of several."""
+
+    def part(self, name: str, params: Params) -> tuple[Trained, Params]:
+        """Take one of them alone."""
         ...
 
 
@@ -45,7 +59,7 @@ class LanguageModel(Protocol):
 class Model:
     """A trained model. config: the experiment that it comes from, as JSON types."""
 
-    objective: LanguageModel
+    objective: Trained
     params: Params
     tokenizer: Tokenizer
     config: dict[str, Any]
@@ -72,11 +86,16 @@ class Model:
     def _encode(self) -> Any:
         return jax.jit(self.objective.encode)
 
+    @property
+    def language_model(self) -> LanguageModel:
+        """The objective, where it can guess words. Raises InputError where it cannot."""
+        if not isinstance(self.objective, LanguageModel):
+            raise InputError(f"a {type(self.objective).__name__} has no language-model head: use the whole model")
+        return self.objective
+
     @cached_property
     def _language_logits(self) -> Any:
-        if not hasattr(self.objective, "language_logits"):
-            raise InputError(f"a {type(self.objective).__name__} has no language-model head: use the whole model's")
-        return jax.jit(self.objective.language_logits)
+        return jax.jit(self.language_model.language_logits)
 
 
 def load(path: str | Path) -> Model:
@@ -97,7 +116,7 @@ def load(path: str | Path) -> Model:
     params = checkpoint.restore(step, "params", like, info)
     if part and part not in params:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
-    if part and not hasattr(objective, "part"):
+    if part and not isinstance(objective, InParts):
         raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
     if part:
         objective, params = objective.part(part, params)
@@ -123,37 +142,35 @@ def convert(source: str | Path, folder: str | Path) -> None:
 def _part_of(path: str | Path) -> tuple[Path, str]:
     """Split `folder:part`; a folder whose own name has a colon is a folder."""
     folder, colon, part = str(path).rpartition(":")
-    return (Path(folder), part) if colon and not Path(path).exists() else (Path(path), "")
+    return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
 
 
-def warm_start(params: Params, source: str, tokenizer: Tokenizer) -> tuple[Params, list[str]]:
-    """Take from the model in `source` what fresh `params` have by the same name; name what stays fresh.
+def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> dict[str, Array]:
+    """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    Raises InputError where a shape or the tokenizer differs, or nothing has the same name.
+    Raises InputError where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
     """
     model = load(source)
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
-    theirs = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
-    fresh: list[str] = []
-
-    def take(path: Any, ours: Array) -> Array:
-        name = name_of(path)
-        if name not in theirs:
-            fresh.append(name)
-            return ours
-        if theirs[name].shape != ours.shape:
+    # What a name means depends on it: tables, or what is added to the other model's.
+    theirs, ours = (to_json(x).get("sharing") for x in (model.objective, objective))
+    if theirs and ours and theirs != ours:
+        raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
+    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    taken = {name: leaf for name, leaf in found.items() if name in shapes}
+    for name, leaf in taken.items():
+        if leaf.shape != shapes[name]:
             raise InputError(
-                f"init={source} has {name} of shape {theirs[name].shape}, this experiment {ours.shape}: make the "
-                "model as large as that one"
+                f"init={source} has {name} of shape {leaf.shape}, this experiment {shapes[name]}: make the model as "
+                "large as that one"
             )
-        return jax.device_put(theirs[name], ours.sharding)
-
-    taken = jax.tree_util.tree_map_with_path(take, params)
-    if len(fresh) == len(jax.tree.leaves(params)):
-        parts = ", ".join(f"{source}:{part}" for part in model.params)
-        raise InputError(f"init={source} has no parameter that this experiment has: try one of its parts, {parts}")
-    return taken, fresh
+    if not taken:
+        parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
+        hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
+        raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
+    return taken
 
 
 class Guess(NamedTuple):
@@ -178,26 +195,29 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
     Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
     vocabulary = model.tokenizer.vocabulary
+    before, after = model.language_model.around(vocabulary)
     encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
         rows = encoded[start : start + batch_size]
         length = -(-max(map(len, rows)) // 32) * 32  # few lengths, few compilations
         length = min(model.encoder.max_length or length, length)
         tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
-        mask = np.zeros_like(tokens)
+        mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
         places = [[place for place, index in enumerate(ids) if index == vocabulary.mask] for ids in rows]
         positions = np.zeros((len(rows), 1 << (max(map(len, places)) - 1).bit_length()), np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+            types[row, : len(before)] = [segment for _, segment in before]
+            types[row, len(ids) - len(after) : len(ids)] = [segment for _, segment in after]
+            positions[row] = places[row][0]  # in unused slots too: all that is listed counts as hidden
             positions[row, : len(places[row])] = places[row]
-        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
+        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask), "types": jnp.asarray(types)}
         probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
         for row, ids in enumerate(rows):
             masks = [_guesses(model.tokenizer, probabilities[row, slot], top) for slot in range(len(places[row]))]
             best = list(ids)
             for slot, place in enumerate(places[row]):
                 best[place] = int(probabilities[row, slot].argmax())
-            before, after = model.objective.around(vocabulary)
             yield Filled(texts[start + row], masks, model.tokenizer.decode(best[len(before) : len(best) - len(after)]))
 
 
@@ -217,8 +237,8 @@ def _with_masks(model: Model, text: str) -> list[int]:
         raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
     places = [end - 1 for end in accumulate(len(part) + 1 for part in parts[:-1])]
     encoding = tokenizer.encode(_WORD.join(parts))
-    before, after = model.objective.around(vocabulary)
-    ids, seen = list(before), set()
+    before, after = model.language_model.around(vocabulary)
+    ids, seen = [index for index, _ in before], set()
     for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
         hidden = [place for place in places if begin <= place < end]
         if not hidden:
@@ -230,7 +250,7 @@ def _with_masks(model: Model, text: str) -> list[int]:
             if begin == place and ids and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
                 ids.pop()
             ids.append(vocabulary.mask)
-    ids += after
+    ids += [index for index, _ in after]
     if len(ids) > (model.encoder.max_length or len(ids)):
         raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
     return ids

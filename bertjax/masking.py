@@ -264,7 +264,7 @@ class Permutation:
     """
 
     functional: tuple[int, ...]  # ids that are never predicted and see themselves: <sep>, <cls>
-    parts: tuple[int, ...] = (256, 256)  # lengths; the first part is what becomes memory
+    parts: tuple[int, ...] = (256, 256)  # lengths; the first is what becomes memory, and by which rows must go on
     targets: int = 85  # of a window, shared out evenly
     block: int | None = None  # tokens permuted among themselves, in the same way in each block; None: the part
     longest: int = 5
@@ -314,8 +314,8 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
     neither target nor functional sees all of its kind in its part and nothing else there; a target sees these and the
     targets and functional tokens before it in the order; all see the parts before. Reads tokens, mask, word_starts;
     where given, `example` and `backward`: 1 where a row holds its text backwards. A functional token that a run covers
-    is no target, so that a row may have fewer than it has slots. Where we deviate: rows with padding, which the
-    original never has, get targets in proportion.
+    is no target, nor is one that sees nothing, so that a row may have fewer than it has slots. Where we deviate: rows
+    with padding, which the original never has, get targets in proportion.
     Raises ValueError where rows are not as long as the window, or lack word_starts.
     """
     tokens_BL, L = batch["tokens"], batch["tokens"].shape[1]
@@ -333,9 +333,9 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
     backward_B = batch.get("backward", jnp.zeros(tokens_BL.shape[0], jnp.int32)) > 0
 
     def permute_row(
-        span_key: Key, order_key: Key, tokens_L: Array, real_L: Array, starts_L: Array, functional_L: Array, back: Array
+        span_key: Key, order_key: Key, tokens_L: Array, mask_L: Array, starts_L: Array, functional_L: Array, back: Array
     ) -> Permuted:
-        begin, ranks, chosen = 0, [], []
+        begin, ranks, chosen, real_L = 0, [], [], mask_L > 0
         for part, (length, goal) in enumerate(zip(spec.parts, spec.goals, strict=True)):
             real, starts = real_L[begin : begin + length], starts_L[begin : begin + length]
             real, starts = (jnp.where(back, x[::-1], x) for x in (real, starts))
@@ -353,11 +353,15 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
         used_P = jnp.arange(spec.targets) < chosen_L.sum()
         positions_P = jnp.sort(jnp.where(chosen_L, jnp.arange(L), L))[: spec.targets]
         positions_P = jnp.where(used_P, positions_P, 0)
-        targets_P = tokens_L.at[positions_P].get(mode="promise_in_bounds")
-        return Permuted(ranks_L, positions_P, targets_P, used_P.astype(jnp.float32))
+        targets_P, ranks_P, mask_P = (
+            x.at[positions_P].get(mode="promise_in_bounds") for x in (tokens_L, ranks_L, mask_L)
+        )
+        # What sees nothing would attend to all alike, itself included: in documents of hardly any tokens.
+        sees_P = ((ranks_L[None] < ranks_P[:, None]) & (mask_L[None] == mask_P[:, None])).any(-1)
+        return Permuted(ranks_L, positions_P, targets_P, (used_P & sees_P).astype(jnp.float32))
 
     return jax.vmap(permute_row)(
-        span_keys_B, order_keys_B, tokens_BL, batch["mask"] > 0, batch["word_starts"] > 0, functional_BL, backward_B
+        span_keys_B, order_keys_B, tokens_BL, batch["mask"], batch["word_starts"] > 0, functional_BL, backward_B
     )
 
 

@@ -6,7 +6,7 @@ device inside a step: the metrics of a step are read while the next one runs.
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from bertjax.flops import abstract_params, batch_shapes
 from bertjax.infer import warm_start
 from bertjax.random import stream
 from bertjax.report import Progress
+from bertjax.rules import name_of
 from bertjax.sharding import data_mesh, place_batch, replicated
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.watch import Watch, due
@@ -125,18 +126,25 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
     tokenizer, data = check_corpora(experiment)
     meshes = [data_mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
     mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
+    start = _start(experiment, Path(workdir), tokenizer)
     with ExitStack() as held:
         folder, stop = held.enter_context(claimed(workdir)), held.enter_context(stop_requests())
         record_experiment(folder, experiment)
         manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         held.enter_context(closing(manager))  # waits for what is still being saved
         tx = experiment.optimizer.transform()
-        state = initial_state(experiment, tx, mesh, folder, tokenizer, data, progress)
+        state = initial_state(experiment, tx, mesh, folder, tokenizer, data, start)
+        save = partial(checkpoint.save, manager, experiment=to_json(experiment), tokenizer=tokenizer, data=data)
         step = int(state.step)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         progress.say(
             f"{count:,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), from step {step}"
         )
+        if start:
+            names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+            made = ", ".join(name for name in names if name not in start)
+            progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}")
+            save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         evaluate = evaluator(experiment.objective, mesh)
         loss = partial(experiment.objective.loss, train=True)
@@ -167,10 +175,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
                 if last or stop.signal or due(run.checkpoint_every, step):
                     watch.flush()
-                    described = to_json(experiment)
-                    checkpoint.save(
-                        manager, step, state.params, state.opt, experiment=described, tokenizer=tokenizer, data=data
-                    )
+                    save(step, state.params, state.opt)
                     watch.restart(step)
                     if stop.signal and not last:
                         raise Interrupted(step, stop.signal)
@@ -218,9 +223,9 @@ def initial_state(
     folder: Path,
     tokenizer: Tokenizer,
     data: list[str],
-    progress: Progress,
+    start: Mapping[str, Array],
 ) -> State:
-    """Restore the newest checkpoint of the folder, else make fresh parameters from the seed or take those of `init`."""
+    """Restore the newest checkpoint of the folder, else make parameters from the seed, but for those in `start`."""
     shapes = [batch_shapes(p.batch_size, p.rows.length, p.rows.features) for p in experiment.phases]
     for each in shapes:
         abstract_params(experiment.objective, each)
@@ -230,13 +235,12 @@ def initial_state(
         params = experiment.objective.init(stream(experiment.seed, "init"), batch)
         return State(jnp.zeros([], jnp.int32), params, tx.init(params))
 
-    if not any(path.name.isdigit() for path in (folder / "checkpoints").iterdir()):
+    def taken(path: Any, ours: Array) -> Array:
+        return jax.device_put(start.get(name_of(path), ours), ours.sharding)
+
+    if not checkpoint.has_checkpoint(folder):
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
-        if not experiment.init:
-            return state
-        params, made = warm_start(state.params, experiment.init, tokenizer)
-        progress.say(f"parameters from {experiment.init}, made anew: {', '.join(made) or 'none'}")
-        return state._replace(params=params)
+        return state._replace(params=jax.tree_util.tree_map_with_path(taken, state.params))
     newest = checkpoint.latest_step(folder)
     info = checkpoint.read_info(newest)
     if info["fingerprint"] != fingerprint(tokenizer):
@@ -249,6 +253,16 @@ def initial_state(
     params = checkpoint.restore(newest, "params", like.params, info)
     opt = checkpoint.restore(newest, "optimizer", like.opt, info)
     return State(jax.device_put(jnp.int32(info["step"]), replicated(mesh)), params, opt)
+
+
+def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Mapping[str, Array]:
+    """Load the parameters to begin with, by name: none where there is no `init`, or the run goes on."""
+    if not experiment.init or checkpoint.has_checkpoint(workdir):
+        return {}
+    phase = experiment.phases[0]
+    shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    like = abstract_params(experiment.objective, shapes)
+    return warm_start(experiment.init, experiment.objective, like, tokenizer)
 
 
 def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:

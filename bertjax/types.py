@@ -4,14 +4,14 @@ Arrays end in their dimensions, one letter each (`x_BLD`, `logits_BPV`):
 
     B  rows in a batch            V  vocabulary
     L  positions in a row         D  model width
-    M  L again, seen as keys      E  embedding width, where it differs from D
+    M  positions seen as keys     E  embedding width, where it differs from D
     P  predicted positions        H  attention heads
     N  layers                     K  width of one head, D / H
     C  classes                    F  feed-forward width
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ Metrics = dict[str, Mean]
 """`group/name` -> Mean. The entries of group `loss` are the terms of the loss: it is the sum of their means."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Say what is trained: everything that the trainer knows of models."""
 

@@ -65,7 +65,7 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep what decides the numbers."""
     phases = [phase | {"rows": phase["rows"] | {"corpus": None}} for phase in described["phases"]]
-    return described | {"run": None, "phases": phases}
+    return described | {"run": None, "phases": phases, "init": described.get("init", "")}
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterator[str]:

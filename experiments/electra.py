@@ -71,7 +71,7 @@ def experiment(
     generator = widths | {name: widths[name] // narrower for name in ("D", "H", "F")}
     # Where the generator is narrower than the tables that it shares, a layer leads from their width to its own.
     generator["E"] = widths.get("E", widths["D"] if narrower > 1 else None)
-    both = {"V": v.size, "project_initializer": GlorotUniform(), "dtype": dtype}
+    both = {"V": v.size, "positions": max(512, length), "project_initializer": GlorotUniform(), "dtype": dtype}
     masking = Masking(
         mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep, v.mask), rate=rate, masked=0.85, random=0.0,
         max_predictions=int((rate + 0.005) * length),

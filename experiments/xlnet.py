@@ -41,22 +41,23 @@ def experiment(
     windows: int = 8,  # in a row
     window: int = 512,
     targets: int = 85,  # of a window
-    memory: int = 384,
+    memory: int | None = None,  # none: 3/4 of a window as published, or what earlier windows leave
     learning_rate: float = 4e-4,
     warmup: int = 40_000,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:
     """Build the experiment."""
-    if window % 2 or windows < 1 or batch_size % windows:
+    if window % 2 or windows < 1 or batch_size % (2 * windows):
         raise ValueError(
-            f"window={window} must be even, windows={windows} 1 or more, batch_size={batch_size} a multiple of windows"
+            f"window={window} must be even, windows={windows} 1 or more, and batch_size={batch_size} a multiple of "
+            "twice as many, for both directions"
         )
+    remembered = (windows - 1) * window // 2
+    memory = min(window * 3 // 4, remembered) if memory is None else memory
+    if memory > remembered:
+        raise ValueError(f"memory={memory} is longer than its source: windows={windows} leave {remembered} tokens")
     v, boundary = (read_manifest(data).vocabulary, end_of_document(data)) if data else (PUBLISHED, EOD)
     permutation = Permutation(functional=(v.sep, v.cls), parts=(window // 2, window // 2), targets=targets)
-    if memory > (windows - 1) * window // 2:
-        raise ValueError(
-            f"memory={memory} is longer than its source: windows={windows} leave {(windows - 1) * window // 2} tokens"
-        )
     rows = Windows(data, reuse=window // 2, length=windows * window, window=window, boundary=boundary)
     return Experiment(
         objective=PermutationLM(XLNet(V=v.size, dtype=dtype, **SIZES[size]), permutation, memory),

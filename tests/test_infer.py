@@ -100,8 +100,8 @@ def test_what_is_around_a_mask_is_tokenised_as_in_the_whole_text(kind, before, w
     alone = [tokenizer.piece(index) in ("Ġ", "▁") and after == v.mask for index, after in pairwise([*ids, None])]
     ids = [index for index, space in zip(ids, alone, strict=True) if not space]
     expected = [v.cls, *(index for previous, index in pairwise([None, *ids]) if (previous, index) != (v.mask, v.mask))]
-    around = SimpleNamespace(around=lambda v: ([v.cls], [v.sep]))
-    model = SimpleNamespace(tokenizer=tokenizer, encoder=SimpleNamespace(max_length=64), objective=around)
+    around = SimpleNamespace(around=lambda v: ([(v.cls, 0)], [(v.sep, 0)]))
+    model = SimpleNamespace(tokenizer=tokenizer, encoder=SimpleNamespace(max_length=64), language_model=around)
     assert _with_masks(model, before + tokenizer.piece(v.mask) + after) == [*expected, v.sep]
 
 

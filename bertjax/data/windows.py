@@ -25,8 +25,9 @@ from bertjax.errors import InputError
 class Windows:
     """Put length // window consecutive windows into a row: `reuse` tokens, A <sep> B <sep> <cls>.
 
-    The next window begins `reuse` tokens on, the next row after the last window's. B goes on where A ends, or begins at
-    a random place of the shard, half and half. types: 0 up to A's <sep>, 1 up to B's, 2 at <cls>. boundary: the id to
+    The next window begins `reuse` tokens on, the next row after the last window's. `reuse` must be the first part of
+    the objective's permutation: what becomes memory may not come again. B goes on where A ends, or begins at a random
+    place of the shard, half and half. types: 0 up to A's <sep>, 1 up to B's, 2 at <cls>. boundary: the id to
     put after each document (XLNet's <eod>), a part of its last sentence. both_directions: rows 2k and 2k + 1 are row k
     of the stream and row k of the stream reversed (tokens, sentences and so windows), with `backward` 1.
     """

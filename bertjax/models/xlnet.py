@@ -92,7 +92,9 @@ class XLNet(nn.Module):
 
     @nn.nowrap
     def empty_memory(self, rows: int, length: int) -> Memory:
-        """Make a memory of `length` tokens in which nothing has been yet."""
+        """Make a memory of `length` tokens, 1 or more, in which nothing has been yet."""
+        if length < 1:
+            raise ValueError(f"a memory of {length} tokens: use 1 or more, or none at all")
         states_NBMD = jnp.zeros((self.N, rows, length, self.D), self.dtype)
         return Memory(states_NBMD, jnp.full((rows, length), -1, jnp.int32))
 
@@ -176,12 +178,12 @@ def _view(
     def with_memory(x_BL: Array, of_memory: Array | int) -> Array:
         return jnp.concatenate([jnp.broadcast_to(of_memory, (B, M)).astype(x_BL.dtype), x_BL], axis=1)
 
-    mask_BK = with_memory(mask_BL, 0 if memory is None else memory.mask_BM)
-    visible_BLM = at_rows(mask_BL)[:, :, None] == mask_BK[:, None, :]
+    keys_mask_BM = with_memory(mask_BL, 0 if memory is None else memory.mask_BM)
+    visible_BLM = at_rows(mask_BL)[:, :, None] == keys_mask_BM[:, None, :]
     if ranks_BL is not None:
         above = jnp.greater_equal if targets_BP is None else jnp.greater
-        ranks_BK = with_memory(ranks_BL, jnp.iinfo(jnp.int32).min)
-        visible_BLM &= above(at_rows(ranks_BL)[:, :, None], ranks_BK[:, None, :])
+        keys_ranks_BM = with_memory(ranks_BL, jnp.iinfo(jnp.int32).min)
+        visible_BLM &= above(at_rows(ranks_BL)[:, :, None], keys_ranks_BM[:, None, :])
     if same_length:
         index_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
         visible_BLM &= at_rows(index_BL)[:, :, None] - jnp.arange(-M, L)[None, None, :] <= M

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import MaskedLMHead, PairHead, scores
+from bertjax.heads import MaskedLMHead, PairHead, histogram, scores
 from bertjax.layers import apply
 from bertjax.masking import Masking, mask_tokens
 from bertjax.models.encoder import Encoder, word_table
@@ -65,9 +65,9 @@ class MaskedLM:
             x_BLD = jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
         return apply(self.head, params["head"]["mlm"], x_BLD, word_table(params["encoder"]))
 
-    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
-        """Name the specials before and after a text."""
-        return [v.cls], [v.sep]
+    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        return [(v.cls, 0)], [(v.sep, 0)]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.
@@ -86,8 +86,7 @@ class MaskedLM:
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
         metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
         if not train:
-            counts_V = jnp.zeros(self.encoder.V).at[masked.targets_BP].add(masked.weights_BP)
-            metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
+            metrics["targets/mlm"] = histogram(self.encoder.V, masked.targets_BP, masked.weights_BP)
         if self.pair:
             logits_BC = apply(self.pair_head, params["head"]["pair"], x_BLD)
             metrics |= scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))

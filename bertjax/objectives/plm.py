@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import TiedHead, scores
+from bertjax.heads import TiedHead, histogram, scores
 from bertjax.layers import apply
 from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
@@ -74,9 +74,9 @@ class PermutationLM:
             x_BPD = streams.query_BPD
         return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
 
-    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
-        """Name the specials before and after a text."""
-        return [], [v.sep, v.cls]
+    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        return [], [(v.sep, 0), (v.cls, 2)]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.
@@ -105,8 +105,7 @@ class PermutationLM:
         _, metrics = jax.lax.scan(window, memory, (jnp.arange(C), *in_turn))
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
         if not train:
-            counts_V = jnp.zeros(self.encoder.V).at[permuted.targets_BP].add(permuted.weights_BP)
-            metrics["targets/plm"] = Mean(counts_V, permuted.weights_BP.sum())
+            metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
         return total(metrics), metrics
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import ReplacedHead, scores
+from bertjax.heads import ReplacedHead, histogram, scores
 from bertjax.layers import apply
 from bertjax.masking import Masked, Masking, mask_tokens, put
 from bertjax.models.encoder import Encoder, word_table
@@ -226,8 +226,8 @@ class ReplacedTokenDetection:
         """Return the generator's, as MaskedLM.language_logits."""
         return self.generator_objective.language_logits(self.complete(params)["generator"], batch, positions_BP)
 
-    def around(self, v: Vocabulary) -> tuple[list[int], list[int]]:
-        """Name the specials before and after a text."""
+    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
         return self.generator_objective.around(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
@@ -264,8 +264,7 @@ class ReplacedTokenDetection:
         metrics |= _judged(logits_BL, replaced_BL, real_BL)
         metrics["loss/rtd"] = _weighted(metrics["cross_entropy/rtd"], self.discriminator_weight)
         if not train:
-            counts_V = jnp.zeros(self.generator.V).at[masked.targets_BP].add(masked.weights_BP)
-            metrics["targets/mlm"] = Mean(counts_V, masked.weights_BP.sum())
+            metrics["targets/mlm"] = histogram(self.generator.V, masked.targets_BP, masked.weights_BP)
             metrics["scores/rtd"] = _histograms(logits_BL, replaced_BL, real_BL)
         metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
         return total(metrics), metrics

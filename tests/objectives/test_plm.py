@@ -132,10 +132,13 @@ def test_every_batch_of_the_published_run_is_half_backward_and_full(corpus):
         (lambda: dataclasses.replace(WINDOWS, memory=-1), "memory=-1"),
         (lambda: PermutationLM(small_xlnet(V=2), WINDOWS.permutation), "id 2, but .* V=2"),
         (lambda: Permutation(functional=(), parts=(8, 8), targets=16), "8 in a part of 8 tokens"),
-        (lambda: load_experiment("experiments/xlnet.py", ["windows=2"]), "memory=384 is longer than its source"),
+        (
+            lambda: load_experiment("experiments/xlnet.py", ["windows=2", "memory=384"]),
+            "memory=384 is longer than its source",
+        ),
         (lambda: load_experiment("experiments/xlnet.py", ["targets=511"]), "part of 256 tokens"),
-        (lambda: load_experiment("experiments/xlnet.py", ["batch_size=8"]), "batch_size=1 in 1 parts"),
-        (lambda: load_experiment("experiments/xlnet.py", ["windows=3"]), "multiple of windows"),
+        (lambda: load_experiment("experiments/xlnet.py", ["batch_size=8"]), "batch_size=8 a multiple of twice"),
+        (lambda: load_experiment("experiments/xlnet.py", ["windows=3"]), "windows=3 1 or more"),
     ],
 )
 def test_contradictions_are_refused_at_construction(make, message):

@@ -1,6 +1,7 @@
 """Train XLNet and ELECTRA two steps through the trainer, then use, take apart and go on with what came out."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_masks_are_filled_and_what_surrounds_them_matters(name, trained):
 def test_xlnet_guesses_from_the_query_stream_where_masks_do_not_see_each_other(trained):
     model = load(trained["xlnet"])
     v = model.tokenizer.vocabulary
-    assert model.objective.around(v) == ([], [v.sep, v.cls])
+    assert model.objective.around(v) == ([], [(v.sep, 0), (v.cls, 2)])
     tokens = jnp.arange(20, 32)[None]
     batch = {"tokens": tokens.at[0, jnp.array([3, 7])].set(v.mask), "mask": jnp.ones_like(tokens)}
     found = model.mask_probabilities(batch, jnp.array([[3, 7]]))
@@ -104,8 +105,18 @@ def test_each_part_alone_is_what_it_was_within(name, trained):
     np.testing.assert_allclose(whole.encode(batch), discriminator.encode(batch), atol=1e-6)
     judged = discriminator.objective.replaced_logits(discriminator.params, batch)
     assert judged.shape == (1, 12) and judged.dtype == jnp.float32
-    with pytest.raises(InputError, match="Discriminator has no language-model head"):
-        discriminator.mlm_logits(batch)
+    for use in (lambda: discriminator.mlm_logits(batch), lambda: next(fill_mask(discriminator, ["a [MASK]"]))):
+        with pytest.raises(InputError, match="Discriminator has no language-model head"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["electra", "xlnet"])
+def test_a_text_is_filled_alike_alone_and_beside_one_with_more_masks(name, trained):
+    model = load(trained[name])
+    (alone,) = fill_mask(model, ["the man [MASK] time"])
+    together, _ = fill_mask(model, ["the man [MASK] time", "[MASK] the [MASK] and [MASK] woman"])
+    for a, b in zip(alone.masks[0], together.masks[0], strict=True):
+        assert a.piece == b.piece and abs(a.probability - b.probability) < 1e-6
 
 
 def test_what_has_no_parts_and_what_has_others_is_said(trained):
@@ -148,6 +159,8 @@ def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tm
     [
         ({}, ":generator", "no parameter that this experiment has"),
         ({"F": 48}, "", r"shape \(.*\), this experiment"),
+        ({"sharing": DisentangledEmbeddings()}, "", "shares embeddings in another way"),
+        ({}, "x", "no checkpoint in .*x"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, trained, tmp_path):
@@ -155,7 +168,20 @@ def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, 
     objective = replace_fields(electra.objective, **change)
     begun = dataclasses.replace(electra, objective=objective, init=f"{trained['electra']}{source}")
     with pytest.raises(InputError, match=message):
-        fit(begun, tmp_path)
+        fit(begun, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # a mistyped source claims no folder
+
+
+def test_a_run_that_began_with_a_model_goes_on_without_it(recipes, trained, tmp_path):
+    begun = dataclasses.replace(recipes["electra"], init=str(trained["electra"]))
+    whole = fit(begun, tmp_path / "whole")
+    steps = sorted(int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert steps == [0, 1, 2]
+    for step in steps[1:]:
+        shutil.rmtree(tmp_path / "whole" / "checkpoints" / str(step))
+    again = fit(dataclasses.replace(begun, init=begun.init), tmp_path / "whole")
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_the_commands_evaluate_and_predict_take_these_models(trained, capsys):
