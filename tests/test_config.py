@@ -165,3 +165,14 @@ def test_importing_the_package_does_not_import_jax():
     code = "import bertjax, bertjax.data.build, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert config.Experiment is __import__("bertjax").Experiment
+
+
+def test_fields_that_must_agree_are_changed_together():
+    experiment = load_experiment(
+        "experiments/electra.py", ["objective.generator.positions=1024", "objective.discriminator.positions=1024"]
+    )
+    assert experiment.objective.generator.positions == experiment.objective.discriminator.positions == 1024
+    with pytest.raises(InputError, match="positions=1024, the discriminator positions=512"):
+        load_experiment("experiments/electra.py", ["objective.generator.positions=1024"])
+    again = load_experiment("experiments/electra.py", ["optimizer.b2=0.5", "optimizer.b2=0.9", "optimizer.b1=0.8"])
+    assert (again.optimizer.b1, again.optimizer.b2) == (0.8, 0.9)
