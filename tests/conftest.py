@@ -27,6 +27,14 @@ jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Let go of what a module compiled: each program maps memory, and the system allows a process 65,530 maps."""
+    yield
+    jax.clear_caches()
+
+
 WORDS = """
 time person year way day thing man world life hand part child eye woman place work week case point company
 number group problem fact good new first last long great little own other old right big high small large next
