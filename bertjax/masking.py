@@ -350,15 +350,15 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
         chosen_L = jnp.concatenate(chosen) & ~functional_L
         first_L = jnp.concatenate([jnp.full(n, 2 * sum(spec.parts[:part])) for part, n in enumerate(spec.parts)])
         ranks_L = jnp.where(chosen_L | functional_L, jnp.concatenate(ranks), first_L - 1).astype(jnp.int32)
-        used_P = jnp.arange(spec.targets) < chosen_L.sum()
         positions_P = jnp.sort(jnp.where(chosen_L, jnp.arange(L), L))[: spec.targets]
-        positions_P = jnp.where(used_P, positions_P, 0)
-        targets_P, ranks_P, mask_P = (
-            x.at[positions_P].get(mode="promise_in_bounds") for x in (tokens_L, ranks_L, mask_L)
-        )
+        ranks_P, mask_P = (x.at[positions_P].get(mode="clip") for x in (ranks_L, mask_L))
         # What sees nothing would attend to all alike, itself included: in documents of hardly any tokens.
         sees_P = ((ranks_L[None] < ranks_P[:, None]) & (mask_L[None] == mask_P[:, None])).any(-1)
-        return Permuted(ranks_L, positions_P, targets_P, (used_P & sees_P).astype(jnp.float32))
+        positions_P = jnp.sort(jnp.where(sees_P, positions_P, L))
+        used_P = positions_P < L
+        positions_P = jnp.where(used_P, positions_P, 0)
+        targets_P = tokens_L.at[positions_P].get(mode="promise_in_bounds")
+        return Permuted(ranks_L, positions_P, targets_P, used_P.astype(jnp.float32))
 
     return jax.vmap(permute_row)(
         span_keys_B, order_keys_B, tokens_BL, batch["mask"], batch["word_starts"] > 0, functional_BL, backward_B
