@@ -91,7 +91,7 @@ def add_bias(y: Array, bias: Array) -> Array:
     return (y.astype(jnp.float32) + aligned(bias, y)).astype(y.dtype)
 
 
-def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Array:
+def apply(module: Any, params: Params, *inputs: Any, **options: Any) -> Array:
     """Apply a module with its parameters: `module.apply` for modules that return one array."""
     return cast(Array, module.apply({"params": params}, *inputs, **options))
 
@@ -121,6 +121,13 @@ def restarting_positions(mask_BL: Array) -> Array:
     index_BL = jnp.broadcast_to(jnp.arange(mask_BL.shape[1]), mask_BL.shape)
     starts_BL = jnp.concatenate([jnp.ones_like(mask_BL[:, :1], bool), mask_BL[:, 1:] != mask_BL[:, :-1]], axis=1)
     return index_BL - jax.lax.cummax(jnp.where(starts_BL, index_BL, 0), axis=1)
+
+
+def states_at(x_BLD: Array, positions_BP: Array | None) -> Array:
+    """Gather the states at some positions of each row, x_BPD; all of them where none are named."""
+    if positions_BP is None:
+        return x_BLD
+    return jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
 
 
 def attention(

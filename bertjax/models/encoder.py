@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bertjax import layers
+from bertjax.heads import MaskedLMHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, SelfAttention, Table
 from bertjax.types import Array, Params
 
@@ -59,6 +60,26 @@ class Encoder(nn.Module):
     def embedding_width(self) -> int:
         """The width of the word table: E, or D where the embeddings are not factorised."""
         return self.E or self.D
+
+    @nn.nowrap
+    def language_head(self) -> MaskedLMHead:
+        """Make the head that guesses words from its hidden states."""
+        return MaskedLMHead(
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
+        )
+
+    def hidden(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        positions_BP: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
+        return x_BLD, layers.states_at(x_BLD, positions_BP)
 
     @nn.compact
     def __call__(

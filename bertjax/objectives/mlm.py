@@ -8,23 +8,69 @@ no 1e-5 in the denominator; instead the loss of a batch without targets is 0.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import MaskedLMHead, PairHead, histogram, scores
-from bertjax.layers import apply
+from bertjax.heads import PairHead, histogram, scores
+from bertjax.layers import Initializer, apply
 from bertjax.masking import Masking, mask_tokens
-from bertjax.models.encoder import Encoder, word_table
+from bertjax.models.encoder import word_table
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+
+class LanguageEncoder(Protocol):
+    """What masked LM asks of an encoder: a Linen module that has these besides."""
+
+    V: int
+    D: int
+    initializer: Initializer
+    dtype: str
+
+    @property
+    def init(self) -> Any:
+        """As of every Linen module."""
+        ...
+
+    @property
+    def apply(self) -> Any:
+        """As of every Linen module."""
+        ...
+
+    def language_head(self) -> nn.Module:
+        """Make the head that guesses words: called on x_BPD and the word table, it returns logits_BPV."""
+        ...
+
+    def hidden(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        positions_BP: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        ...
+
+
+def hidden(
+    encoder: LanguageEncoder, params: Params, batch: Batch, tokens_BL: Array, positions_BP: Array | None, **options: Any
+) -> tuple[Array, Array]:
+    """Run `encoder.hidden` with its part of `params`, on these tokens instead of the batch's."""
+    inputs = (tokens_BL, batch["mask"], batch.get("types"), positions_BP)
+    states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
+    return states
 
 
 @dataclass(frozen=True)
 class MaskedLM:
     """Train `encoder` to restore what `masking` hid. Raises ValueError where an id of `masking` exceeds V."""
 
-    encoder: Encoder
+    encoder: LanguageEncoder
     masking: Masking
     pair: bool = False  # add the pooler and the two-way classification of `pair` labels
 
@@ -34,10 +80,9 @@ class MaskedLM:
             raise ValueError(f"masking uses id {max(ids)}, but the encoder's vocabulary has V={self.encoder.V} ids")
 
     @property
-    def head(self) -> MaskedLMHead:
+    def head(self) -> nn.Module:
         """The language-model head that fits the encoder."""
-        e = self.encoder
-        return MaskedLMHead(e.V, e.D, e.embedding_width, e.activation, e.norm_eps, e.initializer, e.dtype)
+        return self.encoder.language_head()
 
     @property
     def pair_head(self) -> PairHead:
@@ -60,10 +105,8 @@ class MaskedLM:
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all."""
-        x_BLD = self.encode(params, batch)
-        if positions_BP is not None:
-            x_BLD = jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
-        return apply(self.head, params["head"]["mlm"], x_BLD, word_table(params["encoder"]))
+        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
+        return apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
 
     def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
@@ -78,11 +121,10 @@ class MaskedLM:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
         masked = mask_tokens(mask_key, batch, self.masking)
-        x_BLD = apply(
-            self.encoder, params["encoder"], masked.tokens_BL, batch["mask"], batch.get("types"),
+        x_BLD, x_BPD = hidden(
+            self.encoder, params, batch, masked.tokens_BL, masked.positions_BP,
             train=train, rngs={"dropout": dropout_key},
         )  # fmt: skip
-        x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
         metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
         if not train:

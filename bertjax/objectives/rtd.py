@@ -21,7 +21,7 @@ from bertjax.heads import ReplacedHead, histogram, scores
 from bertjax.layers import apply
 from bertjax.masking import Masked, Masking, mask_tokens, put
 from bertjax.models.encoder import Encoder, word_table
-from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.mlm import MaskedLM, hidden
 from bertjax.random import hash_bits, row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
 
@@ -242,11 +242,10 @@ class ReplacedTokenDetection:
         generator, discriminator = params["generator"], params["discriminator"]
 
         masked = self.corrupt(mask_key, batch, self.masking)
-        x_BLD = apply(
-            self.generator, generator["encoder"], masked.tokens_BL, batch["mask"], batch.get("types"),
+        _, x_BPD = hidden(
+            self.generator, generator, batch, masked.tokens_BL, masked.positions_BP,
             train=train, rngs={"dropout": generator_key},
         )  # fmt: skip
-        x_BPD = jnp.take_along_axis(x_BLD, masked.positions_BP[..., None], axis=1, mode="promise_in_bounds")
         head = self.generator_objective.head
         logits_BPV = apply(head, generator["head"]["mlm"], x_BPD, word_table(generator["encoder"]))
         metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)

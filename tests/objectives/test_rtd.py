@@ -1,6 +1,7 @@
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from contract import MASKING, OBJECTIVES, B, L, V, make_batch, small_bert, small
 
 from bertjax.config import load_experiment
 from bertjax.masking import mask_tokens
+from bertjax.models.encoder import Encoder
 from bertjax.objectives import rtd
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, SeparateEmbeddings, SharedEmbeddings
 from bertjax.plan import plan
@@ -71,18 +73,18 @@ def test_what_is_kept_and_what_is_used(mode):
 
 def watched_loss(monkeypatch, objective, batch, *, sampled=None, **options):
     """Compute the loss; return its metrics and the tokens that the generator and the discriminator were given."""
-    given, apply = [], rtd.apply
+    given = []
 
-    def watch(module, params, *inputs, **kwargs):
-        if module in (objective.generator, objective.discriminator):
+    def watch(run, inputs, options, context):
+        if isinstance(context.module, Encoder) and context.method_name == "__call__":
             given.append(inputs[0])
-        return apply(module, params, *inputs, **kwargs)
+        return run(*inputs, **options)
 
-    monkeypatch.setattr(rtd, "apply", watch)
     if sampled is not None:
         monkeypatch.setattr(rtd, "sample", sampled)
     params = objective.init(KEY, batch)
-    return objective.loss(params, batch, KEY, train=False, **options)[1], *given
+    with nn.intercept_methods(watch):
+        return objective.loss(params, batch, KEY, train=False, **options)[1], *given
 
 
 def test_samples_go_into_the_original_at_masked_positions_only(monkeypatch):
