@@ -137,15 +137,17 @@ def attention(
     visible_BLM: Array,
     dropout: Callable[[Array], Array],
     added_BHLM: Array | None = None,
+    terms: int = 1,
 ) -> Array:
-    """Attend: softmax((q k + added) / √K) v over the visible keys, `dropout` on the probabilities.
+    """Attend: softmax((q k + added) / √(terms·K)) v over the visible keys, `dropout` on the probabilities.
 
-    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN.
+    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN. terms:
+    by how many summands a score is scaled (DeBERTa).
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
         scores_BHLM += added_BHLM
-    scores_BHLM = scores_BHLM * q_BLHK.shape[-1] ** -0.5
+    scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
     probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
@@ -194,6 +196,23 @@ class Sinusoids:
         return fourier_series(self.table(np.arange(-reach, reach + 1)))
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """Turn the distances of a function round: R(-d)."""
+
+    function: OfDistance
+
+    def table(self, distances: np.ndarray) -> np.ndarray:
+        """See OfDistance.table."""
+        return self.function.table(-distances)
+
+    def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """See OfDistance.waves: sines change their sign."""
+        frequencies, coefficients = self.function.waves(reach)
+        sines, cosines = np.split(coefficients, 2)
+        return frequencies, np.concatenate([-sines, cosines])
+
+
 def fourier_series(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Write a table [2·reach + 1, W] over the distances -reach .. reach as waves (see OfDistance.waves)."""
     period = len(table)
@@ -217,6 +236,31 @@ def rotated_scores(
     is the form for matrix units, and for queries at few places.
     """
     frequencies, coefficients = function.waves(memory + length - 1)
+    turned_BHLF = _turned(q_BLHK, kernel_WHK, frequencies, coefficients, positions_BL, sign_B)
+    angles_MF = np.arange(-memory, length)[:, None] * frequencies
+    keys_MF = jnp.asarray(np.concatenate([np.sin(angles_MF), np.cos(angles_MF)], axis=-1), q_BLHK.dtype)
+    return jnp.einsum("BHLF,MF->BHLM", turned_BHLF, keys_MF, preferred_element_type=jnp.float32)
+
+
+def rotated_key_scores(k_BMHK: Array, kernel_WHK: Array, function: OfDistance, positions_BL: Array) -> Array:
+    """Score keys at 0 .. M by queries at any positions: k · (R(i - j) kernel), f32 [B, H, L, M].
+
+    positions_BL: i32, where in 0 .. M each query is. As `rotated_scores`, but it is the keys that are multiplied.
+    """
+    B, M = k_BMHK.shape[:2]
+    frequencies, coefficients = Mirrored(function).waves(M - 1)
+    positions_BM = jnp.broadcast_to(jnp.arange(M), (B, M))
+    turned_BHMF = _turned(k_BMHK, kernel_WHK, frequencies, coefficients, positions_BM, None)
+    angles_BLF = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    queries_BLF = jnp.concatenate([jnp.sin(angles_BLF), jnp.cos(angles_BLF)], axis=-1).astype(k_BMHK.dtype)
+    return jnp.einsum("BHMF,BLF->BHLM", turned_BHMF, queries_BLF, preferred_element_type=jnp.float32)
+
+
+def _turned(
+    q_BLHK: Array, kernel_WHK: Array, frequencies: np.ndarray, coefficients: np.ndarray, positions_BL: Array,
+    sign_B: Array | None,
+) -> Array:  # fmt: skip
+    """Multiply what stands at `positions_BL` by the kernel, and turn each wave by its angle there: [B, H, L, 2F]."""
     dtype = q_BLHK.dtype
     waves = jnp.asarray(coefficients)
     if not np.array_equal(coefficients, np.eye(len(coefficients))):
@@ -228,9 +272,7 @@ def rotated_scores(
     angles_BLF = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
     sin, cos = jnp.sin(angles_BLF)[:, None], jnp.cos(angles_BLF)[:, None]
     turned_BHLF = jnp.concatenate([cosines * sin - sines * cos, sines * sin + cosines * cos], axis=-1)
-    angles_MF = np.arange(-memory, length)[:, None] * frequencies
-    keys_MF = jnp.asarray(np.concatenate([np.sin(angles_MF), np.cos(angles_MF)], axis=-1), dtype)
-    return jnp.einsum("BHLF,MF->BHLM", turned_BHLF.astype(dtype), keys_MF, preferred_element_type=jnp.float32)
+    return turned_BHLF.astype(dtype)
 
 
 def shifted_scores(
