@@ -7,11 +7,13 @@ import numpy as np
 
 from bertjax import layers
 from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
+from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
-from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
+from bertjax.objectives.sift import SiFT
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32
@@ -37,7 +39,23 @@ def small_generator(**fields):
     return small_bert(D=16, E=32, H=1, F=32, **fields)
 
 
-ENCODERS = {"bert": small_bert, "roberta": small_roberta, "albert": small_albert, "xlnet": small_xlnet}
+def small_deberta(**fields):
+    return DeBERTa(**({"V": V, "D": 32, "N": 2, "H": 2, "F": 64, "distances": 24, "key_bias": False} | fields))
+
+
+def small_deberta_v2(**fields):
+    published = {"buckets": 6, "table_norm": True, "shared_projections": True, "key_bias": True}
+    return small_deberta(**(published | {"convolution": 3, "E": 16} | fields))
+
+
+ENCODERS = {
+    "bert": small_bert,
+    "roberta": small_roberta,
+    "albert": small_albert,
+    "xlnet": small_xlnet,
+    "deberta": small_deberta,
+    "deberta v2": small_deberta_v2,
+}
 
 MASKING = Masking(mask_id=3, random_ids=(0, V), specials=SPECIALS)
 OBJECTIVES = {
@@ -63,6 +81,12 @@ OBJECTIVES = {
     "electra, disentangled": ReplacedTokenDetection(
         small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
     ),
+    "deberta": MaskedLM(small_deberta(decoder=2), dataclasses.replace(MASKING, unit=ngrams(3))),
+    "deberta v3, remat dots": ReplacedTokenDetection(
+        small_deberta_v2(N=1, decoder=2, convolution=None), small_deberta_v2(remat="dots"), MASKING,
+        DisentangledEmbeddings(), judge=judged_in_context,
+    ),
+    "sift": SiFT(MaskedLM(small_bert(), MASKING)),
 }  # fmt: skip
 
 

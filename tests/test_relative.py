@@ -11,7 +11,16 @@ from contract import small_xlnet
 
 from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes
-from bertjax.layers import Sinusoids, fourier_series, relative_scores, rotated_scores, shifted_scores
+from bertjax.layers import (
+    Sinusoids,
+    fourier_series,
+    relative_key_scores,
+    relative_scores,
+    rotated_key_scores,
+    rotated_scores,
+    shifted_scores,
+)
+from bertjax.models.deberta import DistanceRows
 
 H, K, W = 3, 4, 12
 CASES = [(7, 0, None, None), (9, 6, None, None), (9, 6, 5, (1, -1)), (70, 40, None, (-1, 1)), (8, 3, 2, (1, -1))]
@@ -71,6 +80,70 @@ def test_the_gradients_of_both_forms_are_equal(L, memory, clamp, signs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+ROWS = [(9, DistanceRows(3)), (19, DistanceRows(6, 12)), (70, DistanceRows(8, 40))]
+
+
+def by_rows(vectors, table, rows, pairs):
+    """Look up a row for each pair of a query and a key: [(vector, its place, distance)] -> their products."""
+    vectors, table = np.asarray(vectors, np.float64), np.asarray(table, np.float64)
+    found = [(vectors[:, of] * table[int(rows.row(np.array(distance)))][None]).sum(-1) for of, distance in pairs]
+    return np.stack(found, axis=-1)
+
+
+@pytest.mark.parametrize(("L", "rows"), ROWS)
+@pytest.mark.parametrize("of", ["queries", "keys"])
+def test_a_learned_table_takes_every_form_and_gradients_are_equal(L, rows, of):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, L, H, K)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(2 * rows.rows, H, K)), jnp.float32)
+    places = np.stack([rng.permutation(L)[:4] for _ in range(2)])
+    pairs = [(i if of == "queries" else j, i - j) for i in range(L) for j in range(L)]
+    expected = by_rows(x, table, rows, pairs).reshape(2, H, L, L)
+    wish = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    positions = jnp.broadcast_to(jnp.arange(L), (2, L))
+    if of == "queries":
+        forms = {
+            "rotated": lambda x, table: rotated_scores(x, table, rows, np.arange(L), 0, L, None),
+            "rotated, positions as data": lambda x, table: rotated_scores(x, table, rows, positions, 0, L, None),
+            "shifted": lambda x, table: relative_scores(x, table, rows, 0, None),
+        }
+        few = rotated_scores(x[np.arange(2)[:, None], places], table, rows, jnp.asarray(places), 0, L, None)
+    else:
+        forms = {
+            "rotated": lambda x, table: rotated_key_scores(x, table, rows, np.arange(L)),
+            "rotated, positions as data": lambda x, table: rotated_key_scores(x, table, rows, positions),
+            "shifted": lambda x, table: relative_key_scores(x, table, rows),
+        }
+        few = rotated_key_scores(x, table, rows, jnp.asarray(places))
+    np.testing.assert_allclose(few, expected[np.arange(2)[:, None], :, places].swapaxes(1, 2), atol=5e-5)
+    # By hand: the table's gradient is a sum over all pairs that share a row.
+    gradients = [np.zeros(x.shape), np.zeros(table.shape)]
+    for n, (at, distance) in enumerate(pairs):
+        row, wish_BH1 = int(rows.row(np.array(distance))), np.asarray(wish).reshape(2, H, -1)[..., n, None]
+        gradients[0][:, at] += wish_BH1 * np.asarray(table)[row][None]
+        gradients[1][row] += (wish_BH1 * np.asarray(x)[:, at]).sum(0)
+    for name, form in forms.items():
+        np.testing.assert_allclose(form(x, table), expected, atol=5e-5, err_msg=name)
+        found = jax.jit(jax.grad(lambda x, table, form=form: (form(x, table) * wish).sum(), argnums=(0, 1)))(x, table)
+        for ours, theirs in zip(found, gradients, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max(), err_msg=name)
+
+
+def test_rows_of_distances_are_those_of_the_published_buckets():
+    """Identity up to the middle, then logarithms; ±511 is the last bucket, what lies beyond has the last row."""
+    rows = DistanceRows(256, 512).row(np.arange(-600, 601)) - 256
+    assert (rows[600 - 128 : 600 + 129] == np.arange(-128, 129)).all()
+    assert rows[600 + 511] == 255 and rows[600 - 511] == -255 and rows[0] == -256 and rows[-1] == 255
+    assert (np.diff(rows) >= 0).all() and set(rows) == set(range(-256, 256))
+    for distance in range(129, 512):
+        # n = ⌈127 ln(distance / 128) / ln(511 / 128)⌉, in whole numbers: no logarithm to round the wrong way.
+        n = int(rows[600 + distance]) - 128
+        assert 511 ** (n - 1) * 128**127 < distance**127 * 128 ** (n - 1)
+        assert distance**127 * 128**n <= 511**n * 128**127
+    plain = DistanceRows(512).row(np.arange(-600, 600)) - 512
+    np.testing.assert_array_equal(plain, np.clip(np.arange(-600, 600), -512, 511))
+
+
 def test_queries_may_stand_anywhere_and_in_any_order():
     q, kernel, function, sign = made(4, 0, None, (1, -1))
     positions = np.array([[8, 0, 3, 3], [1, 2, 9, 5]])
@@ -95,11 +168,18 @@ def primitives(jaxpr):
                     yield from primitives(inner)
 
 
-def test_no_form_gathers():
+def test_no_form_gathers_and_no_gradient_scatters():
     q, kernel, function, sign = made(70, 8, 5, (1, -1))
-    traced = jax.make_jaxpr(lambda q, kernel: relative_scores(q, kernel, function, 8, sign))(q, kernel)
-    found = {name for name, _ in primitives(traced.jaxpr)}
-    assert "dot_general" in found and not found & {"gather", "scatter", "scatter-add", "dynamic_slice"}
+    table = jnp.ones((6, H, K))
+    for form in (
+        lambda q, kernel, table: relative_scores(q, kernel, function, 8, sign),
+        lambda q, kernel, table: relative_scores(q, table, DistanceRows(3), 0, None),
+        lambda q, kernel, table: relative_key_scores(q, table, DistanceRows(3)),
+    ):
+        gradient = jax.grad(lambda *inputs, form=form: jnp.square(form(*inputs)).sum(), argnums=(0, 1, 2))
+        for run in (form, gradient):
+            found = {name for name, _ in primitives(jax.make_jaxpr(run)(q, kernel, table).jaxpr)}
+            assert "dot_general" in found and not found & {"gather", "scatter", "scatter-add", "dynamic_slice"}
 
 
 def test_a_tpu_program_rotates_and_others_shift():

@@ -5,17 +5,17 @@ apps/models/masked_language_model.py. For query i and key j of one head, with T 
 
     (q_i·k_j + q_i·K(i - j) + k_j·Q(i - j)) / √((1 + T)·width)
 
-K and Q are projected rows of one table, which all layers share. The paper writes Q(j - i); its code, and so the released
-weights, have Q(i - j).
+K and Q are projected rows of one table, which all layers share. The paper writes Q(j - i); its code has Q(i - j), so
+the released weights have it too.
 
 Where we deviate: padded positions see only padding, where the original gives them zeros; nothing reads them. A position
-key has no bias: it would be the same for all keys of a query, which a softmax does not see. The convolution stays inside
-the documents of a packed row.
+key has no bias: it would be the same for all keys of a query, which a softmax does not see. The convolution does not
+look into other documents of a packed row.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 
 from bertjax import layers
 from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Mirrored, OfDistance, Table
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Table
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -32,7 +32,7 @@ C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to c
 
 @dataclass(frozen=True)
 class DistanceRows:
-    """Give each distance its row of a table of 2·`rows`: a vector of one 1. OfDistance, so that R(d) @ table is the row.
+    """Give each distance its row of a table of 2·`rows`, as a vector of one 1: R(d) @ table is the row (OfDistance).
 
     logarithmic: distances beyond rows / 2 share rows, ever more of them up to this one (DeBERTa-v2). What lies beyond
     the table has its first or last row. microsoft/DeBERTa deberta/da_utils.py.
@@ -246,7 +246,7 @@ class DistanceTable(nn.Module):
         table_RD: Array = self.param("table", self.initializer, (self.rows, self.D))
         if self.norm_eps is None:
             return table_RD
-        return cast(Array, LayerNorm(self.D, self.norm_eps, name="norm")(table_RD))
+        return LayerNorm(self.D, self.norm_eps, name="norm")(table_RD)
 
 
 class Convolution(nn.Module):
@@ -333,7 +333,7 @@ class DeBERTaLayer(nn.Module):
         h_BPD = Dropout(self.dropout)(attend(x_BPD, seen_BMD, view, table_RD), train=self.train)
         x_BPD = LayerNorm(self.D, self.norm_eps, name="attention_norm")(x_BPD + h_BPD)
         h_BPD = Dropout(self.dropout)(feed(x_BPD), train=self.train)
-        return cast(Array, LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD))
+        return LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD)
 
 
 class DisentangledAttention(nn.Module):
@@ -364,31 +364,24 @@ class DisentangledAttention(nn.Module):
         added_BHPM = None
         if C2P in self.terms:
             to_keys = key if self.shared_projections else project("position_key", use_bias=False)
-            added_BHPM = query_by_distance(
-                q_BPHK, to_keys(table_RD), self.distances, view.positions_BP, seen_BMD.shape[1]
-            )
+            table_RHK = to_keys(table_RD)
+            if view.positions_BP is None:
+                added_BHPM = layers.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
+            else:
+                length = seen_BMD.shape[1]
+                added_BHPM = layers.rotated_scores(
+                    q_BPHK, table_RHK, self.distances, view.positions_BP, 0, length, None
+                )
         if P2C in self.terms:
             to_queries = query if self.shared_projections else project("position_query")
-            scores_BHPM = key_by_distance(k_BMHK, to_queries(table_RD), self.distances, view.positions_BP)
+            table_RHK = to_queries(table_RD)
+            if view.positions_BP is None:
+                scores_BHPM = layers.relative_key_scores(k_BMHK, table_RHK, self.distances)
+            else:
+                scores_BHPM = layers.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
             added_BHPM = scores_BHPM if added_BHPM is None else added_BHPM + scores_BHPM
         drop = partial(Dropout(self.attention_dropout), train=self.train)
         mixed_BPHK = layers.attention(
             q_BPHK, k_BMHK, v_BMHK, view.visible_BPM, drop, added_BHPM, terms=1 + len(self.terms)
         )
-        return cast(Array, Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BPHK))
-
-
-def query_by_distance(
-    q_BPHK: Array, table_RHK: Array, distances: OfDistance, positions_BP: Array | None, length: int
-) -> Array:
-    """Score q_i · K(i - j): f32 [B, H, P, M]. positions_BP: where the queries stand; none: at 0 .. M, as the keys."""
-    if positions_BP is None:
-        return layers.relative_scores(q_BPHK, table_RHK, distances, 0, None)
-    return layers.rotated_scores(q_BPHK, table_RHK, distances, positions_BP, 0, length, None)
-
-
-def key_by_distance(k_BMHK: Array, table_RHK: Array, distances: OfDistance, positions_BP: Array | None) -> Array:
-    """Score k_j · Q(i - j): f32 [B, H, P, M]. The same with the roles of query and key exchanged."""
-    if positions_BP is None:
-        return layers.relative_scores(k_BMHK, table_RHK, Mirrored(distances), 0, None).swapaxes(2, 3)
-    return layers.rotated_key_scores(k_BMHK, table_RHK, distances, positions_BP)
+        return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BPHK)
