@@ -1,6 +1,7 @@
 """The relative term of attention in each of its forms, against a slow loop over queries and keys."""
 
 import os
+import re
 from functools import partial
 
 import jax
@@ -13,11 +14,13 @@ from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes
 from bertjax.layers import (
     Sinusoids,
+    attention,
     fourier_series,
     relative_key_scores,
     relative_scores,
     rotated_key_scores,
     rotated_scores,
+    same_document,
     shifted_scores,
 )
 from bertjax.models.deberta import DistanceRows
@@ -144,6 +147,20 @@ def test_rows_of_distances_are_those_of_the_published_buckets():
     np.testing.assert_array_equal(plain, np.clip(np.arange(-600, 600), -512, 511))
 
 
+def test_bfloat16_loses_little_in_either_form():
+    """Root mean square error of scores with a standard deviation of about 8, at the published length and buckets."""
+    rng, L, rows = np.random.default_rng(0), 512, DistanceRows(256, 512)
+    x, table = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1, L, 1, 64), (512, 1, 64)))
+    exact = relative_scores(x, table, rows, 0, None)
+    rounded = [array.astype(jnp.bfloat16) for array in (x, table)]
+    for found, limit in (
+        (rotated_scores(*rounded, rows, np.arange(L), 0, L, None), 0.06),
+        (relative_scores(*rounded, rows, 0, None), 0.03),
+    ):
+        assert found.dtype == jnp.float32
+        assert jnp.sqrt(jnp.square(found - exact).mean()) < limit, limit
+
+
 def test_queries_may_stand_anywhere_and_in_any_order():
     q, kernel, function, sign = made(4, 0, None, (1, -1))
     positions = np.array([[8, 0, 3, 3], [1, 2, 9, 5]])
@@ -207,19 +224,39 @@ def test_the_query_stream_has_the_rows_of_its_targets_and_no_more():
     assert two.count((2, encoder.H, P, L)) > 0 == one.count((2, encoder.H, P, L))
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
-def test_the_step_compiles_for_a_tpu_without_a_gather_over_pairs_of_positions(remat):
-    """With the real compiler, which needs no TPU. What is gathered are rows of tables and elements of windows."""
+def tpu(topology):
+    """Name a device to compile for with the real compiler, which needs no TPU."""
     pytest.importorskip("libtpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental.topologies import get_topology_desc
 
-    device = get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
-    here = jax.sharding.SingleDeviceSharding(device)
-    overrides = ["windows=2", "memory=256", "batch_size=4", "objective.encoder.N=2", "dtype=bfloat16"]
-    experiment = load_experiment("experiments/xlnet.py", [*overrides, f"objective.encoder.remat={remat}"])
+    device = get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    return jax.sharding.SingleDeviceSharding(device)
+
+
+XLNET = ["windows=2", "memory=256", "batch_size=4", "objective.encoder.N=2", "dtype=bfloat16"]
+DEBERTA = ["batch_size=4", "dtype=bfloat16"]
+STEPS = {
+    "xlnet": ("xlnet", XLNET),
+    "xlnet, dots": ("xlnet", [*XLNET, "objective.encoder.remat=dots"]),
+    "deberta v1": ("deberta", [*DEBERTA, "size=v1-base", "objective.encoder.N=2"]),
+    "deberta v3": (
+        "deberta",
+        [*DEBERTA, "size=v3-base", "objective.generator.N=1", "objective.discriminator.N=2"]
+        + ["objective.discriminator.convolution=3", "objective.discriminator.remat=dots"],
+    ),
+}
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v3:2x2"])
+@pytest.mark.parametrize("name", STEPS)
+def test_the_step_compiles_for_a_tpu_without_a_gather_over_pairs_of_positions(name, topology):
+    """What is gathered are rows of tables and of states, and elements of windows."""
+    here = tpu(topology)
+    family, overrides = STEPS[name]
+    experiment = load_experiment(f"experiments/{family}.py", overrides)
     rows = experiment.phases[0].rows
-    batch = batch_shapes(2, rows.length, rows.features)
+    batch = batch_shapes(experiment.phases[0].batch_size, rows.length, rows.features)
     params = jax.eval_shape(experiment.objective.init, jax.random.key(0), batch)
     params, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (params, batch))
     loss = partial(experiment.objective.loss, rng=jax.random.key(0), train=True)
@@ -229,3 +266,29 @@ def test_the_step_compiles_for_a_tpu_without_a_gather_over_pairs_of_positions(re
     for line in gathered:
         dimensions = line.split("[")[1].split("]")[0].split(",")
         assert sum(int(n) >= 512 for n in dimensions) < 2 or dimensions[-1] == "768", line
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v3:2x2"])
+def test_on_a_tpu_disentangled_attention_is_estimated_at_six_times_plain_attention_or_less(topology):
+    """Forward and backward, by the compiler's estimate of cycles; 32 rows of 512, 12 heads of 64, buckets of 256."""
+    here, (L, rows) = tpu(topology), (512, DistanceRows(256, 512))
+
+    def plain(mask, q, k, v):
+        return attention(q, k, v, same_document(mask), lambda x: x)
+
+    def disentangled(mask, q, k, v, to_keys, to_queries):
+        added = relative_scores(q, to_keys, rows, 0, None) + relative_key_scores(k, to_queries, rows)
+        return attention(q, k, v, same_document(mask), lambda x: x, added, terms=3)
+
+    def cycles(run, inputs):
+        shapes = [jax.ShapeDtypeStruct((32, L), jnp.int32, sharding=here)]
+        shapes += [jax.ShapeDtypeStruct((*shape, 12, 64), jnp.bfloat16, sharding=here) for shape in inputs]
+        loss = jax.grad(lambda *x: jnp.square(run(*x).astype(jnp.float32)).sum(), argnums=range(1, len(shapes)))
+        text = jax.jit(loss).lower(*shapes).compile().as_text()
+        assert " gather(" not in text and " scatter(" not in text
+        return sum(int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text))
+
+    one = cycles(plain, [(32, L)] * 3)
+    other = cycles(disentangled, [(32, L)] * 3 + [(512,)] * 2)
+    print(f"{topology}: {other / one:.2f} times plain attention")
+    assert 1 < other / one <= 6

@@ -14,7 +14,7 @@ look into other documents of a packed row.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -56,7 +56,13 @@ class DistanceRows:
 
     def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
         """See OfDistance.waves."""
-        return layers.fourier_series(self.table(np.arange(-reach, reach + 1)))
+        return _series(self, reach)
+
+
+@lru_cache(maxsize=8)
+def _series(distances: DistanceRows, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Work the waves out once: every layer and every trace asks for the same, and they take a while."""
+    return layers.fourier_series(distances.table(np.arange(-reach, reach + 1)))
 
 
 class DeBERTa(nn.Module):
@@ -190,15 +196,15 @@ class DeBERTa(nn.Module):
         return x_BLD, x_BPD
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """Say what the rows of a query stream may see, and where they stand if they are not the whole row."""
 
     visible_BPM: Array
     positions_BP: Array | None
 
 
-def _view(mask_BL: Array, positions_BP: Array | None) -> _View:
-    return _View(_at(mask_BL, positions_BP)[:, :, None] == mask_BL[:, None, :], positions_BP)
+def _view(mask_BL: Array, positions_BP: Array | None) -> View:
+    return View(_at(mask_BL, positions_BP)[:, :, None] == mask_BL[:, None, :], positions_BP)
 
 
 def _at(x_BL: Array, positions_BP: Array | None) -> Array:
@@ -309,7 +315,7 @@ class DeBERTaLayer(nn.Module):
     train: bool
 
     def __call__(
-        self, carry: tuple[Array, Array], is_first: Array, view: _View, table_RD: Array, branch: _Branch | None
+        self, carry: tuple[Array, Array], is_first: Array, view: View, table_RD: Array, branch: _Branch | None
     ) -> tuple[tuple[Array, Array], None]:
         """Go from (states, those before) to the next; into the states of the first layer goes the branch."""
         before_BLD, _ = carry
@@ -323,7 +329,7 @@ class DeBERTaLayer(nn.Module):
         return (x_BLD, before_BLD), None
 
     @nn.compact
-    def rows(self, x_BPD: Array, seen_BMD: Array, view: _View, table_RD: Array) -> Array:
+    def rows(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
         """Return the next states of the rows `x_BPD`, which attend to `seen_BMD`."""
         attend = DisentangledAttention(
             self.D, self.H, self.distances, self.terms, self.shared_projections, self.key_bias, self.dropout,
@@ -352,7 +358,7 @@ class DisentangledAttention(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x_BPD: Array, seen_BMD: Array, view: _View, table_RD: Array) -> Array:
+    def __call__(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
         heads = (self.H, self.D // self.H)
 
         def project(name: str, *, use_bias: bool = True) -> Dense:
