@@ -242,10 +242,12 @@ STEPS = {
     "deberta v1": ("deberta", [*DEBERTA, "size=v1-base", "objective.encoder.N=2"]),
     "deberta v3": (
         "deberta",
-        [*DEBERTA, "size=v3-base", "objective.generator.N=1", "objective.discriminator.N=2"]
-        + ["objective.discriminator.convolution=3", "objective.discriminator.remat=dots"],
+        [
+            *DEBERTA, "size=v3-base", "objective.generator.N=1", "objective.discriminator.N=2",
+            "objective.discriminator.convolution=3", "objective.discriminator.remat=dots",
+        ],
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v3:2x2"])

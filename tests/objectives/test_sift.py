@@ -81,10 +81,13 @@ def test_the_loss_is_that_of_the_objective_and_the_weighted_divergence(params):
 
 
 def test_without_weight_the_gradient_is_that_of_the_objective(params):
-    batch = make_batch()
     none, own = without_dropout(dataclasses.replace(SIFT, weight=0.0)), without_dropout(PLAIN)
-    found = jax.jit(jax.grad(lambda params: none.loss(params, batch, KEY, train=True)[0]))(params)
-    expected = jax.jit(jax.grad(lambda params: own.loss(params, batch, jax.random.split(KEY)[0], train=True)[0]))(params)
+    found, expected = (
+        jax.jit(jax.grad(lambda params, each=each, key=key: each.loss(params, make_batch(), key, train=True)[0]))(
+            params
+        )
+        for each, key in ((none, KEY), (own, jax.random.split(KEY)[0]))
+    )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()) + 1e-7)
 
@@ -103,7 +106,8 @@ def test_an_objective_that_norms_no_embeddings_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"weight": -1.0}, "weight=-1.0"), ({"noise": 0.0}, "noise=0.0"), ({"step": 0.0}, "step=0.0")]
+    ("fields", "message"),
+    [({"weight": -1.0}, "weight=-1.0"), ({"noise": 0.0}, "noise=0.0"), ({"step": 0.0}, "step=0.0")],
 )
 def test_contradictions_are_refused_at_construction(fields, message):
     with pytest.raises(ValueError, match=message):
