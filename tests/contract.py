@@ -36,8 +36,8 @@ def small_xlnet(**fields):
 
 
 def small_modernbert(**fields):
-    """Make one with two groups of layers and a rest, thetas that differ, and windows shorter than rows."""
-    wanted = {"V": V, "D": 32, "N": 5, "H": 2, "F": 32, "positions": Rotary(100.0, 10.0), "global_every": 2, "reach": 3}
+    """Make one with two groups of layers, thetas that differ, and windows shorter than rows."""
+    wanted = {"V": V, "D": 32, "N": 4, "H": 2, "F": 32, "positions": Rotary(100.0, 10.0), "global_every": 2, "reach": 3}
     return Modern(**(wanted | fields))
 
 
@@ -94,7 +94,7 @@ OBJECTIVES = {
         small_modernbert(remat="dots"), dataclasses.replace(MASKING, specials=(), rate=0.3)
     ),
     "neobert": MaskedLM(small_neobert(), dataclasses.replace(MASKING, rate=0.2, masked=1.0, random=0.0)),
-    "mosaicbert": MaskedLM(small_mosaicbert(), dataclasses.replace(MASKING, rate=0.3)),
+    "mosaicbert": MaskedLM(small_mosaicbert(), MASKING),
     "crammed, remat full": MaskedLM(
         small_crammed(remat="full"), dataclasses.replace(MASKING, specials=(), rate=0.25)
     ),
