@@ -16,6 +16,7 @@ dropout of attention's probabilities, which the originals train without.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import flax.linen as nn
@@ -123,7 +124,7 @@ class Modern(nn.Module):
         if isinstance(self.positions, Alibi) and self.global_every > 1:
             raise ValueError("linear biases and windows do not go together: use global_every=1")
         if not self.norms.first and (self.N == 1 or self.residual is post_norm):
-            raise ValueError("norms.first=false leaves no norm before attention, or a sum without one: set it to true")
+            raise ValueError("norms.first=false needs a second layer, and pre_norm: else attention has no norm at all")
         layers.check_encoder(self)
 
     @property
@@ -209,21 +210,22 @@ class Modern(nn.Module):
         if layers.REMAT[self.remat] is not None:
             one = jax.checkpoint(one, policy=layers.REMAT[self.remat], prevent_cse=False, static_argnums=(0,))
 
+        views = [(None, turn)] + [(self.reach, local_turn)] * (self.global_every - 1)
+
         def group(x_BLD: Array, each_G: Any) -> tuple[Array, None]:
-            for index in range(jax.tree.leaves(each_G)[0].shape[0]):
-                each = jax.tree.map(lambda leaf: leaf[index], each_G)  # noqa: B023
-                x_BLD = one(*(None, each, x_BLD, mask_BL, turn) if index == 0 else
-                            (self.reach, each, x_BLD, mask_BL, local_turn))  # fmt: skip
+            size = jax.tree.leaves(each_G)[0].shape[0]
+            for index, (reach, turn) in enumerate(views[:size]):
+                x_BLD = one(reach, jax.tree.map(itemgetter(index), each_G), x_BLD, mask_BL, turn)
             return x_BLD, None
 
-        groups, rest = divmod(self.N, self.global_every)
-        if groups:
-            whole = jax.tree.map(
-                lambda leaf: leaf[: self.N - rest].reshape(groups, self.global_every, *leaf.shape[1:]), each_N
-            )
-            x_BLD, _ = jax.lax.scan(group, x_BLD, whole)
-        if rest:
-            x_BLD, _ = group(x_BLD, jax.tree.map(lambda leaf: leaf[self.N - rest :], each_N))
+        def in_groups(leaf_N: Array) -> Array:
+            return leaf_N[:whole].reshape(-1, self.global_every, *leaf_N.shape[1:])
+
+        whole = self.N // self.global_every * self.global_every
+        if whole:
+            x_BLD, _ = jax.lax.scan(group, x_BLD, jax.tree.map(in_groups, each_N))
+        if whole < self.N:
+            x_BLD, _ = group(x_BLD, jax.tree.map(itemgetter(slice(whole, None)), each_N))
         return x_BLD
 
 

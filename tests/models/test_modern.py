@@ -9,12 +9,18 @@ import pytest
 from contract import make_batch, small_crammed, small_modernbert, small_mosaicbert, small_neobert
 
 from bertjax import layers
-from bertjax.config import from_json, load_experiment, to_json
+from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, to_json
+from bertjax.data.rows import PackedDocuments
+from bertjax.infer import load
+from bertjax.masking import Masking
 from bertjax.models.encoder import word_table
 from bertjax.models.modern import Modern, Norms, post_norm
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.optim import Triangle, stable_adamw
 from bertjax.plan import plan
 from bertjax.positions import Alibi, Rotary, ScaledSinusoids, alibi_slopes, rotate, sinusoids, turns
 from bertjax.rules import name_of
+from bertjax.train import fit
 
 KEY = jax.random.key(0)
 PUBLISHED = {
@@ -426,3 +432,14 @@ def test_contradictions_are_refused_at_construction(fields, message):
     with pytest.raises(ValueError, match=r"local_theta=-1.0 must be above 0"):
         Rotary(10.0, -1.0)
     assert Norms() == Norms(first=False)
+
+
+def test_a_model_whose_head_has_no_parameters_is_saved_loaded_and_guesses_words(corpus, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    objective = MaskedLM(small_crammed(V=v.size), Masking(v.mask, (0, v.size), rate=0.25))
+    phases, run = (Phase(2, 8, PackedDocuments(corpus, 32)),), Run(evaluate_batches=1)
+    state = fit(Experiment(objective, stable_adamw(Triangle(1e-3, 1e-4, 1, 2)), phases, run=run), tmp_path)
+    model = load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, dict(state.params), dict(model.params))
+    batch = {"tokens": jnp.full((1, 5), v.mask), "mask": jnp.ones((1, 5), jnp.int32)}
+    assert model.mlm_logits(batch).shape == (1, 5, v.size)
