@@ -8,8 +8,8 @@ Recipe: 70k steps of 4096 rows of 128 of C4, 30% of the tokens masked; AdamW β 
 yamls/main/mosaic-bert-base-uncased.yaml). Published: GLUE 79.6 after 1.13 hours on 8 A100. Expected: no loss was
 published.
 
-Deviations: documents longer than a row become several rows, where the original cuts them off; corpus and vocabulary are
-your own.
+Deviations: held-out loss is at the rate of training, not at 15%; documents longer than a row become several rows, where
+the original cuts them off; corpus and vocabulary are your own.
 """
 
 from typing import Literal

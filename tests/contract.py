@@ -50,7 +50,7 @@ def small_neobert(**fields):
 def small_mosaicbert(**fields):
     norms, biases = Norms(bias=True, first=True, final=False), Biases(attention=True, narrow=True, head=True)
     fields = {"positions": Alibi(), "residual": post_norm, "norms": norms, "biases": biases, "types": 2} | fields
-    return small_modernbert(**({"N": 2, "global_every": 1, "dropout": 0.1} | fields))
+    return small_modernbert(**({"N": 2, "H": 4, "global_every": 1, "dropout": 0.1} | fields))
 
 
 def small_crammed(**fields):
