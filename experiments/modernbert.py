@@ -14,7 +14,7 @@ all positions masked, specials included; StableAdamW β .9/.98, eps 1e-6, fully 
 (17m to 1b) has theta 160,000 in all layers from `extend` on, falls by 1 − √progress in both stages, and masks 15% in
 the last. Published hardware: 8 H100; Ettin 4 H100 from 6 days (17m) to 90 (1b). Expected: no loss was published.
 
-Deviations: the number of masked positions of a row is fixed and random ids are drawn from the whole vocabulary; held-out
+Deviations: a fixed number of positions of a row is masked, and random ids are drawn from the whole vocabulary; held-out
 loss is at the rate of training, not at 15%; batches have their full size from the first step, not after 50B tokens;
 weight decay is not held back with the update (optim.py); Ettin did not pack, and its long rows had 7999 tokens.
 """
