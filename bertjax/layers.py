@@ -181,7 +181,8 @@ def attention(
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
-        scores_BHLM += added_BHLM
+        # Fused with what follows and what it is made of, this overflows the stack of the TPU compiler (libtpu 0.0.42).
+        scores_BHLM += jax.lax.optimization_barrier(added_BHLM)
     scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
     probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
