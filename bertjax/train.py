@@ -180,8 +180,8 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
             trained = experiment.optimizer.trained
-            update = partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate, trained=trained)
-            update = with_rate(update, rate)
+            one_step = partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate, trained=trained)
+            update = with_rate(one_step, rate)
             update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
             watch.start_phase(phase)
             while step < end:
@@ -219,8 +219,8 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
                 f"corpus {folder} was built with another tokenizer than {folders[0]}/tokenizer: use one for both"
             )
     for folder, manifest in dict(zip(folders, manifests, strict=True)).items():
-        for split in manifest.splits:
-            Corpus(folder, split)  # sees that its files are there and undamaged
+        for name in manifest.splits:
+            Corpus(folder, name)  # sees that its files are there and undamaged
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
             raise InputError(
@@ -279,7 +279,12 @@ def initial_state(
 
 def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Mapping[str, Array]:
     """Load the parameters to begin with, by name: none where there is no `init`, or the run goes on."""
-    if not experiment.init or checkpoint.has_checkpoint(workdir):
+    if checkpoint.has_checkpoint(workdir):
+        return {}
+    if not experiment.init:
+        frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
+        if frozen:
+            raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
         return {}
     phase = experiment.phases[0]
     shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
