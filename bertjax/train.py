@@ -258,7 +258,9 @@ def initial_state(
         return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
 
     def taken(path: Any, ours: Array) -> Array:
-        return jax.device_put(start.get(name_of(path), ours), ours.sharding)
+        # Two may begin as the same array; each needs memory of its own, since the update writes over it.
+        theirs = start.get(name_of(path))
+        return ours if theirs is None else jax.device_put(jnp.copy(theirs), ours.sharding)
 
     if not checkpoint.has_checkpoint(folder):
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
