@@ -4,14 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, LayerNorm, add_bias
+from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, Norm, add_bias
 from bertjax.types import Array, Mean, Metrics
 
 
 class MaskedLMHead(nn.Module):
     """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
 
-    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D.
+    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
+    bias in the dense layer and the norm.
     """
 
     V: int
@@ -21,28 +22,51 @@ class MaskedLMHead(nn.Module):
     norm_eps: float
     initializer: Initializer
     dtype: str
+    transform_bias: bool = True
+    norm_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        x_BPE = self.activation(Dense((self.D,), (self.E,), self.initializer, self.dtype, name="transform")(x_BPD))
-        x_BPE = LayerNorm(self.E, self.norm_eps, name="norm")(x_BPE)
+        transform = Dense((self.D,), (self.E,), self.initializer, self.dtype, self.transform_bias, name="transform")
+        x_BPE = self.activation(transform(x_BPD))
+        x_BPE = Norm(self.E, self.norm_eps, use_bias=self.norm_bias, name="norm")(x_BPE)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
 
 
 class TiedHead(nn.Module):
-    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss."""
+    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss.
+
+    Crammed-BERT's is the table alone, and has no parameters.
+    """
 
     V: int
+    dtype: str
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        logits_BPV = jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype))
+        if not self.use_bias:
+            return logits_BPV
+        return add_bias(logits_BPV, self.param("bias", nn.initializers.zeros_init(), (self.V,)))
+
+
+class UntiedHead(nn.Module):
+    """Predict ids: a dense layer with a bias, and no part of the word table. NeoBERT, src/neobert/model/model.py."""
+
+    V: int
+    D: int
+    initializer: Initializer
     dtype: str
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
-        return add_bias(jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype)), bias_V)
+        return Dense((self.D,), (self.V,), self.initializer, self.dtype, name="decoder")(x_BPD)
 
 
 class ReplacedHead(nn.Module):
