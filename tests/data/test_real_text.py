@@ -39,22 +39,6 @@ def made_lines():
     draw = random.Random(0)
     words = ["the", "Émile", "naïve", "ΟΔΟΣ", "straße", "1,000,", "x²", "½", "don't", "``so''"]
     words += ["東京タワー", "สวัสดี", "नमस्ते", "مرحبا", "שלום"]
-        "the",
-        "Émile",
-        "naïve",
-        "ΟΔΟΣ",
-        "straße",
-        "1,000,",
-        "x²",
-        "½",
-        "don't",
-        "``so''",
-        "東京タワー",
-        "สวัสดี",
-        "नमस्ते",
-        "مرحبا",
-        "שלום",
-    ]
     several = [*TRICKY, *words, " ", " ", " "]
     lines = []
     for _ in range(MADE):
