@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
     from bertjax.models.xlnet import XLNet as XLNet
+    from bertjax.objectives.distil import Distillation as Distillation
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # Found on first use, so that the processes that tokenise text need not import JAX.
 _HOMES = {
     "DeBERTa": "bertjax.models.deberta",
+    "Distillation": "bertjax.objectives.distil",
     "Encoder": "bertjax.models.encoder",
     "Experiment": "bertjax.config",
     "MaskedLM": "bertjax.objectives.mlm",

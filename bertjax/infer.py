@@ -55,6 +55,15 @@ class InParts(Protocol):
         ...
 
 
+@runtime_checkable
+class Beginning(Protocol):
+    """What an objective offers that begins with another model otherwise than by equal names."""
+
+    def begin_with(self, found: Params) -> Params:
+        """Turn the parameters of that model into those to begin with, named as its own."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained model. config: the experiment that it comes from, as JSON types."""
@@ -148,7 +157,8 @@ def _part_of(path: str | Path) -> tuple[Path, str]:
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> dict[str, Array]:
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    Raises InputError where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
+    An objective may name what it finds in its own way (`Beginning`). Raises InputError where a shape, the tokenizer or
+    the sharing of embeddings differs, or nothing has the same name.
     """
     model = load(source)
     if fingerprint(model.tokenizer) != fingerprint(tokenizer):
@@ -158,7 +168,13 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    params = model.params
+    if isinstance(objective, Beginning):
+        try:
+            params = objective.begin_with(params)
+        except ValueError as error:
+            raise InputError(f"init={source}: {error}") from error
+    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
     for name, leaf in taken.items():
         if leaf.shape != shapes[name]:

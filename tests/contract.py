@@ -11,6 +11,7 @@ from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.xlnet import XLNet
+from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
@@ -124,6 +125,10 @@ OBJECTIVES = {
         DisentangledEmbeddings(), judge=judged_in_context,
     ),
     "sift": SiFT(MaskedLM(small_bert(), MASKING)),
+    # Weights with which the masks outweigh a teacher that knows nothing.
+    "distillation": Distillation(
+        small_bert(N=1, types=0), small_bert(), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0
+    ),
 }  # fmt: skip
 
 

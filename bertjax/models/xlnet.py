@@ -17,7 +17,6 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from bertjax import layers
