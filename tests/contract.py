@@ -121,7 +121,7 @@ OBJECTIVES = {
     ),
     "deberta": MaskedLM(small_deberta(decoder=2), dataclasses.replace(MASKING, unit=ngrams(3))),
     "deberta v3, remat dots": ReplacedTokenDetection(
-        small_deberta_v2(N=1, convolution=None), small_deberta_v2(remat="dots"), MASKING,
+        small_deberta_v2(N=1, decoder=1, convolution=None), small_deberta_v2(remat="dots"), MASKING,
         DisentangledEmbeddings(), judge=judged_in_context,
     ),
     "sift": SiFT(MaskedLM(small_bert(), MASKING)),
