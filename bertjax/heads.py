@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, LayerNorm, add_bias
+from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, LayerNorm, add_bias, tanh
 from bertjax.types import Array, Mean, Metrics
 
 
@@ -81,11 +81,45 @@ class SequenceSummary(nn.Module):
         return Dropout(self.dropout)(summary_BD, train=train)
 
 
-class PairHead(nn.Module):
-    """Classify a pair of segments: BERT's pooler (dense and tanh on the first position), then C logits in float32.
+class Pooler(nn.Module):
+    """Summarise a row by one position: dense and activation, pooled_BD. google-research/bert modeling.py."""
 
-    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output.
+    D: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        return self.activation(dense(x_BLD[:, self.position]))
+
+
+class PairHead(nn.Module):
+    """Classify a pair of segments, or any row: BERT's pooler, then C logits in float32.
+
+    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output. Other families' classifiers have
+    another activation, XLNet's reads the last position: then rows must be padded on their left.
     """
+
+    D: int
+    C: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        pooled_BD = self.activation(dense(x_BLD[:, self.position]))
+        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
+        return logits_BC.astype(jnp.float32)
+
+
+class TokenHead(nn.Module):
+    """Classify every token: C logits in float32, and nothing between. Tags, or the two ends of a span."""
 
     D: int
     C: int
@@ -94,9 +128,8 @@ class PairHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
-        pooled_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")(x_BLD[:, 0]))
-        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
-        return logits_BC.astype(jnp.float32)
+        logits_BLC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x_BLD)
+        return logits_BLC.astype(jnp.float32)
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from bertjax.config import from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, fingerprint
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
+from bertjax.huggingface.convert import read_folder, write_model
+from bertjax.huggingface.folder import is_huggingface
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
 
@@ -55,13 +57,22 @@ class InParts(Protocol):
         ...
 
 
+@runtime_checkable
+class ForTask(Protocol):
+    """What a model offers that was made for a task."""
+
+    def task_logits(self, params: Params, batch: Batch) -> Array:
+        """Return what its task head says of a batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
-    """A trained model. config: the experiment that it comes from, as JSON types."""
+    """A trained model. config: the experiment or the folder that it comes from, as JSON types."""
 
     objective: Trained
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # none where the folder of others that it comes from has none
     config: dict[str, Any]
 
     @property
@@ -77,6 +88,10 @@ class Model:
         """Return language-model logits [B, L, V]. Raises InputError where the model has no such head."""
         return self._language_logits(self.params, dict(batch))
 
+    def logits(self, batch: Batch) -> Array:
+        """Return the logits of the task head: see Published.task_logits. Raises InputError where there is none."""
+        return self._task_logits(self.params, dict(batch))
+
     def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
         """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
         logits_BPV = self._language_logits(self.params, dict(batch), positions_BP)
@@ -85,6 +100,19 @@ class Model:
     @cached_property
     def _encode(self) -> Any:
         return jax.jit(self.objective.encode)
+
+    @cached_property
+    def _task_logits(self) -> Any:
+        if not isinstance(self.objective, ForTask):
+            raise InputError(f"a {type(self.objective).__name__} has no task head: its logits are mlm_logits")
+        return jax.jit(self.objective.task_logits)
+
+    @property
+    def text(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none."""
+        if self.tokenizer is None:
+            raise InputError("this model came without tokenizer files: put its vocabulary into its folder")
+        return self.tokenizer
 
     @property
     def language_model(self) -> LanguageModel:
@@ -99,18 +127,22 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Load a model from the work folder of a run (its newest checkpoint) or from one checkpoint.
+    """Load a model from the work folder of a run (its newest checkpoint), from one checkpoint, or a Hugging Face folder.
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone. Works on any device, whatever
     it was trained on. Raises InputError where there is none, or it is damaged.
     """
     folder, part = _part_of(path)
+    if is_huggingface(folder):
+        if part:
+            raise InputError(f"the model in {folder} has no parts: give {folder} without :{part}")
+        found = read_folder(folder)
+        config = {"objective": to_json(found.model), "huggingface": found.notes}
+        return Model(found.model, found.params, found.tokenizer, config)
     step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
-    rows = from_json(info["experiment"]["phases"][0]["rows"])
-    shapes = batch_shapes(1, rows.length, rows.features)
-    params = jax.eval_shape(objective.init, jax.random.key(0), shapes)
+    params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
@@ -118,25 +150,58 @@ def load(path: str | Path) -> Model:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
     if part and not isinstance(objective, InParts):
         raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
+    config = info["experiment"]
     if part:
         objective, params = objective.part(part, params)
-    config = info["experiment"] | {"objective": to_json(objective)}
+        config = config | {"objective": to_json(objective), "part_of": config["objective"]["type"]}
     return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
 
 
-def convert(source: str | Path, folder: str | Path) -> None:
+def _shapes(described: dict[str, Any]) -> Any:
+    """Find the shapes of a batch; what came from a Hugging Face folder has no rows of its own, so the smallest."""
+    if "phases" not in described:
+        return batch_shapes(1, 1, ("types",))
+    rows = from_json(described["phases"][0]["rows"])
+    return batch_shapes(1, rows.length, rows.features)
+
+
+def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> None:
     """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
 
-    Raises InputError where the folder holds something, and as `load`.
+    Raises InputError where the folder holds something, and as `load` and `save_hf`.
     """
+    model = load(source)
+    if to == "huggingface":
+        save_hf(model, folder)
+        return
+    folder = _new_folder(folder)
+    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+
+
+def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
+    """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
+
+    architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
+    from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
+    what this model does.
+    """
+    if not architecture and "ReplacedTokenDetection" in model.config.get("part_of", ""):
+        architecture = "electra"
+    made = _new_folder(folder)
+    write_model(
+        model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture
+    )
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """See that a folder is new or empty; an empty one is removed, because writers make their own."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder")
-    model = load(source)
     if folder.exists():
-        folder.rmdir()  # the writer makes its own
+        folder.rmdir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    return folder
 
 
 def _part_of(path: str | Path) -> tuple[Path, str]:
@@ -194,7 +259,7 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
 
     Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
-    vocabulary = model.tokenizer.vocabulary
+    vocabulary = model.text.vocabulary
     before, after = model.language_model.around(vocabulary)
     encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
@@ -214,11 +279,11 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
         batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask), "types": jnp.asarray(types)}
         probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
         for row, ids in enumerate(rows):
-            masks = [_guesses(model.tokenizer, probabilities[row, slot], top) for slot in range(len(places[row]))]
+            masks = [_guesses(model.text, probabilities[row, slot], top) for slot in range(len(places[row]))]
             best = list(ids)
             for slot, place in enumerate(places[row]):
                 best[place] = int(probabilities[row, slot].argmax())
-            yield Filled(texts[start + row], masks, model.tokenizer.decode(best[len(before) : len(best) - len(after)]))
+            yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
 
 
 _WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
@@ -230,7 +295,7 @@ def _with_masks(model: Model, text: str) -> list[int]:
     So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
     vocabulary's pieces carry their spaces, and what follows continues the text.
     """
-    tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary
+    tokenizer, vocabulary = model.text, model.text.vocabulary
     mask_piece = tokenizer.piece(vocabulary.mask)
     parts = text.split(mask_piece)
     if len(parts) == 1:

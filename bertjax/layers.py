@@ -66,6 +66,24 @@ def gelu_tanh(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+@_recomputed
+def relu(x: Array) -> Array:
+    """Cut off what is below 0: DistilBERT's classifier."""
+    return jax.nn.relu(x)
+
+
+@_recomputed
+def silu(x: Array) -> Array:
+    """Apply x σ(x)."""
+    return jax.nn.silu(x)
+
+
+@_recomputed
+def tanh(x: Array) -> Array:
+    """Apply the hyperbolic tangent: BERT's pooler."""
+    return jnp.tanh(x)
+
+
 @partial(_recomputed, static_argnums=(3,))
 def layer_norm(x: Array, scale_D: Array, bias_D: Array, eps: float) -> Array:
     """Normalise the last axis; float32 inside (a variance below eps 1e-12 needs it), the dtype of `x` outside."""
