@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertjax.data.tokenizer import Tokenizer, load_tokenizer
+from bertjax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bertjax.errors import InputError
 from bertjax.huggingface.table import Family
+from bertjax.huggingface.unigram import tokenizer_json
 
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _CLASSES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
@@ -29,7 +30,8 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
             f"{folder} has {models[0] if models else 'no tokenizer.json'}, whose ids are not those of xlm-roberta: "
             "write its tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    tokenizer = load_tokenizer(folder)
+    original = folder / "spiece.model"  # exact, where a tokenizer.json is made after it
+    tokenizer = load_tokenizer(original if original.is_file() else folder)
     if tokenizer.vocabulary.size > V:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocabulary.size} ids, vocab_size is only {V}")
     return tokenizer
@@ -42,10 +44,12 @@ def write_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
     kind = next((name for name in _FILES if name in files), model)
     config = json.loads(files.pop("tokenizer_config.json", b"{}"))
     stated = {f"{role}_token": tokenizer.piece(getattr(tokenizer.vocabulary, role)) for role in _ROLES}
-    if model:
+    if isinstance(tokenizer, SentencePieceTokenizer):
         files = {"spiece.model": files[model]}
-        # Only the published vocabularies want what these classes otherwise do to text.
-        stated |= {"tokenizer_class": "XLNetTokenizer" if family.cls_last else "AlbertTokenizer"}
+        described = tokenizer_json(tokenizer, cls_last=family.cls_last)
+        if described is not None:
+            files["tokenizer.json"] = described.encode()
+        stated |= {"tokenizer_class": _CLASSES["tokenizer.json"]}
     else:
         stated |= {"tokenizer_class": _CLASSES[kind]}
     for name, content in files.items():
