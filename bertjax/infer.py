@@ -1,6 +1,6 @@
 """Load a trained model and use it: hidden states, language-model logits, filled masks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -13,7 +13,7 @@ import numpy as np
 
 from bertjax import checkpoint
 from bertjax.config import from_json, to_json
-from bertjax.data.tokenizer import Tokenizer, Vocabulary, fingerprint
+from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
 from bertjax.huggingface.convert import read_folder, write_model
@@ -127,7 +127,7 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Load a model from the work folder of a run (its newest checkpoint), from one checkpoint, or a Hugging Face folder.
+    """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone. Works on any device, whatever
     it was trained on. Raises InputError where there is none, or it is damaged.
@@ -188,9 +188,7 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
     if not architecture and "ReplacedTokenDetection" in model.config.get("part_of", ""):
         architecture = "electra"
     made = _new_folder(folder)
-    write_model(
-        model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture
-    )
+    write_model(model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture)
 
 
 def _new_folder(folder: str | Path) -> Path:
@@ -213,10 +211,11 @@ def _part_of(path: str | Path) -> tuple[Path, str]:
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> dict[str, Array]:
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    Raises InputError where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
+    A model that came without tokenizer is taken at its word: only the number of ids is compared. Raises InputError
+    where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
     """
     model = load(source)
-    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+    if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
     # What a name means depends on it: tables, or what is added to the other model's.
     theirs, ours = (to_json(x).get("sharing") for x in (model.objective, objective))
@@ -224,6 +223,7 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
     for name, leaf in taken.items():
         if leaf.shape != shapes[name]:
@@ -236,6 +236,19 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
     return taken
+
+
+_SEGMENTS, _POSITIONS = "encoder/embeddings/type/table", "encoder/embeddings/position/table"
+
+
+def _one_segment(found: dict[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Add the first segment's vector to all positions where the new encoder has no segments: the sum is the same.
+
+    Published RoBERTa has one segment, ours none.
+    """
+    if _SEGMENTS not in found or _SEGMENTS in shapes or not {_POSITIONS} <= found.keys() & shapes.keys():
+        return found
+    return found | {_POSITIONS: found[_POSITIONS] + found[_SEGMENTS][:1]}
 
 
 class Guess(NamedTuple):

@@ -119,6 +119,22 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
+    """Tell whether two tokenizers are one: by their files, or else by all their pieces and what they make of a text.
+
+    A `vocab.txt` and the `tokenizer.json` made of it are the same tokenizer in other files.
+    """
+    if fingerprint(a) == fingerprint(b):
+        return True
+    if a.vocabulary != b.vocabulary:
+        return False
+    pieces = all(a.piece(index) == b.piece(index) for index in range(a.vocabulary.size))
+    return pieces and a.ids([_PROBE]) == b.ids([_PROBE])
+
+
+_PROBE = "The Quick-Brown FÖX cost 1,234.50 (or £9), didn't it? ``Naïve'' 東京 ﬁne … Straße\tİstanbul  end."
+
+
 class FastTokenizer:
     """Run WordPiece, byte-level BPE or any `tokenizer.json` on the `tokenizers` library."""
 

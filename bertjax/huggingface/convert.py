@@ -22,7 +22,7 @@ from bertjax.errors import InputError
 from bertjax.heads import Pooler
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.folder import FLOATS, Tensor, find_tensors, read_config, read_tensor, write_folder
-from bertjax.huggingface.table import Family, Form, Head, Row
+from bertjax.huggingface.table import Family, Form, Head
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.encoder import Encoder
 from bertjax.published import Published
@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> Found:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
     tensors, ignored = _set_aside(family, tensors, folder)
     encoder = make_encoder(family, config, folder)
-    if encoder.N > len(tensors):
+    if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     heads = _heads_of_folder(family, encoder, config, tensors)
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
@@ -205,9 +205,7 @@ def parameter_shapes(model: Published, folder: Path) -> Shapes:
 def _family(config: Mapping[str, Any], folder: Path) -> Family:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(
-            f"{folder / 'config.json'} has model_type={model_type!r}: bertjax reads {', '.join(FAMILIES)}"
-        )
+        raise InputError(f"{folder / 'config.json'} has model_type={model_type!r}: bertjax reads {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -246,9 +244,7 @@ def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _set_aside(
-    family: Family, tensors: Mapping[str, Tensor], folder: Path
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _set_aside(family: Family, tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Leave out what nothing learns and what repeats another tensor, each with its reason."""
     kept, ignored = dict(tensors), {}
     for name in tensors:
@@ -397,9 +393,7 @@ def _with_segments(family: Family, encoder: Any, params: Params) -> tuple[Any, P
     return encoder.clone(types=1), {**params, "encoder": {**params["encoder"], "embeddings": embeddings}}
 
 
-def _class_for(
-    family: Family, original: Mapping[str, Any], given: Mapping[str, nn.Module], heads: list[Head]
-) -> str:
+def _class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, nn.Module], heads: list[Head]) -> str:
     """Name the class of transformers with these heads; that of the source where there was one."""
     if original and _architecture(original):
         return _architecture(original)

@@ -80,7 +80,9 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     # transformers asks for this entry.
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
+    )
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ published ALBERT and XLNet vocabularies have pieces that end in digit and comma,
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as protocol
 from tokenizers import normalizers, pre_tokenizers
 
 from bertjax.data.tokenizer import SentencePieceTokenizer
@@ -23,14 +23,17 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer, *, cls_last: bool) -> str 
     cls_last: a text ends with the separator and the classification token, instead of standing between them.
     """
     content = next(content for name, content in tokenizer.files.items() if name.endswith(".model"))
-    model: Any = sentencepiece_model_pb2.ModelProto.FromString(content)
+    messages: Any = protocol  # its classes are made as it is imported
+    model = messages.ModelProto.FromString(content)
     if model.trainer_spec.model_type != _UNIGRAM:
         return None
     again = tokenizer.split_again
     scores = [(piece.piece, _NEVER if n in again else piece.score) for n, piece in enumerate(model.pieces)]
     v = tokenizer.vocabulary
-    rust = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, v.unk, byte_fallback=model.trainer_spec.byte_fallback))
-    steps = []
+    rust = tokenizers.Tokenizer(
+        tokenizers.models.Unigram(scores, v.unk, byte_fallback=model.trainer_spec.byte_fallback)
+    )
+    steps: list[Any] = []
     if tokenizer.published:
         steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
