@@ -208,10 +208,17 @@ def _part_of(path: str | Path) -> tuple[Path, str]:
     return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
 
 
-def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> dict[str, Array]:
+class Start(NamedTuple):
+    """Parameters to begin with, by name, and what is to be said of them besides."""
+
+    params: Mapping[str, Array]
+    note: str
+
+
+def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    A model that came without tokenizer is taken at its word: only the number of ids is compared. Raises InputError
+    A model that came without tokenizer is noted: nothing but the number of its ids can be compared. Raises InputError
     where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
     """
     model = load(source)
@@ -235,7 +242,8 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
-    return taken
+    note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
+    return Start(taken, note)
 
 
 _SEGMENTS, _POSITIONS = "encoder/embeddings/type/table", "encoder/embeddings/position/table"

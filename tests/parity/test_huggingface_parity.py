@@ -1,0 +1,84 @@
+"""Folders of transformers, each of its classes: what we compute, and that they come back byte by byte.
+
+make_huggingface_golden.py made the arrays.
+"""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import FOLDER
+from safetensors.numpy import load_file, save_file
+
+from bertjax.infer import load, save_hf
+from bertjax.layers import apply
+
+
+def read_cases():
+    cases = {}
+    with np.load(FOLDER / "huggingface.npz") as file:
+        for key in file:
+            name, what, *tensor = key.split("/", 2)
+            case = cases.setdefault(name, {"tensors": {}})
+            if tensor:
+                case["tensors"][tensor[0]] = file[key].astype(np.float32)
+            else:
+                case[what] = file[key]
+    return cases
+
+
+CASES = read_cases()
+
+
+def write_folder(case, folder):
+    folder.mkdir()
+    (folder / "config.json").write_text(str(case["config"]))
+    save_file(case["tensors"], folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def outputs_of(model, case):
+    """Compute all that transformers gave, by its names."""
+    batch = {name: jnp.asarray(case[name]) for name in ("tokens", "mask", "types")}
+    out = {}
+    if "last_hidden_state" in case:
+        out["last_hidden_state"] = model.encode(batch)
+    if "pooler_output" in case:
+        head = model.objective.heads["pair"]
+        out["pooler_output"] = apply(head, model.params["head"]["pair"], model.encode(batch))
+    heads = set(model.params.get("head", {}))
+    words = [name for name in ("logits", "prediction_logits") if name in case]
+    if heads & {"mlm", "plm"}:
+        out[words[0]] = model.mlm_logits(batch)
+        heads -= {"mlm", "plm"}
+    if "span" in heads:
+        out["start_logits"], out["end_logits"] = jnp.moveaxis(model.logits(batch), -1, 0)
+    elif heads and "pooler_output" not in case:
+        names = [name for name in ("seq_relationship_logits", "sop_logits", "logits") if name in case]
+        out[names[0]] = model.logits(batch)
+    return out
+
+
+EXPECTED = {"last_hidden_state", "pooler_output", "logits", "prediction_logits", "seq_relationship_logits",
+            "sop_logits", "start_logits", "end_logits"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_class_computes_what_transformers_does_and_comes_back_byte_by_byte(name, tmp_path):
+    case = CASES[name]
+    model = load(write_folder(case, tmp_path / "theirs"))
+    assert model.tokenizer is None and model.config["huggingface"]["ignored"] == {}
+    found = outputs_of(model, case)
+    assert found.keys() == EXPECTED & case.keys()
+    for what, ours in found.items():
+        expected, mask = case[what], case["mask"]
+        assert ours.shape == expected.shape
+        real = mask > 0 if expected.shape[: mask.ndim] == mask.shape else np.ones(len(expected), bool)
+        np.testing.assert_allclose(np.asarray(ours)[real], expected[real], rtol=0, atol=1e-5, err_msg=what)
+    save_hf(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == case["tensors"].keys()
+    for tensor, array in case["tensors"].items():
+        assert again[tensor].shape == array.shape and again[tensor].tobytes() == array.tobytes(), tensor
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(str(case["config"]))
