@@ -10,7 +10,6 @@ import numpy as np
 from bertjax import layers
 from bertjax.rules import name_of
 
-
 # `make parity` makes all arrays anew, elsewhere and from another seed.
 FOLDER = Path(os.environ.get("BERTJAX_GOLDEN") or Path(__file__).parent)
 

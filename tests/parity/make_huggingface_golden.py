@@ -3,8 +3,9 @@
     pip install '.[parity]'
     python tests/parity/make_huggingface_golden.py
 
-One entry per class, with a random tiny configuration: `config` (its config.json), `tensors/…` by the names that
-transformers saves, inputs, and outputs at real positions. Values are stored exactly as float16, which they fit into.
+One entry per class, with a random tiny configuration: `config` (its config.json), the tensors that transformers saves
+(`tensors`: a JSON list of names and shapes; `values`: all their values one after another, exactly as float16), inputs
+and outputs. All classes have the same sizes, so that the test compiles little.
 """
 
 import json
@@ -41,15 +42,18 @@ def names(family):
 
 def make_config(family, name, rng):
     """Draw a configuration: every option that we read takes several values."""
-    H, K = int(rng.integers(1, 4)), 2 * int(rng.integers(1, 3))
-    D = H * K
+    sizes = rng_of("huggingface", "sizes")
+    H, K, N = int(sizes.integers(2, 4)), 2 * int(sizes.integers(1, 3)), int(sizes.integers(2, 4))
+    D, F, V = H * K, int(sizes.integers(3, 12)), int(sizes.integers(12, 24))
     activation = str(rng.choice(["gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh"]))
     labels = 2 if "QuestionAnswering" in name else int(rng.integers(1, 5))
-    given = {"num_labels": labels, "vocab_size": int(rng.integers(12, 24)), "attn_implementation": "eager"}
-    N, F, eps = int(rng.integers(1, 4)), int(rng.integers(3, 12)), float(rng.choice([1e-12, 1e-5, 0.25]))
+    given = {"num_labels": labels, "vocab_size": V, "attn_implementation": "eager"}
+    eps = float(rng.choice([1e-12, 1e-5, 0.25]))
     config = getattr(transformers, f"{family}Config")
     if family == "DistilBert":
-        return config(dim=D, n_layers=N, n_heads=H, hidden_dim=F, activation=activation, max_position_embeddings=9, **given)
+        return config(
+            dim=D, n_layers=N, n_heads=H, hidden_dim=F, activation=activation, max_position_embeddings=9, **given
+        )
     if family == "XLNet":
         clamp = int(rng.choice([-1, 3]))
         given |= {"layer_norm_eps": eps, "clamp_len": clamp}
@@ -90,8 +94,9 @@ def run_case(family, name):
         described = json.loads((Path(folder) / "config.json").read_text())
     assert all((array == array.astype(np.float16)).all() for array in saved.values())
     found = {key: out[key].numpy() for key in OUTPUTS if out.get(key) is not None}
-    found |= {f"tensors/{key}": array.astype(np.float16) for key, array in saved.items()}
-    return inputs | found | {"config": np.array(json.dumps(described))}
+    shapes = [[key, array.shape] for key, array in saved.items()]
+    found["values"] = np.concatenate([array.ravel() for array in saved.values()]).astype(np.float16)
+    return inputs | found | {"tensors": np.array(json.dumps(shapes)), "config": np.array(json.dumps(described))}
 
 
 OUTPUTS = ("last_hidden_state", "pooler_output", "logits", "prediction_logits", "seq_relationship_logits", "sop_logits",
