@@ -53,7 +53,9 @@ def twice(header):
 def overlapping(header):
     other = header["classifier.weight"]["data_offsets"]
     begin, end = header["bert.encoder.layer.0.intermediate.dense.weight"]["data_offsets"]
-    return header | {"classifier.weight": header["classifier.weight"] | {"data_offsets": [begin, begin + other[1] - other[0]]}}
+    return header | {
+        "classifier.weight": header["classifier.weight"] | {"data_offsets": [begin, begin + other[1] - other[0]]}
+    }
 
 
 HEADERS = {
