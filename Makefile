@@ -34,7 +34,7 @@ test: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
 $(VENV)/parity-installed: $(VENV)/dev-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'

@@ -2,10 +2,14 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 
-# Most of the time of these tests is compilation, so it is done with little optimisation.
+# Most of the time of these tests is compilation, so it is done with little optimisation, and by the quicker emitters
+# where there is a choice: later versions have none, and stop at a flag that they do not know.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 )
 # Eight devices share the threads of one pool, and each collective that waits for the others holds one of them. A
 # program with independent collectives (two models) runs out of threads and waits for ever; this is their number.
