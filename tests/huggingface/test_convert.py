@@ -13,14 +13,13 @@ from contract import small_bert, small_generator, small_xlnet
 from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
 
-from bertjax import layers
+from bertjax import checkpoint, layers
 from bertjax.cli import main
 from bertjax.config import Experiment, Phase, Run, to_json
 from bertjax.data.pairs import NextSentencePairs
-from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.infer import Model, convert, fill_mask, load, save_hf
+from bertjax.infer import Model, convert, fill_mask, load, save_hf, warm_start
 from bertjax.masking import Masking, Permutation
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
@@ -92,7 +91,7 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     save_hf(model, tmp_path / "again")
     same(tmp_path / "again", tensors)
     untied = copies | {"cls.predictions.decoder.weight": tensors[WORD] + 1}
-    with pytest.raises(InputError, match="decoder.weight differs from .*word_embeddings"):
+    with pytest.raises(InputError, match=r"decoder.weight differs from .*word_embeddings"):
         load(write(tmp_path / "untied", PRETRAINING, tensors | untied))
     bias = tensors.pop("cls.predictions.bias")  # one of two names is enough
     model = load(write(tmp_path / "other", PRETRAINING, tensors | {"cls.predictions.decoder.bias": bias}))
@@ -129,7 +128,7 @@ def test_heads_beyond_the_class_of_the_config_are_kept(tmp_path):
 
 def own_model(objective, tokenizer, seed=0):
     shapes = {**BATCH, "types": jnp.zeros_like(TOKENS)}
-    params = objective.init(jax.random.key(seed), shapes)
+    params = jax.eval_shape(objective.init, jax.random.key(seed), shapes)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) / 4, params)
     return Model(objective, params, tokenizer, {"objective": to_json(objective)})
@@ -193,13 +192,12 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
         save_hf(own_model(cases["no electra class with the heads mlm, pair"], tokenizer), tmp_path / "full")
 
 
-def test_both_parts_of_electra_become_its_classes(corpus, tokenizer, tmp_path):
+def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     same_width = small_bert(V=v.size, N=1)  # without a projection a generator looks like a BERT
-    objective = ReplacedTokenDetection(same_width, small_bert(V=v.size), masking)
-    run = experiment(objective, corpus)
-    fit(run, tmp_path / "run")
+    model = own_model(ReplacedTokenDetection(same_width, small_bert(V=v.size), masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
     for part, name in (("generator", "ElectraForMaskedLM"), ("discriminator", "ElectraForPreTraining")):
         convert(f"{tmp_path / 'run'}:{part}", tmp_path / part, to="huggingface")
         assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
@@ -209,10 +207,10 @@ def test_both_parts_of_electra_become_its_classes(corpus, tokenizer, tmp_path):
         np.testing.assert_allclose(use(theirs, BATCH), use(ours, BATCH), atol=1e-6)
 
 
-def experiment(objective, corpus, init="", rows=FullSentences, **optimizer):
+def experiment(objective, corpus, init, **optimizer):
     adam = dataclasses.replace(bert_adam(BertLinear(1e-3, 1, 1)), **optimizer)
     run = Run(evaluate_every=0, evaluate_batches=1)
-    return Experiment(objective, adam, (Phase(1, 8, rows(corpus, 32)),), init=init, run=run)
+    return Experiment(objective, adam, (Phase(1, 8, NextSentencePairs(corpus, 32)),), init=init, run=run)
 
 
 @pytest.fixture
@@ -220,50 +218,53 @@ def pretrained(tokenizer, tmp_path):
     """Write a folder of BERT for pre-training with the tokenizer of the test corpus."""
     v = tokenizer.vocabulary
     config = PRETRAINING | {"vocab_size": v.size, "max_position_embeddings": 64}
-    tensors = pretraining_tensors(v.size) | {
-        name: array
-        for name, array in bert_tensors(config).items()
-        if name in (WORD, "bert.embeddings.position_embeddings.weight")
-    }
+    resized = bert_tensors(config)
+    tensors = {name: resized.get(name, array) for name, array in pretraining_tensors(v.size).items()}
     folder = write(tmp_path / "pretrained", config, tensors)
     for name, content in wordpiece_files().items():
         (folder / name).write_bytes(content)
     return folder
 
 
-def test_pre_training_goes_on_from_a_folder(pretrained, tokenizer, corpus, tmp_path, capsys):
+def test_parameters_to_begin_with_come_from_a_folder(pretrained, tokenizer):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     encoder = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64)
-    frozen = {"rates": ((".*", 0.0),)}
-
-    def start(objective, rows, **options):
-        run = experiment(objective, corpus, str(pretrained), rows, **frozen | options)
-        state = fit(run, tmp_path / str(len(list(tmp_path.iterdir()))))
-        said = next(line for line in capsys.readouterr().err.splitlines() if "parameters from" in line)
-        return {name_of(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state.params)}, said
-
     theirs = {name_of(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(load(pretrained).params)}
-    found, said = start(MaskedLM(encoder, masking, pair=True), NextSentencePairs)
-    assert said.endswith("made anew: none") and found.keys() == theirs.keys()
-    assert all((found[name] == array).all() for name, array in theirs.items())
+
+    def start(objective):
+        like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
+        return warm_start(str(pretrained), objective, like, tokenizer)
+
+    found = start(MaskedLM(encoder, masking, pair=True))
+    assert found.params.keys() == theirs.keys() and not found.note
+    assert all((found.params[name] == array).all() for name, array in theirs.items())
     # An encoder without segments takes the first one's vector with every position.
-    found, said = start(MaskedLM(encoder.clone(types=0), masking), FullSentences)
+    found = start(MaskedLM(encoder.clone(types=0), masking))
     np.testing.assert_array_equal(
-        found["encoder/embeddings/position/table"],
+        found.params["encoder/embeddings/position/table"],
         theirs["encoder/embeddings/position/table"] + theirs["encoder/embeddings/type/table"][:1],
     )
-    # Heads that the folder has not are fresh, and said to be.
+    with pytest.raises(InputError, match="of shape .* make the model as large as that one"):
+        start(MaskedLM(encoder.clone(F=14), masking))
+
+
+def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says_so(
+    pretrained, tokenizer, corpus, tmp_path, capsys
+):
+    v = tokenizer.vocabulary
     (pretrained / "vocab.txt").unlink()
     tensors = load_file(pretrained / "model.safetensors")
     config = json.loads((pretrained / "config.json").read_text()) | {"architectures": ["BertModel"]}
     write(pretrained, config, {name: array for name, array in tensors.items() if not name.startswith("cls.")})
-    found, said = start(MaskedLM(encoder, masking, pair=True), NextSentencePairs)
+    encoder = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64)
+    objective = MaskedLM(encoder, Masking(v.mask, (0, v.size), (v.cls, v.sep)), pair=True)
+    state = fit(experiment(objective, corpus, str(pretrained), rates=((".*", 0.0),)), tmp_path / "run")
+    np.testing.assert_array_equal(state.params["encoder"]["embeddings"]["word"]["table"], tensors[WORD])
+    said = next(line for line in capsys.readouterr().err.splitlines() if "parameters from" in line)
     made, note = said.split("made anew: ")[1].split("; ")
-    assert {n for n in made.split(", ") if "mlm" not in n} == {
-        "head/pair/classifier/bias",
-        "head/pair/classifier/kernel",
-    }
+    pair = {"head/pair/classifier/bias", "head/pair/classifier/kernel"}
+    assert {name for name in made.split(", ") if "mlm" not in name} == pair
     assert note == "it came without tokenizer, so its ids are taken to be the corpus's"
 
 
@@ -308,7 +309,7 @@ def test_the_ids_of_xlm_roberta_are_not_those_of_its_sentencepiece_model(tmp_pat
     folder = write(tmp_path / "xlm", config | {"architectures": ["XLMRobertaModel"]}, tensors)
     assert load(folder).encoder.first_position == 2
     (folder / "sentencepiece.bpe.model").touch()
-    with pytest.raises(InputError, match="whose ids are not those of xlm-roberta: write its tokenizer.json"):
+    with pytest.raises(InputError, match=r"whose ids are not those of xlm-roberta: write its tokenizer.json"):
         load(folder)
 
 

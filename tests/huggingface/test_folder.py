@@ -51,11 +51,10 @@ def twice(header):
 
 
 def overlapping(header):
-    other = header["classifier.weight"]["data_offsets"]
-    begin, end = header["bert.encoder.layer.0.intermediate.dense.weight"]["data_offsets"]
-    return header | {
-        "classifier.weight": header["classifier.weight"] | {"data_offsets": [begin, begin + other[1] - other[0]]}
-    }
+    begin = header["bert.encoder.layer.0.intermediate.dense.weight"]["data_offsets"][0]
+    entry = header["classifier.weight"]
+    size = entry["data_offsets"][1] - entry["data_offsets"][0]
+    return header | {"classifier.weight": entry | {"data_offsets": [begin, begin + size]}}
 
 
 HEADERS = {

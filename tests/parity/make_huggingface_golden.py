@@ -1,4 +1,4 @@
-"""Make the golden folders of test_huggingface_parity.py: what `transformers` saves and computes, for each of its classes.
+"""Make the golden folders of test_huggingface_parity.py: what `transformers` saves and computes, class by class.
 
     pip install '.[parity]'
     python tests/parity/make_huggingface_golden.py
