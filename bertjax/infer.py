@@ -316,7 +316,9 @@ def _with_masks(model: Model, text: str) -> list[int]:
     So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
     vocabulary's pieces carry their spaces, and what follows continues the text.
     """
-    tokenizer, vocabulary = model.text, model.text.vocabulary
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # fill_mask asked for it
+    vocabulary = tokenizer.vocabulary
     mask_piece = tokenizer.piece(vocabulary.mask)
     parts = text.split(mask_piece)
     if len(parts) == 1:
