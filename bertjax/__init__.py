@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bertjax.masking import mask_tokens as mask_tokens
     from bertjax.masking import permute as permute
     from bertjax.models.encoder import Encoder as Encoder
+    from bertjax.models.modern import Modern as Modern
     from bertjax.models.xlnet import XLNet as XLNet
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
@@ -39,6 +40,7 @@ _HOMES = {
     "Experiment": "bertjax.config",
     "MaskedLM": "bertjax.objectives.mlm",
     "Masking": "bertjax.masking",
+    "Modern": "bertjax.models.modern",
     "Permutation": "bertjax.masking",
     "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",

@@ -1,17 +1,20 @@
 """Heads: what turns hidden states into predictions."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, LayerNorm, add_bias, tanh
+from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, Norm, add_bias, tanh
 from bertjax.types import Array, Mean, Metrics
 
 
 class MaskedLMHead(nn.Module):
     """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
 
-    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D.
+    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
+    bias in the dense layer and the norm.
     """
 
     V: int
@@ -21,28 +24,51 @@ class MaskedLMHead(nn.Module):
     norm_eps: float
     initializer: Initializer
     dtype: str
+    transform_bias: bool = True
+    norm_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        x_BPE = self.activation(Dense((self.D,), (self.E,), self.initializer, self.dtype, name="transform")(x_BPD))
-        x_BPE = LayerNorm(self.E, self.norm_eps, name="norm")(x_BPE)
+        transform = Dense((self.D,), (self.E,), self.initializer, self.dtype, self.transform_bias, name="transform")
+        x_BPE = self.activation(transform(x_BPD))
+        x_BPE = Norm(self.E, self.norm_eps, use_bias=self.norm_bias, name="norm")(x_BPE)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
 
 
 class TiedHead(nn.Module):
-    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss."""
+    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss.
+
+    Crammed-BERT's is the table alone, and has no parameters.
+    """
 
     V: int
+    dtype: str
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        logits_BPV = jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype))
+        if not self.use_bias:
+            return logits_BPV
+        return add_bias(logits_BPV, self.param("bias", nn.initializers.zeros_init(), (self.V,)))
+
+
+class UntiedHead(nn.Module):
+    """Predict ids: a dense layer with a bias, and no part of the word table. NeoBERT, src/neobert/model/model.py."""
+
+    V: int
+    D: int
+    initializer: Initializer
     dtype: str
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
-        return add_bias(jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype)), bias_V)
+        return Dense((self.D,), (self.V,), self.initializer, self.dtype, name="decoder")(x_BPD)
 
 
 class ReplacedHead(nn.Module):
@@ -130,6 +156,36 @@ class TokenHead(nn.Module):
     def __call__(self, x_BLD: Array) -> Array:
         logits_BLC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x_BLD)
         return logits_BLC.astype(jnp.float32)
+
+
+class TransformedHead(nn.Module):
+    """Classify rows or tokens: dense, activation and norm, then C logits in float32. ModernBERT's, of any task.
+
+    pooling: what is read of a row: its first position (cls), the mean of its tokens, or every token by itself (none).
+    """
+
+    D: int
+    C: int
+    pooling: Literal["cls", "mean", "none"]
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    transform_bias: bool = False
+    norm_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
+        """Return logits_BC, or logits_BLC without pooling."""
+        x = x_BLD
+        if self.pooling == "cls":
+            x = x_BLD[:, 0]
+        if self.pooling == "mean":
+            real_BL1 = (mask_BL > 0)[..., None]
+            x = jnp.where(real_BL1, x_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
+        x = Dense((self.D,), (self.D,), self.initializer, self.dtype, self.transform_bias, name="transform")(x)
+        x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
+        return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x).astype(jnp.float32)
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:

@@ -20,6 +20,9 @@ from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
 
+Normalise = Callable[[Array, Array, Array | None, float], Array]
+"""(x, scale_D, bias_D or None, eps) -> x, normalised over its last axis: `layer_norm` or `rms_norm`."""
+
 _recomputed = partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -51,7 +54,17 @@ class GlorotUniform:
         return jax.nn.initializers.glorot_uniform()(rng, shape, dtype)
 
 
-Initializer = TruncatedNormal | Normal | GlorotUniform
+@dataclass(frozen=True)
+class Uniform:
+    """Draw uniformly between -limit and limit: NeoBERT's initialiser."""
+
+    limit: float = 0.02
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(rng, shape, dtype, -self.limit, self.limit)
+
+
+Initializer = TruncatedNormal | Normal | GlorotUniform | Uniform
 
 
 @_recomputed
@@ -73,24 +86,40 @@ def relu(x: Array) -> Array:
 
 
 @_recomputed
-def silu(x: Array) -> Array:
-    """Apply x σ(x)."""
-    return jax.nn.silu(x)
-
-
-@_recomputed
 def tanh(x: Array) -> Array:
     """Apply the hyperbolic tangent: BERT's pooler."""
     return jnp.tanh(x)
 
 
+@_recomputed
+def silu(x: Array) -> Array:
+    """Apply x σ(x), also called Swish: the activation of SwiGLU."""
+    return jax.nn.silu(x)
+
+
+@partial(_recomputed, static_argnums=(2,))
+def gated(h: Array, gate: Array, activation: Activation) -> Array:
+    """Multiply the activated `h` by `gate`: a gated linear unit."""
+    return activation(h) * gate
+
+
 @partial(_recomputed, static_argnums=(3,))
-def layer_norm(x: Array, scale_D: Array, bias_D: Array, eps: float) -> Array:
+def layer_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
     """Normalise the last axis; float32 inside (a variance below eps 1e-12 needs it), the dtype of `x` outside."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    return (y * aligned(scale_D, y) + aligned(bias_D, y)).astype(x.dtype)
+    return _rescaled(y, scale_D, bias_D, eps).astype(x.dtype)
+
+
+@partial(_recomputed, static_argnums=(3,))
+def rms_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+    """Divide the last axis by its root mean square, in float32: a layer norm that leaves the mean."""
+    return _rescaled(x.astype(jnp.float32), scale_D, bias_D, eps).astype(x.dtype)
+
+
+def _rescaled(y: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * aligned(scale_D, y)
+    return y if bias_D is None else y + aligned(bias_D, y)
 
 
 @partial(_recomputed, static_argnums=(1,))
@@ -167,6 +196,39 @@ def attention(
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
     probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
+
+
+def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
+    """Attend within documents to `reach` keys to the left, the token itself, and `reach` keys to the right.
+
+    In long rows blocks of 2·reach queries meet the 4·reach keys around them, so that work and memory grow with L, not
+    with its square; in short ones that saves nothing, and all scores are computed.
+    """
+    B, L = mask_BL.shape
+    T = 2 * reach
+    if L <= 4 * T:
+        index_L = np.arange(L)
+        near_LM = np.abs(index_L[:, None] - index_L[None]) <= reach
+        return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL) & near_LM[None], lambda p: p)
+    blocks = -(-L // T)
+
+    def padded(x: Array, before: int, after: int) -> Array:
+        # What is added is of a document that no row has: it sees itself, and nothing else sees it.
+        widths = ((0, 0), (before, blocks * T - L + after), *((0, 0) for _ in x.shape[2:]))
+        return jnp.pad(x, widths, constant_values=-1)
+
+    def queries(x: Array) -> Array:
+        return padded(x, 0, 0).reshape(B * blocks, T, *x.shape[2:])
+
+    def keys(x: Array) -> Array:
+        pieces = padded(x, reach, reach).reshape(B, 2 * blocks + 2, reach, *x.shape[2:])
+        around = [pieces[:, first : first + 2 * blocks - 1 : 2] for first in range(4)]
+        return jnp.concatenate(around, axis=2).reshape(B * blocks, 2 * T, *x.shape[2:])
+
+    near_TU = np.abs(np.arange(T)[:, None] - (np.arange(2 * T)[None] - reach)) <= reach
+    visible = (queries(mask_BL)[:, :, None] == keys(mask_BL)[:, None, :]) & near_TU[None]
+    mixed = attention(queries(q_BLHK), keys(k_BLHK), keys(v_BLHK), visible, lambda p: p)
+    return mixed.reshape(B, blocks * T, *mixed.shape[2:])[:, :L]
 
 
 class OfDistance(Protocol):
@@ -330,6 +392,21 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
         return layer_norm(x, scale, bias, self.eps)
+
+
+class Norm(nn.Module):
+    """Own the scale, and the bias if it has one, of any norm over a last axis of `width`."""
+
+    width: int
+    eps: float
+    normalise: Normalise = layer_norm
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)) if self.use_bias else None
+        return self.normalise(x, scale, bias, self.eps)
 
 
 class Table(nn.Module):

@@ -2,8 +2,11 @@
 
     clip global norm → moments → + weight decay · w → trust ratio per tensor → × learning rate
 
-AdamW takes optax's moments, BERT's Adam uncorrected ones, LAMB adds the trust ratio. What is decayed, scaled or
-adapted is said by `Rules` on parameter names.
+AdamW takes optax's moments, BERT's Adam uncorrected ones, StableAdamW clips each tensor's, LAMB adds the trust ratio.
+What is decayed, scaled or adapted is said by `Rules` on parameter names.
+
+Weight decay is multiplied by the learning rate. Fully decoupled decay, as Composer and optimi have it, shrinks weights
+by decay · rate / peak a step: that is `weight_decay = decay / peak` here.
 """
 
 import math
@@ -82,21 +85,75 @@ class Polynomial:
         return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), fall)
 
 
+def linear(progress: Array) -> Array:
+    """Fall from 1 to 0 in a straight line."""
+    return 1 - progress
+
+
+def one_minus_sqrt(progress: Array) -> Array:
+    """Fall from 1 to 0 as 1 − √progress, steeply at first (Hägele et al. 2024): ModernBERT's last stage."""
+    return 1 - jnp.sqrt(progress)
+
+
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """Warm up, hold `peak`, then fall linearly to 0 over the last `decay` steps."""
+    """Warm up, hold `peak`, then fall to `end` over the last `decay` steps: a trapezoid, where `fall` is linear."""
 
     peak: float
     warmup: int
     total: int
     decay: int
+    fall: Callable[[Array], Array] = linear  # of the share of the decay that is over
+    end: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.warmup + self.decay, self.total)
 
     def __call__(self, step: Array) -> Array:
-        left = jnp.clip((self.total - step) / max(1, self.decay), 0, 1)
-        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), self.peak * left)
+        progress = jnp.clip((step - (self.total - self.decay)) / max(1, self.decay), 0, 1)
+        rate = (self.peak - self.end) * self.fall(progress) + self.end
+        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), rate)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Warm up to `peak`, fall along half a cosine to `end` at step `bottom`, and stay there until `total`: NeoBERT."""
+
+    peak: float
+    warmup: int
+    total: int
+    bottom: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.warmup, self.bottom)
+        _check(self.bottom, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        progress = jnp.clip((step - self.warmup) / max(1, self.bottom - self.warmup), 0, 1)
+        rate = self.end + (self.peak - self.end) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), rate)
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """Rise in a line from `start` to `peak` over `rise` steps, then fall in a line to 0 at `total`.
+
+    JonasGeiping/cramming backend/optimizers/schedulers.py get_budget_triangle, in steps instead of hours.
+    """
+
+    peak: float
+    start: float
+    rise: int
+    total: int
+
+    def __post_init__(self) -> None:
+        _check(self.rise, self.total)
+
+    def __call__(self, step: Array) -> Array:
+        rising = self.start + (self.peak - self.start) * step / max(1, self.rise)
+        left = jnp.clip((self.total - step) / max(1, self.total - self.rise), 0, 1)
+        return jnp.where(step < self.rise, rising, self.peak * left)
 
 
 def _check(warmup: int, total: int) -> None:
@@ -104,7 +161,7 @@ def _check(warmup: int, total: int) -> None:
         raise ValueError(f"a schedule of {total} steps cannot spend {warmup} on warm-up and decay: use fewer")
 
 
-Schedule = BertLinear | ElectraLinear | Polynomial | WarmupStableDecay
+Schedule = BertLinear | ElectraLinear | Polynomial | WarmupStableDecay | Cosine | Triangle
 
 
 @dataclass(frozen=True)
@@ -148,6 +205,33 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_stable_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam, but divide the update of each tensor by the root mean square of g / √v where that is above 1.
+
+    StableAdamW (Wortsman et al. 2023; warner-benjamin/optimi stableadamw.py), which needs no clipping of gradients: it
+    holds a tensor back while its gradients outgrow what v remembers. Each slice of stacked layers is a tensor. Where we
+    deviate: optimi holds weight decay back as well.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam.update(gradients, state, params)
+        corrected = 1 - b2 ** state.count.astype(jnp.float32)
+
+        def hold_back(update: Array, g: Array, v: Array, stacked: bool) -> Array:
+            squares = jnp.square(g) / jnp.maximum(v / corrected, eps**2)
+            return update / jnp.maximum(1.0, jnp.sqrt(squares.mean(_axes(g, stacked), keepdims=True)))
+
+        return jax.tree.map(hold_back, updates, gradients, state.nu, match(STACKED, gradients)), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _axes(tensor: Array, stacked: bool) -> tuple[int, ...]:
+    """Name the axes of one tensor, in a stack of layers all but the first."""
+    return tuple(range(1 if stacked else 0, tensor.ndim))
+
+
 def scale_by_trust_ratio(adapted: Rules) -> optax.GradientTransformation:
     """Scale the update of each tensor by ‖w‖ / ‖u‖, 1 where either is 0 (google-research/albert lamb_optimizer.py).
 
@@ -159,7 +243,7 @@ def scale_by_trust_ratio(adapted: Rules) -> optax.GradientTransformation:
         def scale(update: Array, param: Array, adapt: bool, stacked: bool) -> Array:
             if not adapt:
                 return update
-            axes = tuple(range(1 if stacked else 0, param.ndim))
+            axes = _axes(param, stacked)
             param_norm = jnp.sqrt(jnp.square(param).sum(axes, keepdims=True))
             update_norm = jnp.sqrt(jnp.square(update).sum(axes, keepdims=True))
             ratio = jnp.where((param_norm == 0) | (update_norm == 0), 1.0, param_norm / update_norm)
@@ -220,6 +304,9 @@ def scale_by_rules(rates: Rules) -> optax.GradientTransformation:
 
 bert_adam = partial(Optimizer, moments=scale_by_uncorrected_adam)
 """Adam as BERT, ALBERT and ELECTRA pre-train with it: no bias correction."""
+
+stable_adamw = partial(Optimizer, moments=scale_by_stable_adam, clip=0.0)
+"""StableAdamW as ModernBERT pre-trains with it: update clipping for each tensor, none of the gradient."""
 
 lamb = partial(Optimizer, moments=scale_by_uncorrected_adam, adapted=NOT_NORM_NOR_BIAS)
 """LAMB as ALBERT uses it: uncorrected moments, a trust ratio per tensor except norms and biases, no clamp."""

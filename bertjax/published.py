@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.errors import InputError
-from bertjax.heads import Pooler
+from bertjax.heads import Pooler, TransformedHead
 from bertjax.layers import apply
 from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import hidden
@@ -42,7 +42,7 @@ class Published:
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         head = {}
         for name, module in self.named_heads:
-            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else (x_BLD,)
+            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else _inputs(module, x_BLD, batch)
             head[name] = module.init(head_key, *inputs)["params"]
         return {"encoder": encoder, "head": head} if head else {"encoder": encoder}
 
@@ -74,7 +74,8 @@ class Published:
         options = batch["tokens"].shape[:-1]
         if name == "choice":
             batch = {key: array.reshape(-1, array.shape[-1]) for key, array in batch.items()}
-        logits = apply(self.heads[name], params["head"][name], self.encode(params, batch))
+        module = self.heads[name]
+        logits = apply(module, params["head"][name], *_inputs(module, self.encode(params, batch), batch))
         return logits.reshape(options) if name == "choice" else logits
 
     def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -83,3 +84,7 @@ class Published:
 
     def _has(self) -> str:
         return f"its heads are {', '.join(self.heads)}" if self.named_heads else "it is an encoder alone"
+
+
+def _inputs(module: nn.Module, x_BLD: Array, batch: Batch) -> tuple[Array, ...]:
+    return (x_BLD, batch["mask"]) if isinstance(module, TransformedHead) else (x_BLD,)

@@ -8,10 +8,12 @@ import numpy as np
 from bertjax import layers
 from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
 from bertjax.models.encoder import Encoder
+from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
+from bertjax.positions import Alibi, Rotary, ScaledSinusoids
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32
@@ -33,11 +35,43 @@ def small_xlnet(**fields):
     return XLNet(**({"V": V, "D": 32, "N": 2, "H": 2, "F": 64} | fields))
 
 
+def small_modernbert(**fields):
+    """Make one with two groups of layers, thetas that differ, and windows shorter than rows."""
+    wanted = {"V": V, "D": 32, "N": 4, "H": 2, "F": 32, "positions": Rotary(100.0, 10.0), "global_every": 2, "reach": 3}
+    return Modern(**(wanted | fields))
+
+
+def small_neobert(**fields):
+    norms = Norms(layers.rms_norm, embedding=False, first=True)
+    fields = {"norms": norms, "head": untied_head, "activation": layers.silu, "initializer": layers.Uniform()} | fields
+    return small_modernbert(**({"N": 2, "global_every": 1} | fields))
+
+
+def small_mosaicbert(**fields):
+    norms, biases = Norms(bias=True, first=True, final=False), Biases(attention=True, narrow=True, head=True)
+    fields = {"positions": Alibi(), "residual": post_norm, "norms": norms, "biases": biases, "types": 2} | fields
+    return small_modernbert(**({"N": 2, "H": 4, "global_every": 1, "dropout": 0.1} | fields))
+
+
+def small_crammed(**fields):
+    fields = {"positions": ScaledSinusoids(), "norms": Norms(bias=True, first=True), "head": tied_head} | fields
+    return small_modernbert(**({"N": 2, "global_every": 1} | fields))
+
+
 def small_generator(**fields):
     return small_bert(D=16, E=32, H=1, F=32, **fields)
 
 
-ENCODERS = {"bert": small_bert, "roberta": small_roberta, "albert": small_albert, "xlnet": small_xlnet}
+ENCODERS = {
+    "bert": small_bert,
+    "roberta": small_roberta,
+    "albert": small_albert,
+    "xlnet": small_xlnet,
+    "modernbert": small_modernbert,
+    "neobert": small_neobert,
+    "mosaicbert": small_mosaicbert,
+    "crammed": small_crammed,
+}
 
 MASKING = Masking(mask_id=3, random_ids=(0, V), specials=SPECIALS)
 OBJECTIVES = {
@@ -55,6 +89,14 @@ OBJECTIVES = {
         small_xlnet(untied=False, clamp=5, remat="dots"),
         Permutation(functional=SPECIALS, parts=(10, 6), targets=4, block=2, seed=5),
         memory=7,
+    ),
+    "modernbert, remat dots": MaskedLM(
+        small_modernbert(remat="dots"), dataclasses.replace(MASKING, specials=(), rate=0.3)
+    ),
+    "neobert": MaskedLM(small_neobert(), dataclasses.replace(MASKING, rate=0.2, masked=1.0, random=0.0)),
+    "mosaicbert": MaskedLM(small_mosaicbert(), MASKING),
+    "crammed, remat full": MaskedLM(
+        small_crammed(remat="full"), dataclasses.replace(MASKING, specials=(), rate=0.25)
     ),
     "electra": ReplacedTokenDetection(
         small_generator(), small_bert(), dataclasses.replace(MASKING, masked=0.85, random=0.0),

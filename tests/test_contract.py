@@ -175,7 +175,7 @@ def test_weights_sum_to_what_the_masking_says(case):
     if masking is None:
         assert 0 < metrics["loss/plm"].weight <= B * case.objective.permutation.targets * L / 16
     elif masking.count is rounded and masking.unit is tokens:
-        assert metrics["loss/mlm"].weight == sum(max(1, round(0.15 * n)) for n in lengths.tolist())
+        assert metrics["loss/mlm"].weight == sum(max(1, round(masking.rate * n)) for n in lengths.tolist())
     real = metrics["tokens/real"]
     assert real.sum == case.batch["mask"].sum() and real.weight == B * L
 

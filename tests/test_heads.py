@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertjax import layers
-from bertjax.heads import MaskedLMHead, PairHead, negative_log_likelihood
+from bertjax.heads import MaskedLMHead, PairHead, TiedHead, UntiedHead, negative_log_likelihood
 from bertjax.layers import Normal
 
 KEY = jax.random.key(0)
@@ -48,6 +48,21 @@ def test_the_masked_lm_head_is_transform_activation_norm_tied_table_and_bias():
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
     expected = (y * p["norm"]["scale"] + p["norm"]["bias"]) @ table.T + p["bias"]
     np.testing.assert_allclose(head.apply({"params": p}, x, jnp.asarray(table)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_may_lack_biases_or_the_table():
+    x, table = jax.random.normal(KEY, (2, 3, 6)), jax.random.normal(KEY, (9, 6))
+    unbiased = MaskedLMHead(
+        9, 6, 6, layers.gelu, 1e-5, Normal(), "float32", transform_bias=False, norm_bias=False
+    ).init(KEY, x, table)["params"]  # fmt: skip
+    assert jax.tree.map(jnp.shape, unbiased) == {"transform": {"kernel": (6, 6)}, "norm": {"scale": (6,)}, "bias": (9,)}
+    bare = TiedHead(9, "float32", use_bias=False)
+    assert bare.init(KEY, x, table) == {}
+    np.testing.assert_allclose(bare.apply({"params": {}}, x, table), x @ table.T, rtol=1e-5, atol=1e-5)
+    untied = UntiedHead(9, 6, Normal(), "float32")
+    logits, params = untied.init_with_output(KEY, x, table)
+    assert jax.tree.map(jnp.shape, params["params"]) == {"decoder": {"kernel": (6, 9), "bias": (9,)}}
+    np.testing.assert_array_equal(logits, untied.apply(params, x, 2 * table))
 
 
 def test_the_pair_head_reads_the_first_position_alone():

@@ -13,13 +13,17 @@ from bertjax.optim import (
     NOT_NORM_NOR_BIAS,
     STACKED,
     BertLinear,
+    Cosine,
     ElectraLinear,
     Optimizer,
     Polynomial,
     Restarting,
+    Triangle,
     WarmupStableDecay,
     bert_adam,
     lamb,
+    one_minus_sqrt,
+    stable_adamw,
 )
 from bertjax.rules import match, name_of
 
@@ -54,6 +58,26 @@ def test_stable_rates_stay_until_the_decay():
     np.testing.assert_allclose(rates(WarmupStableDecay(1.0, 10, 100, 20), steps), expected, atol=1e-6)
 
 
+def test_one_minus_sqrt_falls_steeply_at_first_and_to_the_end_that_is_asked_for():
+    steps = [0, 5, 10, 60, 65, 80, 140, 200]
+    expected = [0, 0.5, 1, 1, 1 - 0.9 * (5 / 80) ** 0.5, 0.55, 0.1, 0.1]
+    schedule = WarmupStableDecay(1.0, 10, 140, 80, one_minus_sqrt, end=0.1)
+    np.testing.assert_allclose(rates(schedule, steps), expected, atol=1e-6)
+    assert rates(WarmupStableDecay(1.0, 10, 140, 0, one_minus_sqrt), [139])[0] == 1
+
+
+def test_a_cosine_reaches_its_end_at_the_bottom_and_stays():
+    steps = [0, 5, 10, 35, 60, 85, 110, 150, 200]
+    expected = [0, 0.5, 1, 0.55 + 0.45 * 0.5**0.5, 0.55, 0.55 - 0.45 * 0.5**0.5, 0.1, 0.1, 0.1]
+    np.testing.assert_allclose(rates(Cosine(1.0, 10, 200, bottom=110, end=0.1), steps), expected, atol=1e-6)
+    assert rates(Cosine(0.1, 0, 50, bottom=0, end=0.1), [0, 49]).tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_a_triangle_rises_from_its_start_and_falls_to_zero():
+    steps = [0, 25, 75, 90, 100, 120]
+    np.testing.assert_allclose(rates(Triangle(1.0, 0.25, 75, 100), steps), [0.25, 0.5, 1, 0.4, 0, 0], atol=1e-6)
+
+
 def test_restarting_runs_each_schedule_from_its_own_start():
     schedule = Restarting((BertLinear(1.0, 10, 100), BertLinear(0.5, 4, 20)))
     steps = [0, 50, 99, 100, 102, 110]
@@ -70,6 +94,10 @@ def test_schedules_that_cannot_be_are_refused():
         BertLinear(1.0, 11, 10)
     with pytest.raises(ValueError, match="10 steps"):
         WarmupStableDecay(1.0, 6, 10, 5)
+    with pytest.raises(ValueError, match="spend 11"):
+        Triangle(1.0, 0.1, 11, 10)
+    with pytest.raises(ValueError, match="spend 11"):
+        Cosine(1.0, 1, 10, bottom=11)
 
 
 def params_and_gradients(steps=5):
@@ -141,6 +169,36 @@ def test_lamb_is_the_published_formula_for_every_layer_by_itself():
             else:
                 u = u + 0.1 * w[name]
                 w[name] = w[name] - np.linalg.norm(w[name]) / np.linalg.norm(u) * u
+    for name, value in tensors(found):
+        np.testing.assert_allclose(value, w[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_stable_adamw_holds_back_every_tensor_of_every_layer_by_itself():
+    """As optimi writes it, with averages that correct themselves; gradients jump in some tensors, once."""
+    params, gradients = params_and_gradients()
+
+    def jump(path, g):
+        return g.at[:1].multiply(30.0) if name_of(path).endswith(("query/kernel", "word/table")) else g
+
+    gradients[3] = jax.tree_util.tree_map_with_path(jump, gradients[3])
+    peak, decay, eps = 1e-2, 1e-3, 1e-6
+    optimizer = stable_adamw(Polynomial(peak, 2, 10), b2=0.98, eps=eps, weight_decay=decay / peak)
+    found = flat(run(optimizer, params, gradients))
+    w = dict(tensors(flat(params)))
+    m, v, held = dict.fromkeys(w, 0.0), dict.fromkeys(w, 0.0), set()
+    for step, gradient in enumerate(gradients, start=1):
+        scheduled = peak * (step - 1) / 2 if step <= 2 else peak * (11 - step) / 8
+        first, second = (b * (1 - b ** (step - 1)) / (1 - b**step) for b in (0.9, 0.98))
+        for name, g in tensors(flat(gradient)):
+            m[name] = first * m[name] + (1 - first) * g
+            v[name] = second * v[name] + (1 - second) * g * g
+            rms = np.sqrt((g * g / np.maximum(v[name], eps**2)).mean())
+            held |= {name} if rms > 1.5 else set()
+            if not name.partition(":")[0].endswith(("bias", "scale")):
+                w[name] = w[name] * (1 - scheduled / peak * decay)
+            w[name] = w[name] - scheduled / max(1, rms) * m[name] / (np.sqrt(v[name]) + eps)
+    kernel = "encoder/layers/attention/query/kernel"
+    assert f"{kernel}:0" in held and f"{kernel}:1" not in held  # the jump is that of the first layer
     for name, value in tensors(found):
         np.testing.assert_allclose(value, w[name], rtol=2e-5, atol=2e-6, err_msg=name)
 

@@ -74,6 +74,7 @@ def read_folder(folder: Path) -> Found:
     """Read a model. Raises InputError, naming the file or the tensor, for all that is broken, missing or unknown."""
     config = read_config(folder)
     family = _family(config, folder)
+    config = dict(family.modernise(config))
     tensors = _modern_names(find_tensors(folder))
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
@@ -162,6 +163,7 @@ def make_config(
 ) -> dict[str, Any]:
     """Describe our encoder and heads in the words of config.json, on top of what a source folder said."""
     config = {"dtype": "float32", "tie_word_embeddings": True, **original}
+    config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
     for field in family.fields:
         ours = getattr(encoder, field.ours)
@@ -315,7 +317,7 @@ def _slots(family: Family, heads: Iterable[Head], shapes: Shapes) -> Iterable[_S
             yield _Slot(row.theirs, row.ours, None, row.form)
             continue
         for n in range(shapes[row.ours[0]][0]):
-            yield _Slot(row.theirs.format(n=n), row.ours, n, row.form)
+            yield _Slot(row.theirs.format(n=n + row.first_layer), row.ours, n, row.form)
 
 
 def _check(slots: list[_Slot], shapes: Shapes, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from bertjax import layers
@@ -37,6 +38,19 @@ JOIN = Form(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shapes: (x.T.resha
 """The dense layer after attention: ours [H, K, outputs]."""
 
 
+def stacked(*forms: Form) -> Form:
+    """Lay several of our arrays one after another along their first axis, each in its own form."""
+
+    def write(*arrays: Any) -> Any:
+        return jnp.concatenate([form.write(array) for form, array in zip(forms, arrays, strict=True)])
+
+    def read(array: np.ndarray, shapes: list[Shape]) -> tuple[np.ndarray, ...]:
+        parts = np.split(array, len(forms))  # all of one size
+        return tuple(form.read(x, [shape])[0] for form, x, shape in zip(forms, parts, shapes, strict=True))
+
+    return Form(write, read)
+
+
 class Row(NamedTuple):
     """Say that a tensor of theirs is a parameter of ours, or several; {n} is the number of a layer.
 
@@ -46,6 +60,7 @@ class Row(NamedTuple):
     theirs: str
     ours: tuple[str, ...]
     form: Form = SAME
+    first_layer: int = 0  # ours begin with this one
 
 
 def dense(theirs: str, ours: str, form: Form = KERNEL, *, bias: bool = True) -> tuple[Row, ...]:
@@ -148,7 +163,9 @@ class Family:
 
     fixed: fields of our encoder that no key says. unsupported: keys with the only value that we can compute, if they
     are there; a function makes it of the encoder. pooler: its tensors stand in several heads, or alone. tied: names of
-    tensors that repeat another one. specials: keys of config.json for ids of the tokenizer.
+    tensors that repeat another one. specials: keys of config.json for ids of the tokenizer. modernise: turns the keys
+    of older configs into those of today. stated: keys that are no field of our encoder, but for which its own models
+    need another value than the default.
     """
 
     model_type: str
@@ -165,3 +182,5 @@ class Family:
     specials: Mapping[str, str]
     pooler: Head | None = None
     cls_last: bool = False
+    modernise: Callable[[Config], Config] = lambda config: config
+    stated: Callable[[Any], Config] = lambda encoder: {}

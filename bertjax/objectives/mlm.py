@@ -99,7 +99,8 @@ class MaskedLM:
         encoder_key, mlm_key, pair_key = jax.random.split(rng, 3)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
-        head = {"mlm": self.head.init(mlm_key, x_BLD[:, :1], word_table(encoder))["params"]}
+        # A head that is the word table alone has no parameters.
+        head = {"mlm": self.head.init(mlm_key, x_BLD[:, :1], word_table(encoder)).get("params", {})}
         if self.pair:
             head["pair"] = self.pair_head.init(pair_key, x_BLD)["params"]
         return {"encoder": encoder, "head": head}

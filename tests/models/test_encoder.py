@@ -33,6 +33,8 @@ PUBLISHED = {
     "albert size=xxlarge": 223_158_450,
 }
 
+SITES = {"xlnet": 4, "modernbert": 2, "neobert": 2, "mosaicbert": 2, "crammed": 2}  # of dropout, in each layer
+
 
 def init(encoder, seed=0):
     batch = make_batch()
@@ -93,7 +95,8 @@ def test_remat_changes_no_gradient(family, remat):
 def test_every_dropout_of_an_encoder_has_a_key_of_its_own(family, monkeypatch):
     """One after the embeddings, three in each layer, whether or not the layers share their parameters.
 
-    XLNet has one more within each feed-forward, and one at the end.
+    XLNet has one more within each feed-forward, and one at the end; the modern ones drop no probabilities, and have one
+    within each feed-forward instead of the one behind it.
     """
     keys, make_rng = [], layers.Dropout.make_rng
 
@@ -107,10 +110,10 @@ def test_every_dropout_of_an_encoder_has_a_key_of_its_own(family, monkeypatch):
         return jax.random.wrap_key_data(jax.pure_callback(record, shape, words))
 
     monkeypatch.setattr(layers.Dropout, "make_rng", watched)
-    encoder, batch = ENCODERS[family](N=4), make_batch()
+    encoder, batch = ENCODERS[family](N=4, dropout=0.1), make_batch()
     x_BLD = encoder.apply({"params": init(encoder)}, batch["tokens"], batch["mask"], train=True, rngs={"dropout": KEY})
     x_BLD.block_until_ready()
-    assert len(keys) == len(set(keys)) == (2 + 4 * 4 if family == "xlnet" else 1 + 3 * 4)
+    assert len(keys) == len(set(keys)) == 1 + SITES.get(family, 3) * 4 + (family == "xlnet")
 
 
 def test_shared_layers_are_one_set_of_parameters_whatever_their_number():

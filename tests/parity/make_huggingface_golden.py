@@ -27,6 +27,7 @@ CLASSES = {
     "Albert": ("Model", "ForPreTraining", "ForMaskedLM"),
     "Electra": ("Model", "ForPreTraining", "ForMaskedLM"),
     "XLNet": ("Model", "LMHeadModel"),
+    "ModernBert": ("Model", "ForMaskedLM"),
 }
 LENGTHS = (6, 4)
 FIRST_ID = 4  # below it are the specials, among them the padding
@@ -58,6 +59,16 @@ def make_config(family, name, rng):
         clamp = int(rng.choice([-1, 3]))
         given |= {"layer_norm_eps": eps, "clamp_len": clamp}
         return config(d_model=D, n_layer=N, n_head=H, d_inner=F, ff_activation=activation, **given)
+    if family == "ModernBert":
+        flags = ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")
+        given |= {flag: bool(rng.integers(2)) for flag in flags} | dict.fromkeys(("bos_token_id", "eos_token_id"), 1)
+        return config(
+            hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F, norm_eps=eps,
+            hidden_activation=activation, classifier_activation=str(rng.choice(["gelu", "silu"])),
+            classifier_pooling=str(rng.choice(["cls", "mean"])), local_attention=2 * int(rng.integers(1, 3)),
+            global_attn_every_n_layers=int(rng.integers(1, 3)), global_rope_theta=160.0, local_rope_theta=10.0,
+            pad_token_id=0, cls_token_id=1, sep_token_id=1, **given,
+        )  # fmt: skip
     if family in ("Albert", "Electra"):
         given["embedding_size"] = int(rng.choice([D, D - 1, 3]))
     given |= {"type_vocab_size": int(rng.integers(1, 3)), "layer_norm_eps": eps, "max_position_embeddings": 9}
@@ -85,7 +96,7 @@ def run_case(family, name):
     config = make_config(family, name, rng)
     model, inputs = randomised(getattr(transformers, name)(config), rng), make_inputs(family, name, config, rng)
     tensors = {key: torch.tensor(array).long() for key, array in inputs.items()}
-    segments = {} if family == "DistilBert" else {"token_type_ids": tensors["types"]}
+    segments = {} if family in ("DistilBert", "ModernBert") else {"token_type_ids": tensors["types"]}
     with torch.no_grad():
         out = model(tensors["tokens"], attention_mask=tensors["mask"], **segments)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,358 @@
+"""The modern encoder: ModernBERT, Ettin, NeoBERT, MosaicBERT and Crammed-BERT are this one, told apart by its fields.
+
+Warner et al. 2024 (AnswerDotAI/ModernBERT, src/bert_layers); Weller et al. 2025 (Ettin); Le Breton et al. 2025
+(chandar-lab/NeoBERT, src/neobert/model/model.py); Portes et al. 2023 (mosaicml/examples, benchmarks/bert/src/
+bert_layers.py); Geiping and Goldstein 2023 (JonasGeiping/cramming, cramming/architectures). What they share: no table
+of positions, gated feed-forwards, few biases.
+
+Layers 0, g, 2g, … of `global_every` g see their whole document, the others a window around each token. So that the two
+kinds compile to what each needs, the scan is over groups of g layers, while parameters keep one leading axis of N.
+
+Where we deviate: padded positions see only padding, and the documents of a packed row only themselves; queries, keys
+and values, and the two halves of a gated layer, are parameters of their own, where the originals have them in one; no
+dropout of attention's probabilities, which the originals train without.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bertjax import layers
+from bertjax.heads import MaskedLMHead, TiedHead, UntiedHead
+from bertjax.layers import Activation, Dense, Dropout, Initializer, Norm, Normalise, Table
+from bertjax.positions import Alibi, Positions, Rotary, ScaledSinusoids, Turn, alibi, rotate, sinusoids, turns
+from bertjax.types import Array, Key, Params
+
+Residual = Callable[[Array, Activation, Activation], Array]
+"""(x, norm, sublayer) -> x: where a norm stands around a sublayer and its residual sum."""
+
+
+def pre_norm(x_BLD: Array, norm: Activation, sublayer: Activation) -> Array:
+    """Norm what the sublayer reads; the residual stream itself is never normed."""
+    return x_BLD + sublayer(norm(x_BLD))
+
+
+def post_norm(x_BLD: Array, norm: Activation, sublayer: Activation) -> Array:
+    """Norm the residual sum, as BERT: MosaicBERT."""
+    return norm(x_BLD + sublayer(x_BLD))
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Say how the encoder norms, and where besides before (after) each sublayer."""
+
+    normalise: Normalise = layers.layer_norm
+    eps: float = 1e-5
+    bias: bool = False
+    embedding: bool = True  # norm the embeddings
+    first: bool = False  # in the first layer's attention too, although its input is normed already
+    final: bool = True  # norm the output of the last layer
+
+
+@dataclass(frozen=True)
+class Biases:
+    """Say which dense layers have a bias."""
+
+    attention: bool = False
+    widen: bool = False  # both layers from D to F
+    narrow: bool = False
+    head: bool = False
+
+
+def transformed_head(encoder: "Modern") -> nn.Module:
+    """Make BERT's head with the encoder's biases: ModernBERT, MosaicBERT."""
+    e = encoder
+    return MaskedLMHead(
+        e.V, e.D, e.D, e.activation, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias
+    )  # fmt: skip
+
+
+def tied_head(encoder: "Modern") -> nn.Module:
+    """Make the head that is the word table alone: Crammed-BERT."""
+    return TiedHead(encoder.V, encoder.dtype, use_bias=False)
+
+
+def untied_head(encoder: "Modern") -> nn.Module:
+    """Make the head that is a dense layer of its own: NeoBERT."""
+    return UntiedHead(encoder.V, encoder.D, encoder.initializer, encoder.dtype)
+
+
+class Modern(nn.Module):
+    """Encode tokens i32 [B, L] to hidden states [B, L, D]; the defaults are ModernBERT's.
+
+    Raises ValueError at construction where the fields contradict each other.
+    """
+
+    V: int
+    D: int
+    N: int
+    H: int
+    F: int  # inside the feed-forward, behind the gate
+    positions: Positions = Rotary()
+    global_every: int = 1  # one layer in so many sees the whole document, from the first on
+    reach: int = 64  # how far the other layers see, to each side
+    residual: Residual = pre_norm
+    norms: Norms = Norms()
+    biases: Biases = Biases()
+    types: int = 0  # rows of the segment table; 0: no such table
+    head: Callable[["Modern"], nn.Module] = transformed_head
+    dropout: float = 0.0  # of the embeddings and inside the feed-forward
+    attention_dropout: float = 0.1  # of what attention returns
+    activation: Activation = layers.gelu
+    initializer: Initializer = layers.TruncatedNormal(0.02)
+    output_initializer: Initializer | None = None  # of what is added to the residual stream, where it is another one
+    remat: str = "none"  # as in Encoder
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("V", "D", "N", "H", "F", "global_every", "reach"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.D % self.H:
+            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        if isinstance(self.positions, Rotary) and self.D // self.H % 2:
+            raise ValueError(f"rotary heads of width {self.D // self.H} have no pairs: choose an even D / H")
+        if isinstance(self.positions, ScaledSinusoids) and self.D % 2:
+            raise ValueError(f"width D={self.D} has no pairs of sine and cosine: choose an even one")
+        if isinstance(self.positions, Alibi) and self.global_every > 1:
+            raise ValueError("linear biases and windows do not go together: use global_every=1")
+        if not self.norms.first and (self.N == 1 or self.residual is post_norm):
+            raise ValueError("norms.first=false needs a second layer, and pre_norm: else attention has no norm at all")
+        layers.check_encoder(self)
+
+    @property
+    def max_length(self) -> None:
+        """None: rows may be of any length."""
+
+    @nn.nowrap
+    def language_head(self) -> nn.Module:
+        """Make the head that guesses words from its hidden states."""
+        return self.head(self)
+
+    def hidden(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        positions_BP: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
+        return x_BLD, layers.states_at(x_BLD, positions_BP)
+
+    @nn.compact
+    def __call__(
+        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
+        positions_BL = layers.restarting_positions(mask_BL)
+        x_BLD = ModernEmbeddings(
+            self.V, self.D, self.types, self.positions, self.norms, self.dropout, self.initializer, self.dtype,
+            name="embeddings",
+        )(tokens_BL, types_BL, positions_BL, train=train)  # fmt: skip
+        stacked = self.param("layers", self._init_layers)
+        is_first_N = None
+        if not self.norms.first:
+            # A place for the norm that the first layer does not have, and the word that it is not to be used.
+            pad = partial(jnp.pad, pad_width=((1, 0), (0, 0)))
+            stacked = {**stacked, "attention_norm": jax.tree.map(pad, stacked["attention_norm"])}
+            is_first_N = jnp.arange(self.N) == 0
+        keys_N = jax.random.split(self.make_rng("dropout"), self.N) if train else None
+        x_BLD = self._run((stacked, keys_N, is_first_N), x_BLD, mask_BL, positions_BL, train=train)
+        if not self.norms.final:
+            return x_BLD
+        return Norm(self.D, self.norms.eps, self.norms.normalise, self.norms.bias, name="final_norm")(x_BLD)
+
+    @nn.nowrap
+    def _layer(self, *, train: bool) -> "ModernLayer":
+        """Make the one layer that is applied with the parameters of each; it is no submodule."""
+        return ModernLayer(
+            self.D, self.H, self.F, self.residual, self.norms, self.biases, self.dropout, self.attention_dropout,
+            self.activation, self.initializer, self.output_initializer or self.initializer, self.dtype, train,
+            parent=None,
+        )  # fmt: skip
+
+    @nn.nowrap
+    def _init_layers(self, rng: Key) -> Params:
+        """Make the parameters of all layers, stacked; the norm that the first does without is left out."""
+        layer, x_BLD, mask_BL = self._layer(train=False), jnp.zeros((1, 1, self.D)), jnp.ones((1, 1), jnp.int32)
+        stacked = jax.vmap(lambda key: layer.init(key, x_BLD, mask_BL)["params"])(jax.random.split(rng, self.N))
+        if self.norms.first:
+            return stacked
+        return stacked | {"attention_norm": jax.tree.map(lambda leaf: leaf[1:], stacked["attention_norm"])}
+
+    @nn.nowrap
+    def _run(self, each_N: Any, x_BLD: Array, mask_BL: Array, positions_BL: Array, *, train: bool) -> Array:
+        """Run all layers. each_N: parameters, keys of dropout and whether it is the first, by layer."""
+        layer, K, L = self._layer(train=train), self.D // self.H, mask_BL.shape[1]
+        turn, local_turn, added_BHLM = None, None, None
+        if isinstance(self.positions, Rotary):
+            theta = self.positions.theta
+            turn, local_turn = (turns(positions_BL, K, t) for t in (theta, self.positions.local_theta or theta))
+        if isinstance(self.positions, Alibi):
+            added_BHLM = alibi(self.H, L)
+
+        def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> Array:
+            params, key, is_first = each
+            rngs = None if key is None else {"dropout": key}
+            inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first)
+            return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)
+
+        if layers.REMAT[self.remat] is not None:
+            one = jax.checkpoint(one, policy=layers.REMAT[self.remat], prevent_cse=False, static_argnums=(0,))
+
+        views = [(None, turn)] + [(self.reach, local_turn)] * (self.global_every - 1)
+
+        def group(x_BLD: Array, each_G: Any) -> tuple[Array, None]:
+            size = jax.tree.leaves(each_G)[0].shape[0]
+            for index, (reach, turn) in enumerate(views[:size]):
+                x_BLD = one(reach, jax.tree.map(itemgetter(index), each_G), x_BLD, mask_BL, turn)
+            return x_BLD, None
+
+        def in_groups(leaf_N: Array) -> Array:
+            return leaf_N[:whole].reshape(-1, self.global_every, *leaf_N.shape[1:])
+
+        whole = self.N // self.global_every * self.global_every
+        if whole:
+            x_BLD, _ = jax.lax.scan(group, x_BLD, jax.tree.map(in_groups, each_N))
+        if whole < self.N:
+            x_BLD, _ = group(x_BLD, jax.tree.map(itemgetter(slice(whole, None)), each_N))
+        return x_BLD
+
+
+class ModernEmbeddings(nn.Module):
+    """Look words up, add segments and waves where the model has them, norm, drop."""
+
+    V: int
+    D: int
+    types: int
+    positions: Positions
+    norms: Norms
+    dropout: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens_BL: Array, types_BL: Array | None, positions_BL: Array, *, train: bool) -> Array:
+        x_BLD = Table(self.V, self.D, self.initializer, self.dtype, name="word")(tokens_BL)
+        if self.types:
+            types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
+            x_BLD += Table(self.types, self.D, self.initializer, self.dtype, name="type")(types_BL)
+        if isinstance(self.positions, ScaledSinusoids):
+            scale = self.param("position_scale", nn.initializers.constant(self.D**-0.5), ())
+            x_BLD += (scale * sinusoids(positions_BL, self.D)).astype(self.dtype)
+        if self.norms.embedding:
+            x_BLD = Norm(self.D, self.norms.eps, self.norms.normalise, self.norms.bias, name="norm")(x_BLD)
+        return Dropout(self.dropout)(x_BLD, train=train)
+
+
+class ModernLayer(nn.Module):
+    """Attend and feed forward, each with its norm and residual sum."""
+
+    D: int
+    H: int
+    F: int
+    residual: Residual
+    norms: Norms
+    biases: Biases
+    dropout: float
+    attention_dropout: float
+    activation: Activation
+    initializer: Initializer
+    output_initializer: Initializer
+    dtype: str
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Array,
+        mask_BL: Array,
+        turn: Turn | None = None,
+        added_BHLM: Array | None = None,
+        is_first: Array | None = None,
+        *,
+        reach: int | None = None,
+    ) -> Array:
+        """Return x_BLD. is_first: true where attention reads its input without a norm; reach: none sees all."""
+        norm = partial(Norm, self.D, self.norms.eps, self.norms.normalise, self.norms.bias)
+        attention_norm, drop = norm(name="attention_norm"), partial(Dropout(self.attention_dropout), train=self.train)
+        attend = ModernAttention(
+            self.D, self.H, self.biases.attention, self.initializer, self.output_initializer, self.dtype,
+            name="attention",
+        )  # fmt: skip
+        feed = GatedFeedForward(
+            self.D, self.F, self.activation, self.biases, self.dropout, self.initializer, self.output_initializer,
+            self.dtype, name="feedforward",
+        )  # fmt: skip
+
+        def norm_but_first(x_BLD: Array) -> Array:
+            normed_BLD = attention_norm(x_BLD)
+            return normed_BLD if is_first is None else jnp.where(is_first, x_BLD, normed_BLD)
+
+        x_BLD = self.residual(x_BLD, norm_but_first, lambda x: drop(attend(x, mask_BL, turn, added_BHLM, reach)))
+        return self.residual(x_BLD, norm(name="feedforward_norm"), partial(feed, train=self.train))
+
+
+class ModernAttention(nn.Module):
+    """Project to queries, keys and values of H heads, turn them, attend within reach, project back to width D."""
+
+    D: int
+    H: int
+    use_bias: bool
+    initializer: Initializer
+    output_initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: Array, mask_BL: Array, turn: Turn | None, added_BHLM: Array | None, reach: int | None
+    ) -> Array:
+        heads = (self.H, self.D // self.H)
+        q_BLHK, k_BLHK, v_BLHK = (
+            Dense((self.D,), heads, self.initializer, self.dtype, self.use_bias, name=name)(x_BLD)
+            for name in ("query", "key", "value")
+        )
+        if turn is not None:
+            q_BLHK, k_BLHK = rotate(q_BLHK, turn), rotate(k_BLHK, turn)
+        if reach is not None:
+            mixed_BLHK = layers.local_attention(q_BLHK, k_BLHK, v_BLHK, mask_BL, reach)
+        else:
+            if added_BHLM is not None:
+                added_BHLM *= heads[1] ** 0.5  # `attention` scales what is added; these biases are not to be
+            visible_BLM = layers.same_document(mask_BL)
+            mixed_BLHK = layers.attention(q_BLHK, k_BLHK, v_BLHK, visible_BLM, lambda p: p, added_BHLM)
+        output = Dense(heads, (self.D,), self.output_initializer, self.dtype, self.use_bias, name="output")
+        return output(mixed_BLHK)
+
+
+class GatedFeedForward(nn.Module):
+    """Widen D to F twice, activate one and multiply by the other (Shazeer 2020), drop, narrow back to D."""
+
+    D: int
+    F: int
+    activation: Activation
+    biases: Biases
+    dropout: float
+    initializer: Initializer
+    output_initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool) -> Array:
+        h_BLF, gate_BLF = (
+            Dense((self.D,), (self.F,), self.initializer, self.dtype, self.biases.widen, name=name)(x_BLD)
+            for name in ("widen", "gate")
+        )
+        h_BLF = Dropout(self.dropout)(layers.gated(h_BLF, gate_BLF, self.activation), train=train)
+        narrow = Dense((self.F,), (self.D,), self.output_initializer, self.dtype, self.biases.narrow, name="narrow")
+        return narrow(h_BLF)

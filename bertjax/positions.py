@@ -1,0 +1,85 @@
+"""Say where tokens stand without a table of positions: turned queries and keys, biases on scores, fixed waves.
+
+A model holds one of the dataclasses; the functions are pure. Positions count from the start of each document of a row.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.types import Array
+
+Turn = tuple[Array, Array]
+"""Cosines and sines of the angles by which queries and keys are turned: f32 [B, L, K / 2] each."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Turn queries and keys by angles that grow with their position (Su et al. 2021), so that scores see distances.
+
+    Raises ValueError where a theta is not above 0.
+    """
+
+    theta: float = 10_000.0  # the slowest wave is about 2π·theta positions long
+    local_theta: float | None = None  # of the layers that see a window, where it is another one
+
+    def __post_init__(self) -> None:
+        for name in ("theta", "local_theta"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Lower the score of a query and a key in proportion to their distance (Press et al. 2022), to both sides."""
+
+
+@dataclass(frozen=True)
+class ScaledSinusoids:
+    """Add sines and cosines to the embeddings, times one learned number (Hua et al. 2022; cramming embeddings.py)."""
+
+
+Positions = Rotary | Alibi | ScaledSinusoids
+
+
+def turns(positions_BL: Array, width: int, theta: float) -> Turn:
+    """Find the angles of all pairs of a head of `width`: position · theta^(-2i / width)."""
+    frequencies = theta ** -(np.arange(0, width, 2) / width)
+    angles_BLK = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
+    return jnp.cos(angles_BLK), jnp.sin(angles_BLK)
+
+
+def rotate(x_BLHK: Array, turn: Turn) -> Array:
+    """Turn the pairs (x_i, x_{i + K/2}), in float32; released NeoBERT weights pair neighbours instead."""
+    cos, sin = (each[:, :, None] for each in turn)
+    first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BLHK.dtype)
+
+
+def alibi_slopes(H: int) -> np.ndarray:
+    """Return how fast the scores of each head fall: f64 [H], 2^(-8h / H) for h from 1.
+
+    Where H is no power of two: those of the power below, then every second one of the power above, as the published
+    code of the method and of MosaicBERT has it.
+    """
+    below = 2 ** int(math.log2(H))
+    slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)
+    between = 2.0 ** (-8 * np.arange(1, 2 * below + 1, 2) / (2 * below))
+    return np.concatenate([slopes, between])[:H]
+
+
+def alibi(H: int, L: int) -> Array:
+    """Return the biases of a row, f32 [1, H, L, L]: within a document, distance in the row is distance in it."""
+    index_L = jax.lax.iota(jnp.float32, L)
+    distance_LM = jnp.abs(index_L[:, None] - index_L[None, :])
+    return -jnp.asarray(alibi_slopes(H), jnp.float32)[None, :, None, None] * distance_LM[None, None]
+
+
+def sinusoids(positions_BL: Array, D: int) -> Array:
+    """Return sines at even and cosines at odd places, f32 [B, L, D], of wavelengths from 2π to 2π·10000."""
+    cos, sin = turns(positions_BL, D, 10_000.0)
+    return jnp.stack([sin, cos], axis=-1).reshape(*positions_BL.shape, D)
