@@ -107,9 +107,7 @@ def _mlm(e: Modern, config: Config, C: int) -> MaskedLMHead:
 
 def _task(e: Modern, config: Config, C: int, pooling: Literal["cls", "mean", "none"]) -> TransformedHead:
     function = activation(config.get("classifier_activation"))
-    return TransformedHead(
-        e.D, C, pooling, function, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias
-    )
+    return TransformedHead(e.D, C, pooling, function, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias)
 
 
 def _pooling(config: Config) -> Literal["cls", "mean"]:

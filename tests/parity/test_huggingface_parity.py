@@ -85,3 +85,20 @@ def test_every_class_computes_what_transformers_does_and_comes_back_byte_by_byte
     for tensor, array in case["tensors"].items():
         assert again[tensor].shape == array.shape and again[tensor].tobytes() == array.tobytes(), tensor
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(str(case["config"]))
+
+
+def test_older_configs_of_modernbert_are_read_as_todays(tmp_path):
+    case = CASES["ModernBertForMaskedLM"]
+    config = json.loads(str(case["config"]))
+    rope = config.pop("rope_parameters")
+    types = config.pop("layer_types")
+    whole = [n for n, kind in enumerate(types) if kind == "full_attention"]
+    old = {
+        "global_rope_theta": rope["full_attention"]["rope_theta"],
+        "local_rope_theta": rope["sliding_attention"]["rope_theta"],
+        "global_attn_every_n_layers": whole[1] if len(whole) > 1 else len(types),
+    }
+    new = load(write_folder(case, tmp_path / "new"))
+    again = load(write_folder(case | {"config": json.dumps(config | old)}, tmp_path / "old"))
+    assert again.encoder.positions == new.encoder.positions
+    assert again.encoder.N == new.encoder.N and again.config["huggingface"]["config"]["layer_types"] == types
