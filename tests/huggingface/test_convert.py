@@ -20,9 +20,11 @@ from bertjax.errors import InputError
 from bertjax.infer import Model, convert, fill_mask, load, save_hf
 from bertjax.masking import Masking, Permutation
 from bertjax.models.encoder import Encoder
+from bertjax.models.modern import Modern
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import ReplacedTokenDetection
+from bertjax.positions import Rotary
 
 TENSORS = bert_tensors()
 WORD = "bert.embeddings.word_embeddings.weight"
@@ -139,6 +141,9 @@ def own_objectives(v):
             Encoder(**small, E=4, shared=True, activation=layers.gelu_tanh), masking, pair=True
         ),
         "ElectraForMaskedLM": MaskedLM(Encoder(**small, E=4), masking),
+        "ModernBertForMaskedLM": MaskedLM(
+            Modern(V=v.size, D=8, N=3, H=2, F=12, positions=Rotary(160.0, 10.0), global_every=2, reach=4), masking
+        ),
         "XLNetLMHeadModel": PermutationLM(
             small_xlnet(V=v.size), Permutation(functional=(v.cls, v.sep), parts=(8, 8), targets=2)
         ),
@@ -146,7 +151,15 @@ def own_objectives(v):
 
 
 @pytest.mark.parametrize(
-    "name", ["BertForPreTraining", "BertForMaskedLM", "AlbertForPreTraining", "ElectraForMaskedLM", "XLNetLMHeadModel"]
+    "name",
+    [
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "AlbertForPreTraining",
+        "ElectraForMaskedLM",
+        "ModernBertForMaskedLM",
+        "XLNetLMHeadModel",
+    ],
 )
 def test_our_own_models_become_the_class_that_computes_the_same(name, tokenizer, tmp_path):
     model = own_model(own_objectives(tokenizer.vocabulary)[name], tokenizer)

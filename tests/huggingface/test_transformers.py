@@ -42,6 +42,7 @@ def objectives(v):
         ("AlbertForPreTraining", "AutoModelForPreTraining"),
         ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
         ("ElectraForPreTraining", "AutoModelForPreTraining"),
+        ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
         ("XLNetLMHeadModel", "AutoModelForCausalLM"),
     ],
 )
