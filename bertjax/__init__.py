@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
     from bertjax.models.xlnet import XLNet as XLNet
+    from bertjax.objectives.distil import Distillation as Distillation
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
 _HOMES = {
+    "Distillation": "bertjax.objectives.distil",
     "Encoder": "bertjax.models.encoder",
     "Experiment": "bertjax.config",
     "MaskedLM": "bertjax.objectives.mlm",

@@ -89,6 +89,13 @@ class Experiment:
                 f"the phases have {self.steps} steps, but the learning rate ends at step "
                 f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
             )
+        # Weight decay would wear away what the objective takes as it is.
+        frozen = getattr(self.objective, "frozen", ())
+        if self.optimizer.rates[: len(frozen)] != frozen:
+            raise ValueError(
+                f"{type(self.objective).__name__} does not train {', '.join(name for name, _ in frozen)}: begin the "
+                f"optimizer's rates with {frozen}"
+            )
 
     @property
     def steps(self) -> int:

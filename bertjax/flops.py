@@ -1,14 +1,18 @@
 """Count the work of an objective, and what devices can do at most."""
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import Literal
 
 from bertjax.data.source import feature_shape
 from bertjax.errors import InputError
+from bertjax.optim import EVERYTHING
+from bertjax.rules import Rules, match
 from bertjax.types import Objective, Params
 
 # Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`. TPU figures are the vendor's per chip (cloud.google.com/
@@ -28,15 +32,19 @@ PEAK_TFLOPS = {
 }
 
 
-def model_flops(objective: Objective, batch: Any) -> float:
+def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -> float:
     """Count the FLOPs of a training step that the model asks for: three times the matrix products of a forward pass.
 
-    batch: shapes and dtypes are enough. Recomputation is not counted, nor anything that is not a matrix product. Where
-    a platform chooses between forms of the same computation, the one with the fewest counts.
+    Once only what nothing `trained` enters, such as a teacher. batch: shapes and dtypes are enough. Recomputation is
+    not counted, nor anything that is not a matrix product. Where a platform chooses between forms of the same
+    computation, the one with the fewest counts.
     """
     params = abstract_params(objective, batch)
-    forward = jax.make_jaxpr(lambda params, batch: objective.loss(params, batch, jax.random.key(0), train=False)[0])
-    return 3 * _matmul_flops(forward(params, batch).jaxpr)
+    loss = partial(objective.loss, rng=jax.random.key(0), train=False)
+    forward = jax.make_jaxpr(lambda params, batch: loss(params, batch)[0])(params, batch).jaxpr
+    entered = [*jax.tree.leaves(match(trained, params)), *(False for _ in jax.tree.leaves(batch))]
+    once, thrice, _ = _matmul_flops(forward, entered)
+    return once + 3 * thrice
 
 
 def abstract_params(objective: Objective, batch: Any) -> Params:
@@ -53,21 +61,52 @@ def abstract_params(objective: Objective, batch: Any) -> Params:
     return params
 
 
-def _matmul_flops(jaxpr: Any) -> float:
-    total = 0.0
+def _matmul_flops(jaxpr: Any, trained: Sequence[bool]) -> tuple[float, float, list[bool]]:
+    """Count the FLOPs of matrix products that nothing trained enters, and of the others.
+
+    trained: of each input, whether something trained enters it; the third result says so of each output.
+    """
+    reached = {variable for variable, into in zip(jaxpr.invars, trained, strict=True) if into}
+    once = thrice = 0.0
     for equation in jaxpr.eqns:
+        into = [not isinstance(variable, Literal) and variable in reached for variable in equation.invars]
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            product = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            once, thrice = (once, thrice + product) if any(into) else (once + product, thrice)
+        out = [any(into)] * len(equation.outvars)
+        bodies = [body for value in equation.params.values() for body in _bodies(value)]
+        found = [_body_flops(equation, body, into) for body in bodies]
         if equation.primitive.name == "cond":
-            total += min(_matmul_flops(branch.jaxpr) for branch in equation.params["branches"])
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += times * _matmul_flops(inner)
-    return total
+            found = [min(found, key=lambda counted: counted[0] + counted[1])]
+        for inner_once, inner_thrice, inner_out in found:
+            once, thrice = once + inner_once, thrice + inner_thrice
+            # Of other forms, such as a loop's condition, the outputs are not those of the equation.
+            out = inner_out if len(found) == 1 and len(inner_out) == len(out) else out
+        reached.update(variable for variable, reaches in zip(equation.outvars, out, strict=True) if reaches)
+    return once, thrice, [not isinstance(variable, Literal) and variable in reached for variable in jaxpr.outvars]
+
+
+def _bodies(value: Any) -> Iterator[Any]:
+    for each in value if isinstance(value, tuple | list) else (value,):
+        inner = getattr(each, "jaxpr", each)
+        if hasattr(inner, "eqns"):
+            yield inner
+
+
+def _body_flops(equation: Any, body: Any, into: list[bool]) -> tuple[float, float, list[bool]]:
+    """Count within one body of an equation, as often as it runs; trained carries reach all later rounds of a scan."""
+    into = into[len(into) - len(body.invars) :] if len(into) >= len(body.invars) else [any(into)] * len(body.invars)
+    if equation.primitive.name != "scan":
+        return _matmul_flops(body, into)
+    first, carried = equation.params["num_consts"], equation.params["num_carry"]
+    while True:
+        once, thrice, out = _matmul_flops(body, into)
+        carry = [a or b for a, b in zip(into[first : first + carried], out[:carried], strict=True)]
+        if carry == into[first : first + carried]:
+            return once * equation.params["length"], thrice * equation.params["length"], out
+        into = into[:first] + carry + into[first + carried :]
 
 
 def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -66,6 +66,15 @@ class ForTask(Protocol):
         ...
 
 
+@runtime_checkable
+class Beginning(Protocol):
+    """What an objective offers that begins with another model otherwise than by equal names."""
+
+    def begin_with(self, found: Params) -> Params:
+        """Turn the parameters of that model into those to begin with, named as its own."""
+        ...
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained model. config: the experiment or the folder that it comes from, as JSON types."""
@@ -185,8 +194,11 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
     from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
     what this model does.
     """
-    if not architecture and "ReplacedTokenDetection" in model.config.get("part_of", ""):
+    whole = model.config.get("part_of", "")
+    if not architecture and whole.endswith(".ReplacedTokenDetection"):
         architecture = "electra"
+    if not architecture and whole.endswith(".Distillation") and to_json(model.encoder).get("types") == 0:
+        architecture = "distilbert"
     made = _new_folder(folder)
     write_model(model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture)
 
@@ -218,8 +230,9 @@ class Start(NamedTuple):
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    A model that came without tokenizer is noted: nothing but the number of its ids can be compared. Raises InputError
-    where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
+    An objective may name what it finds in its own way (`Beginning`). A model that came without tokenizer is noted:
+    nothing but the number of its ids can be compared. Raises InputError where a shape, the tokenizer or the sharing of
+    embeddings differs, or nothing has the same name.
     """
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
@@ -229,7 +242,13 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    params = model.params
+    if isinstance(objective, Beginning):
+        try:
+            params = objective.begin_with(params)
+        except ValueError as error:
+            raise InputError(f"init={source}: {error}") from error
+    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
     for name, leaf in taken.items():

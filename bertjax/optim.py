@@ -259,7 +259,8 @@ class Optimizer:
     """Compose an optimiser: AdamW as it stands; see `bert_adam` and `lamb` for the other published ones.
 
     clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
-    rates: rules that multiply the learning rate, 0 freezes. adapted: rules, True where LAMB's trust ratio applies.
+    rates: rules that multiply the learning rate; 0 freezes: then neither gradient nor moments are made. adapted: rules,
+    True where LAMB's trust ratio applies.
     """
 
     learning_rate: Schedule | Restarting
@@ -281,8 +282,13 @@ class Optimizer:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not a number of 0 or more")
 
+    @property
+    def trained(self) -> Rules:
+        """True for what is trained, False for what is frozen."""
+        return tuple((pattern, rate != 0) for pattern, rate in self.rates)
+
     def transform(self) -> optax.GradientTransformation:
-        """Build the optax transform."""
+        """Build the optax transform of what is trained (`rules.split`)."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
             self.moments(self.b1, self.b2, self.eps),

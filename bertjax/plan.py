@@ -7,14 +7,15 @@ import jax
 
 from bertjax.config import Experiment
 from bertjax.flops import abstract_params, batch_shapes, model_flops
+from bertjax.rules import split
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """Count parameters, all of them and by group, and model FLOPs per token of a training step, for each phase.
 
-    `flops_per_token` is that of the first phase.
+    `trained` are those that are not frozen; `flops_per_token` is that of the first phase.
     """
-    phases = []
+    phases, trained = [], experiment.optimizer.trained
     for phase in experiment.phases:
         shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
         tokens = phase.batch_size * phase.rows.length
@@ -24,7 +25,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
                 "batch_size": phase.batch_size,
                 "length": phase.rows.length,
                 "tokens": phase.steps * tokens,
-                "flops_per_token": model_flops(experiment.objective, shapes) / tokens,
+                "flops_per_token": model_flops(experiment.objective, shapes, trained) / tokens,
             }
         )
     params = abstract_params(experiment.objective, shapes)
@@ -35,6 +36,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     }
     return {
         "params": sum(groups.values()),
+        "trained": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(split(trained, params)[0])),
         "params_by_group": groups,
         "flops_per_token": phases[0]["flops_per_token"],
         "phases": phases,

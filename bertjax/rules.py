@@ -38,6 +38,21 @@ def match(rules: Rules, tree: Any) -> Any:
     return values
 
 
+def split(chosen: Rules, tree: Any) -> tuple[Any, Any]:
+    """Split a tree in two by rules that are True or False: each part has None where the other has the leaf.
+
+    None is no leaf to JAX: nothing is computed, kept or saved there. Raises ValueError as `match`.
+    """
+    choice = match(chosen, tree)
+    kept = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, choice)
+    return kept, jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, choice)
+
+
+def joined(kept: Any, rest: Any) -> Any:
+    """Put together what `split` took apart."""
+    return jax.tree.map(lambda a, b: b if a is None else a, kept, rest, is_leaf=lambda leaf: leaf is None)
+
+
 def matcher(rules: Rules) -> Callable[[Any], Any]:
     """Curry `match` for optax, which asks for masks as functions of the parameters."""
     return lambda tree: match(rules, tree)

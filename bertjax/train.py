@@ -28,9 +28,10 @@ from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, batch_shapes
 from bertjax.infer import Start, warm_start
+from bertjax.optim import EVERYTHING
 from bertjax.random import stream
 from bertjax.report import Progress
-from bertjax.rules import name_of
+from bertjax.rules import Rules, joined, name_of, split
 from bertjax.sharding import data_mesh, place_batch, replicated
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.watch import Watch, due
@@ -59,16 +60,31 @@ class Interrupted(Exception):
 
 
 def train_step(
-    state: State, batch: Batch, *, loss: Loss, tx: optax.GradientTransformation, key: Key, parts: int = 1
+    state: State,
+    batch: Batch,
+    *,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    key: Key,
+    parts: int = 1,
+    trained: Rules = EVERYTHING,
 ) -> tuple[State, Metrics]:
-    """Make one update on a batch, its gradient gathered over `parts` micro-batches."""
+    """Make one update on a batch, its gradient gathered over `parts` micro-batches.
+
+    What is not `trained` stays as it is, and neither gradient nor optimiser state of it is ever made.
+    """
     rng = jax.random.fold_in(key, state.step)
+    params, frozen = split(trained, state.params)
+
+    def whole(params: Params, batch: Batch, rng: Key) -> tuple[Array, Metrics]:
+        return loss(joined(params, frozen), batch, rng)
+
     if parts == 1:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, rng)
+        grads, metrics = jax.grad(whole, has_aux=True)(params, batch, rng)
     else:
-        grads, metrics = accumulated_gradient(loss, state.params, batch, rng, parts)
-    updates, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
+        grads, metrics = accumulated_gradient(whole, params, batch, rng, parts)
+    updates, opt = tx.update(grads, state.opt, params)
+    params = joined(optax.apply_updates(params, updates), frozen)
     metrics |= {
         "norm/gradient": Mean(optax.tree.norm(grads), jnp.float32(1)),
         "norm/update": Mean(optax.tree.norm(updates), jnp.float32(1)),
@@ -136,9 +152,13 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         state = initial_state(experiment, tx, mesh, folder, tokenizer, data, start)
         save = partial(checkpoint.save, manager, experiment=to_json(experiment), tokenizer=tokenizer, data=data)
         step = int(state.step)
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        count, frozen = (
+            sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
+        )
         progress.say(
-            f"{count:,} parameters on {mesh.size} {mesh.devices.flat[0].device_kind} device(s), from step {step}"
+            f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
+            f"{mesh.devices.flat[0].device_kind} device(s), from step {step}"
         )
         if start:
             names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
@@ -159,7 +179,9 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             source = phase.rows.open("train")
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
-            update = with_rate(partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate), rate)
+            trained = experiment.optimizer.trained
+            one_step = partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate, trained=trained)
+            update = with_rate(one_step, rate)
             update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
             watch.start_phase(phase)
             while step < end:
@@ -197,8 +219,8 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
                 f"corpus {folder} was built with another tokenizer than {folders[0]}/tokenizer: use one for both"
             )
     for folder, manifest in dict(zip(folders, manifests, strict=True)).items():
-        for split in manifest.splits:
-            Corpus(folder, split)  # sees that its files are there and undamaged
+        for name in manifest.splits:
+            Corpus(folder, name)  # sees that its files are there and undamaged
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
             raise InputError(
@@ -233,10 +255,12 @@ def initial_state(
     def fresh() -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
         params = experiment.objective.init(stream(experiment.seed, "init"), batch)
-        return State(jnp.zeros([], jnp.int32), params, tx.init(params))
+        return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
 
     def taken(path: Any, ours: Array) -> Array:
-        return jax.device_put(start.get(name_of(path), ours), ours.sharding)
+        # Two may begin as the same array; each needs memory of its own, since the update writes over it.
+        theirs = start.get(name_of(path))
+        return ours if theirs is None else jax.device_put(jnp.copy(theirs), ours.sharding)
 
     if not checkpoint.has_checkpoint(folder):
         state = jax.jit(fresh, out_shardings=replicated(mesh))()
@@ -257,7 +281,12 @@ def initial_state(
 
 def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
     """Load the parameters to begin with, by name: none where there is no `init`, or the run goes on."""
-    if not experiment.init or checkpoint.has_checkpoint(workdir):
+    if checkpoint.has_checkpoint(workdir):
+        return Start({}, "")
+    if not experiment.init:
+        frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
+        if frozen:
+            raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
         return Start({}, "")
     phase = experiment.phases[0]
     shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)

@@ -39,7 +39,7 @@ class Watch:
         """Begin to time a phase."""
         shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
         self._tokens = phase.batch_size * phase.rows.length
-        self._flops = model_flops(self._experiment.objective, shapes)
+        self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.local_device_count()
         self.restart(-1)  # the first step sets it, whose compilation is not the run's speed

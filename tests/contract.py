@@ -10,6 +10,7 @@ from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams,
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.xlnet import XLNet
+from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
@@ -104,6 +105,10 @@ OBJECTIVES = {
     ),
     "electra, disentangled": ReplacedTokenDetection(
         small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
+    ),
+    # Weights with which the masks outweigh a teacher that knows nothing.
+    "distillation": Distillation(
+        small_bert(N=1, types=0), small_bert(), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0
     ),
 }  # fmt: skip
 

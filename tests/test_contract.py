@@ -10,7 +10,7 @@ from contract import ENCODERS, MASKING, OBJECTIVES, B, L, V, make_batch, replace
 from bertjax.masking import mask_tokens, rounded, tokens
 from bertjax.models.encoder import word_table
 from bertjax.optim import BertLinear, Optimizer
-from bertjax.rules import name_of
+from bertjax.rules import name_of, split
 from bertjax.sharding import data_mesh, over_rows, replicated
 from bertjax.train import State, accumulated_gradient, train_step
 from bertjax.types import average, total
@@ -42,6 +42,10 @@ def encoder(request):
     return ENCODERS[request.param]()
 
 
+def rates(objective):
+    return (*getattr(objective, "frozen", ()), (".*", 1.0))
+
+
 def assert_close(a, b, **tolerance):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, **tolerance)
@@ -56,9 +60,10 @@ def test_loss_is_a_finite_float32_scalar_and_the_sum_of_its_terms(case):
 
 def test_the_loss_at_random_init_is_that_of_a_uniform_guess(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
-    guesses = {"loss/mlm": V, "loss/plm": V, "loss/pair": 2, "cross_entropy/rtd": 2}
+    guesses = {"loss/mlm": V, "cross_entropy/mlm": V, "loss/plm": V, "loss/pair": 2, "cross_entropy/rtd": 2}
     found = {name: average(metrics[name]) / np.log(guess) for name, guess in guesses.items() if name in metrics}
-    found["loss/mlm"] = found.get("loss/mlm", 1) / getattr(case.objective, "generator_weight", 1)
+    weight = getattr(case.objective, "generator_weight", getattr(case.objective, "mlm_weight", 1))
+    found["loss/mlm"] = found.get("loss/mlm", 1) / weight
     for name, ratio in found.items():
         assert abs(ratio - 1) < 0.05, name
 
@@ -147,8 +152,10 @@ def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
     assert (again.targets_BP[:, 0] == 77).all()
 
 
-def test_every_parameter_gets_a_gradient(case):
+def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
     _, gradient = case.train(case.params, case.batch, KEY)
+    gradient, frozen = split(Optimizer(BertLinear(1, 0, 1), rates=rates(case.objective)).trained, gradient)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
     dead = [
         name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0
     ]
@@ -211,10 +218,14 @@ def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case
 
 def test_one_batch_can_be_overfitted(case):
     objective = replace_fields(without_dropout(case.objective), seed=3)
-    tx = Optimizer(BertLinear(1e-2, 10, 200)).transform()
-    step = jax.jit(partial(train_step, loss=partial(objective.loss, train=True), tx=tx, key=KEY), donate_argnums=0)
-    state = State(jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(case.params))
+    optimizer = Optimizer(BertLinear(1e-2, 10, 200), rates=rates(objective))
+    tx, trained = optimizer.transform(), optimizer.trained
+    update = partial(train_step, loss=partial(objective.loss, train=True), tx=tx, key=KEY, trained=trained)
+    step = jax.jit(update, donate_argnums=0)
+    state = State(jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(split(trained, case.params)[0]))
     for _ in range(120):
         state, metrics = step(state, case.batch)
     assert average(metrics.get("loss/mlm", metrics.get("loss/plm"))) < 0.5
     assert int(state.step) == 120
+    before, after = (jax.tree.leaves(split(trained, params)[1]) for params in (case.params, state.params))
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))

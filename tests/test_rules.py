@@ -1,7 +1,8 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.rules import match, matcher
+from bertjax.rules import joined, match, matcher, split
 
 TREE = {
     "encoder": {"layers": {"kernel": jnp.zeros(2)}, "norm": {"scale": jnp.zeros(2)}},
@@ -18,3 +19,12 @@ def test_the_first_rule_that_matches_wins():
 def test_a_parameter_without_a_rule_is_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"no rule covers encoder/norm/scale, head/bias"):
         match(((r"kernel$", 1),), TREE)
+
+
+def test_a_tree_is_split_by_rules_and_put_together_again():
+    tree = {"student": {"a": 1, "b": {"c": 2}}, "teacher": {"a": 3}}
+    kept, rest = split((("^teacher/|/c$", False), (".*", True)), tree)
+    assert kept == {"student": {"a": 1, "b": {"c": None}}, "teacher": {"a": None}}
+    assert jax.tree.leaves(rest) == [2, 3] and joined(kept, rest) == tree
+    with pytest.raises(ValueError, match="no rule covers teacher/a"):
+        split((("student", True),), tree)

@@ -177,8 +177,8 @@ class SentencePieceTokenizer:
     """Run a `.model` file on the `sentencepiece` library.
 
     The published ALBERT and XLNet models expect text as their own code prepared it (prepro_utils.py, tokenization.py):
-    quotes unified, accents stripped, lower-cased where the vocabulary has no capitals, and pieces that end in digit and
-    comma split again. They are known by the symbols that only they reserve.
+    white space and quotes unified, accents stripped, lower-cased where the vocabulary has no capitals, and pieces that
+    end in digit and comma split again. They are known by the symbols that only they reserve.
     """
 
     def __init__(self, files: Mapping[str, bytes], origin: str) -> None:
@@ -250,13 +250,16 @@ class SentencePieceTokenizer:
         position = 0
         while position < len(text):
             quotes = text[position : position + 2] in ("``", "''")
-            plain = '"' if quotes else unicodedata.normalize("NFKD", text[position])
-            for character in plain.lower() if self.lowercase else plain:
+            # Python's white space, some of which the library would drop: U+0085, U+001C to U+001F.
+            read = " " if text[position].isspace() else text[position]
+            for character in '"' if quotes else unicodedata.normalize("NFKD", read):
                 if not unicodedata.combining(character):
                     kept.append(character)
                     origin.append(position)
             position += 2 if quotes else 1
-        return "".join(kept), [*origin, len(text)]
+        prepared = "".join(kept)
+        # All at once, since a Σ becomes ς at the end of a word; what was taken apart keeps its length.
+        return prepared.lower() if self.lowercase else prepared, [*origin, len(text)]
 
 
 def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers.Tokenizer, Mapping[str, bytes]]:

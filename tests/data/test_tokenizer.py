@@ -245,6 +245,7 @@ def albert_pieces(model, text):
     )
 )
 @example("It cost 1,000, (``Émile'') 7,, the,1,000,5, – £ ﬁsh")
+@example("the\x85the\x1fthe\x1cthe '\x85' of")
 def test_published_sentencepiece_models_see_text_as_their_own_code_prepared_it(text):
     tokenizer = make("sentencepiece")
     model = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_files()["spiece.model"])

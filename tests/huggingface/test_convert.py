@@ -21,6 +21,7 @@ from bertjax.infer import Model, convert, fill_mask, load, save_hf
 from bertjax.masking import Masking, Permutation
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern
+from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import ReplacedTokenDetection
@@ -213,6 +214,19 @@ def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
         assert "electra.embeddings.word_embeddings.weight" in load_file(tmp_path / part / "model.safetensors")
         use = {"generator": Model.mlm_logits, "discriminator": Model.logits}[part]
         np.testing.assert_allclose(use(theirs, BATCH), use(ours, BATCH), atol=1e-6)
+
+
+def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    small = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=16)
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    model = own_model(Distillation(small.clone(N=1, types=0), small, masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
+    convert(f"{tmp_path / 'run'}:student", tmp_path / "student", to="huggingface")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertForMaskedLM"]
+    ours, theirs = load(f"{tmp_path / 'run'}:student"), load(tmp_path / "student")
+    np.testing.assert_array_equal(ours.mlm_logits(BATCH), theirs.mlm_logits(BATCH))
 
 
 def test_one_tokenizer_in_other_files_is_the_same(tokenizer, tmp_path):

@@ -1,0 +1,229 @@
+"""Distillation: train a student to say what a larger, frozen teacher says of the same masked text.
+
+    loss = soft_weight · T² · mean over real tokens of KL(teacher ‖ student), both softened by the temperature T
+         + mlm_weight · masked LM loss of the student
+         + cosine_weight · mean over real tokens of 1 − cos(last hidden state of the student, of the teacher)
+
+Hinton et al. 2015; Sanh et al. 2019 (DistilBERT; huggingface/transformers, examples of distillation, distiller.py). The
+T² keeps the size of the gradient whatever T is. Means are over tokens that are not padding, never over the vocabulary.
+The teacher runs without dropout, and no gradient passes through it. Where we deviate: no 1e-12 beside the norms of the
+cosine's states, which no encoder's last norm leaves at 0.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.data.tokenizer import Vocabulary
+from bertjax.heads import histogram, scores
+from bertjax.layers import apply, states_at
+from bertjax.masking import Masking, mask_tokens
+from bertjax.models.encoder import word_table
+from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
+from bertjax.optim import STACKED
+from bertjax.rules import Rules, match, name_of
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
+"""What `Optimizer.rates` begin with, so that only the student is trained."""
+
+EMBEDDINGS_AND_HEAD: Rules = ((r"^(encoder/embeddings|head)/", True), (r".*", False))
+
+
+class LayeredEncoder(LanguageEncoder, Protocol):
+    """What distillation asks of an encoder: what masked LM does, and how many layers it has."""
+
+    N: int
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Train `student` to follow `teacher`, whose parameters an experiment's `init` brings.
+
+    layers: for each layer of the student the one of the teacher that it begins as; none: they are made anew.
+    inherited: rules on names of the teacher's parameters, True for what else the student begins with.
+    Raises ValueError for vocabularies that differ, hidden states of different widths where their cosine counts, layers
+    that do not exist, a temperature of 0, weights below 0, and as MaskedLM.
+    """
+
+    student: LayeredEncoder
+    teacher: LayeredEncoder
+    masking: Masking
+    layers: tuple[int, ...] = ()
+    inherited: Rules = EMBEDDINGS_AND_HEAD
+    temperature: float = 2.0
+    soft_weight: float = 5.0
+    mlm_weight: float = 2.0
+    cosine_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        student, teacher = self.student, self.teacher
+        if student.V != teacher.V:
+            raise ValueError(
+                f"the student has a vocabulary of V={student.V} ids, the teacher of V={teacher.V}: one imitates what "
+                "the other says of each id, so use the teacher's for both"
+            )
+        if self.cosine_weight and student.D != teacher.D:
+            raise ValueError(
+                f"the student is D={student.D} wide, the teacher D={teacher.D}: hidden states of different widths have "
+                "no cosine, so make them equal or set cosine_weight=0"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0: nothing would be soft")
+        if min(self.soft_weight, self.mlm_weight, self.cosine_weight) < 0:
+            raise ValueError(
+                f"soft_weight={self.soft_weight}, mlm_weight={self.mlm_weight} and cosine_weight={self.cosine_weight} "
+                "must be 0 or more"
+            )
+        if self.layers:
+            self._check_layers()
+        self.student_objective  # noqa: B018 its checks of the masking are ours too
+
+    def _check_layers(self) -> None:
+        if len(self.layers) != self.student.N:
+            raise ValueError(
+                f"layers={self.layers} names {len(self.layers)} of the teacher's layers, the student has "
+                f"N={self.student.N}: name one for each"
+            )
+        if not all(0 <= layer < self.teacher.N for layer in self.layers):
+            raise ValueError(f"layers={self.layers}: the teacher's are 0 to {self.teacher.N - 1}, choose among them")
+        for name, encoder in (("student", self.student), ("teacher", self.teacher)):
+            if getattr(encoder, "shared", False):
+                raise ValueError(f"layers={self.layers}: all layers of the {name} are one, so leave `layers` empty")
+
+    @property
+    def student_objective(self) -> MaskedLM:
+        """What trains the student without a teacher."""
+        return MaskedLM(self.student, self.masking)
+
+    @property
+    def teacher_objective(self) -> MaskedLM:
+        """What the teacher is alone."""
+        return MaskedLM(self.teacher, self.masking)
+
+    @property
+    def encoder(self) -> LayeredEncoder:
+        """What is kept for other tasks: the student."""
+        return self.student
+
+    @property
+    def frozen(self) -> Rules:
+        """What an optimiser's rates must begin with: see Experiment."""
+        return FROZEN_TEACHER
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {student: {encoder, head: {mlm}}, teacher: {encoder, head: {mlm}}}, a teacher that knows nothing yet."""
+        student_key, teacher_key = jax.random.split(rng)
+        return {
+            "student": self.student_objective.init(student_key, batch),
+            "teacher": self.teacher_objective.init(teacher_key, batch),
+        }
+
+    def begin_with(self, found: Params) -> Params:
+        """Turn the parameters of the model in `init` into those to begin with: teacher, and student where it inherits.
+
+        A distillation's own are taken as they are. Raises ValueError for a model without a head that guesses words, or
+        of another shape.
+        """
+        if {"student", "teacher"} <= set(found):
+            return found
+        if "encoder" not in found or "mlm" not in found.get("head", {}):
+            raise ValueError(
+                f"a teacher needs encoder and head/mlm, this model has {', '.join(found)}: give a masked language "
+                "model, or the one of its parts that is"
+            )
+        teacher = {"encoder": found["encoder"], "head": {"mlm": found["head"]["mlm"]}}
+        return {"student": self._inherited(teacher), "teacher": teacher}
+
+    def _inherited(self, teacher: Params) -> Params:
+        """Take the student's first parameters from the teacher: a nested dict, in parts where it inherits in parts."""
+        student: dict[str, Any] = {}
+        leaves = jax.tree_util.tree_leaves_with_path(teacher)
+        stacked, inherited = (jax.tree.leaves(match(rules, teacher)) for rules in (STACKED, self.inherited))
+        for (path, leaf), is_stacked, is_inherited in zip(leaves, stacked, inherited, strict=True):
+            if is_stacked and self.layers:
+                leaf = leaf[jnp.array(self.layers)]
+            elif is_stacked or not is_inherited:
+                continue
+            *parents, last = name_of(path).split("/")
+            part = student
+            for parent in parents:
+                part = part.setdefault(parent, {})
+            part[last] = leaf
+        return student
+
+    def part(self, name: str, params: Params) -> tuple[MaskedLM, Params]:
+        """Take the student or the teacher alone."""
+        return {"student": self.student_objective, "teacher": self.teacher_objective}[name], params[name]
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of the student."""
+        return self.student_objective.encode(params["student"], batch)
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return the student's, as MaskedLM.language_logits."""
+        return self.student_objective.language_logits(params["student"], batch, positions_BP)
+
+    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        return self.student_objective.around(v)
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.
+
+        The terms `loss/…` carry their weights, and the soft one its T²; `divergence/soft`, `cross_entropy/mlm` and
+        `distance/cosine` do not.
+        """
+        mask_key, dropout_key = jax.random.split(rng)
+        masked = mask_tokens(mask_key, batch, self.masking)
+        x_BLD, logits_BLV = _states_and_logits(
+            self.student_objective, params["student"], batch, masked.tokens_BL,
+            train=train, rngs={"dropout": dropout_key},
+        )  # fmt: skip
+        taught = _states_and_logits(
+            self.teacher_objective, jax.lax.stop_gradient(params["teacher"]), batch, masked.tokens_BL
+        )
+        real_BL = (batch["mask"] > 0).astype(jnp.float32)
+        metrics = scores("mlm", states_at(logits_BLV, masked.positions_BP), masked.targets_BP, masked.weights_BP)
+        metrics["cross_entropy/mlm"] = metrics["loss/mlm"]
+        metrics["loss/mlm"] = _weighted(metrics["cross_entropy/mlm"], self.mlm_weight)
+        soft = Mean((real_BL * divergence(taught[1], logits_BLV, self.temperature)).sum(), real_BL.sum())
+        metrics["divergence/soft"] = soft
+        metrics["loss/soft"] = _weighted(soft, self.soft_weight * self.temperature**2)
+        if self.cosine_weight:
+            metrics["distance/cosine"] = Mean((real_BL * (1 - cosine(x_BLD, taught[0]))).sum(), real_BL.sum())
+            metrics["loss/cosine"] = _weighted(metrics["distance/cosine"], self.cosine_weight)
+        if not train:
+            metrics["targets/mlm"] = histogram(self.student.V, masked.targets_BP, masked.weights_BP)
+        metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
+        return total(metrics), metrics
+
+
+def _states_and_logits(
+    objective: MaskedLM, params: Params, batch: Batch, tokens_BL: Array, **options: Any
+) -> tuple[Array, Array]:
+    """Return the last hidden states x_BLD and the logits_BLV at all positions."""
+    x_BLD, guessed_BLD = hidden(objective.encoder, params, batch, tokens_BL, None, **options)
+    return x_BLD, apply(objective.head, params["head"]["mlm"], guessed_BLD, word_table(params["encoder"]))
+
+
+def divergence(teacher_BLV: Array, student_BLV: Array, temperature: float) -> Array:
+    """Return KL(teacher ‖ student) of the softened distributions at each position, in nats: f32 [B, L]."""
+    teacher_BLV, student_BLV = (
+        jax.nn.log_softmax(logits_BLV.astype(jnp.float32) / temperature, axis=-1)
+        for logits_BLV in (teacher_BLV, student_BLV)
+    )
+    return (jnp.exp(teacher_BLV) * (teacher_BLV - student_BLV)).sum(-1)
+
+
+def cosine(a_BLD: Array, b_BLD: Array) -> Array:
+    """Return the cosine of two vectors at each position: f32 [B, L]; 0 where either is 0."""
+    a_BLD, b_BLD = a_BLD.astype(jnp.float32), b_BLD.astype(jnp.float32)
+    squares_BL = (a_BLD**2).sum(-1) * (b_BLD**2).sum(-1)
+    return (a_BLD * b_BLD).sum(-1) * jax.lax.rsqrt(jnp.where(squares_BL == 0, 1, squares_BL))
+
+
+def _weighted(mean: Mean, weight: float) -> Mean:
+    return Mean(weight * mean.sum, mean.weight)
