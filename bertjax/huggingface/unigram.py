@@ -36,6 +36,7 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer, *, cls_last: bool) -> str 
     steps: list[Any] = []
     if tokenizer.published:
         steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+        steps += [normalizers.Replace(tokenizers.Regex(r"[\s\x{1c}-\x{1f}\x{85}]"), " ")]
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
         steps += [normalizers.Lowercase()] if tokenizer.lowercase else []
     if model.normalizer_spec.precompiled_charsmap:
