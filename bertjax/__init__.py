@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bertjax.config import Phase as Phase
     from bertjax.config import load_experiment as load_experiment
     from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
+    from bertjax.embedding import embed as embed
     from bertjax.infer import load as load
+    from bertjax.infer import save_hf as save_hf
     from bertjax.masking import Masking as Masking
     from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
@@ -50,12 +52,14 @@ _HOMES = {
     "ReplacedTokenDetection": "bertjax.objectives.rtd",
     "SiFT": "bertjax.objectives.sift",
     "XLNet": "bertjax.models.xlnet",
+    "embed": "bertjax.embedding",
     "fit": "bertjax.train",
     "load": "bertjax.infer",
     "load_experiment": "bertjax.config",
     "load_tokenizer": "bertjax.data.tokenizer",
     "mask_tokens": "bertjax.masking",
     "permute": "bertjax.masking",
+    "save_hf": "bertjax.infer",
 }
 
 __all__ = [*_HOMES, "infer"]

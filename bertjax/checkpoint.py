@@ -60,18 +60,19 @@ def save(
     manager.save(step, args=_described(arrays, info))
 
 
-def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
     """Write what inference needs to a new folder, which reads like a checkpoint."""
     info = _info({"params": params}, experiment, tokenizer)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(folder.absolute(), args=_described({"params": params}, info))
 
 
-def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    files = {} if tokenizer is None else tokenizer.files
     return {
         "experiment": experiment,
-        "tokenizer": {name: base64.b64encode(content).decode() for name, content in tokenizer.files.items()},
-        "fingerprint": fingerprint(tokenizer),
+        "tokenizer": {name: base64.b64encode(content).decode() for name, content in files.items()},
+        "fingerprint": "" if tokenizer is None else fingerprint(tokenizer),
         "checksums": {item: checksums(tree) for item, tree in arrays.items()},
         "versions": {name: importlib.metadata.version(name) for name in ("bertjax", "jax", "flax", "optax")},
     }
@@ -116,8 +117,10 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     return found
 
 
-def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer:
-    """Rebuild the tokenizer that a checkpoint carries."""
+def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer | None:
+    """Rebuild the tokenizer that a checkpoint carries; None where it has none, as some models of others."""
+    if not info["tokenizer"]:
+        return None
     files = {name: base64.b64decode(content) for name, content in info["tokenizer"].items()}
     return tokenizer_from_files(files, origin=f"the tokenizer of {step_folder}")
 

@@ -86,6 +86,18 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--top", type=_positive, default=5, metavar="K", help="guesses for each mask (default: 5)")
     _json(fill)
 
+    embedding = _command(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
+                         'bertjax predict embed --model minilm "A sentence." "Another one." --json')  # fmt: skip
+    _model(embedding)
+    embedding.add_argument("text", nargs="*", metavar="TEXT", help="texts; default: lines of standard input")
+    embedding.add_argument(
+        "--max-length", type=_positive, default=0, metavar="N", help="cut texts to N tokens (default: refuse long ones)"
+    )
+    embedding.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (default: 32)"
+    )
+    _json(embedding)
+
     data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
     build = _command(data, "build", _build, "turn text into a corpus",
                      "bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/")  # fmt: skip
@@ -117,8 +129,13 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = _command(commands, "convert", _convert, "write a model, or one part of it, to a folder of its own",
                        "bertjax convert runs/electra:discriminator discriminator/")  # fmt: skip
-    convert.add_argument("source", metavar="SRC", help="the work folder of a run, one checkpoint, or `folder:part`")
+    convert.add_argument(
+        "source", metavar="SRC", help="a work folder, one checkpoint, `folder:part`, or a Hugging Face folder"
+    )
     convert.add_argument("destination", metavar="DST", help="a new folder")
+    convert.add_argument("--to", choices=("bertjax", "huggingface"), default="bertjax",
+                         help="huggingface: config.json, model.safetensors and tokenizer files for transformers "
+                         "(default: %(default)s)")  # fmt: skip
 
     plan = _command(commands, "plan", _plan, "count parameters and work without running",
                     "bertjax plan experiments/bert.py size=large --json")  # fmt: skip
@@ -142,7 +159,12 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="the work folder of a run, or one checkpoint")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="the work folder of a run, one checkpoint, or a Hugging Face folder",
+    )
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -212,19 +234,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     model = load(options.model)
     if not isinstance(model.objective, Objective):
-        raise InputError(f"{options.model} alone has no loss to evaluate: evaluate the whole model")
+        raise InputError(f"{options.model} alone has no loss to evaluate: evaluate the whole model, or a run from it")
     rows = from_json(model.config["phases"][-1]["rows"])
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
-    if manifest.tokenizer != fingerprint(model.tokenizer):
+    if manifest.tokenizer != fingerprint(model.text):
         raise InputError(
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
     mesh = data_mesh(options.batch_size)
-    batches = evaluation_batches(
-        rows.open(options.split), options.batch_size, rows.features, model.tokenizer.vocabulary.pad
-    )
+    batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
     _print(options, evaluator(model.objective, mesh)(model.params, batches))
 
 
@@ -241,6 +261,22 @@ def _fill_mask(options: argparse.Namespace) -> None:
         print(filled.text)
         for guesses in filled.masks:
             print("   ", "   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses), flush=True)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from bertjax.embedding import embed
+    from bertjax.infer import load
+
+    model = load(options.model)
+    texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
+    for text, vector in zip(texts, vectors, strict=True):
+        numbers = [round(float(number), 7) for number in vector]
+        if options.json:
+            print(json.dumps({"text": text, "embedding": numbers}, ensure_ascii=False), flush=True)
+            continue
+        print(text)
+        print("   ", " ".join(f"{number:+.4f}" for number in numbers[:8]), f"… ({len(numbers)} numbers)", flush=True)
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -297,7 +333,7 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from bertjax.infer import convert
 
-    convert(options.source, options.destination)
+    convert(options.source, options.destination, to=options.to)
 
 
 def _plan(options: argparse.Namespace) -> None:

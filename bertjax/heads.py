@@ -1,5 +1,7 @@
 """Heads: what turns hidden states into predictions."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from bertjax.layers import (
     add_bias,
     restarting_positions,
     states_at,
+    tanh,
 )
 from bertjax.types import Array, Mean, Metrics
 
@@ -139,11 +142,45 @@ class SequenceSummary(nn.Module):
         return Dropout(self.dropout)(summary_BD, train=train)
 
 
-class PairHead(nn.Module):
-    """Classify a pair of segments: BERT's pooler (dense and tanh on the first position), then C logits in float32.
+class Pooler(nn.Module):
+    """Summarise a row by one position: dense and activation, pooled_BD. google-research/bert modeling.py."""
 
-    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output.
+    D: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        return self.activation(dense(x_BLD[:, self.position]))
+
+
+class PairHead(nn.Module):
+    """Classify a pair of segments, or any row: BERT's pooler, then C logits in float32.
+
+    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output. Other families' classifiers have
+    another activation, XLNet's reads the last position: then rows must be padded on their left.
     """
+
+    D: int
+    C: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        pooled_BD = self.activation(dense(x_BLD[:, self.position]))
+        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
+        return logits_BC.astype(jnp.float32)
+
+
+class TokenHead(nn.Module):
+    """Classify every token: C logits in float32, and nothing between. Tags, or the two ends of a span."""
 
     D: int
     C: int
@@ -152,9 +189,38 @@ class PairHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
-        pooled_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")(x_BLD[:, 0]))
-        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
-        return logits_BC.astype(jnp.float32)
+        logits_BLC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x_BLD)
+        return logits_BLC.astype(jnp.float32)
+
+
+class TransformedHead(nn.Module):
+    """Classify rows or tokens: dense, activation and norm, then C logits in float32. ModernBERT's, of any task.
+
+    pooling: what is read of a row: its first position (cls), the mean of its tokens, or every token by itself (none).
+    """
+
+    D: int
+    C: int
+    pooling: Literal["cls", "mean", "none"]
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    transform_bias: bool = False
+    norm_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
+        """Return logits_BC, or logits_BLC without pooling."""
+        x = x_BLD
+        if self.pooling == "cls":
+            x = x_BLD[:, 0]
+        if self.pooling == "mean":
+            real_BL1 = (mask_BL > 0)[..., None]
+            x = jnp.where(real_BL1, x_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
+        x = Dense((self.D,), (self.D,), self.initializer, self.dtype, self.transform_bias, name="transform")(x)
+        x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
+        return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x).astype(jnp.float32)
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:

@@ -1,11 +1,11 @@
 """Load a trained model and use it: hidden states, language-model logits, filled masks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import numpy as np
 
 from bertjax import checkpoint
 from bertjax.config import from_json, to_json
-from bertjax.data.tokenizer import Tokenizer, Vocabulary, fingerprint
+from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
+from bertjax.huggingface.convert import read_folder, write_model
+from bertjax.huggingface.folder import is_huggingface
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
 
@@ -56,6 +58,15 @@ class InParts(Protocol):
 
 
 @runtime_checkable
+class ForTask(Protocol):
+    """What a model offers that was made for a task."""
+
+    def task_logits(self, params: Params, batch: Batch) -> Array:
+        """Return what its task head says of a batch."""
+        ...
+
+
+@runtime_checkable
 class Beginning(Protocol):
     """What an objective offers that begins with another model otherwise than by equal names."""
 
@@ -66,11 +77,11 @@ class Beginning(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model. config: the experiment that it comes from, as JSON types."""
+    """A trained model. config: the experiment or the folder that it comes from, as JSON types."""
 
     objective: Trained
     params: Params
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # none where the folder of others that it comes from has none
     config: dict[str, Any]
 
     @property
@@ -86,6 +97,10 @@ class Model:
         """Return language-model logits [B, L, V]. Raises InputError where the model has no such head."""
         return self._language_logits(self.params, dict(batch))
 
+    def logits(self, batch: Batch) -> Array:
+        """Return the logits of the task head: see Published.task_logits. Raises InputError where there is none."""
+        return self._task_logits(self.params, dict(batch))
+
     def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
         """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
         logits_BPV = self._language_logits(self.params, dict(batch), positions_BP)
@@ -94,6 +109,19 @@ class Model:
     @cached_property
     def _encode(self) -> Any:
         return jax.jit(self.objective.encode)
+
+    @cached_property
+    def _task_logits(self) -> Any:
+        if not isinstance(self.objective, ForTask):
+            raise InputError(f"a {type(self.objective).__name__} has no task head: its logits are mlm_logits")
+        return jax.jit(self.objective.task_logits)
+
+    @property
+    def text(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none."""
+        if self.tokenizer is None:
+            raise InputError("this model came without tokenizer files: put its vocabulary into its folder")
+        return self.tokenizer
 
     @property
     def language_model(self) -> LanguageModel:
@@ -108,18 +136,22 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Load a model from the work folder of a run (its newest checkpoint) or from one checkpoint.
+    """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone. Works on any device, whatever
     it was trained on. Raises InputError where there is none, or it is damaged.
     """
     folder, part = _part_of(path)
+    if is_huggingface(folder):
+        if part:
+            raise InputError(f"the model in {folder} has no parts: give {folder} without :{part}")
+        found = read_folder(folder)
+        config = {"objective": to_json(found.model), "huggingface": found.notes}
+        return Model(found.model, found.params, found.tokenizer, config)
     step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
-    rows = from_json(info["experiment"]["phases"][0]["rows"])
-    shapes = batch_shapes(1, rows.length, rows.features)
-    params = jax.eval_shape(objective.init, jax.random.key(0), shapes)
+    params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
@@ -127,25 +159,59 @@ def load(path: str | Path) -> Model:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
     if part and not isinstance(objective, InParts):
         raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
+    config = info["experiment"]
     if part:
         objective, params = objective.part(part, params)
-    config = info["experiment"] | {"objective": to_json(objective)}
+        config = config | {"objective": to_json(objective), "part_of": config["objective"]["type"]}
     return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
 
 
-def convert(source: str | Path, folder: str | Path) -> None:
+def _shapes(described: dict[str, Any]) -> Any:
+    """Find the shapes of a batch; what came from a Hugging Face folder has no rows of its own, so the smallest."""
+    if "phases" not in described:
+        return batch_shapes(1, 1, ("types",))
+    rows = from_json(described["phases"][0]["rows"])
+    return batch_shapes(1, rows.length, rows.features)
+
+
+def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> None:
     """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
 
-    Raises InputError where the folder holds something, and as `load`.
+    Raises InputError where the folder holds something, and as `load` and `save_hf`.
     """
+    model = load(source)
+    if to == "huggingface":
+        save_hf(model, folder)
+        return
+    folder = _new_folder(folder)
+    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+
+
+def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
+    """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
+
+    architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
+    from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
+    what this model does.
+    """
+    whole = model.config.get("part_of", "")
+    if not architecture and whole.endswith(".ReplacedTokenDetection"):
+        architecture = "electra"
+    if not architecture and whole.endswith(".Distillation") and to_json(model.encoder).get("types") == 0:
+        architecture = "distilbert"
+    made = _new_folder(folder)
+    write_model(model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture)
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """See that a folder is new or empty; an empty one is removed, because writers make their own."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder")
-    model = load(source)
     if folder.exists():
-        folder.rmdir()  # the writer makes its own
+        folder.rmdir()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    return folder
 
 
 def _part_of(path: str | Path) -> tuple[Path, str]:
@@ -154,14 +220,22 @@ def _part_of(path: str | Path) -> tuple[Path, str]:
     return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
 
 
-def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> dict[str, Array]:
+class Start(NamedTuple):
+    """Parameters to begin with, by name, and what is to be said of them besides."""
+
+    params: Mapping[str, Array]
+    note: str
+
+
+def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
-    An objective may name what it finds in its own way (`Beginning`). Raises InputError where a shape, the tokenizer or
-    the sharing of embeddings differs, or nothing has the same name.
+    An objective may name what it finds in its own way (`Beginning`). A model that came without tokenizer is noted:
+    nothing but the number of its ids can be compared. Raises InputError where a shape, the tokenizer or the sharing of
+    embeddings differs, or nothing has the same name.
     """
     model = load(source)
-    if fingerprint(model.tokenizer) != fingerprint(tokenizer):
+    if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
     # What a name means depends on it: tables, or what is added to the other model's.
     theirs, ours = (to_json(x).get("sharing") for x in (model.objective, objective))
@@ -175,6 +249,7 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         except ValueError as error:
             raise InputError(f"init={source}: {error}") from error
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
     for name, leaf in taken.items():
         if leaf.shape != shapes[name]:
@@ -186,7 +261,21 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
-    return taken
+    note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
+    return Start(taken, note)
+
+
+_SEGMENTS, _POSITIONS = "encoder/embeddings/type/table", "encoder/embeddings/position/table"
+
+
+def _one_segment(found: dict[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Add the first segment's vector to all positions where the new encoder has no segments: the sum is the same.
+
+    Published RoBERTa has one segment, ours none.
+    """
+    if _SEGMENTS not in found or _SEGMENTS in shapes or not {_POSITIONS} <= found.keys() & shapes.keys():
+        return found
+    return found | {_POSITIONS: found[_POSITIONS] + found[_SEGMENTS][:1]}
 
 
 class Guess(NamedTuple):
@@ -210,7 +299,7 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
 
     Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
-    vocabulary = model.tokenizer.vocabulary
+    vocabulary = model.text.vocabulary
     before, after = model.language_model.around(vocabulary)
     encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
@@ -230,11 +319,11 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
         batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask), "types": jnp.asarray(types)}
         probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
         for row, ids in enumerate(rows):
-            masks = [_guesses(model.tokenizer, probabilities[row, slot], top) for slot in range(len(places[row]))]
+            masks = [_guesses(model.text, probabilities[row, slot], top) for slot in range(len(places[row]))]
             best = list(ids)
             for slot, place in enumerate(places[row]):
                 best[place] = int(probabilities[row, slot].argmax())
-            yield Filled(texts[start + row], masks, model.tokenizer.decode(best[len(before) : len(best) - len(after)]))
+            yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
 
 
 _WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
@@ -246,7 +335,9 @@ def _with_masks(model: Model, text: str) -> list[int]:
     So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
     vocabulary's pieces carry their spaces, and what follows continues the text.
     """
-    tokenizer, vocabulary = model.tokenizer, model.tokenizer.vocabulary
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # fill_mask asked for it
+    vocabulary = tokenizer.vocabulary
     mask_piece = tokenizer.piece(vocabulary.mask)
     parts = text.split(mask_piece)
     if len(parts) == 1:

@@ -80,6 +80,18 @@ def gelu_tanh(x: Array) -> Array:
 
 
 @_recomputed
+def relu(x: Array) -> Array:
+    """Cut off what is below 0: DistilBERT's classifier."""
+    return jax.nn.relu(x)
+
+
+@_recomputed
+def tanh(x: Array) -> Array:
+    """Apply the hyperbolic tangent: BERT's pooler."""
+    return jnp.tanh(x)
+
+
+@_recomputed
 def silu(x: Array) -> Array:
     """Apply x σ(x), also called Swish: the activation of SwiGLU."""
     return jax.nn.silu(x)

@@ -27,7 +27,7 @@ from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, batch_shapes
-from bertjax.infer import warm_start
+from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
 from bertjax.random import stream
 from bertjax.report import Progress
@@ -142,7 +142,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
     tokenizer, data = check_corpora(experiment)
     meshes = [data_mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
     mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
-    start = _start(experiment, Path(workdir), tokenizer)
+    start, note = _start(experiment, Path(workdir), tokenizer)
     with ExitStack() as held:
         folder, stop = held.enter_context(claimed(workdir)), held.enter_context(stop_requests())
         record_experiment(folder, experiment)
@@ -163,7 +163,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         if start:
             names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
             made = ", ".join(name for name in names if name not in start)
-            progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}")
+            progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}{note}")
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         evaluate = evaluator(experiment.objective, mesh)
@@ -279,15 +279,15 @@ def initial_state(
     return State(jax.device_put(jnp.int32(info["step"]), replicated(mesh)), params, opt)
 
 
-def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Mapping[str, Array]:
+def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
     """Load the parameters to begin with, by name: none where there is no `init`, or the run goes on."""
     if checkpoint.has_checkpoint(workdir):
-        return {}
+        return Start({}, "")
     if not experiment.init:
         frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
         if frozen:
             raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
-        return {}
+        return Start({}, "")
     phase = experiment.phases[0]
     shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
     like = abstract_params(experiment.objective, shapes)

@@ -119,6 +119,22 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
+    """Tell whether two tokenizers are one: by their files, or else by all their pieces and what they make of a text.
+
+    A `vocab.txt` and the `tokenizer.json` made of it are the same tokenizer in other files.
+    """
+    if fingerprint(a) == fingerprint(b):
+        return True
+    if a.vocabulary != b.vocabulary:
+        return False
+    pieces = all(a.piece(index) == b.piece(index) for index in range(a.vocabulary.size))
+    return pieces and a.ids([_PROBE]) == b.ids([_PROBE])
+
+
+_PROBE = "The Quick-Brown FÖX cost 1,234.50 (or £9), didn't it? ``Naïve'' 東京 ﬁne … Straße\tİstanbul  end."
+
+
 class FastTokenizer:
     """Run WordPiece, byte-level BPE or any `tokenizer.json` on the `tokenizers` library."""
 
@@ -175,12 +191,12 @@ class SentencePieceTokenizer:
         pieces = [self._model.id_to_piece(index) for index in range(self._model.get_piece_size())]
         self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
         self.starts_word = np.array([piece.startswith("▁") or _is_punctuation(piece) for piece in pieces])
-        self._published = {"£", "€", "–"} <= set(pieces[:20])
-        self._lowercase = all(piece == piece.lower() for piece in pieces[20:])
-        self._split_again = {
+        self.published = {"£", "€", "–"} <= set(pieces[:20])
+        self.lowercase = all(piece == piece.lower() for piece in pieces[20:])
+        self.split_again = {
             index: self._without_comma(piece)
             for index, piece in enumerate(pieces)
-            if self._published and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
+            if self.published and len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
         }
 
     def _without_comma(self, piece: str) -> list[int]:
@@ -198,7 +214,7 @@ class SentencePieceTokenizer:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for index, (begin, end) in zip(mapping["ids"], mapping["offsets"], strict=True):
-            parts = self._split_again.get(index, [index])
+            parts = self.split_again.get(index, [index])
             lengths = [len(self.piece(part).removeprefix("▁")) for part in parts]
             cuts = [begin, *(end - sum(lengths[after:]) for after in range(1, len(parts))), end]
             ids += parts
@@ -207,11 +223,11 @@ class SentencePieceTokenizer:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
-        prepared = [self._prepare(text)[0] for text in texts] if self._published else texts
+        prepared = [self._prepare(text)[0] for text in texts] if self.published else texts
         encoded = self._model.encode(prepared, num_threads=1)
-        if not self._split_again:
+        if not self.split_again:
             return encoded
-        again = self._split_again
+        again = self.split_again
         return [
             [part for index in ids for part in again.get(index, (index,))] if not again.keys().isdisjoint(ids) else ids
             for ids in encoded
@@ -227,7 +243,7 @@ class SentencePieceTokenizer:
 
     def _prepare(self, text: str) -> tuple[str, Sequence[int]]:
         """Prepare text as the published models expect it; also where each character, and the end, came from."""
-        if not self._published:
+        if not self.published:
             return text, range(len(text) + 1)
         kept: list[str] = []
         origin: list[int] = []
@@ -243,7 +259,7 @@ class SentencePieceTokenizer:
             position += 2 if quotes else 1
         prepared = "".join(kept)
         # All at once, since a Σ becomes ς at the end of a word; what was taken apart keeps its length.
-        return prepared.lower() if self._lowercase else prepared, [*origin, len(text)]
+        return prepared.lower() if self.lowercase else prepared, [*origin, len(text)]
 
 
 def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers.Tokenizer, Mapping[str, bytes]]:

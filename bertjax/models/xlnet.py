@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bertjax import layers
+from bertjax.heads import TiedHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Sinusoids, Table
 from bertjax.types import Array
 
@@ -96,6 +97,34 @@ class XLNet(nn.Module):
             raise ValueError(f"a memory of {length} tokens: use 1 or more, or none at all")
         states_NBMD = jnp.zeros((self.N, rows, length, self.D), self.dtype)
         return Memory(states_NBMD, jnp.full((rows, length), -1, jnp.int32))
+
+    @nn.nowrap
+    def language_head(self) -> TiedHead:
+        """Make the head that guesses words from its hidden states."""
+        return TiedHead(self.V, self.dtype)
+
+    def hidden(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        positions_BP: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without).
+
+        Positions come from the query stream, where they see all other positions and not each other.
+        """
+        if positions_BP is None:
+            x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
+            return x_BLD, x_BLD
+        at_BPL = positions_BP[..., None] == jnp.arange(tokens_BL.shape[1])[None, None]
+        streams = self.streams(
+            tokens_BL, mask_BL, types_BL, ranks_BL=at_BPL.any(1).astype(jnp.int32), targets_BP=positions_BP, train=train
+        )
+        assert streams.query_BPD is not None
+        return streams.content_BLD, streams.query_BPD
 
     def __call__(
         self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False

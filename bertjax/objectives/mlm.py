@@ -89,6 +89,11 @@ class MaskedLM:
         """The pooler and two-way classifier that fit the encoder."""
         return PairHead(self.encoder.D, 2, self.encoder.initializer, self.encoder.dtype)
 
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """Its heads by their names among the parameters."""
+        return {"mlm": self.head} | ({"pair": self.pair_head} if self.pair else {})
+
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make {encoder, head: {mlm, pair}}; `pair` only where the objective has it."""
         encoder_key, mlm_key, pair_key = jax.random.split(rng, 3)

@@ -11,6 +11,7 @@ step depends on its batch alone and its first window has no memory.
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +21,7 @@ from bertjax.layers import apply
 from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
 from bertjax.models.xlnet import Memory, XLNet
+from bertjax.objectives.mlm import hidden
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
 
 
@@ -45,7 +47,12 @@ class PermutationLM:
     @property
     def head(self) -> TiedHead:
         """The language-model head that fits the encoder."""
-        return TiedHead(self.encoder.V, self.encoder.dtype)
+        return self.encoder.language_head()
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """Its heads by their names among the parameters."""
+        return {"plm": self.head}
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make {encoder, head: {plm}}."""
@@ -63,15 +70,7 @@ class PermutationLM:
 
         They come from the query stream; without positions from the content stream, at all.
         """
-        if positions_BP is None:
-            x_BPD = self.encode(params, batch)
-        else:
-            at_BPL = positions_BP[..., None] == jnp.arange(batch["tokens"].shape[1])[None, None]
-            streams: Any = self.encoder.apply(
-                {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
-                ranks_BL=at_BPL.any(1).astype(jnp.int32), targets_BP=positions_BP, method="streams",
-            )  # fmt: skip
-            x_BPD = streams.query_BPD
+        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
 
     def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -151,6 +151,11 @@ class Discriminator:
         """The head that fits the encoder."""
         return self.judge(self.encoder)
 
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """Its heads by their names among the parameters."""
+        return {"rtd": self.head}
+
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make {encoder, head: {rtd}}."""
         encoder_key, head_key = jax.random.split(rng)
@@ -161,6 +166,10 @@ class Discriminator:
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD."""
         return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+
+    def task_logits(self, params: Params, batch: Batch) -> Array:
+        """Return `replaced_logits`: what this model says of a batch."""
+        return self.replaced_logits(params, batch)
 
     def replaced_logits(self, params: Params, batch: Batch) -> Array:
         """Return a logit for each token, above 0 where it seems replaced: f32 [B, L]."""

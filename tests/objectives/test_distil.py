@@ -258,7 +258,7 @@ def test_the_recipe_takes_a_teacher_from_its_folder(corpus, teacher, tokenizer):
     assert objective.soft_weight == 3 and objective.student.N == 2 and objective.teacher == load(teacher).encoder
     like = jax.eval_shape(objective.init, KEY, batch_shapes(8, 16, ()))
     start = warm_start(experiment.init, objective, like, tokenizer)
-    assert set(start) == {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)}
+    assert set(start.params) == {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)}
 
 
 def refused(experiment, folder, message):

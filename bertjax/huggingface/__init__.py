@@ -1,0 +1,1 @@
+"""Hugging Face folders, read and written: one table a family of models, read in both directions."""

@@ -1,0 +1,60 @@
+"""The names of ALBERT: transformers, models/albert. One set of parameters serves all layers."""
+
+from bertjax.heads import PairHead, Pooler, TokenHead
+from bertjax.huggingface.bert import FIELDS, UNSUPPORTED
+from bertjax.huggingface.table import JOIN, Family, Field, Head, Row, dense, norm, table
+from bertjax.models.encoder import Encoder
+
+LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+POOLER = dense("albert.pooler", "pooler")
+CLASSIFIER = dense("classifier", "classifier")
+ALBERT = Family(
+    model_type="albert",
+    prefix="albert",
+    base_class="AlbertModel",
+    encoder=Encoder,
+    fields=(*FIELDS, Field("embedding_size", "E")),
+    fixed={"shared": True},
+    unsupported=UNSUPPORTED | {"num_hidden_groups": 1, "inner_group_num": 1},
+    rows=(
+        *table("albert.embeddings.word_embeddings", "embeddings/word"),
+        *table("albert.embeddings.position_embeddings", "embeddings/position"),
+        *table("albert.embeddings.token_type_embeddings", "embeddings/type"),
+        *norm("albert.embeddings.LayerNorm", "embeddings/norm"),
+        *dense("albert.encoder.embedding_hidden_mapping_in", "project"),
+        *dense(f"{LAYER}.attention.query", "layer/attention/query"),
+        *dense(f"{LAYER}.attention.key", "layer/attention/key"),
+        *dense(f"{LAYER}.attention.value", "layer/attention/value"),
+        *dense(f"{LAYER}.attention.dense", "layer/attention/output", JOIN),
+        *norm(f"{LAYER}.attention.LayerNorm", "layer/attention_norm"),
+        *dense(f"{LAYER}.ffn", "layer/feedforward/widen"),
+        *dense(f"{LAYER}.ffn_output", "layer/feedforward/narrow"),
+        *norm(f"{LAYER}.full_layer_layer_norm", "layer/feedforward_norm"),
+    ),
+    pooler=Head("pair", POOLER, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
+    heads=(
+        Head("mlm",
+             (*dense("predictions.dense", "transform"), *norm("predictions.LayerNorm", "norm"),
+              Row("predictions.bias", ("bias",))),
+             lambda e, config, C: e.language_head()),
+        Head("pair", POOLER + dense("sop_classifier.classifier", "classifier"),
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
+        Head("classify", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True),
+        Head("choice", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
+        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+        Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+    ),
+    classes={
+        "AlbertForPreTraining": ("mlm", "pair"),
+        "AlbertForMaskedLM": ("mlm",),
+        "AlbertForSequenceClassification": ("classify",),
+        "AlbertForMultipleChoice": ("choice",),
+        "AlbertForTokenClassification": ("tags",),
+        "AlbertForQuestionAnswering": ("span",),
+    },
+    tied={
+        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+        "predictions.decoder.bias": "predictions.bias",
+    },
+    specials={"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"},
+)  # fmt: skip

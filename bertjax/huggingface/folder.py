@@ -1,0 +1,190 @@
+"""Read and write the files of a Hugging Face folder, trusting nothing that they claim.
+
+Before a tensor is read, or memory taken for it, every header has been checked against the size of its file: safetensors
+as its specification says (github.com/huggingface/safetensors, README "Format"), stricter in that a header may be 16 MiB
+and no name may come twice. Pickled weights are never opened, because reading one can run any code.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bertjax.errors import InputError
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
+          "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
+_LARGEST_TEXT = 2**24  # bytes of a header, a config or an index; real ones have a few hundred thousand
+
+
+class Tensor(NamedTuple):
+    """Say where a tensor lies and what it is, before it is read."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Tell whether this looks like a Hugging Face folder: it has a config.json or weights by their names."""
+    return folder.is_dir() and any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json. Raises InputError where it is missing or not a JSON object."""
+    return _read_json(_inside(folder, CONFIG))
+
+
+def find_tensors(folder: Path) -> dict[str, Tensor]:
+    """List the tensors of model.safetensors, or of the shards that its index names.
+
+    Raises InputError for broken or hostile files, for shards outside the folder, and where there are only pickles.
+    """
+    if (folder / WEIGHTS).exists():
+        return _read_header(_inside(folder, WEIGHTS))
+    if (folder / INDEX).exists():
+        return _read_shards(folder)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5"))
+    if pickles:
+        raise InputError(
+            f"{folder} has its weights in {pickles[0]}, not in {WEIGHTS}; that format can run code and is never opened "
+            "here: convert it where you trust it, with transformers: AutoModel.from_pretrained(folder)"
+            ".save_pretrained(new_folder), of the class that config.json names"
+        )
+    raise InputError(f"{folder} has no weights: no {WEIGHTS} and no {INDEX}")
+
+
+def read_tensor(tensor: Tensor) -> np.ndarray:
+    """Read one tensor as it is stored. Raises InputError where the library refuses the file."""
+    try:
+        with safe_open(tensor.file, framework="np") as file:
+            array: np.ndarray = file.get_tensor(tensor.name)
+    except SafetensorError as error:
+        raise InputError(f"{tensor.file} is damaged: {error}") from error
+    if array.shape != tensor.shape:
+        raise InputError(f"{tensor.file} changed while it was read: {tensor.name} is now {array.shape}")
+    return array
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Write config.json and one model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    # transformers asks for this entry.
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
+    )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Find a plain file of the folder, by a name without a path.
+
+    Links may lead to the blobs beside the snapshots of a Hugging Face cache, and nowhere else outside.
+    """
+    if Path(name).name != name or name.startswith(".") or "\\" in name or "\0" in name:
+        raise InputError(f"{folder} names a file {name!r}: only files inside the folder itself are read")
+    path = folder / name
+    if not path.exists():
+        raise InputError(f"{path} is missing")
+    target, home = path.resolve(), folder.resolve()
+    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if home not in target.parents and cache not in target.parents:
+        raise InputError(f"{path} is a link to {target}, outside the folder: copy the file there instead")
+    if not target.is_file():
+        raise InputError(f"{path} is not a plain file")
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes: no real one is over {_LARGEST_TEXT:,}")
+    return _parse_json(path.read_bytes(), f"{path}")
+
+
+def _parse_json(content: bytes, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise InputError(f"{what} names {next(n for n in names if names.count(n) > 1)!r} twice: it is damaged")
+        return found
+
+    try:
+        read = json.loads(content, object_pairs_hook=unique)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(read, dict):
+        raise InputError(f"{what} is not a JSON object")
+    return read
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = _inside(folder, INDEX)
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(f"{index} has no `weight_map` from tensors to files")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not shard.endswith(".safetensors"):
+            raise InputError(f"{index} names {shard!r}: only .safetensors files are read")
+        for name, tensor in _read_header(_inside(folder, shard)).items():
+            if name in tensors:
+                raise InputError(f"{name} is in {tensors[name].file.name} and in {shard}: each tensor once")
+            tensors[name] = tensor
+    for name in sorted(tensors.keys() ^ weight_map.keys()):
+        where = "is in no shard" if name in weight_map else "is in a shard, but not in the index"
+        raise InputError(f"{index} does not fit its shards: {name} {where}")
+    for name, tensor in tensors.items():
+        if weight_map[name] != tensor.file.name:
+            raise InputError(f"{index} says that {name} is in {weight_map[name]}, but it is in {tensor.file.name}")
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError(f"{path} is cut short: {size:,} bytes, and a header of {length:,} to begin with")
+        if length > _LARGEST_TEXT:
+            raise InputError(f"{path} has a header of {length:,} bytes: no real one is over {_LARGEST_TEXT:,}")
+        header = _parse_json(file.read(length), f"the header of {path}")
+    header.pop("__metadata__", None)
+    spans = sorted((*_span(path, name, entry), name) for name, entry in header.items())
+    end = 0
+    for begin, after, name in spans:
+        if begin != end:
+            raise InputError(f"{path} is damaged: {name} begins at byte {begin:,}, where {end:,} was to come")
+        end = after
+    if end != size - 8 - length:
+        raise InputError(f"{path} is damaged: its tensors need {end:,} bytes, it holds {size - 8 - length:,}")
+    return {name: Tensor(path, name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+
+
+def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    """Check what the header says of one tensor; return where it begins and ends."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {name} has no dtype, shape and data_offsets") from error
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise InputError(f"{path}: {name} has an unknown dtype {dtype!r}")
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise InputError(f"{path} is damaged: {name} has shape {str(shape)[:80]} at {str((begin, end))[:80]}")
+    if end - begin != math.prod(shape) * _BYTES[dtype]:
+        raise InputError(
+            f"{path} is damaged: {name} of shape {str(shape)[:80]} and dtype {dtype} has {end - begin:,} bytes"
+        )
+    return begin, end

@@ -1,0 +1,201 @@
+"""The names of ModernBERT and Ettin: transformers, models/modernbert.
+
+Theirs are queries, keys and values in one array, and the two halves of a gated layer in one.
+"""
+
+from typing import Any, Literal
+
+from bertjax.errors import InputError
+from bertjax.heads import MaskedLMHead, TransformedHead
+from bertjax.huggingface.table import (
+    ACTIVATION,
+    JOIN,
+    KERNEL,
+    NUMBER,
+    SAME,
+    TRUNCATED,
+    VECTOR,
+    Config,
+    Family,
+    Field,
+    Head,
+    Row,
+    Value,
+    activation,
+    dense,
+    norm,
+    stacked,
+    table,
+)
+from bertjax.models.modern import Biases, Modern, Norms
+from bertjax.positions import Rotary
+
+_KINDS = {"theta": "full_attention", "local_theta": "sliding_attention"}
+
+
+def _modernise(config: Config) -> Config:
+    """Turn one theta for each kind of layer, and the period of global layers, into what today's configs say."""
+    config = dict(config)
+    if "rope_parameters" not in config and {"global_rope_theta", "local_rope_theta"} <= config.keys():
+        thetas = (config.pop("global_rope_theta"), config.pop("local_rope_theta"))
+        config["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in zip(_KINDS.values(), thetas, strict=True)
+        }
+    every, N = config.get("global_attn_every_n_layers"), config.get("num_hidden_layers")
+    if "layer_types" not in config and type(every) is int and type(N) is int and every > 0 and 0 < N < 10_000:
+        config["layer_types"] = _layer_types(every, N)
+    return config
+
+
+def _layer_types(every: int, N: int) -> list[str]:
+    return ["sliding_attention" if n % every else "full_attention" for n in range(N)]
+
+
+def _every(value: Any, config: Config) -> int:
+    N = config.get("num_hidden_layers")
+    given = config.get("global_attn_every_n_layers")
+    whole = [n for n, kind in enumerate(value) if kind == "full_attention"] if isinstance(value, list) else []
+    every = given if type(given) is int and given > 0 else (whole[1] if len(whole) > 1 else max(1, len(value or ())))
+    if type(N) is not int or not isinstance(value, list) or len(value) != N or value != _layer_types(every, N):
+        raise InputError(f"{str(value)[:80]} is not one full_attention in so many layers, beginning with the first")
+    return every
+
+
+def _rotary(value: Any, config: Config) -> Rotary:
+    thetas = {}
+    for ours, kind in _KINDS.items():
+        given = value.get(kind) if isinstance(value, dict) else None
+        if not isinstance(given, dict) or given.get("rope_type", "default") != "default":
+            raise InputError(f"{str(given)[:80]} for {kind}: only rope_type=default with a rope_theta is supported")
+        thetas[ours] = NUMBER.read(given.get("rope_theta"), config)
+    return Rotary(**thetas)
+
+
+def _rope(value: Any, encoder: Modern) -> Any:
+    if not isinstance(value, Rotary):
+        raise InputError(f"modernbert of transformers has rotary positions, not {type(value).__name__}")
+    thetas = {"theta": value.theta, "local_theta": value.local_theta or value.theta}
+    return {kind: {"rope_type": "default", "rope_theta": thetas[ours]} for ours, kind in _KINDS.items()}
+
+
+def _reach(value: Any, config: Config) -> int:
+    if type(value) is not int or value < 2 or value % 2:
+        raise InputError(f"{value!r} is not a window, half to each side")
+    return value // 2
+
+
+def _flag(config: Config, key: str) -> bool:
+    if not isinstance(config.get(key), bool):
+        raise InputError(f"{key}={config.get(key)!r} is neither true nor false")
+    return bool(config[key])
+
+
+def _norms(value: Any, config: Config) -> Norms:
+    return Norms(eps=NUMBER.read(config.get("norm_eps"), config), bias=_flag(config, "norm_bias"), first=False)
+
+
+def _biases(value: Any, config: Config) -> Biases:
+    mlp = _flag(config, "mlp_bias")
+    return Biases(_flag(config, "attention_bias"), mlp, mlp, _flag(config, "classifier_bias"))
+
+
+def _mlm(e: Modern, config: Config, C: int) -> MaskedLMHead:
+    function = activation(config.get("classifier_activation"))
+    return MaskedLMHead(e.V, e.D, e.D, function, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias)
+
+
+def _task(e: Modern, config: Config, C: int, pooling: Literal["cls", "mean", "none"]) -> TransformedHead:
+    function = activation(config.get("classifier_activation"))
+    return TransformedHead(e.D, C, pooling, function, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias)
+
+
+def _pooling(config: Config) -> Literal["cls", "mean"]:
+    pooling = config.get("classifier_pooling")
+    if pooling not in ("cls", "mean"):
+        raise InputError(f"classifier_pooling={pooling!r} is neither cls nor mean")
+    return "cls" if pooling == "cls" else "mean"
+
+
+LAYER = "model.layers.{n}"
+ATTENTION = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
+GATED = ("layers/feedforward/widen", "layers/feedforward/gate")
+
+
+def _parts(ours: tuple[str, ...], what: str) -> tuple[str, ...]:
+    return tuple(f"{name}/{what}" for name in ours)
+
+
+TRANSFORM = (*dense("head.dense", "transform"), *norm("head.norm", "norm"))
+TASK = TRANSFORM + dense("classifier", "classifier")
+MODERNBERT = Family(
+    model_type="modernbert",
+    prefix="model",
+    base_class="ModernBertModel",
+    encoder=Modern,
+    fields=(
+        Field("vocab_size", "V"),
+        Field("hidden_size", "D"),
+        Field("num_hidden_layers", "N"),
+        Field("num_attention_heads", "H"),
+        Field("intermediate_size", "F"),
+        Field("rope_parameters", "positions", Value(_rotary, _rope)),
+        Field("layer_types", "global_every", Value(_every, lambda value, encoder: _layer_types(value, encoder.N))),
+        Field("local_attention", "reach", Value(_reach, lambda value, encoder: 2 * value)),
+        Field("norm_eps", "norms", Value(_norms, lambda value, encoder: value.eps)),
+        Field("norm_bias", "norms", Value(_norms, lambda value, encoder: value.bias)),
+        Field("attention_bias", "biases", Value(_biases, lambda value, encoder: value.attention)),
+        Field("mlp_bias", "biases", Value(_biases, lambda value, encoder: value.widen)),
+        Field("classifier_bias", "biases", Value(_biases, lambda value, encoder: value.head)),
+        Field("embedding_dropout", "dropout", NUMBER),
+        Field("mlp_dropout", "dropout", NUMBER),
+        Field("attention_dropout", "attention_dropout", NUMBER),
+        Field("hidden_activation", "activation", ACTIVATION),
+        Field("initializer_range", "initializer", TRUNCATED),
+    ),
+    fixed={"types": 0},
+    unsupported={
+        "decoder_bias": True,
+        "rope_scaling": None,
+        "embedding_dropout": lambda encoder: encoder.dropout,
+        "chunk_size_feed_forward": 0,
+    },
+    rows=(
+        *table("model.embeddings.tok_embeddings", "embeddings/word"),
+        *norm("model.embeddings.norm", "embeddings/norm"),
+        # The first layer reads the embeddings, which are normed already.
+        *(row._replace(first_layer=1) for row in norm(f"{LAYER}.attn_norm", "layers/attention_norm")),
+        Row(f"{LAYER}.attn.Wqkv.weight", _parts(ATTENTION, "kernel"), stacked(KERNEL, KERNEL, KERNEL)),
+        Row(f"{LAYER}.attn.Wqkv.bias", _parts(ATTENTION, "bias"), stacked(VECTOR, VECTOR, VECTOR)),
+        *dense(f"{LAYER}.attn.Wo", "layers/attention/output", JOIN),
+        *norm(f"{LAYER}.mlp_norm", "layers/feedforward_norm"),
+        Row(f"{LAYER}.mlp.Wi.weight", _parts(GATED, "kernel"), stacked(KERNEL, KERNEL)),
+        Row(f"{LAYER}.mlp.Wi.bias", _parts(GATED, "bias"), stacked(SAME, SAME)),
+        *dense(f"{LAYER}.mlp.Wo", "layers/feedforward/narrow"),
+        *norm("model.final_norm", "final_norm"),
+    ),
+    heads=(
+        Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True),
+        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True),
+        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True),
+        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True),
+        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True),
+    ),
+    classes={
+        "ModernBertForMaskedLM": ("mlm",),
+        "ModernBertForSequenceClassification": ("classify",),
+        "ModernBertForMultipleChoice": ("choice",),
+        "ModernBertForTokenClassification": ("tags",),
+        "ModernBertForQuestionAnswering": ("span",),
+    },
+    tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    specials={
+        "pad_token_id": "pad", "cls_token_id": "cls", "sep_token_id": "sep", "bos_token_id": "cls",
+        "eos_token_id": "sep",
+    },
+    modernise=_modernise,
+    stated=lambda encoder: {
+        "classifier_activation": ACTIVATION.write(encoder.activation, encoder),
+        "global_attn_every_n_layers": encoder.global_every,
+    },
+)  # fmt: skip

@@ -1,0 +1,60 @@
+"""The names of RoBERTa and XLM-RoBERTa: transformers, models/roberta and models/xlm_roberta.
+
+Their position table has rows for the padding id and those before it, which no token uses: 514 for 512 positions.
+"""
+
+from bertjax import layers
+from bertjax.heads import MaskedLMHead, PairHead, Pooler, TokenHead
+from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows
+from bertjax.huggingface.table import NORMAL, Family, Field, Head, Row, Value, dense, norm
+from bertjax.models.encoder import Encoder
+
+FIRST_POSITION = Value(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)
+
+
+def _roberta(model_type: str, class_prefix: str) -> Family:
+    pooler = dense("roberta.pooler.dense", "pooler")
+    mlm = (*dense("lm_head.dense", "transform"), *norm("lm_head.layer_norm", "norm"), Row("lm_head.bias", ("bias",)))
+    classify = dense("classifier.dense", "pooler") + dense("classifier.out_proj", "classifier")
+    classifier = dense("classifier", "classifier")
+    return Family(
+        model_type=model_type,
+        prefix="roberta",
+        base_class=f"{class_prefix}Model",
+        encoder=Encoder,
+        fields=(
+            *FIELDS[:-1],
+            Field("initializer_range", "initializer", NORMAL),
+            Field("pad_token_id", "first_position", FIRST_POSITION),
+        ),
+        fixed={},
+        unsupported=UNSUPPORTED,
+        rows=encoder_rows("roberta"),
+        pooler=Head("pair", pooler, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
+        heads=(
+            # Their activation is this one whatever hidden_act says.
+            Head("mlm", mlm,
+                 lambda e, config, C: MaskedLMHead(e.V, e.D, e.D, layers.gelu, e.norm_eps, e.initializer, e.dtype)),
+            Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
+            Head("choice", pooler + classifier, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
+            Head("tags", classifier, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+            Head("span", dense("qa_outputs", "classifier"),
+                 lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+        ),
+        classes={
+            f"{class_prefix}ForMaskedLM": ("mlm",),
+            f"{class_prefix}ForSequenceClassification": ("classify",),
+            f"{class_prefix}ForMultipleChoice": ("choice",),
+            f"{class_prefix}ForTokenClassification": ("tags",),
+            f"{class_prefix}ForQuestionAnswering": ("span",),
+        },
+        tied={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        specials={"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"},
+    )  # fmt: skip
+
+
+ROBERTA = _roberta("roberta", "Roberta")
+XLM_ROBERTA = _roberta("xlm-roberta", "XLMRoberta")

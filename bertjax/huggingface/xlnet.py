@@ -1,0 +1,117 @@
+"""The names of XLNet: transformers, models/xlnet. Attention has kernels [D, H, K] and no biases; layers are untied.
+
+Of XLNetForQuestionAnswering, which chooses spans by beam search, we have no head: its tensors are refused.
+"""
+
+from typing import Any
+
+from bertjax.errors import InputError
+from bertjax.heads import PairHead, TokenHead
+from bertjax.huggingface.table import (
+    ACTIVATION,
+    NORMAL,
+    NUMBER,
+    SAME,
+    Config,
+    Family,
+    Field,
+    Form,
+    Head,
+    Row,
+    Value,
+    activation,
+    dense,
+    norm,
+    table,
+)
+from bertjax.models.xlnet import XLNet
+
+LAYER = "transformer.layer.{n}"
+OUTPUT = Form(lambda x: x.transpose(2, 0, 1), lambda x, shapes: (x.transpose(1, 2, 0),))
+"""Theirs [outputs, H, K], ours [H, K, outputs]."""
+MASK = Form(lambda x: x.reshape(1, 1, -1), lambda x, shapes: (x.reshape(shapes[0]),))
+
+
+def _clamp(value: Any, config: Config) -> int | None:
+    if type(value) is not int:
+        raise InputError(f"{value!r} is not a distance")
+    return value if value > 0 else None
+
+
+def _bool(value: Any, config: Config) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _summary(e: XLNet, config: Config, C: int) -> PairHead:
+    if config.get("summary_type", "last") != "last" or not config.get("summary_use_proj", True):
+        raise InputError("heads of whole texts are only there with summary_type=last, summary_use_proj=true")
+    function = activation(config.get("summary_activation", "tanh"))
+    return PairHead(e.D, C, e.initializer, e.dtype, function, position=-1)
+
+
+SUMMARY = dense("sequence_summary.summary", "pooler") + dense("logits_proj", "classifier")
+XLNET = Family(
+    model_type="xlnet",
+    prefix="transformer",
+    base_class="XLNetModel",
+    encoder=XLNet,
+    fields=(
+        Field("vocab_size", "V"),
+        Field("d_model", "D"),
+        Field("n_layer", "N"),
+        Field("n_head", "H"),
+        Field("d_inner", "F"),
+        Field("dropout", "dropout", NUMBER),
+        Field("dropout", "attention_dropout", NUMBER),
+        Field("ff_activation", "activation", ACTIVATION),
+        Field("layer_norm_eps", "norm_eps", NUMBER),
+        Field("initializer_range", "initializer", NORMAL),
+        Field("clamp_len", "clamp", Value(_clamp, lambda value, encoder: value or -1)),
+        Field("same_length", "same_length", Value(_bool)),
+    ),
+    fixed={"untied": True},
+    unsupported={
+        "attn_type": "bi",
+        "bi_data": False,
+        "untie_r": True,
+        "d_head": lambda encoder: encoder.D // encoder.H,
+        "pruned_heads": {},
+        "chunk_size_feed_forward": 0,
+    },
+    rows=(
+        *table("transformer.word_embedding", "embeddings/word"),
+        Row("transformer.mask_emb", ("mask_embedding",), MASK),
+        Row(f"{LAYER}.rel_attn.q", ("layers/attention/query/kernel",)),
+        Row(f"{LAYER}.rel_attn.k", ("layers/attention/key/kernel",)),
+        Row(f"{LAYER}.rel_attn.v", ("layers/attention/value/kernel",)),
+        Row(f"{LAYER}.rel_attn.o", ("layers/attention/output/kernel",), OUTPUT),
+        Row(f"{LAYER}.rel_attn.r", ("layers/attention/position_kernel",)),
+        Row(f"{LAYER}.rel_attn.r_w_bias", ("layers/attention/content_bias",)),
+        Row(f"{LAYER}.rel_attn.r_r_bias", ("layers/attention/position_bias",)),
+        Row(f"{LAYER}.rel_attn.r_s_bias", ("layers/attention/segment_bias",)),
+        Row(f"{LAYER}.rel_attn.seg_embed", ("layers/attention/segment_table",)),
+        *norm(f"{LAYER}.rel_attn.layer_norm", "layers/attention_norm"),
+        *dense(f"{LAYER}.ff.layer_1", "layers/feedforward/widen"),
+        *dense(f"{LAYER}.ff.layer_2", "layers/feedforward/narrow"),
+        *norm(f"{LAYER}.ff.layer_norm", "layers/feedforward_norm"),
+    ),
+    heads=(
+        Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head()),
+        Head("classify", SUMMARY, _summary, True),
+        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True),
+        Head("tags", dense("classifier", "classifier"), lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype)),
+        Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+    ),
+    classes={
+        "XLNetLMHeadModel": ("plm",),
+        "XLNetForSequenceClassification": ("classify",),
+        "XLNetForMultipleChoice": ("choice",),
+        "XLNetForTokenClassification": ("tags",),
+        "XLNetForQuestionAnsweringSimple": ("span",),
+    },
+    tied={"lm_loss.weight": "transformer.word_embedding.weight"},
+    specials={"pad_token_id": "pad"},
+    cls_last=True,
+)  # fmt: skip

@@ -1,0 +1,269 @@
+"""Folders in and out: dtypes, tied copies, old names, shards, our own models, training that goes on from a folder."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import wordpiece_files
+from contract import small_bert, small_generator, small_xlnet
+from folders import CONFIG, bert_tensors, write, write_shards
+from safetensors.numpy import load_file
+
+from bertjax import checkpoint, layers
+from bertjax.cli import main
+from bertjax.config import to_json
+from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
+from bertjax.errors import InputError
+from bertjax.infer import Model, convert, fill_mask, load, save_hf
+from bertjax.masking import Masking, Permutation
+from bertjax.models.encoder import Encoder
+from bertjax.models.modern import Modern
+from bertjax.objectives.distil import Distillation
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.plm import PermutationLM
+from bertjax.objectives.rtd import ReplacedTokenDetection
+from bertjax.positions import Rotary
+
+TENSORS = bert_tensors()
+WORD = "bert.embeddings.word_embeddings.weight"
+TOKENS = jnp.array([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
+BATCH = {"tokens": TOKENS, "mask": jnp.ones_like(TOKENS)}
+PRETRAINING = CONFIG | {"architectures": ["BertForPreTraining"]}
+
+
+def pretraining_tensors(V=20):
+    rng = np.random.default_rng(1)
+    shapes = {
+        "cls.predictions.bias": (V,), "cls.predictions.transform.dense.weight": (8, 8),
+        "cls.predictions.transform.dense.bias": (8,), "cls.predictions.transform.LayerNorm.weight": (8,),
+        "cls.predictions.transform.LayerNorm.bias": (8,), "cls.seq_relationship.weight": (2, 8),
+        "cls.seq_relationship.bias": (2,),
+    }  # fmt: skip
+    kept = {n: a for n, a in bert_tensors(CONFIG | {"vocab_size": V}).items() if not n.startswith("classifier")}
+    return kept | {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def same(folder, tensors):
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_a_folder_comes_back_byte_by_byte_through_a_checkpoint_in_its_own_dtype(dtype, tmp_path):
+    tensors = {name: array.astype(dtype) for name, array in TENSORS.items()}
+    tensors["classifier.bias"] = TENSORS["classifier.bias"]  # a head that was not halved
+    write(tmp_path / "theirs", CONFIG, tensors)
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    model = load(tmp_path / "ours")
+    assert model.tokenizer is None and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model.params))
+    np.testing.assert_array_equal(model.logits(BATCH), load(tmp_path / "theirs").logits(BATCH))
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "huggingface"]) == 0
+    same(tmp_path / "again", tensors)
+    assert json.loads((tmp_path / "again" / "config.json").read_text()).items() >= CONFIG.items()
+
+
+def test_shards_are_one_model(tmp_path):
+    whole, parts = write(tmp_path / "whole", CONFIG, TENSORS), write_shards(tmp_path / "parts", CONFIG, TENSORS)
+    for a, b in zip(jax.tree.leaves(load(whole).params), jax.tree.leaves(load(parts).params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_others_are_refused(tmp_path):
+    tensors = pretraining_tensors()
+    copies = {
+        "cls.predictions.decoder.weight": tensors[WORD],
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
+        "bert.embeddings.position_ids": np.arange(16)[None],
+    }
+    model = load(write(tmp_path / "copies", PRETRAINING, tensors | copies))
+    assert model.config["huggingface"]["ignored"] == {
+        "cls.predictions.decoder.weight": f"the same as {WORD}",
+        "cls.predictions.decoder.bias": "the same as cls.predictions.bias",
+        "bert.embeddings.position_ids": "a buffer that counts, which nothing learns",
+    }
+    save_hf(model, tmp_path / "again")
+    same(tmp_path / "again", tensors)
+    untied = copies | {"cls.predictions.decoder.weight": tensors[WORD] + 1}
+    with pytest.raises(InputError, match=r"decoder.weight differs from .*word_embeddings"):
+        load(write(tmp_path / "untied", PRETRAINING, tensors | untied))
+    bias = tensors.pop("cls.predictions.bias")  # one of two names is enough
+    model = load(write(tmp_path / "other", PRETRAINING, tensors | {"cls.predictions.decoder.bias": bias}))
+    np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], bias)
+
+
+def test_old_names_of_norms_and_an_encoder_without_prefix(tmp_path):
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array
+        for name, array in TENSORS.items()
+    }
+    np.testing.assert_array_equal(
+        load(write(tmp_path / "old", CONFIG, old)).logits(BATCH),
+        load(write(tmp_path / "new", CONFIG, TENSORS)).logits(BATCH),
+    )
+    bare = {n.removeprefix("bert."): a for n, a in TENSORS.items() if not n.startswith("classifier")}
+    model = load(write(tmp_path / "bare", CONFIG | {"architectures": ["BertModel"]}, bare))
+    np.testing.assert_array_equal(model.encode(BATCH), load(tmp_path / "new").encode(BATCH))
+    save_hf(model, tmp_path / "again")
+    same(tmp_path / "again", bare)
+    for use, what in ((model.logits, "task"), (model.mlm_logits, "language-model")):
+        with pytest.raises(InputError, match=f"no {what} head: its heads are pair"):
+            use(BATCH)
+
+
+def test_heads_beyond_the_class_of_the_config_are_kept(tmp_path):
+    """The published BERTs are said to be for masked LM, and carry the pair head too."""
+    tensors = pretraining_tensors()
+    model = load(write(tmp_path / "bert", CONFIG | {"architectures": ["BertForMaskedLM"]}, tensors))
+    assert set(model.params["head"]) == {"mlm", "pair"} and model.logits(BATCH).shape == (2, 2)
+    save_hf(model, tmp_path / "again")
+    same(tmp_path / "again", tensors)
+
+
+def own_model(objective, tokenizer, seed=0):
+    shapes = {**BATCH, "types": jnp.zeros_like(TOKENS)}
+    params = jax.eval_shape(objective.init, jax.random.key(seed), shapes)
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) / 4, params)
+    return Model(objective, params, tokenizer, {"objective": to_json(objective)})
+
+
+def own_objectives(v):
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
+    return {
+        "BertForPreTraining": MaskedLM(Encoder(**small), masking, pair=True),
+        "BertForMaskedLM": MaskedLM(Encoder(**small | {"types": 0, "activation": layers.gelu_tanh}), masking),
+        "AlbertForPreTraining": MaskedLM(
+            Encoder(**small, E=4, shared=True, activation=layers.gelu_tanh), masking, pair=True
+        ),
+        "ElectraForMaskedLM": MaskedLM(Encoder(**small, E=4), masking),
+        "ModernBertForMaskedLM": MaskedLM(
+            Modern(V=v.size, D=8, N=3, H=2, F=12, positions=Rotary(160.0, 10.0), global_every=2, reach=4), masking
+        ),
+        "XLNetLMHeadModel": PermutationLM(
+            small_xlnet(V=v.size), Permutation(functional=(v.cls, v.sep), parts=(8, 8), targets=2)
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "AlbertForPreTraining",
+        "ElectraForMaskedLM",
+        "ModernBertForMaskedLM",
+        "XLNetLMHeadModel",
+    ],
+)
+def test_our_own_models_become_the_class_that_computes_the_same(name, tokenizer, tmp_path):
+    model = own_model(own_objectives(tokenizer.vocabulary)[name], tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["architectures"] == [name] and config["vocab_size"] == tokenizer.vocabulary.size
+    again = load(tmp_path / "theirs")
+    np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
+    assert same_tokenizer(again.tokenizer, tokenizer)
+    (ours,), (theirs,) = (list(fill_mask(each, ["the [MASK] man"])) for each in (model, again))
+    assert [[g.piece for g in guesses] for guesses in ours.masks] == [[g.piece for g in m] for m in theirs.masks]
+
+
+def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
+    cases = {
+        "no electra class with the heads mlm, pair": MaskedLM(Encoder(**small, E=4), masking, pair=True),
+        "electra of transformers cannot have activation=gelu_tanh in its mlm, only gelu": MaskedLM(
+            Encoder(**small, E=4, activation=layers.gelu_tanh), masking
+        ),
+        "roberta of transformers needs the pad piece at id 1.* at 0": MaskedLM(
+            Encoder(**small | {"first_position": 2}), masking
+        ),
+        "one of its parts, such as folder:discriminator": ReplacedTokenDetection(
+            small_generator(V=v.size), small_bert(V=v.size), masking
+        ),
+    }
+    for message, objective in cases.items():
+        with pytest.raises(InputError, match=message):
+            save_hf(own_model(objective, tokenizer), tmp_path / "new")
+    with pytest.raises(InputError, match="no architecture 'gpt2': choose one of bert"):
+        save_hf(own_model(cases["no electra class with the heads mlm, pair"], tokenizer), tmp_path / "new", "gpt2")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        save_hf(own_model(cases["no electra class with the heads mlm, pair"], tokenizer), tmp_path / "full")
+
+
+def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    same_width = small_bert(V=v.size, N=1)  # without a projection a generator looks like a BERT
+    model = own_model(ReplacedTokenDetection(same_width, small_bert(V=v.size), masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
+    for part, name in (("generator", "ElectraForMaskedLM"), ("discriminator", "ElectraForPreTraining")):
+        convert(f"{tmp_path / 'run'}:{part}", tmp_path / part, to="huggingface")
+        assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
+        ours, theirs = load(f"{tmp_path / 'run'}:{part}"), load(tmp_path / part)
+        assert "electra.embeddings.word_embeddings.weight" in load_file(tmp_path / part / "model.safetensors")
+        use = {"generator": Model.mlm_logits, "discriminator": Model.logits}[part]
+        np.testing.assert_allclose(use(theirs, BATCH), use(ours, BATCH), atol=1e-6)
+
+
+def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    small = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=16)
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    model = own_model(Distillation(small.clone(N=1, types=0), small, masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
+    convert(f"{tmp_path / 'run'}:student", tmp_path / "student", to="huggingface")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["architectures"] == ["DistilBertForMaskedLM"]
+    ours, theirs = load(f"{tmp_path / 'run'}:student"), load(tmp_path / "student")
+    np.testing.assert_array_equal(ours.mlm_logits(BATCH), theirs.mlm_logits(BATCH))
+
+
+def test_one_tokenizer_in_other_files_is_the_same(tokenizer, tmp_path):
+    described = {"tokenizer.json": tokenizer.library.to_str().encode()}
+    assert same_tokenizer(tokenizer, tokenizer_from_files(described, origin="made"))
+    cased = {**wordpiece_files(), "tokenizer_config.json": b'{"do_lower_case": false}'}
+    assert not same_tokenizer(tokenizer, tokenizer_from_files(cased, origin="made"))
+
+
+def test_the_ids_of_xlm_roberta_are_not_those_of_its_sentencepiece_model(tmp_path):
+    config = CONFIG | {"model_type": "xlm-roberta", "pad_token_id": 1}
+    tensors = {name.replace("bert.", "roberta.", 1): array for name, array in TENSORS.items()}
+    tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier")}
+    folder = write(tmp_path / "xlm", config | {"architectures": ["XLMRobertaModel"]}, tensors)
+    assert load(folder).encoder.first_position == 2
+    (folder / "sentencepiece.bpe.model").touch()
+    with pytest.raises(InputError, match=r"whose ids are not those of xlm-roberta: write its tokenizer.json"):
+        load(folder)
+
+
+def test_a_model_without_tokenizer_says_so(tmp_path):
+    model = load(write(tmp_path / "bert", PRETRAINING, pretraining_tensors()))
+    with pytest.raises(InputError, match="came without tokenizer files: put its vocabulary into its folder"):
+        next(fill_mask(model, ["the [MASK]"]))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_the_tokenizer_of_a_written_folder_is_the_same(kind, tokenizer, tmp_path):
+    from test_infer import with_spaces_in_pieces
+
+    mine = tokenizer if kind == "wordpiece" else with_spaces_in_pieces(kind)
+    v = mine.vocabulary
+    fields = {"first_position": 2, "types": 0} if kind == "bpe" else {}
+    encoder = Encoder(V=v.size, D=8, N=1, H=2, F=12, positions=34, **fields)
+    save_hf(own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), mine), tmp_path / "theirs")
+    again = load_tokenizer(tmp_path / "theirs")
+    texts = ["The man is new. time good", "it (the woman) [MASK] 1,000  two  spaces"]
+    assert again.ids(texts) == mine.ids(texts) and again.vocabulary == v
+    config = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
+    assert config["mask_token"] == mine.piece(v.mask)

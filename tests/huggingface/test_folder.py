@@ -1,0 +1,245 @@
+"""Broken and hostile folders: each is refused in one sentence, quickly, and without taking the memory it claims."""
+
+import json
+import resource
+import struct
+import time
+
+import numpy as np
+import pytest
+from folders import CONFIG, bert_tensors, write, write_shards
+
+from bertjax.errors import InputError
+from bertjax.infer import load
+
+TENSORS = bert_tensors()
+WORD = "bert.embeddings.word_embeddings.weight"
+
+
+def refused(folder, message):
+    """See that loading fails with this message, in a second and 100 MB."""
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(InputError, match=message):
+        load(folder)
+    assert time.monotonic() - begun < 5  # a second where nothing else runs
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.fixture
+def folder(tmp_path):
+    load(write(tmp_path / "good", CONFIG, TENSORS))  # it is what is done to it that is refused
+    return tmp_path / "good"
+
+
+def change_header(folder, change):
+    """Rewrite the header of the weights as `change` says."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = change(json.loads(content[8 : 8 + length]))
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def with_entry(**changes):
+    return lambda header: header | {WORD: header[WORD] | changes}
+
+
+def twice(header):
+    text = json.dumps(header)
+    return (text[:-1] + f', "{WORD}": ' + json.dumps(header[WORD]) + "}").encode()
+
+
+def overlapping(header):
+    begin = header["bert.encoder.layer.0.intermediate.dense.weight"]["data_offsets"][0]
+    entry = header["classifier.weight"]
+    size = entry["data_offsets"][1] - entry["data_offsets"][0]
+    return header | {"classifier.weight": entry | {"data_offsets": [begin, begin + size]}}
+
+
+HEADERS = {
+    "a shape larger than its bytes": (with_entry(shape=[2**40, 2**40]), "of shape .* has 640 bytes"),
+    "a shape whose product overflows": (with_entry(shape=[2**63, 2**63, 0, 1]), "has 640 bytes"),
+    "a negative size": (with_entry(shape=[-20, -8]), "damaged: .* has shape"),
+    "sizes that are no numbers": (with_entry(shape=[True, "8"]), "damaged: .* has shape"),
+    "no shape": (with_entry(shape=None), "damaged: .* has shape"),
+    "a dtype that nobody knows": (with_entry(dtype="F31"), "unknown dtype 'F31'"),
+    "offsets beyond the file": (with_entry(data_offsets=[2**62, 2**62 + 640]), "begins at byte|where"),
+    "offsets that go backwards": (with_entry(data_offsets=[640, 0]), "has -640 bytes"),
+    "no offsets": (lambda header: header | {WORD: {"dtype": "F32", "shape": [1]}}, "no dtype, shape and data_offsets"),
+    "tensors that overlap": (overlapping, "damaged: .* begins at byte"),
+    "a name twice": (twice, "names 'bert.embeddings.word_embeddings.weight' twice"),
+    "a list for a header": (lambda header: b"[]", "not a JSON object"),
+    "no JSON": (lambda header: b"{" * 100, "not valid JSON"),
+    "JSON too deep": (lambda header: b'{"a":' * 100_000, "not valid JSON"),
+    "an entry that is a number": (lambda header: header | {WORD: 3}, "no dtype, shape and data_offsets"),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_header_with(what, folder):
+    change, message = HEADERS[what]
+    change_header(folder, change)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
+def test_a_file_that_is_cut_short(length, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    refused(folder, "cut short|damaged")
+
+
+@pytest.mark.parametrize("length", [2**63, 2**32, 10**6])
+def test_a_header_that_claims_more_than_the_file(length, folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+    refused(folder, "cut short")
+
+
+def test_a_header_that_is_too_long_for_any_model(folder):
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 2**30))
+        file.truncate(2**31)  # a hole: it takes no room
+    refused(folder, "no real one is over")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.float64])
+def test_weights_of_a_dtype_that_weights_have_not(dtype, folder):
+    write(folder, CONFIG, TENSORS | {WORD: TENSORS[WORD].astype(dtype)})
+    refused(folder, f"{WORD} has dtype .*: only F32, F16, BF16 are weights")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(value, folder):
+    table = TENSORS[WORD].copy()
+    table[3, 4] = value
+    write(folder, CONFIG, TENSORS | {WORD: table})
+    refused(folder, f"{WORD} has 1 of 160 values that are not finite")
+
+
+def test_a_tensor_that_is_missing_unknown_or_of_another_shape(folder):
+    write(folder, CONFIG, {name: array for name, array in TENSORS.items() if name != "classifier.bias"})
+    refused(folder, "lacks classifier.bias, which its config.json asks for")
+    write(folder, CONFIG, TENSORS | {"surprise.weight": np.zeros(3, np.float32)})
+    refused(folder, "has .*surprise.weight, which its config.json does not explain")
+    write(folder, CONFIG, TENSORS | {WORD: TENSORS[WORD].T})
+    refused(folder, r"word_embeddings.weight has shape \(8, 20\), config.json asks for \(20, 8\)")
+
+
+CONFIGS = {
+    "another architecture": ({"model_type": "gpt2"}, "model_type='gpt2': bertjax reads bert, roberta"),
+    "no architecture": ({"model_type": None}, "model_type=None"),
+    "an activation that we have not": ({"hidden_act": "mish"}, "hidden_act: 'mish' is none of the activations gelu"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported, only 'abs"),
+    "a decoder": ({"is_decoder": True}, "is_decoder=True is not supported"),
+    "heads that do not divide the width": ({"num_attention_heads": 3}, "config.json: width D=8 does not divide"),
+    "a size that is a text": ({"hidden_size": "8"}, "hidden_size: '8' is not a size"),
+    "a size of 0": ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not a size"),
+    "a size beyond all memory": ({"vocab_size": 2**31 - 1}, "shape .20, 8., config.json asks for .2147483647, 8."),
+    "a width beyond all memory": ({"hidden_size": 2**30}, "config.json asks for|describes no model"),
+    "layers without end": ({"num_hidden_layers": 2**31 - 1}, "says 2,147,483,647 layers"),
+    "too few layers": ({"num_hidden_layers": 1}, "layer.1.* does not explain"),
+    "too many layers": ({"num_hidden_layers": 3}, "lacks bert.encoder.layer.2"),
+    "labels without end": ({"id2label": None, "num_labels": 2**31}, "num_labels=2147483648 is not a number of labels"),
+    "another number of labels": ({"id2label": None, "num_labels": 4}, r"shape \(3,.*, config.json asks for \(4,"),
+    "no class": ({"architectures": None}, "classifier.bias, classifier.weight.*check model_type, architectures"),
+    "an epsilon that is no number": ({"layer_norm_eps": "small"}, "layer_norm_eps: 'small' is not a number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_with(what, folder):
+    change, message = CONFIGS[what]
+    write(folder, CONFIG | change, TENSORS)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_act", "layer_norm_eps", "type_vocab_size"])
+def test_nothing_that_a_config_does_not_say_is_guessed(key, folder):
+    write(folder, {name: value for name, value in CONFIG.items() if name != key}, TENSORS)
+    refused(folder, f"has no {key}: add it")
+
+
+def test_a_config_that_is_no_json_or_missing(folder):
+    (folder / "config.json").write_text("{'a': 1}")
+    refused(folder, "config.json is not valid JSON")
+    (folder / "config.json").write_text('{"model_type": "bert", "model_type": "roberta"}')
+    refused(folder, "names 'model_type' twice")
+    (folder / "config.json").unlink()
+    refused(folder, "config.json is missing")
+
+
+def test_pickles_are_never_opened(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "weights in pytorch_model.bin.* can run code .* convert it where you trust it")
+    (folder / "pytorch_model.bin").unlink()
+    refused(folder, "has no weights")
+
+
+def test_a_pickle_by_another_name(folder):
+    import pickle
+
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"a": np.zeros(100)}))
+    refused(folder, "cut short|no real one|not valid")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    load(write_shards(tmp_path / "shards", CONFIG, TENSORS))
+    return tmp_path / "shards"
+
+
+def change_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"weight_map": change(index["weight_map"])}))
+
+
+INDICES = {
+    "a file outside": (lambda m: m | {WORD: "../model.safetensors"}, "only files inside the folder"),
+    "an absolute path": (lambda m: m | {WORD: "/etc/passwd.safetensors"}, "only files inside the folder"),
+    "a hidden path": (lambda m: m | {WORD: "..\\x.safetensors"}, "only files inside the folder"),
+    "a pickle": (lambda m: m | {WORD: "pytorch_model.bin"}, "only .safetensors files are read"),
+    "a file that is not there": (lambda m: m | {WORD: "no.safetensors"}, "no.safetensors is missing"),
+    "a tensor that is not there": (lambda m: m | {"x": m[WORD]}, "x is in no shard"),
+    "a tensor less": (lambda m: {n: f for n, f in m.items() if n != WORD}, "is in a shard, but not in the index"),
+    "the wrong shard": (lambda m: m | {WORD: "model-00003-of-00003.safetensors"}, "says that .* is in .*00003"),
+    "a list": (lambda m: [], "has no `weight_map`"),
+    "a number": (lambda m: m | {WORD: 3}, "has no `weight_map`"),
+}
+
+
+@pytest.mark.parametrize("what", INDICES)
+def test_an_index_that_names(what, shards):
+    change, message = INDICES[what]
+    change_index(shards, change)
+    refused(shards, message)
+
+
+def test_a_tensor_in_two_shards(shards):
+    first = shards / "model-00001-of-00003.safetensors"
+    (shards / "more.safetensors").write_bytes(first.read_bytes())
+    change_index(shards, lambda m: m | {"y": "more.safetensors"})
+    refused(shards, "is in model-00001-of-00003.safetensors and in more.safetensors: each tensor once")
+
+
+def test_a_missing_shard(shards):
+    (shards / "model-00002-of-00003.safetensors").unlink()
+    refused(shards, "model-00002-of-00003.safetensors is missing")
+
+
+def test_links_lead_to_the_blobs_of_a_cache_and_nowhere_else(folder, tmp_path):
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "1234"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(blobs / name)
+        (snapshot / name).symlink_to(blobs / name)
+        (folder / name).symlink_to(blobs / name)
+    assert load(snapshot).params.keys() == {"encoder", "head"}
+    refused(folder, "is a link to .*blobs.*, outside the folder")
+
+
+def test_a_part_of_a_folder(folder):
+    refused(f"{folder}:generator", "has no parts")

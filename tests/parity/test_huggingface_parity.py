@@ -1,0 +1,104 @@
+"""Folders of transformers, each of its classes: what we compute, and that they come back byte by byte.
+
+make_huggingface_golden.py made the arrays.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import FOLDER
+from safetensors.numpy import load_file, save_file
+
+from bertjax.infer import load, save_hf
+from bertjax.layers import apply
+
+
+def read_cases():
+    cases = {}
+    with np.load(FOLDER / "huggingface.npz") as file:
+        for key in file:
+            name, what = key.split("/")
+            cases.setdefault(name, {})[what] = file[key]
+    for case in cases.values():
+        shapes = json.loads(str(case["tensors"]))
+        ends = np.cumsum([np.prod(shape, dtype=int) for _, shape in shapes])
+        parts = np.split(case["values"].astype(np.float32), ends[:-1])
+        case["tensors"] = {tensor: part.reshape(shape) for (tensor, shape), part in zip(shapes, parts, strict=True)}
+    return cases
+
+
+CASES = read_cases()
+
+
+def write_folder(case, folder):
+    folder.mkdir()
+    (folder / "config.json").write_text(str(case["config"]))
+    save_file(case["tensors"], folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def outputs_of(model, case):
+    """Compute all that transformers gave, by its names."""
+    batch = {name: jnp.asarray(case[name]) for name in ("tokens", "mask", "types")}
+    out = {}
+    if "last_hidden_state" in case:
+        out["last_hidden_state"] = model.encode(batch)
+    if "pooler_output" in case:
+        head = model.objective.heads["pair"]
+        out["pooler_output"] = apply(head, model.params["head"]["pair"], model.encode(batch))
+    heads = set(model.params.get("head", {}))
+    words = [name for name in ("logits", "prediction_logits") if name in case]
+    if heads & {"mlm", "plm"}:
+        out[words[0]] = model.mlm_logits(batch)
+        heads -= {"mlm", "plm"}
+    if "span" in heads:
+        out["start_logits"], out["end_logits"] = jnp.moveaxis(model.logits(batch), -1, 0)
+    elif heads and "pooler_output" not in case:
+        names = [name for name in ("seq_relationship_logits", "sop_logits", "logits") if name in case]
+        out[names[0]] = model.logits(batch)
+    return out
+
+
+EXPECTED = {"last_hidden_state", "pooler_output", "logits", "prediction_logits", "seq_relationship_logits",
+            "sop_logits", "start_logits", "end_logits"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_class_computes_what_transformers_does_and_comes_back_byte_by_byte(name, tmp_path):
+    case = CASES[name]
+    model = load(write_folder(case, tmp_path / "theirs"))
+    assert model.tokenizer is None and model.config["huggingface"]["ignored"] == {}
+    with jax.disable_jit():  # the small steps are the same in all cases, and compiled once
+        found = outputs_of(model, case)
+    assert found.keys() == EXPECTED & case.keys()
+    for what, ours in found.items():
+        expected, mask = case[what], case["mask"]
+        assert ours.shape == expected.shape
+        real = mask > 0 if expected.shape[: mask.ndim] == mask.shape else np.ones(len(expected), bool)
+        np.testing.assert_allclose(np.asarray(ours)[real], expected[real], rtol=0, atol=1e-5, err_msg=what)
+    save_hf(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == case["tensors"].keys()
+    for tensor, array in case["tensors"].items():
+        assert again[tensor].shape == array.shape and again[tensor].tobytes() == array.tobytes(), tensor
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(str(case["config"]))
+
+
+def test_older_configs_of_modernbert_are_read_as_todays(tmp_path):
+    case = CASES["ModernBertForMaskedLM"]
+    config = json.loads(str(case["config"]))
+    rope = config.pop("rope_parameters")
+    types = config.pop("layer_types")
+    whole = [n for n, kind in enumerate(types) if kind == "full_attention"]
+    old = {
+        "global_rope_theta": rope["full_attention"]["rope_theta"],
+        "local_rope_theta": rope["sliding_attention"]["rope_theta"],
+        "global_attn_every_n_layers": whole[1] if len(whole) > 1 else len(types),
+    }
+    new = load(write_folder(case, tmp_path / "new"))
+    again = load(write_folder(case | {"config": json.dumps(config | old)}, tmp_path / "old"))
+    assert again.encoder.positions == new.encoder.positions
+    assert again.encoder.N == new.encoder.N and again.config["huggingface"]["config"]["layer_types"] == types
