@@ -33,7 +33,7 @@ PUBLISHED = {
     "albert size=xxlarge": 223_158_450,
 }
 
-SITES = {"xlnet": 4, "modernbert": 2, "neobert": 2, "mosaicbert": 2, "crammed": 2}  # of dropout, in each layer
+SITES = {"xlnet": 4, "deberta": 4, "modernbert": 2, "neobert": 2, "mosaicbert": 2, "crammed": 2}  # of dropout, a layer
 
 
 def init(encoder, seed=0):
