@@ -12,7 +12,6 @@ from bertjax.layers import (
     Dropout,
     GlorotUniform,
     Initializer,
-    LayerNorm,
     Norm,
     add_bias,
     restarting_positions,
@@ -118,7 +117,7 @@ class ReplacedInContextHead(nn.Module):
     def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
         """Return logits_BL in float32."""
         firsts_BL = jnp.arange(mask_BL.shape[1])[None] - restarting_positions(mask_BL)
-        x_BLD = LayerNorm(self.D, self.norm_eps, name="norm")(x_BLD + states_at(x_BLD, firsts_BL))
+        x_BLD = Norm(self.D, self.norm_eps, name="norm")(x_BLD + states_at(x_BLD, firsts_BL))
         x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
         logits_BL1 = Dense((self.D,), (1,), self.initializer, self.dtype, name="classifier")(x_BLD)
         return logits_BL1[..., 0].astype(jnp.float32)

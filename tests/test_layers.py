@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bertjax import layers
-from bertjax.layers import Dense, Dropout, LayerNorm, Normal, Table, TruncatedNormal
+from bertjax.layers import Dense, Dropout, Norm, Normal, Table, TruncatedNormal
 from bertjax.sharding import data_mesh, over_rows
 
 KEY = jax.random.key(0)
@@ -224,6 +224,6 @@ def test_initialisers_have_their_spread_and_only_one_is_cut_at_two_sigma():
 
 
 def test_norms_start_at_one_and_zero():
-    params = LayerNorm(5, 1e-5).init(KEY, jnp.ones((2, 5)))["params"]
+    params = Norm(5, 1e-5).init(KEY, jnp.ones((2, 5)))["params"]
     np.testing.assert_array_equal(params["scale"], np.ones(5))
     np.testing.assert_array_equal(params["bias"], np.zeros(5))

@@ -12,18 +12,17 @@ from contract import small_xlnet
 
 from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes
-from bertjax.layers import (
+from bertjax.layers import attention, same_document
+from bertjax.models.deberta import DistanceRows
+from bertjax.relative import (
     Sinusoids,
-    attention,
     fourier_series,
     relative_key_scores,
     relative_scores,
     rotated_key_scores,
     rotated_scores,
-    same_document,
     shifted_scores,
 )
-from bertjax.models.deberta import DistanceRows
 
 H, K, W = 3, 4, 12
 CASES = [(7, 0, None, None), (9, 6, None, None), (9, 6, 5, (1, -1)), (70, 40, None, (-1, 1)), (8, 3, 2, (1, -1))]

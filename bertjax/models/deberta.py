@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import layers
+from bertjax import layers, relative
 from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Table
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -62,7 +62,7 @@ class DistanceRows:
 @lru_cache(maxsize=8)
 def _series(distances: DistanceRows, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """Work the waves out once: every layer and every trace asks for the same, and they take a while."""
-    return layers.fourier_series(distances.table(np.arange(-reach, reach + 1)))
+    return relative.fourier_series(distances.table(np.arange(-reach, reach + 1)))
 
 
 class DeBERTa(nn.Module):
@@ -236,7 +236,7 @@ class WordEmbeddings(nn.Module):
         if self.E is not None:
             project = Dense((self.E,), (self.D,), self.initializer, self.dtype, use_bias=False, name="project")
             x_BLD = project(x_BLD)
-        return Dropout(self.dropout)(LayerNorm(self.D, self.norm_eps, name="norm")(x_BLD), train=train)
+        return Dropout(self.dropout)(Norm(self.D, self.norm_eps, name="norm")(x_BLD), train=train)
 
 
 class DistanceTable(nn.Module):
@@ -252,7 +252,7 @@ class DistanceTable(nn.Module):
         table_RD: Array = self.param("table", self.initializer, (self.rows, self.D))
         if self.norm_eps is None:
             return table_RD
-        return LayerNorm(self.D, self.norm_eps, name="norm")(table_RD)
+        return Norm(self.D, self.norm_eps, name="norm")(table_RD)
 
 
 class Convolution(nn.Module):
@@ -337,9 +337,9 @@ class DeBERTaLayer(nn.Module):
         )  # fmt: skip
         feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
         h_BPD = Dropout(self.dropout)(attend(x_BPD, seen_BMD, view, table_RD), train=self.train)
-        x_BPD = LayerNorm(self.D, self.norm_eps, name="attention_norm")(x_BPD + h_BPD)
+        x_BPD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BPD + h_BPD)
         h_BPD = Dropout(self.dropout)(feed(x_BPD), train=self.train)
-        return LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD)
+        return Norm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD)
 
 
 class DisentangledAttention(nn.Module):
@@ -372,19 +372,19 @@ class DisentangledAttention(nn.Module):
             to_keys = key if self.shared_projections else project("position_key", use_bias=False)
             table_RHK = to_keys(table_RD)
             if view.positions_BP is None:
-                added_BHPM = layers.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
+                added_BHPM = relative.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
             else:
                 length = seen_BMD.shape[1]
-                added_BHPM = layers.rotated_scores(
+                added_BHPM = relative.rotated_scores(
                     q_BPHK, table_RHK, self.distances, view.positions_BP, 0, length, None
                 )
         if P2C in self.terms:
             to_queries = query if self.shared_projections else project("position_query")
             table_RHK = to_queries(table_RD)
             if view.positions_BP is None:
-                scores_BHPM = layers.relative_key_scores(k_BMHK, table_RHK, self.distances)
+                scores_BHPM = relative.relative_key_scores(k_BMHK, table_RHK, self.distances)
             else:
-                scores_BHPM = layers.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
+                scores_BHPM = relative.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
             added_BHPM = scores_BHPM if added_BHPM is None else added_BHPM + scores_BHPM
         drop = partial(Dropout(self.attention_dropout), train=self.train)
         mixed_BPHK = layers.attention(

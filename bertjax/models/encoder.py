@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bertjax import layers
 from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, SelfAttention, Table
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, SelfAttention, Table
 from bertjax.types import Array, Params
 
 
@@ -137,7 +137,7 @@ class Embeddings(nn.Module):
         if self.types:
             types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL
             x_BLE += table(self.types, "type")(types_BL)
-        return Dropout(self.dropout)(LayerNorm(self.E, self.norm_eps, name="norm")(x_BLE), train=train)
+        return Dropout(self.dropout)(Norm(self.E, self.norm_eps, name="norm")(x_BLE), train=train)
 
 
 class EncoderLayer(nn.Module):
@@ -159,9 +159,9 @@ class EncoderLayer(nn.Module):
         attend = SelfAttention(self.D, self.H, self.attention_dropout, self.initializer, self.dtype, name="attention")
         feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
         h_BLD = Dropout(self.dropout)(attend(x_BLD, mask_BL, train=self.train), train=self.train)
-        x_BLD = LayerNorm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
+        x_BLD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
         h_BLD = Dropout(self.dropout)(feed(x_BLD), train=self.train)
-        return LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BLD + h_BLD), None
+        return Norm(self.D, self.norm_eps, name="feedforward_norm")(x_BLD + h_BLD), None
 
 
 def word_table(params: Params) -> Array:

@@ -9,7 +9,7 @@ The content stream is an ordinary encoder whose tokens see what their rank allow
 from one learned vector, knows where it stands but not what stands there, and takes its keys and values from the content
 stream. It has P rows, one for each predicted position, never L.
 
-Where we deviate: the originals also drop elements of R, which the products used here cannot express (layers.py,
+Where we deviate: the originals also drop elements of R, which the products used here cannot express (relative.py,
 `rotated_scores`); R is not dropped. A row may hold several documents, and memory has a mask.
 """
 
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from bertjax import layers
 from bertjax.heads import TiedHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Sinusoids, Table
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
+from bertjax.relative import Sinusoids, relative_scores, rotated_scores
 from bertjax.types import Array
 
 
@@ -268,8 +269,8 @@ class XLNetLayer(nn.Module):
             self.D, self.F, self.activation, self.initializer, self.dtype, self.dropout, name="feedforward"
         )
         drop = Dropout(self.dropout)
-        attention_norm = LayerNorm(self.D, self.norm_eps, name="attention_norm")
-        feedforward_norm = LayerNorm(self.D, self.norm_eps, name="feedforward_norm")
+        attention_norm = Norm(self.D, self.norm_eps, name="attention_norm")
+        feedforward_norm = Norm(self.D, self.norm_eps, name="feedforward_norm")
         seen_BMD = rows[0] if memory_BMD is None else jnp.concatenate([memory_BMD, rows[0]], axis=1)
         after = []
         for x_BLD, mixed_BLD in zip(rows, attend(rows, seen_BMD, views, tied), strict=True):
@@ -317,11 +318,9 @@ class RelativeAttention(nn.Module):
             q_BLHK = query(x_BLD)
             to_content, to_position, to_segment = (layers.add_bias(q_BLHK, bias) for bias in biases)
             if view.positions_BP is None:
-                added_BHLM = layers.relative_scores(to_position, kernel_DHK, distance, M, view.sign_B)
+                added_BHLM = relative_scores(to_position, kernel_DHK, distance, M, view.sign_B)
             else:
-                added_BHLM = layers.rotated_scores(
-                    to_position, kernel_DHK, distance, view.positions_BP, M, L, view.sign_B
-                )
+                added_BHLM = rotated_scores(to_position, kernel_DHK, distance, view.positions_BP, M, L, view.sign_B)
             if view.same_segment_BLM is not None:
                 same, other = jnp.einsum(
                     "BLHK,SHK->SBHL", to_segment, segment_2HK.astype(self.dtype), preferred_element_type=jnp.float32

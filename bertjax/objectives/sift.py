@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import LayerNorm, Norm, layer_norm
+from bertjax.layers import Norm, layer_norm
 from bertjax.random import row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Objective, Params, Predictions, total
 
@@ -145,7 +145,7 @@ def _normed_embeddings(change: Callable[[Array], Array]) -> AbstractContextManag
     """Change what goes into the norm of embeddings, in every encoder that runs inside."""
 
     def intercept(run: Any, inputs: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, LayerNorm | Norm) and context.module.path[-2:] == ("embeddings", "norm"):
+        if isinstance(context.module, Norm) and context.module.path[-2:] == ("embeddings", "norm"):
             inputs = (change(inputs[0]), *inputs[1:])
         return run(*inputs, **options)
 
