@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
     from bertjax.masking import permute as permute
+    from bertjax.models.deberta import DeBERTa as DeBERTa
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
     from bertjax.models.xlnet import XLNet as XLNet
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
+    from bertjax.objectives.sift import SiFT as SiFT
     from bertjax.train import fit as fit
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
 _HOMES = {
+    "DeBERTa": "bertjax.models.deberta",
     "Distillation": "bertjax.objectives.distil",
     "Encoder": "bertjax.models.encoder",
     "Experiment": "bertjax.config",
@@ -47,6 +50,7 @@ _HOMES = {
     "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",
     "ReplacedTokenDetection": "bertjax.objectives.rtd",
+    "SiFT": "bertjax.objectives.sift",
     "XLNet": "bertjax.models.xlnet",
     "embed": "bertjax.embedding",
     "fit": "bertjax.train",

@@ -6,7 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, Norm, add_bias, tanh
+from bertjax.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    GlorotUniform,
+    Initializer,
+    LayerNorm,
+    Norm,
+    add_bias,
+    restarting_positions,
+    states_at,
+    tanh,
+)
 from bertjax.types import Array, Mean, Metrics
 
 
@@ -83,9 +95,32 @@ class ReplacedHead(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
+    def __call__(self, x_BLD: Array, mask_BL: Array | None = None) -> Array:
+        """Return logits_BL. The mask is not read: each token is judged by its own state."""
         x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
         logits_BL1 = Dense((self.D,), (1,), GlorotUniform(), self.dtype, name="classifier")(x_BLD)
+        return logits_BL1[..., 0].astype(jnp.float32)
+
+
+class ReplacedInContextHead(nn.Module):
+    """Judge every token together with the first one of its document, [CLS]: sum, norm, dense, activation, one logit.
+
+    microsoft/DeBERTa apps/models/replaced_token_detection_model.py.
+    """
+
+    D: int
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
+        """Return logits_BL in float32."""
+        firsts_BL = jnp.arange(mask_BL.shape[1])[None] - restarting_positions(mask_BL)
+        x_BLD = LayerNorm(self.D, self.norm_eps, name="norm")(x_BLD + states_at(x_BLD, firsts_BL))
+        x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
+        logits_BL1 = Dense((self.D,), (1,), self.initializer, self.dtype, name="classifier")(x_BLD)
         return logits_BL1[..., 0].astype(jnp.float32)
 
 

@@ -184,15 +184,18 @@ def attention(
     visible_BLM: Array,
     dropout: Callable[[Array], Array],
     added_BHLM: Array | None = None,
+    terms: int = 1,
 ) -> Array:
-    """Attend: softmax((q k + added) / √K) v over the visible keys, `dropout` on the probabilities.
+    """Attend: softmax((q k + added) / √(terms·K)) v over the visible keys, `dropout` on the probabilities.
 
-    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN.
+    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN. terms:
+    by how many summands a score is scaled (DeBERTa).
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
-        scores_BHLM += added_BHLM
-    scores_BHLM = scores_BHLM * q_BLHK.shape[-1] ** -0.5
+        # Fused with what follows and what it is made of, this overflows the stack of the TPU compiler (libtpu 0.0.42).
+        scores_BHLM += jax.lax.optimization_barrier(added_BHLM)
+    scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
     probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
@@ -274,6 +277,23 @@ class Sinusoids:
         return fourier_series(self.table(np.arange(-reach, reach + 1)))
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """Turn the distances of a function round: R(-d)."""
+
+    function: OfDistance
+
+    def table(self, distances: np.ndarray) -> np.ndarray:
+        """See OfDistance.table."""
+        return self.function.table(-distances)
+
+    def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """See OfDistance.waves: sines change their sign."""
+        frequencies, coefficients = self.function.waves(reach)
+        sines, cosines = np.split(coefficients, 2)
+        return frequencies, np.concatenate([-sines, cosines])
+
+
 def fourier_series(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Write a table [2·reach + 1, W] over the distances -reach .. reach as waves (see OfDistance.waves)."""
     period = len(table)
@@ -286,31 +306,77 @@ def fourier_series(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotated_scores(
-    q_BLHK: Array, kernel_WHK: Array, function: OfDistance, positions_BL: Array, memory: int, length: int,
+    q_BLHK: Array, kernel_WHK: Array, function: OfDistance, positions_BL: Array | np.ndarray, memory: int, length: int,
     sign_B: Array | None,
 ) -> Array:  # fmt: skip
     """Score queries at any positions: q · (R(sign·(i - j)) kernel), f32 [B, H, L, memory + length].
 
-    positions_BL: i32, where in 0 .. length each query is. Keys are at -memory .. length. By the addition theorems of
-    sine and cosine, what depends on i multiplies the query, what depends on j is constant: only matrix products, no
-    shift, no gather. It costs 2·H·W more multiplications for a query and key than a product of table and query, so it
-    is the form for matrix units, and for queries at few places.
+    positions_BL: i32, where in 0 .. length each query is, or [L], known beforehand and the same in all rows. Keys are
+    at -memory .. length. By the addition theorems of sine and cosine, what depends on i multiplies the query, what
+    depends on j is constant: only matrix products, no shift, no gather. It costs 2·H·W more multiplications for a query
+    and key than a product of table and query, so it is the form for matrix units, and for queries at few places.
     """
-    frequencies, coefficients = function.waves(memory + length - 1)
-    dtype = q_BLHK.dtype
-    waves = jnp.asarray(coefficients)
+    waves = function.waves(memory + length - 1)
+    turned = _turned(q_BLHK, kernel_WHK, waves, positions_BL, sign_B)
+    keys = _sines_and_cosines(np.arange(-memory, length), waves[0], q_BLHK.dtype)
+    return _summed("BHLF,MF->BHLM", turned, keys)
+
+
+def rotated_key_scores(
+    k_BMHK: Array, kernel_WHK: Array, function: OfDistance, positions_BL: Array | np.ndarray
+) -> Array:
+    """Score keys at 0 .. M by queries at any positions: k · (R(i - j) kernel), f32 [B, H, L, M].
+
+    positions_BL: i32, where in 0 .. M each query is, or [L], known beforehand and the same in all rows. As
+    `rotated_scores`, but what depends on j multiplies the key.
+    """
+    M = k_BMHK.shape[1]
+    waves = Mirrored(function).waves(M - 1)
+    turned = _turned(k_BMHK, kernel_WHK, waves, np.arange(M), None)
+    queries = _sines_and_cosines(positions_BL, waves[0], k_BMHK.dtype)
+    return _summed("BHMF,BLF->BHLM" if positions_BL.ndim == 2 else "BHMF,LF->BHLM", turned, queries)
+
+
+_Pair = tuple[Array, Array]
+"""What belongs to sines and what to cosines: never side by side in one array, for that would be a copy."""
+
+
+def _turned(
+    q_BLHK: Array, kernel_WHK: Array, waves: tuple[np.ndarray, np.ndarray], positions_BL: Array | np.ndarray,
+    sign_B: Array | None,
+) -> _Pair:  # fmt: skip
+    """Multiply what stands at `positions_BL` by the kernel and turn each wave by its angle there: twice [B, H, L, F].
+
+    These are the largest arrays of all; they are made and kept in the compute dtype.
+    """
+    (frequencies, coefficients), dtype = waves, q_BLHK.dtype
     if not np.array_equal(coefficients, np.eye(len(coefficients))):
-        kernel_WHK = jnp.einsum("FW,WHK->FHK", waves, kernel_WHK, precision="highest")
-    x_BHLF = jnp.einsum("BLHK,FHK->BHLF", q_BLHK, kernel_WHK.astype(dtype), preferred_element_type=jnp.float32)
-    sines, cosines = jnp.split(x_BHLF, 2, axis=-1)
+        kernel_WHK = jnp.einsum("FW,WHK->FHK", jnp.asarray(coefficients), kernel_WHK, precision="highest")
+    sines, cosines = (jnp.einsum("BLHK,FHK->BHLF", q_BLHK, half.astype(dtype)) for half in jnp.split(kernel_WHK, 2))
     if sign_B is not None:
-        sines *= sign_B[:, None, None, None]
-    angles_BLF = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
-    sin, cos = jnp.sin(angles_BLF)[:, None], jnp.cos(angles_BLF)[:, None]
-    turned_BHLF = jnp.concatenate([cosines * sin - sines * cos, sines * sin + cosines * cos], axis=-1)
-    angles_MF = np.arange(-memory, length)[:, None] * frequencies
-    keys_MF = jnp.asarray(np.concatenate([np.sin(angles_MF), np.cos(angles_MF)], axis=-1), dtype)
-    return jnp.einsum("BHLF,MF->BHLM", turned_BHLF.astype(dtype), keys_MF, preferred_element_type=jnp.float32)
+        sines *= sign_B[:, None, None, None].astype(dtype)
+    sin, cos = (
+        wave[:, None] if wave.ndim == 3 else aligned(wave, sines)
+        for wave in _sines_and_cosines(positions_BL, frequencies, dtype)
+    )
+    return cosines * sin - sines * cos, sines * sin + cosines * cos
+
+
+def _sines_and_cosines(positions: Array | np.ndarray, frequencies: np.ndarray, dtype: Any) -> _Pair:
+    """Evaluate waves at positions [...]: twice [..., F]. On the host, and exactly, where the positions are known."""
+    if isinstance(positions, np.ndarray):
+        angles = positions[..., None] * frequencies
+        return jnp.asarray(np.sin(angles), dtype), jnp.asarray(np.cos(angles), dtype)
+    angles = positions[..., None] * aligned(jnp.asarray(frequencies, jnp.float32), positions[..., None])
+    return jnp.sin(angles).astype(dtype), jnp.cos(angles).astype(dtype)
+
+
+def _summed(equation: str, turned: _Pair, others: _Pair) -> Array:
+    sines, cosines = (
+        jnp.einsum(equation, one, other, preferred_element_type=jnp.float32)
+        for one, other in zip(turned, others, strict=True)
+    )
+    return sines + cosines
 
 
 def shifted_scores(
@@ -351,16 +417,31 @@ def relative_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memo
     products are cheap and copies are not, shifted elsewhere. Both are linear in q and in kernel: nothing else need be
     kept.
     """
-    B, L = q_BLHK.shape[:2]
+    L = q_BLHK.shape[1]
 
     def rotated(q_BLHK: Array, kernel_WHK: Array, sign_B: Array | None) -> Array:
-        positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-        return rotated_scores(q_BLHK, kernel_WHK, function, positions_BL, memory, L, sign_B)
+        return rotated_scores(q_BLHK, kernel_WHK, function, np.arange(L), memory, L, sign_B)
 
     def shifted(q_BLHK: Array, kernel_WHK: Array, sign_B: Array | None) -> Array:
         return shifted_scores(q_BLHK, kernel_WHK, function, memory, sign_B)
 
     return cast(Array, jax.lax.platform_dependent(q_BLHK, kernel_WHK, sign_B, tpu=rotated, default=shifted))
+
+
+@partial(_recomputed, static_argnums=(2,))
+def relative_key_scores(k_BMHK: Array, kernel_WHK: Array, function: OfDistance) -> Array:
+    """Score keys by queries, both at 0 .. M, by their distance: k · (R(i - j) kernel), f32 [B, H, M, M], queries first.
+
+    `relative_scores` with their roles exchanged. Shifting costs a transposition, rotating does not.
+    """
+
+    def rotated(k_BMHK: Array, kernel_WHK: Array) -> Array:
+        return rotated_key_scores(k_BMHK, kernel_WHK, function, np.arange(k_BMHK.shape[1]))
+
+    def shifted(k_BMHK: Array, kernel_WHK: Array) -> Array:
+        return shifted_scores(k_BMHK, kernel_WHK, Mirrored(function), 0, None).swapaxes(2, 3)
+
+    return cast(Array, jax.lax.platform_dependent(k_BMHK, kernel_WHK, tpu=rotated, default=shifted))
 
 
 class Dense(nn.Module):

@@ -46,6 +46,10 @@ Metrics = dict[str, Mean]
 """`group/name` -> Mean. The entries of group `loss` are the terms of the loss: it is the sum of their means."""
 
 
+Predictions = dict[str, tuple[Array, Array]]
+"""name -> (logits [..., C], weights [...]): distributions that an objective scores, and which of them count."""
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Say what is trained: everything that the trainer knows of models."""

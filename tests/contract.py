@@ -7,13 +7,15 @@ import numpy as np
 
 from bertjax import layers
 from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
+from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
-from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
+from bertjax.objectives.sift import SiFT
 from bertjax.positions import Alibi, Rotary, ScaledSinusoids
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
@@ -63,11 +65,22 @@ def small_generator(**fields):
     return small_bert(D=16, E=32, H=1, F=32, **fields)
 
 
+def small_deberta(**fields):
+    return DeBERTa(**({"V": V, "D": 32, "N": 2, "H": 2, "F": 64, "distances": 24, "key_bias": False} | fields))
+
+
+def small_deberta_v2(**fields):
+    published = {"buckets": 6, "table_norm": True, "shared_projections": True, "key_bias": True}
+    return small_deberta(**(published | {"convolution": 3, "E": 16} | fields))
+
+
 ENCODERS = {
     "bert": small_bert,
     "roberta": small_roberta,
     "albert": small_albert,
     "xlnet": small_xlnet,
+    "deberta": small_deberta,
+    "deberta v2": small_deberta_v2,
     "modernbert": small_modernbert,
     "neobert": small_neobert,
     "mosaicbert": small_mosaicbert,
@@ -106,6 +119,12 @@ OBJECTIVES = {
     "electra, disentangled": ReplacedTokenDetection(
         small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
     ),
+    "deberta": MaskedLM(small_deberta(decoder=2), dataclasses.replace(MASKING, unit=ngrams(3))),
+    "deberta v3, remat dots": ReplacedTokenDetection(
+        small_deberta_v2(N=1, decoder=1, convolution=None), small_deberta_v2(remat="dots"), MASKING,
+        DisentangledEmbeddings(), judge=judged_in_context,
+    ),
+    "sift": SiFT(MaskedLM(small_bert(), MASKING)),
     # Weights with which the masks outweigh a teacher that knows nothing.
     "distillation": Distillation(
         small_bert(N=1, types=0), small_bert(), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0

@@ -23,6 +23,7 @@ class Case:
 
     def __init__(self, objective):
         self.objective = objective
+        self.recipe = getattr(objective, "objective", objective)  # what is inside a wrapper
         self.batch = make_batch()
         self.params = jax.jit(objective.init)(KEY, self.batch)
         self.train = jax.jit(jax.value_and_grad(partial(objective.loss, train=True), has_aux=True))
@@ -62,7 +63,7 @@ def test_the_loss_at_random_init_is_that_of_a_uniform_guess(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
     guesses = {"loss/mlm": V, "cross_entropy/mlm": V, "loss/plm": V, "loss/pair": 2, "cross_entropy/rtd": 2}
     found = {name: average(metrics[name]) / np.log(guess) for name, guess in guesses.items() if name in metrics}
-    weight = getattr(case.objective, "generator_weight", getattr(case.objective, "mlm_weight", 1))
+    weight = getattr(case.recipe, "generator_weight", getattr(case.recipe, "mlm_weight", 1))
     found["loss/mlm"] = found.get("loss/mlm", 1) / weight
     for name, ratio in found.items():
         assert abs(ratio - 1) < 0.05, name
@@ -77,8 +78,8 @@ def test_same_rng_same_loss_other_rng_other_mask(case):
         next(mean.sum for name, mean in case.evaluate(case.params, case.batch, key)[1].items() if "targets" in name)
         for key in (KEY, jax.random.key(2))
     ]
-    recipe = getattr(case.objective, "masking", None) or case.objective.permutation
-    assert (targets[0] == targets[1]).all() == (recipe.seed is not None)
+    drawn = getattr(case.recipe, "masking", None) or case.recipe.permutation
+    assert (targets[0] == targets[1]).all() == (drawn.seed is not None)
 
 
 def test_without_train_nothing_is_dropped(case):
@@ -177,7 +178,7 @@ def test_loss_and_gradient_are_those_of_one_device_on_eight(case):
 
 def test_weights_sum_to_what_the_masking_says(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
-    masking = getattr(case.objective, "masking", None)
+    masking = getattr(case.recipe, "masking", None)
     lengths = np.asarray(case.batch["mask"].sum(1))
     if masking is None:
         assert 0 < metrics["loss/plm"].weight <= B * case.objective.permutation.targets * L / 16

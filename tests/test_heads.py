@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from bertjax import layers
-from bertjax.heads import MaskedLMHead, PairHead, TiedHead, UntiedHead, negative_log_likelihood
-from bertjax.layers import Normal
+from bertjax.heads import (
+    MaskedLMHead,
+    PairHead,
+    ReplacedInContextHead,
+    TiedHead,
+    UntiedHead,
+    negative_log_likelihood,
+)
+from bertjax.layers import Normal, gelu
 
 KEY = jax.random.key(0)
 
@@ -84,3 +91,19 @@ def test_in_bfloat16_masked_lm_logits_are_bfloat16_but_pair_logits_and_all_param
     )
     assert mlm.dtype == jnp.bfloat16 and pair.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves((mlm_params, pair_params))} == {jnp.dtype("float32")}
+
+
+def test_a_token_judged_in_context_sees_the_first_of_its_document():
+    """By hand, in a packed row; padding is a document of its own."""
+    head = ReplacedInContextHead(4, gelu, 1e-7, Normal(1.0), "float32")
+    x, mask = jax.random.normal(jax.random.key(0), (1, 7, 4)), jnp.array([[1, 1, 1, 2, 2, 0, 0]])
+    params = head.init(jax.random.key(1), x, mask)["params"]
+    params = jax.tree.map(lambda p: p + 0.3, params)
+    logits = head.apply({"params": params}, x, mask)
+    assert logits.dtype == jnp.float32
+    for at, first in enumerate([0, 0, 0, 3, 3, 5, 5]):
+        y = np.asarray(x)[0, at] + np.asarray(x)[0, first]
+        y = (y - y.mean()) / y.std() * params["norm"]["scale"] + params["norm"]["bias"]
+        y = gelu(y @ params["transform"]["kernel"] + params["transform"]["bias"])
+        y = y @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+        np.testing.assert_allclose(logits[0, at], y[0], atol=1e-4)

@@ -61,6 +61,12 @@ class Encoder(nn.Module):
         """The width of the word table: E, or D where the embeddings are not factorised."""
         return self.E or self.D
 
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        """What must be alike in two encoders that share their embeddings."""
+        names = ("embedding_width", "positions", "first_position", "types")
+        return {name: getattr(self, name) for name in names}
+
     @nn.nowrap
     def language_head(self) -> MaskedLMHead:
         """Make the head that guesses words from its hidden states."""

@@ -17,7 +17,6 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from bertjax import layers
@@ -323,8 +322,6 @@ class RelativeAttention(nn.Module):
                 added_BHLM = layers.rotated_scores(
                     to_position, kernel_DHK, distance, view.positions_BP, M, L, view.sign_B
                 )
-                # Fused with all that follows, this overflows the stack of the TPU compiler (libtpu 0.0.42, "dots").
-                added_BHLM = jax.lax.optimization_barrier(added_BHLM)
             if view.same_segment_BLM is not None:
                 same, other = jnp.einsum(
                     "BLHK,SHK->SBHL", to_segment, segment_2HK.astype(self.dtype), preferred_element_type=jnp.float32

@@ -19,7 +19,7 @@ from bertjax.heads import PairHead, histogram, scores
 from bertjax.layers import Initializer, apply
 from bertjax.masking import Masking, mask_tokens
 from bertjax.models.encoder import word_table
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
 class LanguageEncoder(Protocol):
@@ -123,6 +123,14 @@ class MaskedLM:
 
         Raises ValueError where the batch lacks something that the masking unit or the pair term reads.
         """
+        metrics, _ = self.outputs(params, batch, rng, train=train)
+        return total(metrics), metrics
+
+    def outputs(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what they are computed from, under `mlm` and `pair`.
+
+        Raises ValueError where the batch lacks something that the masking unit or the pair term reads.
+        """
         if self.pair and "pair" not in batch:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
@@ -133,10 +141,13 @@ class MaskedLM:
         )  # fmt: skip
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
         metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
+        predictions = {"mlm": (logits_BPV, masked.weights_BP)}
         if not train:
             metrics["targets/mlm"] = histogram(self.encoder.V, masked.targets_BP, masked.weights_BP)
         if self.pair:
             logits_BC = apply(self.pair_head, params["head"]["pair"], x_BLD)
-            metrics |= scores("pair", logits_BC, batch["pair"], batch["mask"].any(axis=1).astype(jnp.float32))
+            real_B = batch["mask"].any(axis=1).astype(jnp.float32)
+            metrics |= scores("pair", logits_BC, batch["pair"], real_B)
+            predictions["pair"] = (logits_BC, real_B)
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
-        return total(metrics), metrics
+        return metrics, predictions

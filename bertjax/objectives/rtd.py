@@ -18,19 +18,41 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import ReplacedHead, histogram, scores
-from bertjax.layers import apply
+from bertjax.heads import ReplacedHead, ReplacedInContextHead, histogram, scores
+from bertjax.layers import Activation, apply
 from bertjax.masking import Masked, Masking, mask_tokens, put
-from bertjax.models.encoder import Encoder, word_table
-from bertjax.objectives.mlm import MaskedLM, hidden
+from bertjax.models.encoder import word_table
+from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
 from bertjax.random import hash_bits, row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+
+
+class SharingEncoder(LanguageEncoder, Protocol):
+    """What replaced-token detection asks of both of its encoders besides."""
+
+    activation: Activation
+    norm_eps: float
+
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        """What must be alike in two encoders that share their embeddings."""
+        ...
+
+
+def judged_alone(encoder: SharingEncoder) -> ReplacedHead:
+    """Make ELECTRA's head: each token is judged by its own state."""
+    return ReplacedHead(encoder.D, encoder.activation, encoder.initializer, encoder.dtype)
+
+
+def judged_in_context(encoder: SharingEncoder) -> ReplacedInContextHead:
+    """Make DeBERTa-v3's head: each token is judged together with [CLS]."""
+    return ReplacedInContextHead(encoder.D, encoder.activation, encoder.norm_eps, encoder.initializer, encoder.dtype)
 
 
 class Sharing(Protocol):
     """Say what two encoders have in common: which parameters are kept, and which are used."""
 
-    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+    def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """Raise ValueError where these two cannot share."""
         ...
 
@@ -47,7 +69,7 @@ class Sharing(Protocol):
 class SharedEmbeddings:
     """Share the whole embedding block, tables and norm; both losses train it (ELECTRA). The discriminator keeps it."""
 
-    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+    def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """See Sharing.check."""
         _same_tables(generator, discriminator)
 
@@ -64,7 +86,7 @@ class SharedEmbeddings:
 class SeparateEmbeddings:
     """Share nothing."""
 
-    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+    def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """See Sharing.check."""
 
     def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
@@ -80,17 +102,18 @@ class SeparateEmbeddings:
 class DisentangledEmbeddings:
     """Let the discriminator use stop_gradient(generator's tables) + Δ, where Δ starts at 0 (DeBERTa-v3).
 
-    So only the generator's loss trains the tables, and only the discriminator's its Δ. The norm is each one's own.
+    So only the generator's loss trains the tables, and only the discriminator's its Δ. What is no table (the norm) is
+    each one's own.
     """
 
-    def check(self, generator: Encoder, discriminator: Encoder) -> None:
+    def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """See Sharing.check."""
         _same_tables(generator, discriminator)
 
     def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
         """See Sharing.keep."""
         deltas = {
-            name: part if name == "norm" else jax.tree.map(jnp.zeros_like, part)
+            name: jax.tree.map(jnp.zeros_like, part) if "table" in part else part
             for name, part in discriminator["embeddings"].items()
         }
         return generator, {**discriminator, "embeddings": deltas}
@@ -99,15 +122,16 @@ class DisentangledEmbeddings:
         """See Sharing.use."""
         tables = jax.lax.stop_gradient(generator["embeddings"])
         embeddings = {
-            name: part if name == "norm" else jax.tree.map(jnp.add, tables[name], part)
+            name: jax.tree.map(jnp.add, tables[name], part) if "table" in part else part
             for name, part in discriminator["embeddings"].items()
         }
         return generator, {**discriminator, "embeddings": embeddings}
 
 
-def _same_tables(generator: Encoder, discriminator: Encoder) -> None:
-    for name in ("embedding_width", "positions", "first_position", "types"):
-        ours, theirs = getattr(generator, name), getattr(discriminator, name)
+def _same_tables(generator: SharingEncoder, discriminator: SharingEncoder) -> None:
+    sizes = generator.table_sizes, discriminator.table_sizes
+    for name in sizes[0] | sizes[1]:
+        ours, theirs = (of.get(name) for of in sizes)
         if ours != theirs:
             raise ValueError(
                 f"the generator has {name}={ours}, the discriminator {name}={theirs}: to share embeddings make them "
@@ -119,13 +143,13 @@ def _same_tables(generator: Encoder, discriminator: Encoder) -> None:
 class Discriminator:
     """Judge every token, original or replaced: a discriminator alone, without what trained it."""
 
-    encoder: Encoder
+    encoder: SharingEncoder
+    judge: Callable[[SharingEncoder], nn.Module] = judged_alone
 
     @property
-    def head(self) -> ReplacedHead:
+    def head(self) -> nn.Module:
         """The head that fits the encoder."""
-        e = self.encoder
-        return ReplacedHead(e.D, e.activation, e.initializer, e.dtype)
+        return self.judge(self.encoder)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -137,7 +161,7 @@ class Discriminator:
         encoder_key, head_key = jax.random.split(rng)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
-        return {"encoder": encoder, "head": {"rtd": self.head.init(head_key, x_BLD)["params"]}}
+        return {"encoder": encoder, "head": {"rtd": self.head.init(head_key, x_BLD, batch["mask"])["params"]}}
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD."""
@@ -149,25 +173,27 @@ class Discriminator:
 
     def replaced_logits(self, params: Params, batch: Batch) -> Array:
         """Return a logit for each token, above 0 where it seems replaced: f32 [B, L]."""
-        return apply(self.head, params["head"]["rtd"], self.encode(params, batch))
+        return apply(self.head, params["head"]["rtd"], self.encode(params, batch), batch["mask"])
 
 
 @dataclass(frozen=True)
 class ReplacedTokenDetection:
     """Train `generator` to fill masks and `discriminator` to find what it filled in wrongly.
 
-    corrupt: how positions are chosen, `mask_tokens` or `mask_with_replacement`. Raises ValueError for vocabularies that
-    differ, a temperature of 0, tables that cannot be shared.
+    corrupt: how positions are chosen, `mask_tokens` or `mask_with_replacement`. judge: the discriminator's head,
+    `judged_alone` or `judged_in_context`. Raises ValueError for vocabularies that differ, a temperature of 0, tables
+    that cannot be shared.
     """
 
-    generator: Encoder
-    discriminator: Encoder
+    generator: SharingEncoder
+    discriminator: SharingEncoder
     masking: Masking
     sharing: Sharing = SharedEmbeddings()
     corrupt: Callable[[Key, Batch, Masking], Masked] = mask_tokens
     temperature: float = 1.0  # of the samples
     generator_weight: float = 1.0
     discriminator_weight: float = 50.0
+    judge: Callable[[SharingEncoder], nn.Module] = judged_alone
 
     def __post_init__(self) -> None:
         if self.generator.V != self.discriminator.V:
@@ -191,20 +217,25 @@ class ReplacedTokenDetection:
         return MaskedLM(self.generator, self.masking)
 
     @property
-    def encoder(self) -> Encoder:
+    def discriminator_alone(self) -> Discriminator:
+        """The discriminator without what trains it."""
+        return Discriminator(self.discriminator, self.judge)
+
+    @property
+    def encoder(self) -> SharingEncoder:
         """What is kept for other tasks: the discriminator."""
         return self.discriminator
 
     @property
-    def head(self) -> ReplacedHead:
+    def head(self) -> nn.Module:
         """The head that fits the discriminator."""
-        return Discriminator(self.discriminator).head
+        return self.discriminator_alone.head
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
         generator_key, discriminator_key = jax.random.split(rng)
         generator = self.generator_objective.init(generator_key, batch)
-        discriminator = Discriminator(self.discriminator).init(discriminator_key, batch)
+        discriminator = self.discriminator_alone.init(discriminator_key, batch)
         kept = self.sharing.keep(generator["encoder"], discriminator["encoder"])
         return {
             "generator": {**generator, "encoder": kept[0]},
@@ -223,7 +254,7 @@ class ReplacedTokenDetection:
         """Take the generator or the discriminator alone, with all its parameters."""
         parts: dict[str, MaskedLM | Discriminator] = {
             "generator": self.generator_objective,
-            "discriminator": Discriminator(self.discriminator),
+            "discriminator": self.discriminator_alone,
         }
         return parts[name], self.complete(params)[name]
 
@@ -268,7 +299,7 @@ class ReplacedTokenDetection:
             self.discriminator, discriminator["encoder"], tokens_BL, batch["mask"], batch.get("types"),
             train=train, rngs={"dropout": discriminator_key},
         )  # fmt: skip
-        logits_BL = apply(self.head, discriminator["head"]["rtd"], x_BLD)
+        logits_BL = apply(self.head, discriminator["head"]["rtd"], x_BLD, batch["mask"])
         real_BL = (batch["mask"] > 0).astype(jnp.float32)
         metrics |= _judged(logits_BL, replaced_BL, real_BL)
         metrics["loss/rtd"] = _weighted(metrics["cross_entropy/rtd"], self.discriminator_weight)

@@ -9,6 +9,7 @@ import pytest
 from contract import MASKING, OBJECTIVES, B, L, V, make_batch, small_bert, small_generator, without_dropout
 
 from bertjax.config import load_experiment
+from bertjax.heads import ReplacedInContextHead
 from bertjax.masking import mask_tokens
 from bertjax.models.encoder import Encoder
 from bertjax.objectives import rtd
@@ -219,3 +220,28 @@ def test_contradictions_are_refused_at_construction(sharing, fields, message):
 
 def test_encoders_that_share_nothing_may_differ():
     dataclasses.replace(SHARED, sharing=SeparateEmbeddings(), generator=small_bert(D=16, types=0))
+
+
+@pytest.mark.parametrize("size", ["v3-xsmall", "v3-large", "mdeberta"])
+def test_version_3_of_deberta_is_built_as_published(size):
+    objective = load_experiment("experiments/deberta.py", [f"size={size}"]).objective
+    generator, discriminator = objective.generator, objective.discriminator
+    assert dataclasses.replace(generator, N=discriminator.N, decoder=0) == discriminator
+    assert generator.N * 2 == discriminator.N and generator.decoder == 2
+    assert objective.sharing == DisentangledEmbeddings() and objective.discriminator_weight == 10
+    assert (objective.masking.masked, objective.masking.rate) == (1.0, 0.15)
+    assert isinstance(objective.head, ReplacedInContextHead)
+
+
+def test_of_deberta_tables_are_disentangled_and_the_rest_is_each_ones_own():
+    objective = OBJECTIVES["deberta v3, remat dots"]
+    made = objective.init(KEY, make_batch())
+    deltas = named(made["discriminator"]["encoder"]["embeddings"])
+    assert set(deltas) == {"word/table", "project/kernel", "norm/scale", "norm/bias"}
+    assert not deltas["word/table"].any() and deltas["project/kernel"].any()
+    whole = objective.complete(made)
+    ours, theirs = (named(whole[part]["encoder"]["embeddings"]) for part in ("generator", "discriminator"))
+    assert (ours["word/table"] == theirs["word/table"]).all()
+    assert not (ours["project/kernel"] == theirs["project/kernel"]).all()
+    with pytest.raises(ValueError, match="embedding_width=32, the discriminator embedding_width=16"):
+        dataclasses.replace(objective, generator=dataclasses.replace(objective.generator, E=None))

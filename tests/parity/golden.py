@@ -1,4 +1,4 @@
-"""Read golden arrays and compare with them; make_golden.py and make_xlnet_golden.py say what they are."""
+"""Read golden arrays and compare with them; make_golden.py and its siblings say what they are."""
 
 import json
 import os

@@ -1,0 +1,393 @@
+"""DeBERTa: content and distance attend apart from each other, and where a word stands counts only where it is guessed.
+
+He et al. 2020 (DeBERTa) and 2021 (DeBERTaV3); microsoft/DeBERTa, deberta/disentangled_attention.py, deberta/bert.py and
+apps/models/masked_language_model.py. For query i and key j of one head, with T of the last two terms:
+
+    (q_i·k_j + q_i·K(i - j) + k_j·Q(i - j)) / √((1 + T)·width)
+
+K and Q are projected rows of one table, which all layers share. The paper writes Q(j - i); its code has Q(i - j), so
+the released weights have it too.
+
+Where we deviate: padded positions see only padding, where the original gives them zeros; nothing reads them. A position
+key has no bias: it would be the same for all keys of a query, which a softmax does not see. The convolution does not
+look into other documents of a packed row.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import layers
+from bertjax.heads import MaskedLMHead
+from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, LayerNorm, Table
+from bertjax.types import Array
+
+C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
+
+
+@dataclass(frozen=True)
+class DistanceRows:
+    """Give each distance its row of a table of 2·`rows`, as a vector of one 1: R(d) @ table is the row (OfDistance).
+
+    logarithmic: distances beyond rows / 2 share rows, ever more of them up to this one (DeBERTa-v2). What lies beyond
+    the table has its first or last row. microsoft/DeBERTa deberta/da_utils.py.
+    """
+
+    rows: int
+    logarithmic: int | None = None
+
+    def row(self, distances: np.ndarray) -> np.ndarray:
+        """Return the row of each distance: integers, worked out on the host, where logarithms are exact enough."""
+        if self.logarithmic is not None:
+            middle, size = self.rows // 2, np.abs(distances)
+            share = np.log(np.maximum(size, middle) / middle) / np.log((self.logarithmic - 1) / middle)
+            shared = np.sign(distances) * (np.ceil(share * (middle - 1)) + middle)
+            distances = np.where(size <= middle, distances, shared).astype(int)
+        return np.clip(distances + self.rows, 0, 2 * self.rows - 1)
+
+    def table(self, distances: np.ndarray) -> np.ndarray:
+        """See OfDistance.table."""
+        return (self.row(distances)[..., None] == np.arange(2 * self.rows)).astype(np.float32)
+
+    def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """See OfDistance.waves."""
+        return _series(self, reach)
+
+
+@lru_cache(maxsize=8)
+def _series(distances: DistanceRows, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Work the waves out once: every layer and every trace asks for the same, and they take a while."""
+    return layers.fourier_series(distances.table(np.arange(-reach, reach + 1)))
+
+
+class DeBERTa(nn.Module):
+    """Encode tokens i32 [B, L] to hidden states [B, L, D]. Segments are not read.
+
+    Raises ValueError at construction where the fields contradict each other, and with a decoder when called on rows
+    longer than `positions`.
+    """
+
+    V: int
+    D: int
+    N: int
+    H: int
+    F: int
+    E: int | None = None  # embedding width where it is not D: then a dense layer leads from E to D
+    distances: int = 512  # each way; beyond, all are one
+    buckets: int | None = None  # rows of the table each way, if fewer than distances: far ones share rows (v2, v3)
+    table_norm: bool = False  # norm the table of distances (v2, v3)
+    terms: tuple[str, ...] = (C2P, P2C)  # besides content to content
+    shared_projections: bool = False  # distances are projected as tokens are (v2, v3), else on their own (v1)
+    key_bias: bool = True  # not in v1
+    convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
+    decoder: int = 0  # how often the last layer is applied again to guess words (2); 0: guess from the last states
+    positions: int = 512  # rows of the decoder's position table
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation: Activation = layers.gelu
+    norm_eps: float = 1e-7
+    initializer: Initializer = layers.Normal(0.02)
+    remat: str = "none"  # as in Encoder
+    dtype: str = "float32"  # of the computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("V", "D", "N", "H", "F", "E", "distances", "positions"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.D % self.H:
+            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        if not {C2P, P2C}.issuperset(self.terms) or len(set(self.terms)) < len(self.terms):
+            raise ValueError(f"terms={self.terms} are not some of {C2P!r} and {P2C!r}, each once")
+        if self.buckets is not None and not 2 <= self.buckets // 2 < self.distances - 1:
+            raise ValueError(
+                f"buckets={self.buckets} must be 4 or more, and half of them less than distances - 1 = "
+                f"{self.distances - 1}: use fewer, or none for a row for each distance"
+            )
+        if self.convolution is not None and (self.convolution < 1 or self.convolution % 2 == 0):
+            raise ValueError(f"convolution={self.convolution} has no middle: use an odd width")
+        if self.decoder < 0:
+            raise ValueError(f"decoder={self.decoder} is negative: use 0 for none")
+        layers.check_encoder(self)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row that the decoder can number; without it rows may be of any length."""
+        return self.positions if self.decoder else None
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the word table: E, or D where the embeddings are not factorised."""
+        return self.E or self.D
+
+    @property
+    def table_sizes(self) -> dict[str, int]:
+        """What must be alike in two encoders that share their embeddings."""
+        return {"embedding_width": self.embedding_width}
+
+    @nn.nowrap
+    def language_head(self) -> MaskedLMHead:
+        """Make the head that guesses words from its hidden states."""
+        return MaskedLMHead(
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
+        )
+
+    def __call__(
+        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
+        return self.hidden(tokens_BL, mask_BL, types_BL, train=train)[0]
+
+    @nn.compact
+    def hidden(
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        positions_BP: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Array, Array]:
+        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        if self.max_length is not None and tokens_BL.shape[1] > self.max_length:
+            raise ValueError(
+                f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the decoder: "
+                "shorten the rows or raise `positions`"
+            )
+        x_BLD = WordEmbeddings(
+            self.V, self.D, self.E, self.dropout, self.norm_eps, self.initializer, self.dtype, name="embeddings"
+        )(tokens_BL, train=train)
+        rows = DistanceRows(self.buckets or self.distances, self.buckets and self.distances)
+        table_RD = DistanceTable(
+            2 * rows.rows, self.D, self.norm_eps if self.table_norm else None, self.initializer, name="relative"
+        )()
+        branch = None
+        if self.convolution is not None:
+            branch = Convolution(
+                self.D, self.convolution, self.dropout, self.activation, self.initializer, self.dtype,
+                name="convolution",
+            )(x_BLD, mask_BL, train=train)  # fmt: skip
+        fields = (
+            self.D, self.H, self.F, rows, self.terms, self.shared_projections, self.key_bias, self.dropout,
+            self.attention_dropout, self.activation, self.norm_eps, self.initializer, self.dtype, train,
+        )  # fmt: skip
+        stack = layers.stack(
+            DeBERTaLayer, self.N, remat=self.remat, shared=False,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        )(*fields, name="layers")  # fmt: skip
+        view = _view(mask_BL, None)
+        (x_BLD, before_BLD), _ = stack((x_BLD, x_BLD), jnp.arange(self.N) == 0, view, table_RD, branch)
+        if not self.decoder:
+            return x_BLD, layers.states_at(x_BLD, positions_BP)
+        view, places_BP = _view(mask_BL, positions_BP), _at(layers.restarting_positions(mask_BL), positions_BP)
+        table = Table(self.positions, self.D, self.initializer, self.dtype, name="decoder_positions")
+        x_BPD = layers.states_at(before_BLD, positions_BP) + table(places_BP)
+        last = jax.tree.map(lambda parameters: parameters[-1], stack.variables["params"])
+        for _ in range(self.decoder):
+            rngs = {"dropout": self.make_rng("dropout")} if train else None
+            inputs = (x_BPD, before_BLD, view, table_RD)
+            layer: Any = DeBERTaLayer(*fields, parent=None)
+            x_BPD = layer.apply({"params": last}, *inputs, rngs=rngs, method="rows")
+        return x_BLD, x_BPD
+
+
+class View(NamedTuple):
+    """Say what the rows of a query stream may see, and where they stand if they are not the whole row."""
+
+    visible_BPM: Array
+    positions_BP: Array | None
+
+
+def _view(mask_BL: Array, positions_BP: Array | None) -> View:
+    return View(_at(mask_BL, positions_BP)[:, :, None] == mask_BL[:, None, :], positions_BP)
+
+
+def _at(x_BL: Array, positions_BP: Array | None) -> Array:
+    return layers.states_at(x_BL[..., None], positions_BP)[..., 0]
+
+
+class _Branch(NamedTuple):
+    """Hold what joins the states of the first layer, and the norm of the sum."""
+
+    x_BLD: Array
+    scale_D: Array
+    bias_D: Array
+
+
+class WordEmbeddings(nn.Module):
+    """Look words up, lead them from E to D where these differ, norm and drop."""
+
+    V: int
+    D: int
+    E: int | None
+    dropout: float
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens_BL: Array, *, train: bool) -> Array:
+        x_BLD = Table(self.V, self.E or self.D, self.initializer, self.dtype, name="word")(tokens_BL)
+        if self.E is not None:
+            project = Dense((self.E,), (self.D,), self.initializer, self.dtype, use_bias=False, name="project")
+            x_BLD = project(x_BLD)
+        return Dropout(self.dropout)(LayerNorm(self.D, self.norm_eps, name="norm")(x_BLD), train=train)
+
+
+class DistanceTable(nn.Module):
+    """Own the table of distances, f32 [R, D], and its norm where it has one. Each layer drops it for itself."""
+
+    rows: int
+    D: int
+    norm_eps: float | None
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self) -> Array:
+        table_RD: Array = self.param("table", self.initializer, (self.rows, self.D))
+        if self.norm_eps is None:
+            return table_RD
+        return LayerNorm(self.D, self.norm_eps, name="norm")(table_RD)
+
+
+class Convolution(nn.Module):
+    """Mix each token's embedding with its neighbours' of the same document, drop and activate.
+
+    microsoft/DeBERTa deberta/bert.py ConvLayer. The norm belongs to the sum with the first layer's states.
+    """
+
+    D: int
+    width: int
+    dropout: float
+    activation: Activation
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool) -> _Branch:
+        L, reach = x_BLD.shape[1], self.width // 2
+        padded_BLD = jnp.pad(x_BLD, ((0, 0), (reach, reach), (0, 0)))
+        padded_BL = jnp.pad(mask_BL, ((0, 0), (reach, reach)), constant_values=-1)
+        windows_BLWD = jnp.stack(
+            [
+                jnp.where((padded_BL[:, i : i + L] == mask_BL)[..., None], padded_BLD[:, i : i + L], 0)
+                for i in range(self.width)
+            ],
+            axis=2,
+        )
+        mix = Dense((self.width, self.D), (self.D,), self.initializer, self.dtype, name="mix")
+        x_BLD = self.activation(Dropout(self.dropout)(mix(windows_BLWD), train=train))
+        return _Branch(x_BLD, *_NormParameters(self.D, name="norm")())
+
+
+class _NormParameters(nn.Module):
+    """Own the scale and bias of a norm that is applied elsewhere."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        scale_D = self.param("scale", nn.initializers.ones_init(), (self.width,))
+        return scale_D, self.param("bias", nn.initializers.zeros_init(), (self.width,))
+
+
+class DeBERTaLayer(nn.Module):
+    """Attend and feed forward, each followed by dropout, the residual sum and a norm."""
+
+    D: int
+    H: int
+    F: int
+    distances: DistanceRows
+    terms: tuple[str, ...]
+    shared_projections: bool
+    key_bias: bool
+    dropout: float
+    attention_dropout: float
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    train: bool
+
+    def __call__(
+        self, carry: tuple[Array, Array], is_first: Array, view: View, table_RD: Array, branch: _Branch | None
+    ) -> tuple[tuple[Array, Array], None]:
+        """Go from (states, those before) to the next; into the states of the first layer goes the branch."""
+        before_BLD, _ = carry
+        x_BLD = self.rows(before_BLD, before_BLD, view, table_RD)
+        if branch is not None:
+
+            def joined(x_BLD: Array) -> Array:
+                return layers.layer_norm(x_BLD + branch.x_BLD, branch.scale_D, branch.bias_D, self.norm_eps)
+
+            x_BLD = jax.lax.cond(is_first, joined, lambda x_BLD: x_BLD, x_BLD)
+        return (x_BLD, before_BLD), None
+
+    @nn.compact
+    def rows(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
+        """Return the next states of the rows `x_BPD`, which attend to `seen_BMD`."""
+        attend = DisentangledAttention(
+            self.D, self.H, self.distances, self.terms, self.shared_projections, self.key_bias, self.dropout,
+            self.attention_dropout, self.initializer, self.dtype, self.train, name="attention",
+        )  # fmt: skip
+        feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
+        h_BPD = Dropout(self.dropout)(attend(x_BPD, seen_BMD, view, table_RD), train=self.train)
+        x_BPD = LayerNorm(self.D, self.norm_eps, name="attention_norm")(x_BPD + h_BPD)
+        h_BPD = Dropout(self.dropout)(feed(x_BPD), train=self.train)
+        return LayerNorm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD)
+
+
+class DisentangledAttention(nn.Module):
+    """Attend from rows to `seen` by content and distance, project back to width D."""
+
+    D: int
+    H: int
+    distances: DistanceRows
+    terms: tuple[str, ...]
+    shared_projections: bool
+    key_bias: bool
+    dropout: float  # of the table of distances
+    attention_dropout: float
+    initializer: Initializer
+    dtype: str
+    train: bool
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
+        heads = (self.H, self.D // self.H)
+
+        def project(name: str, *, use_bias: bool = True) -> Dense:
+            return Dense((self.D,), heads, self.initializer, self.dtype, use_bias=use_bias, name=name)
+
+        query, key = project("query"), project("key", use_bias=self.key_bias)
+        q_BPHK, k_BMHK, v_BMHK = query(x_BPD), key(seen_BMD), project("value")(seen_BMD)
+        table_RD = Dropout(self.dropout)(table_RD, train=self.train)
+        added_BHPM = None
+        if C2P in self.terms:
+            to_keys = key if self.shared_projections else project("position_key", use_bias=False)
+            table_RHK = to_keys(table_RD)
+            if view.positions_BP is None:
+                added_BHPM = layers.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
+            else:
+                length = seen_BMD.shape[1]
+                added_BHPM = layers.rotated_scores(
+                    q_BPHK, table_RHK, self.distances, view.positions_BP, 0, length, None
+                )
+        if P2C in self.terms:
+            to_queries = query if self.shared_projections else project("position_query")
+            table_RHK = to_queries(table_RD)
+            if view.positions_BP is None:
+                scores_BHPM = layers.relative_key_scores(k_BMHK, table_RHK, self.distances)
+            else:
+                scores_BHPM = layers.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
+            added_BHPM = scores_BHPM if added_BHPM is None else added_BHPM + scores_BHPM
+        drop = partial(Dropout(self.attention_dropout), train=self.train)
+        mixed_BPHK = layers.attention(
+            q_BPHK, k_BMHK, v_BMHK, view.visible_BPM, drop, added_BHPM, terms=1 + len(self.terms)
+        )
+        return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BPHK)
