@@ -53,19 +53,27 @@ WINDOWS = Form(lambda x: x.transpose(2, 1, 0), lambda x, shapes: (x.transpose(2,
 """A convolution: theirs [outputs, inputs, width], ours the other way round."""
 
 
-def _whole(value: Any) -> int:
-    if type(value) is not int or not -(2**31) < value < 2**31:
-        raise InputError(f"{value!r} is not a whole number")
+# Real ones are 512 and 3. Each distance is worked out before any tensor is read, each place of the width traced.
+MOST_DISTANCES, MOST_WIDTH = 100_000, 99
+
+
+def _whole(value: Any, most: int = 2**31) -> int:
+    if type(value) is not int or not -most <= value <= most:
+        raise InputError(f"{value!r} is not a whole number of at most {most:,}")
     return value
 
 
 def _distances(value: Any, config: Config) -> int:
-    value = _whole(value)
-    return value if value > 0 else _whole(config.get("max_position_embeddings"))
+    value = _whole(value, MOST_DISTANCES)
+    return value if value > 0 else _whole(config.get("max_position_embeddings"), MOST_DISTANCES)
 
 
-def _some(value: Any, config: Config) -> int | None:
-    return _whole(value) if _whole(value) > 0 else None
+def _buckets(value: Any, config: Config) -> int | None:
+    return _whole(value) if _whole(value) > 0 else None  # fewer than the distances
+
+
+def _convolution(value: Any, config: Config) -> int | None:
+    return _whole(value, MOST_WIDTH) if _whole(value, MOST_WIDTH) > 0 else None
 
 
 def _width(value: Any, config: Config) -> int | None:
@@ -235,12 +243,12 @@ DEBERTA_V2 = Family(
     encoder=DeBERTa,
     fields=(
         *FIELDS,
-        Field("position_buckets", "buckets", Value(_some, lambda value, encoder: value or -1),
+        Field("position_buckets", "buckets", Value(_buckets, lambda value, encoder: value or -1),
               absent=lambda config: -1),
         Field("norm_rel_ebd", "table_norm", Value(_normed, lambda value, encoder: "layer_norm" if value else "none"),
               absent=lambda config: "none"),
         Field("share_att_key", "shared_projections", Value(_bool), absent=lambda config: False),
-        Field("conv_kernel_size", "convolution", Value(_some, lambda value, encoder: value or 0),
+        Field("conv_kernel_size", "convolution", Value(_convolution, lambda value, encoder: value or 0),
               absent=lambda config: 0),
         Field("conv_act", "activation", Value(_same_activation, ACTIVATION.write), absent=lambda config: "tanh"),
     ),

@@ -54,6 +54,9 @@ def write_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
         stated |= {"tokenizer_class": _CLASSES["tokenizer.json"]}
     else:
         stated |= {"tokenizer_class": _CLASSES[kind]}
+        if kind == "vocab.json":  # these classes add the names that they know, unless told ours
+            stated |= {"bos_token": stated["cls_token"], "eos_token": stated["sep_token"]}
+            stated |= {"tokenizer_class": "DebertaTokenizer"} if family.model_type == "deberta" else {}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     text = json.dumps(stated | config, indent=2, ensure_ascii=False)
