@@ -294,12 +294,17 @@ def test_what_means_something_else_where_it_is_absent_must_be_there(key, release
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("max_relative_positions", 2**30), ("position_buckets", 2**30), ("conv_kernel_size", 2**30 + 1)],
+    ("given", "message"),
+    [
+        ({"max_relative_positions": 2**30, "position_buckets": -1}, "at most 100,000"),
+        ({"max_relative_positions": 100_000, "position_buckets": -1}, "rel_embeddings.weight has shape"),
+        ({"position_buckets": 2**30}, "buckets=1073741824 must be"),
+        ({"conv_kernel_size": 2**30 + 1, "conv_act": "gelu"}, "at most 99"),
+    ],
 )
-def test_sizes_that_no_deberta_has_take_neither_time_nor_memory(key, value, released, tmp_path):
+def test_sizes_that_no_deberta_has_take_neither_time_nor_memory(given, message, released, tmp_path):
     _, config, tensors, _ = released
-    refused(write(tmp_path / "theirs", config | {key: value, "conv_act": "gelu"}, tensors), "buckets|at most")
+    refused(write(tmp_path / "theirs", config | given, tensors), message)
 
 
 def test_a_sentencepiece_model_of_deberta_lacks_its_mask(released, tmp_path):
