@@ -22,8 +22,9 @@ from bertjax.errors import InputError
 from bertjax.heads import Pooler
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.folder import FLOATS, Tensor, find_tensors, read_config, read_tensor, write_folder
-from bertjax.huggingface.table import Family, Form, Head
+from bertjax.huggingface.table import Family, Field, Form, Head
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
+from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.published import Published
 from bertjax.rules import name_of
@@ -31,9 +32,7 @@ from bertjax.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_IGNORED = (
-    (r"(^|\.)embeddings\.(position_ids|token_type_ids)$", "a buffer that counts, which nothing learns"),
-)  # fmt: skip
+_IGNORED = {r"(^|\.)embeddings\.(position_ids|token_type_ids)$": "a buffer that counts, which nothing learns"}
 _NOT_ARCHITECTURE = ("initializer", "project_initializer", "remat", "dtype")
 
 
@@ -79,7 +78,7 @@ def read_folder(folder: Path) -> Found:
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
-    tensors, ignored = _set_aside(family, tensors, folder)
+    tensors, ignored = _set_aside(family, config, tensors, folder)
     encoder = make_encoder(family, config, folder)
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
@@ -87,7 +86,7 @@ def read_folder(folder: Path) -> Found:
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     model = Published(encoder, modules, family.cls_last)
     shapes = parameter_shapes(model, folder)
-    slots = list(_slots(family, heads, shapes))
+    slots = [slot for slot in _slots(family, heads, shapes) if slot.theirs not in ignored]
     _check(slots, shapes, tensors, folder)
     params = _read(slots, shapes, tensors)
     dtypes = {slot.theirs: tensors[slot.theirs].dtype for slot in slots if tensors[slot.theirs].dtype != "F32"}
@@ -133,10 +132,10 @@ def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any
     """Build our encoder from config.json. Raises InputError for a missing key, and for what we cannot compute."""
     fields: dict[str, Any] = dict(family.fixed)
     for field in family.fields:
-        if field.theirs not in config:
+        if field.theirs not in config and field.absent is None:
             raise InputError(f"{folder / 'config.json'} has no {field.theirs}: add it, nothing is guessed")
         try:
-            fields[field.ours] = field.value.read(config[field.theirs], config)
+            fields[field.ours] = _value(field, config)
         except InputError as error:
             raise InputError(f"{folder / 'config.json'}: {field.theirs}: {error}") from error
     try:
@@ -153,6 +152,11 @@ def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any
     return encoder
 
 
+def _value(field: Field, config: Mapping[str, Any]) -> Any:
+    given = config[field.theirs] if field.theirs in config or field.absent is None else field.absent(config)
+    return field.value.read(given, config)
+
+
 def make_config(
     family: Family,
     encoder: Any,
@@ -167,7 +171,8 @@ def make_config(
     config |= {"model_type": family.model_type, "architectures": [class_name]}
     for field in family.fields:
         ours = getattr(encoder, field.ours)
-        if field.theirs not in original or field.value.read(original[field.theirs], original) != ours:
+        stated = field.theirs in original or (original and field.absent is not None)
+        if not stated or _value(field, original) != ours:
             config[field.theirs] = field.value.write(ours, encoder)
     if tokenizer is not None and not original:
         for key, role in family.specials.items():
@@ -217,6 +222,8 @@ def _family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str)
         if architecture not in FAMILIES:
             raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
         return FAMILIES[architecture]
+    if isinstance(encoder, DeBERTa):
+        return FAMILIES["deberta-v2" if encoder.key_bias else "deberta"]
     if not isinstance(encoder, Encoder):
         return next(family for family in FAMILIES.values() if family.encoder is type(encoder))
     if encoder.shared:
@@ -246,14 +253,20 @@ def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _set_aside(family: Family, tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _set_aside(
+    family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Leave out what nothing learns and what repeats another tensor, each with its reason."""
     kept, ignored = dict(tensors), {}
+    try:
+        patterns = {**_IGNORED, **family.ignored(config)}
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
     for name in tensors:
-        for pattern, reason in _IGNORED:
-            if re.search(pattern, name):
-                ignored[name] = reason
-                del kept[name]
+        reason = next((reason for pattern, reason in patterns.items() if re.search(pattern, name)), None)
+        if reason is not None:
+            ignored[name] = reason
+            del kept[name]
     for copy, name in family.tied.items():
         if copy not in kept:
             continue
@@ -278,7 +291,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def _all_heads(family: Family, config: Mapping[str, Any]) -> tuple[Head, ...]:
     """List the heads that a folder can have: of those with the same tensors, the one of its class."""
     needed = family.classes.get(_architecture(config), ())
-    return tuple(head for head in family.heads if not (config and head.shared_names) or head.name in needed)
+    return tuple(
+        head
+        for head in family.heads
+        if head.when(config) and (head.name in needed or not (config and head.shared_names))
+    )
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

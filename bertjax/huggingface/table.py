@@ -137,24 +137,30 @@ def _stddev(initializer: Any) -> float:
 
 
 class Field(NamedTuple):
-    """Say that a key of config.json is a field of our encoder."""
+    """Say that a key of config.json is a field of our encoder.
+
+    absent: what a config without the key means by it, where transformers says so; else the key must be there.
+    """
 
     theirs: str
     ours: str
     value: Value = SIZE
+    absent: Callable[[Config], Any] | None = None
 
 
 class Head(NamedTuple):
     """Describe a head: its name among our parameters, its tensors, the module.
 
     make: the encoder, the config, the number of classes -> module. shared_names: another head of the family has tensors
-    of the same names, so that only the class in `architectures` tells which it is.
+    of the same names, so that only the class in `architectures` tells which it is. when: the configs that have it,
+    where two heads of one name differ in their tensors.
     """
 
     name: str
     rows: tuple[Row, ...]
     make: Callable[[Any, Config, int], nn.Module]
     shared_names: bool = False
+    when: Callable[[Config], bool] = lambda config: True
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,8 @@ class Family:
     are there; a function makes it of the encoder. pooler: its tensors stand in several heads, or alone. tied: names of
     tensors that repeat another one. specials: keys of config.json for ids of the tokenizer. modernise: turns the keys
     of older configs into those of today. stated: keys that are no field of our encoder, but for which its own models
-    need another value than the default.
+    need another value than the default. ignored: patterns of names that folders may have beside the rows, and why
+    nothing is lost without them; what is a row besides is written, but not read.
     """
 
     model_type: str
@@ -184,3 +191,4 @@ class Family:
     cls_last: bool = False
     modernise: Callable[[Config], Config] = lambda config: config
     stated: Callable[[Any], Config] = lambda encoder: {}
+    ignored: Callable[[Config], Mapping[str, str]] = lambda config: {}

@@ -25,9 +25,11 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
     models = sorted(path.name for path in folder.glob("*.model"))
     if not models and not any((folder / name).is_file() for name in _FILES):
         return None
-    if config["model_type"] == "xlm-roberta" and not (folder / "tokenizer.json").is_file():
+    renumbered = config["model_type"] == "xlm-roberta" or "spm.model" in models  # the latter is DeBERTa's
+    if renumbered and not (folder / "tokenizer.json").is_file():
         raise InputError(
-            f"{folder} has {models[0] if models else 'no tokenizer.json'}, whose ids are not those of xlm-roberta: "
+            f"{folder} has {models[0] if models else 'no tokenizer.json'}, whose ids are not all of "
+            f"{config['model_type']}'s: "
             "write its tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     original = folder / "spiece.model"  # exact, where a tokenizer.json is made after it
@@ -52,6 +54,9 @@ def write_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
         stated |= {"tokenizer_class": _CLASSES["tokenizer.json"]}
     else:
         stated |= {"tokenizer_class": _CLASSES[kind]}
+        if kind == "vocab.json":  # these classes add the names that they know, unless told ours
+            stated |= {"bos_token": stated["cls_token"], "eos_token": stated["sep_token"]}
+            stated |= {"tokenizer_class": "DebertaTokenizer"} if family.model_type == "deberta" else {}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     text = json.dumps(stated | config, indent=2, ensure_ascii=False)

@@ -11,6 +11,7 @@ from conftest import wordpiece_files
 from contract import small_bert, small_generator, small_xlnet
 from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
+from test_folder import refused
 
 from bertjax import checkpoint, layers
 from bertjax.cli import main
@@ -19,6 +20,7 @@ from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_fro
 from bertjax.errors import InputError
 from bertjax.infer import Model, convert, fill_mask, load, save_hf
 from bertjax.masking import Masking, Permutation
+from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern
 from bertjax.objectives.distil import Distillation
@@ -132,6 +134,11 @@ def own_model(objective, tokenizer, seed=0):
     return Model(objective, params, tokenizer, {"objective": to_json(objective)})
 
 
+def small_v2(v, **fields):
+    given = {"distances": 16, "buckets": 4, "table_norm": True, "convolution": 3, "positions": 16} | fields
+    return DeBERTa(V=v.size, D=8, N=2, H=2, F=12, **given)
+
+
 def own_objectives(v):
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
@@ -145,6 +152,10 @@ def own_objectives(v):
         "ModernBertForMaskedLM": MaskedLM(
             Modern(V=v.size, D=8, N=3, H=2, F=12, positions=Rotary(160.0, 10.0), global_every=2, reach=4), masking
         ),
+        "DebertaForMaskedLM": MaskedLM(
+            DeBERTa(V=v.size, D=8, N=2, H=2, F=12, E=4, distances=6, key_bias=False, positions=16), masking
+        ),
+        "DebertaV2ForMaskedLM": MaskedLM(small_v2(v), masking),
         "XLNetLMHeadModel": PermutationLM(
             small_xlnet(V=v.size), Permutation(functional=(v.cls, v.sep), parts=(8, 8), targets=2)
         ),
@@ -159,6 +170,8 @@ def own_objectives(v):
         "AlbertForPreTraining",
         "ElectraForMaskedLM",
         "ModernBertForMaskedLM",
+        "DebertaForMaskedLM",
+        "DebertaV2ForMaskedLM",
         "XLNetLMHeadModel",
     ],
 )
@@ -186,6 +199,9 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
         "roberta of transformers needs the pad piece at id 1.* at 0": MaskedLM(
             Encoder(**small | {"first_position": 2}), masking
         ),
+        "deberta-v2 of transformers cannot have decoder=2 in its encoder, only 0": MaskedLM(
+            small_v2(v, decoder=2), masking
+        ),
         "one of its parts, such as folder:discriminator": ReplacedTokenDetection(
             small_generator(V=v.size), small_bert(V=v.size), masking
         ),
@@ -199,6 +215,104 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(InputError, match="is not empty"):
         save_hf(own_model(cases["no electra class with the heads mlm, pair"], tokenizer), tmp_path / "full")
+
+
+@pytest.fixture
+def released(tokenizer, tmp_path):
+    """Write DeBERTa-v3's folder as it is released: few keys, old names, tensors that transformers does not read."""
+    v = tokenizer.vocabulary
+    encoder = small_v2(v, convolution=None, shared_projections=True)
+    model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer)
+    save_hf(model, tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    dropped = ("architectures", "legacy", "embedding_size", "conv_kernel_size", "conv_act", "tie_word_embeddings")
+    config = {key: value for key, value in config.items() if key not in dropped} | {
+        "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "pooler_hidden_size": 8, "attention_head_size": 4,
+    }  # fmt: skip
+    tensors = {
+        name.replace("cls.predictions.transform", "cls.predictions").replace("cls.pred", "lm_pred"): array
+        for name, array in load_file(tmp_path / "ours" / "model.safetensors").items()
+    }
+    tensors = {name.replace("lm_predictions", "lm_predictions.lm_head"): array for name, array in tensors.items()}
+    other = {
+        "deberta.embeddings.position_embeddings.weight": np.ones((16, 8), np.float32),
+        "mask_predictions.dense.weight": np.ones((8, 8), np.float32),
+    }
+    return model, config, tensors, other
+
+
+def test_released_deberta_is_its_encoder_and_the_rest_is_ignored_with_its_reason(released, tmp_path):
+    model, config, tensors, other = released
+    again = load(write(tmp_path / "theirs", config, tensors | other))
+    np.testing.assert_array_equal(again.encode(BATCH), model.encode(BATCH))
+    ignored = again.config["huggingface"]["ignored"]
+    assert ignored.keys() == other.keys() | {name for name in tensors if name.startswith("lm_predictions")}
+    assert ignored["mask_predictions.dense.weight"] == "a head for replaced tokens, which transformers lacks"
+    with pytest.raises(InputError, match="no language-model head: it is an encoder alone"):
+        again.mlm_logits(BATCH)
+    save_hf(again, tmp_path / "again")
+    same(tmp_path / "again", {name: array for name, array in tensors.items() if name not in ignored})
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written.items() >= config.items() and "conv_kernel_size" not in written
+
+
+def test_debertas_head_of_new_names_computes_what_that_of_old_names_does(released, tmp_path):
+    model, config, tensors, _ = released
+    config |= {"architectures": ["DebertaV2ForMaskedLM"], "legacy": False}
+    again = load(write(tmp_path / "theirs", config, tensors))
+    np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
+    save_hf(again, tmp_path / "again")
+    same(tmp_path / "again", tensors)
+
+
+NOT_OURS = {
+    "relative_attention": (False, "relative_attention: False is not supported, only true is"),
+    "position_biased_input": (True, "position_biased_input: True is not supported, only false is"),
+    "type_vocab_size": (2, "type_vocab_size=2 is not supported, only 0 is"),
+    "attention_head_size": (8, "attention_head_size=8 is not supported, only 4 is"),
+    "pos_att_type": ("c2p|p2p", r"terms=\('c2p', 'p2p'\) are not some of"),
+    "norm_rel_ebd": ("batch_norm", "norm_rel_ebd: 'batch_norm' is neither none nor layer_norm"),
+    "conv_kernel_size": (3, "conv_act: 'tanh' is not supported, only hidden_act='gelu' is"),
+    "legacy": ("yes", "config.json: 'yes' is neither true nor false"),
+}
+
+
+@pytest.mark.parametrize("key", NOT_OURS)
+def test_what_a_deberta_of_ours_is_not_is_said(key, released, tmp_path):
+    _, config, tensors, _ = released
+    value, message = NOT_OURS[key]
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path / "theirs", config | {key: value}, tensors))
+
+
+@pytest.mark.parametrize("key", ["relative_attention", "position_biased_input"])
+def test_what_means_something_else_where_it_is_absent_must_be_there(key, released, tmp_path):
+    _, config, tensors, _ = released
+    del config[key]
+    with pytest.raises(InputError, match=f"has no {key}: add it"):
+        load(write(tmp_path / "theirs", config, tensors))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_relative_positions": 2**30, "position_buckets": -1}, "at most 100,000"),
+        ({"max_relative_positions": 100_000, "position_buckets": -1}, "rel_embeddings.weight has shape"),
+        ({"position_buckets": 2**30}, "buckets=1073741824 must be"),
+        ({"conv_kernel_size": 2**30 + 1, "conv_act": "gelu"}, "at most 99"),
+    ],
+)
+def test_sizes_that_no_deberta_has_take_neither_time_nor_memory(given, message, released, tmp_path):
+    _, config, tensors, _ = released
+    refused(write(tmp_path / "theirs", config | given, tensors), message)
+
+
+def test_a_sentencepiece_model_of_deberta_lacks_its_mask(released, tmp_path):
+    _, config, tensors, _ = released
+    folder = write(tmp_path / "theirs", config, tensors)
+    (folder / "spm.model").touch()
+    with pytest.raises(InputError, match=r"spm.model, whose ids are not all of deberta-v2's: write its tokenizer.json"):
+        load(folder)
 
 
 def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
@@ -243,7 +357,7 @@ def test_the_ids_of_xlm_roberta_are_not_those_of_its_sentencepiece_model(tmp_pat
     folder = write(tmp_path / "xlm", config | {"architectures": ["XLMRobertaModel"]}, tensors)
     assert load(folder).encoder.first_position == 2
     (folder / "sentencepiece.bpe.model").touch()
-    with pytest.raises(InputError, match=r"whose ids are not those of xlm-roberta: write its tokenizer.json"):
+    with pytest.raises(InputError, match=r"whose ids are not all of xlm-roberta's: write its tokenizer.json"):
         load(folder)
 
 

@@ -17,6 +17,7 @@ from test_infer import with_spaces_in_pieces
 from bertjax.embedding import embed
 from bertjax.infer import load, save_hf
 from bertjax.masking import Masking
+from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.rtd import Discriminator
@@ -43,6 +44,8 @@ def objectives(v):
         ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
         ("ElectraForPreTraining", "AutoModelForPreTraining"),
         ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
+        ("DebertaForMaskedLM", "AutoModelForMaskedLM"),
+        ("DebertaV2ForMaskedLM", "AutoModelForMaskedLM"),
         ("XLNetLMHeadModel", "AutoModelForCausalLM"),
     ],
 )
@@ -61,12 +64,18 @@ def test_our_own_models_load_with_no_missing_and_no_unexpected_key(name, auto, t
         np.testing.assert_allclose(load(tmp_path / "theirs").logits(BATCH), pair.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
-def test_the_tokenizer_that_we_write_gives_the_same_ids_there(kind, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [("wordpiece", "bert"), ("bpe", "roberta"), ("unigram", "bert"), ("bpe", "deberta"), ("unigram", "deberta-v2")],
+)
+def test_the_tokenizer_that_we_write_gives_the_same_ids_there(kind, family, tokenizer, tmp_path):
     mine = tokenizer if kind == "wordpiece" else with_spaces_in_pieces(kind)
     v = mine.vocabulary
-    fields = {"first_position": 2, "types": 0} if kind == "bpe" else {}
-    encoder = Encoder(V=v.size, D=8, N=1, H=2, F=12, positions=34, **fields)
+    if "deberta" in family:
+        encoder = DeBERTa(V=v.size, D=8, N=1, H=2, F=12, distances=6, key_bias=family == "deberta-v2")
+    else:
+        fields = {"first_position": 2, "types": 0} if family == "roberta" else {}
+        encoder = Encoder(V=v.size, D=8, N=1, H=2, F=12, positions=34, **fields)
     model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), mine)
     save_hf(model, tmp_path / "theirs")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")

@@ -28,6 +28,8 @@ CLASSES = {
     "Electra": ("Model", "ForPreTraining", "ForMaskedLM"),
     "XLNet": ("Model", "LMHeadModel"),
     "ModernBert": ("Model", "ForMaskedLM"),
+    "Deberta": ("Model", "ForMaskedLM"),
+    "DebertaV2": ("Model", "ForMaskedLM"),
 }
 LENGTHS = (6, 4)
 FIRST_ID = 4  # below it are the specials, among them the padding
@@ -35,7 +37,7 @@ FIRST_ID = 4  # below it are the specials, among them the padding
 
 def names(family):
     """List the classes of a family."""
-    heads = [f"For{head}" for head in HEADS]
+    heads = [f"For{head}" for head in HEADS if (family, head) != ("Deberta", "MultipleChoice")]
     if family == "XLNet":
         heads[-1] += "Simple"
     return [family + name for name in (*CLASSES[family], *heads)]
@@ -71,10 +73,31 @@ def make_config(family, name, rng):
         )  # fmt: skip
     if family in ("Albert", "Electra"):
         given["embedding_size"] = int(rng.choice([D, D - 1, 3]))
-    given |= {"type_vocab_size": int(rng.integers(1, 3)), "layer_norm_eps": eps, "max_position_embeddings": 9}
+    if family.startswith("Deberta"):
+        given |= deberta_options(family, D, activation, rng)
+    else:
+        given["type_vocab_size"] = int(rng.integers(1, 3))
+    given |= {"layer_norm_eps": eps, "max_position_embeddings": 9}
     return config(
         hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F, hidden_act=activation, **given
     )
+
+
+def deberta_options(family, D, activation, rng):
+    """Draw what only DeBERTa has. Of the two heads for words each version has one."""
+    terms = [["c2p", "p2c"], "p2c|c2p", ["c2p"], ["p2c"]]
+    options = {
+        "relative_attention": True, "position_biased_input": False, "type_vocab_size": 0,
+        "pos_att_type": terms[rng.integers(len(terms))], "max_relative_positions": int(rng.choice([-1, 7])),
+        "pooler_hidden_act": str(rng.choice(["gelu", "tanh"])), "legacy": family == "Deberta",
+    }  # fmt: skip
+    if family == "Deberta":
+        return options | {"embedding_size": int(rng.choice([D, 3]))}
+    return options | {
+        "position_buckets": int(rng.choice([-1, 4])), "share_att_key": bool(rng.integers(2)),
+        "norm_rel_ebd": str(rng.choice(["none", "layer_norm"])), "conv_kernel_size": int(rng.choice([0, 3])),
+        "conv_act": activation,
+    }  # fmt: skip
 
 
 def make_inputs(family, name, config, rng):
@@ -85,7 +108,7 @@ def make_inputs(family, name, config, rng):
     if family == "XLNet":
         mask = mask[..., ::-1]
     tokens = np.where(mask, rng.integers(FIRST_ID, config.vocab_size, mask.shape), config.pad_token_id)
-    types = np.where(mask, rng.integers(0, getattr(config, "type_vocab_size", 2), mask.shape), 0)
+    types = np.where(mask, rng.integers(0, getattr(config, "type_vocab_size", 2) or 1, mask.shape), 0)
     inputs = {"tokens": tokens, "mask": mask, "types": types}
     return {key: np.ascontiguousarray(array, np.int32) for key, array in inputs.items()}
 

@@ -1,0 +1,282 @@
+"""The names of DeBERTa, version 1 and versions 2 and 3: transformers, models/deberta and models/deberta_v2.
+
+Version 1 has queries, keys and values in one array, head by head. The released folders carry more than transformers
+reads: the positions of the mask decoder, its head, and that of replaced tokens. They are ignored as it ignores them, so
+such a folder guesses no words; a model with a mask decoder cannot be written, for no class there decodes.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.errors import InputError
+from bertjax.heads import MaskedLMHead, PairHead, TokenHead
+from bertjax.huggingface.bert import MLM
+from bertjax.huggingface.table import (
+    ACTIVATION,
+    JOIN,
+    NORMAL,
+    NUMBER,
+    VECTOR,
+    Config,
+    Family,
+    Field,
+    Form,
+    Head,
+    Row,
+    Shape,
+    Value,
+    activation,
+    dense,
+    norm,
+    table,
+)
+from bertjax.models.deberta import DeBERTa
+
+
+def _by_head(*kernels: Any) -> Any:
+    """Lay [D, H, K] each of queries, keys and values out as [H·3·K, D]: every head has its three side by side."""
+    _, H, K = kernels[0].shape
+    return jnp.stack(kernels).transpose(2, 0, 3, 1).reshape(H * 3 * K, -1)
+
+
+def _of_heads(array: np.ndarray, shapes: list[Shape]) -> tuple[np.ndarray, ...]:
+    D, H, K = shapes[0]
+    return tuple(array.reshape(H, 3, K, D).transpose(1, 3, 0, 2))
+
+
+BY_HEAD = Form(_by_head, _of_heads)
+ABSENT = Form(lambda kernel: np.zeros(kernel.shape[1:], np.float32).reshape(-1), lambda x, shapes: ())
+"""A bias that ours lacks: written as zeros, and ignored when read."""
+WINDOWS = Form(lambda x: x.transpose(2, 1, 0), lambda x, shapes: (x.transpose(2, 1, 0),))
+"""A convolution: theirs [outputs, inputs, width], ours the other way round."""
+
+
+# Real ones are 512 and 3. Each distance is worked out before any tensor is read, each place of the width traced.
+MOST_DISTANCES, MOST_WIDTH = 100_000, 99
+
+
+def _whole(value: Any, most: int = 2**31) -> int:
+    if type(value) is not int or not -most <= value <= most:
+        raise InputError(f"{value!r} is not a whole number of at most {most:,}")
+    return value
+
+
+def _distances(value: Any, config: Config) -> int:
+    value = _whole(value, MOST_DISTANCES)
+    return value if value > 0 else _whole(config.get("max_position_embeddings"), MOST_DISTANCES)
+
+
+def _buckets(value: Any, config: Config) -> int | None:
+    return _whole(value) if _whole(value) > 0 else None  # fewer than the distances
+
+
+def _convolution(value: Any, config: Config) -> int | None:
+    return _whole(value, MOST_WIDTH) if _whole(value, MOST_WIDTH) > 0 else None
+
+
+def _width(value: Any, config: Config) -> int | None:
+    return None if value == config.get("hidden_size") else _whole(value)
+
+
+def _terms(value: Any, config: Config) -> tuple[str, ...]:
+    terms = [term.strip() for term in value.lower().split("|")] if isinstance(value, str) else value or []
+    if not isinstance(terms, list) or not all(isinstance(term, str) for term in terms):
+        raise InputError(f"{value!r} is neither a list nor names with | between")
+    return tuple(terms)
+
+
+def _relative(value: Any, config: Config) -> tuple[str, ...]:
+    if value is not True:
+        raise InputError(f"{value!r} is not supported, only true is: bertjax's DeBERTa always attends by distance")
+    return _terms(config.get("pos_att_type"), config)
+
+
+def _no_positions(value: Any, config: Config) -> int:
+    if value is not False:
+        raise InputError(f"{value!r} is not supported, only false is: bertjax's DeBERTa adds no positions to its words")
+    return 0
+
+
+def _normed(value: Any, config: Config) -> bool:
+    names = {name.strip() for name in value.lower().split("|")} if isinstance(value, str) else {""}
+    if not names <= {"none", "layer_norm"}:
+        raise InputError(f"{value!r} is neither none nor layer_norm")
+    return "layer_norm" in names
+
+
+def _bool(value: Any, config: Config) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _same_activation(value: Any, config: Config) -> Any:
+    """Read the convolution's, which must be that of the layers; without a convolution it is that of nothing."""
+    of_layers = activation(config.get("hidden_act"))
+    if _whole(config.get("conv_kernel_size", 0)) > 0 and activation(value) != of_layers:
+        raise InputError(f"{value!r} is not supported, only hidden_act={config['hidden_act']!r} is")
+    return of_layers
+
+
+def _legacy(config: Config) -> bool:
+    return _bool(config.get("legacy", True), config)
+
+
+def _released(config: Config) -> dict[str, str]:
+    """Say what released folders have beside what transformers reads, as patterns of names, and why it is ignored."""
+    released = {
+        r"^deberta\.embeddings\.position_embeddings\.weight$": "of the mask decoder, which transformers lacks",
+        r"^mask_predictions\.": "a head for replaced tokens, which transformers lacks",
+        r"\.attention\.self\.pos_key_proj\.bias$": "the same for all keys of a query, which a softmax does not see",
+    }
+    if _legacy(config):
+        released[r"^lm_predictions\."] = "a head after the mask decoder, which transformers lacks"
+    return released
+
+
+def _mlm(e: DeBERTa, config: Config, C: int) -> MaskedLMHead:
+    if e.E is not None and not _legacy(config):
+        raise InputError("legacy=false asks for an embedding_size that is hidden_size")
+    return e.language_head()
+
+
+def _classify(e: DeBERTa, config: Config, C: int) -> PairHead:
+    return PairHead(e.D, C, e.initializer, e.dtype, activation(config.get("pooler_hidden_act", "gelu")))
+
+
+FIELDS = (
+    Field("vocab_size", "V"),
+    Field("hidden_size", "D"),
+    Field("num_hidden_layers", "N"),
+    Field("num_attention_heads", "H"),
+    Field("intermediate_size", "F"),
+    Field("max_position_embeddings", "positions"),
+    Field("embedding_size", "E", Value(_width, lambda value, encoder: encoder.embedding_width),
+          absent=lambda config: config.get("hidden_size")),
+    Field("pos_att_type", "terms", Value(_terms, lambda value, encoder: list(value)), absent=lambda config: None),
+    Field("relative_attention", "terms", Value(_relative, lambda value, encoder: True)),
+    # A table of positions would be the decoder's, for which transformers has no word.
+    Field("position_biased_input", "decoder", Value(_no_positions, lambda value, encoder: False)),
+    Field("max_relative_positions", "distances", Value(_distances), absent=lambda config: -1),
+    Field("hidden_dropout_prob", "dropout", NUMBER),
+    Field("attention_probs_dropout_prob", "attention_dropout", NUMBER),
+    Field("hidden_act", "activation", ACTIVATION),
+    Field("layer_norm_eps", "norm_eps", NUMBER),
+    Field("initializer_range", "initializer", NORMAL),
+)  # fmt: skip
+UNSUPPORTED = {
+    "type_vocab_size": 0,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "pooler_hidden_size": lambda encoder: encoder.D,
+    "attention_head_size": lambda encoder: encoder.D // encoder.H,
+}
+LAYER = "deberta.encoder.layer.{n}"
+SELF = f"{LAYER}.attention.self"
+ROWS = (
+    *table("deberta.embeddings.word_embeddings", "embeddings/word"),
+    *dense("deberta.embeddings.embed_proj", "embeddings/project", bias=False),
+    *norm("deberta.embeddings.LayerNorm", "embeddings/norm"),
+    *table("deberta.encoder.rel_embeddings", "relative"),
+    *dense(f"{LAYER}.attention.output.dense", "layers/attention/output", JOIN),
+    *norm(f"{LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
+    *dense(f"{LAYER}.intermediate.dense", "layers/feedforward/widen"),
+    *dense(f"{LAYER}.output.dense", "layers/feedforward/narrow"),
+    *norm(f"{LAYER}.output.LayerNorm", "layers/feedforward_norm"),
+)
+QUERY, KEY, VALUE = (f"layers/attention/{name}" for name in ("query", "key", "value"))
+POSITION_QUERY, POSITION_KEY = "layers/attention/position_query", "layers/attention/position_key"
+CLASSIFIER = dense("classifier", "classifier")
+POOLED = dense("pooler.dense", "pooler") + CLASSIFIER
+NEW_MLM = (
+    *dense("lm_predictions.lm_head.dense", "transform"),
+    *norm("lm_predictions.lm_head.LayerNorm", "norm"),
+    Row("lm_predictions.lm_head.bias", ("bias",)),
+)
+HEADS = (
+    # They compute the same by other names: the new ones are those of the released weights.
+    Head("mlm", MLM, _mlm, when=_legacy),
+    Head("mlm", NEW_MLM, _mlm, when=lambda config: not _legacy(config)),
+    Head("classify", POOLED, _classify, True),
+    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+    Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+)
+TIED = {
+    "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+DEBERTA = Family(
+    model_type="deberta",
+    prefix="deberta",
+    base_class="DebertaModel",
+    encoder=DeBERTa,
+    fields=FIELDS,
+    fixed={"key_bias": False},
+    unsupported=UNSUPPORTED | {"talking_head": False},
+    rows=(
+        *ROWS,
+        Row(f"{SELF}.in_proj.weight", (f"{QUERY}/kernel", f"{KEY}/kernel", f"{VALUE}/kernel"), BY_HEAD),
+        Row(f"{SELF}.q_bias", (f"{QUERY}/bias",), VECTOR),
+        Row(f"{SELF}.v_bias", (f"{VALUE}/bias",), VECTOR),
+        *dense(f"{SELF}.pos_proj", POSITION_KEY, bias=False),
+        *dense(f"{SELF}.pos_q_proj", POSITION_QUERY),
+    ),
+    heads=HEADS,
+    classes={
+        "DebertaForMaskedLM": ("mlm",),
+        "DebertaForSequenceClassification": ("classify",),
+        "DebertaForTokenClassification": ("tags",),
+        "DebertaForQuestionAnswering": ("span",),
+    },
+    tied=TIED,
+    specials={"pad_token_id": "pad"},
+    stated=lambda encoder: {"legacy": True},
+    ignored=_released,
+)
+DEBERTA_V2 = Family(
+    model_type="deberta-v2",
+    prefix="deberta",
+    base_class="DebertaV2Model",
+    encoder=DeBERTa,
+    fields=(
+        *FIELDS,
+        Field("position_buckets", "buckets", Value(_buckets, lambda value, encoder: value or -1),
+              absent=lambda config: -1),
+        Field("norm_rel_ebd", "table_norm", Value(_normed, lambda value, encoder: "layer_norm" if value else "none"),
+              absent=lambda config: "none"),
+        Field("share_att_key", "shared_projections", Value(_bool), absent=lambda config: False),
+        Field("conv_kernel_size", "convolution", Value(_convolution, lambda value, encoder: value or 0),
+              absent=lambda config: 0),
+        Field("conv_act", "activation", Value(_same_activation, ACTIVATION.write), absent=lambda config: "tanh"),
+    ),
+    fixed={},
+    unsupported=UNSUPPORTED | {"conv_groups": 1},
+    rows=(
+        *ROWS,
+        *norm("deberta.encoder.LayerNorm", "relative/norm"),
+        Row("deberta.encoder.conv.conv.weight", ("convolution/mix/kernel",), WINDOWS),
+        Row("deberta.encoder.conv.conv.bias", ("convolution/mix/bias",)),
+        *norm("deberta.encoder.conv.LayerNorm", "convolution/norm"),
+        *dense(f"{SELF}.query_proj", QUERY),
+        *dense(f"{SELF}.key_proj", KEY),
+        *dense(f"{SELF}.value_proj", VALUE),
+        *dense(f"{SELF}.pos_key_proj", POSITION_KEY, bias=False),
+        Row(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
+        *dense(f"{SELF}.pos_query_proj", POSITION_QUERY),
+    ),
+    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True)),
+    classes={
+        "DebertaV2ForMaskedLM": ("mlm",),
+        "DebertaV2ForSequenceClassification": ("classify",),
+        "DebertaV2ForMultipleChoice": ("choice",),
+        "DebertaV2ForTokenClassification": ("tags",),
+        "DebertaV2ForQuestionAnswering": ("span",),
+    },
+    tied=TIED,
+    specials={"pad_token_id": "pad"},
+    stated=lambda encoder: {"legacy": True},
+    ignored=_released,
+)  # fmt: skip
