@@ -268,7 +268,7 @@ def _embed(options: argparse.Namespace) -> None:
     from bertjax.infer import load
 
     model = load(options.model)
-    texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    texts = options.text or [line.rstrip("\n") for line in sys.stdin]  # a blank one too: line n has vector n
     vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
     for text, vector in zip(texts, vectors, strict=True):
         numbers = [round(float(number), 7) for number in vector]

@@ -45,12 +45,14 @@ def _ids(model: Model, text: str, max_length: int, limit: int) -> tuple[list[int
     before, after = (
         model.objective.around(v) if isinstance(model.objective, LanguageModel) else ([(v.cls, 0)], [(v.sep, 0)])
     )
-    (ids,) = model.text.ids([text])
     room = limit - len(before) - len(after)
+    if room < 0:
+        raise InputError(f"{limit} tokens cannot hold the specials of a text: allow {len(before) + len(after)} or more")
+    (ids,) = model.text.ids([text])
     if len(ids) > room and not max_length:
         raise InputError(
             f"{len(ids) + len(before) + len(after)} tokens exceed the {limit} of the model: cut texts with "
             f"--max-length {limit}, or shorten {text[:60]!r}…"
         )
-    framed = [*before, *((index, 0) for index in ids[: max(0, room)]), *after]
+    framed = [*before, *((index, 0) for index in ids[:room]), *after]
     return [index for index, _ in framed], [segment for _, segment in framed]

@@ -100,7 +100,9 @@ def _body_flops(equation: Any, body: Any, into: list[bool]) -> tuple[float, floa
     into = into[len(into) - len(body.invars) :] if len(into) >= len(body.invars) else [any(into)] * len(body.invars)
     if equation.primitive.name != "scan":
         return _matmul_flops(body, into)
-    first, carried = equation.params["num_consts"], equation.params["num_carry"]
+    # Constants, then what is carried, then what is sliced: a slice has one axis less inside than outside.
+    carried = sum(x.aval.ndim == y.aval.ndim for x, y in zip(equation.outvars, body.outvars, strict=True))
+    first = sum(x.aval.ndim == y.aval.ndim for x, y in zip(equation.invars, body.invars, strict=True)) - carried
     while True:
         once, thrice, out = _matmul_flops(body, into)
         carry = [a or b for a, b in zip(into[first : first + carried], out[:carried], strict=True)]

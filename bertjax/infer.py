@@ -67,6 +67,16 @@ class ForTask(Protocol):
 
 
 @runtime_checkable
+class Wrapping(Protocol):
+    """What an objective offers that trains another one's parameters in its own way (SiFT)."""
+
+    @property
+    def objective(self) -> Trained:
+        """The objective that serves what was trained."""
+        ...
+
+
+@runtime_checkable
 class Beginning(Protocol):
     """What an objective offers that begins with another model otherwise than by equal names."""
 
@@ -155,11 +165,14 @@ def load(path: str | Path) -> Model:
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
+    config = info["experiment"]
+    if isinstance(objective, Wrapping):
+        objective = objective.objective
+        config = config | {"objective": to_json(objective)}
     if part and part not in params:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
     if part and not isinstance(objective, InParts):
         raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
-    config = info["experiment"]
     if part:
         objective, params = objective.part(part, params)
         config = config | {"objective": to_json(objective), "part_of": config["objective"]["type"]}

@@ -11,7 +11,8 @@ config/train/bert-o4.yaml, config/train/optim/adam.yaml, backend/optimizers/sche
 GPU, GLUE within a few points of BERT's. Expected: no loss was published.
 
 Deviations: the budget is `steps`, not hours, so measure a few first and set it to what a day holds; batches have their
-8192 rows from the first step, where the original grows them until 60% of the budget.
+8192 rows from the first step, where the original grows them until 60% of the budget; the number of masked tokens is
+fixed for each row, where the original fixes it for 128 rows together.
 """
 
 from typing import Literal

@@ -3,8 +3,9 @@
     bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/
     bertjax pretrain experiments/distilbert.py teacher=runs/base data=corpus/ dtype=bfloat16 --workdir runs/distilbert
 
-The teacher is a trained model: the work folder of a run, or `folder:part`; its vocabulary is that of the corpus.
-Without one the plan is BERT-base's: `bertjax plan experiments/distilbert.py` counts the student as `trained`.
+The teacher is a BERT or RoBERTa: the work folder of a run, `folder:part`, or a Hugging Face folder; its vocabulary is
+that of the corpus. Without one the plan is BERT-base's: `bertjax plan experiments/distilbert.py` counts the student as
+`trained`.
 
 Recipe: three passes over Wikipedia and books, 2000 rows a step (8 GPUs, 50 micro-batches of 5); the student begins as
 layers 0, 2, 4, 7, 9, 11, the embeddings without segments and the head of the teacher; 5 · soft targets at temperature 2
@@ -35,6 +36,19 @@ UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 CASED = Vocabulary(28996, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
+def encoder_of(teacher: str) -> Encoder:
+    """Load what the teacher is. Raises ValueError where it is several models, or no BERT."""
+    model = load(teacher)
+    if "encoder" not in model.params:
+        raise ValueError(f"teacher={teacher} is several models: name one, such as {teacher}:{next(iter(model.params))}")
+    if not isinstance(model.encoder, Encoder):
+        raise ValueError(
+            f"teacher={teacher} is a {type(model.encoder).__name__}; the student of this recipe is half a BERT or "
+            "RoBERTa: for another pair write an experiment with bertjax.Distillation"
+        )
+    return model.encoder
+
+
 def experiment(
     teacher: str = "",
     data: str = "",
@@ -50,7 +64,7 @@ def experiment(
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else CASED if cased else UNCASED
-    big = load(teacher).encoder if teacher else Encoder(V=v.size, D=768, N=12, H=12, F=3072)
+    big = encoder_of(teacher) if teacher else Encoder(V=v.size, D=768, N=12, H=12, F=3072)
     big = dataclasses.replace(big, dtype=dtype)
     small = dataclasses.replace(big, N=len(layers), types=0)
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep))

@@ -42,6 +42,7 @@ class Recipe(NamedTuple):
     warmup: float
     decay: float
     ettin: bool = True
+    last: float = 50e9  # tokens of the stage `decay`
 
 
 BASE = {"N": 22, "D": 768, "H": 12, "F": 1152}
@@ -55,7 +56,7 @@ RECIPES = {
     "68m": Recipe({"N": 19, "D": 512, "H": 8, "F": 768}, ETTIN, 3e-3, 3e9, 3e-4),
     "150m": Recipe(BASE, ETTIN, 8e-4, 3e9, 1e-5),
     "400m": Recipe(LARGE, ETTIN, 5e-4, 2e9, 1e-5),
-    "1b": Recipe({"N": 28, "D": 1792, "H": 28, "F": 3840}, ETTIN, 5e-4, 2e9, 5e-5),
+    "1b": Recipe({"N": 28, "D": 1792, "H": 28, "F": 3840}, ETTIN, 5e-4, 2e9, 5e-5, last=50e9 / 3),
 }
 PUBLISHED = Vocabulary(50368, pad=50283, unk=50280, cls=50281, sep=50282, mask=50284)
 STAGES = ("pretrain", "extend", "decay")
@@ -76,7 +77,7 @@ def experiment(
     recipe, number = RECIPES[size], STAGES.index(stage)
     length = length or (1024, 8192, 8192)[number]
     batch_size = batch_size or recipe.rows[number]
-    tokens = (1.7e12 if recipe.ettin or size == "large" else 1.719e12, 250e9, 50e9)[number]
+    tokens = (1.7e12 if recipe.ettin or size == "large" else 1.719e12, 250e9, recipe.last)[number]
     steps = steps or round(tokens / (batch_size * length))
     long = stage != "pretrain"
     encoder = Modern(

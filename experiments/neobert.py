@@ -10,7 +10,8 @@ constant; `extend` 50k steps of 512 rows of 4096 at that last rate, on long text
 jobs/neobert-4096.sh). Published: 2.1T tokens of RefinedWeb on 8 H100. Expected: no loss was published.
 
 Deviations: the peak is the paper's 6e-4, where the repository's own configuration has 1e-4; rotary pairs lie half a
-head apart, not side by side (positions.py), which matters for released weights; corpus and vocabulary are your own.
+head apart, not side by side (positions.py), which matters for released weights; norms and
+biases are not decayed (no source names the set); corpus and vocabulary are your own.
 """
 
 from typing import Literal

@@ -51,6 +51,8 @@ def test_long_texts_are_refused_or_cut(model):
     (cut,) = embed(model, [long], max_length=10)
     (same,) = embed(model, ["time " * 8])
     np.testing.assert_allclose(cut, same, atol=1e-6)
+    with pytest.raises(InputError, match="1 tokens cannot hold the specials of a text: allow 2 or more"):
+        next(embed(model, [long], max_length=1))
 
 
 def test_the_command_embeds_texts_and_lines(model, tmp_path, capsys, monkeypatch):
@@ -62,4 +64,4 @@ def test_the_command_embeds_texts_and_lines(model, tmp_path, capsys, monkeypatch
     np.testing.assert_allclose([line["embedding"] for line in lines], list(embed(model, TEXTS)), atol=1e-6)
     monkeypatch.setattr("sys.stdin", io.StringIO("the man\n\nwoman\n"))
     assert main(command[:-1]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line[0] != " "] == ["the man", "woman"]
+    assert [line for line in capsys.readouterr().out.splitlines() if line[:1] != " "] == ["the man", "", "woman"]

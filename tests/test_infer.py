@@ -10,7 +10,8 @@ from conftest import WORDS
 from contract import small_bert
 
 import bertjax
-from bertjax.config import Experiment, Phase, Run
+from bertjax import checkpoint
+from bertjax.config import Experiment, Phase, Run, to_json
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import fingerprint, tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram
@@ -18,6 +19,7 @@ from bertjax.errors import InputError
 from bertjax.infer import _with_masks, fill_mask, load
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.sift import SiFT
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.train import fit
 
@@ -42,6 +44,15 @@ def test_a_loaded_model_is_what_was_trained(trained, tokenizer):
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.devices() == {jax.devices()[0]}
+
+
+def test_a_model_trained_adversarially_serves_as_what_was_wrapped(trained, tokenizer, tmp_path):
+    model, objective = load(trained[0]), trained[2].objective
+    config = model.config | {"objective": to_json(SiFT(objective))}
+    checkpoint.export(tmp_path / "model", model.params, experiment=config, tokenizer=tokenizer)
+    again = load(tmp_path / "model")
+    assert again.objective == objective and again.config["objective"] == to_json(objective)
+    assert next(fill_mask(again, ["the [MASK]"])) == next(fill_mask(model, ["the [MASK]"]))
 
 
 def test_hidden_states_and_logits_have_their_shapes_and_ignore_padding(trained):

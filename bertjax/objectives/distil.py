@@ -29,7 +29,7 @@ from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
 FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
 """What `Optimizer.rates` begin with, so that only the student is trained."""
 
-EMBEDDINGS_AND_HEAD: Rules = ((r"^(encoder/embeddings|head)/", True), (r".*", False))
+OUTSIDE_LAYERS: Rules = ((r"^encoder/layers?/", False), (r".*", True))
 
 
 class LayeredEncoder(LanguageEncoder, Protocol):
@@ -43,16 +43,17 @@ class Distillation:
     """Train `student` to follow `teacher`, whose parameters an experiment's `init` brings.
 
     layers: for each layer of the student the one of the teacher that it begins as; none: they are made anew.
-    inherited: rules on names of the teacher's parameters, True for what else the student begins with.
-    Raises ValueError for vocabularies that differ, hidden states of different widths where their cosine counts, layers
-    that do not exist, a temperature of 0, weights below 0, and as MaskedLM.
+    inherited: rules on names of the teacher's parameters, True for what else the student begins with; a student of
+    another width begins with nothing.
+    Raises ValueError for vocabularies that differ, hidden states of different widths where their cosine counts or
+    layers are named, layers that do not exist, a temperature of 0, weights below 0, and as MaskedLM.
     """
 
     student: LayeredEncoder
     teacher: LayeredEncoder
     masking: Masking
     layers: tuple[int, ...] = ()
-    inherited: Rules = EMBEDDINGS_AND_HEAD
+    inherited: Rules = OUTSIDE_LAYERS
     temperature: float = 2.0
     soft_weight: float = 5.0
     mlm_weight: float = 2.0
@@ -86,6 +87,11 @@ class Distillation:
             raise ValueError(
                 f"layers={self.layers} names {len(self.layers)} of the teacher's layers, the student has "
                 f"N={self.student.N}: name one for each"
+            )
+        if self.student.D != self.teacher.D:
+            raise ValueError(
+                f"layers={self.layers}: the student is D={self.student.D} wide and cannot begin as layers of a teacher "
+                f"D={self.teacher.D} wide, so leave `layers` empty"
             )
         if not all(0 <= layer < self.teacher.N for layer in self.layers):
             raise ValueError(f"layers={self.layers}: the teacher's are 0 to {self.teacher.N - 1}, choose among them")
@@ -135,7 +141,7 @@ class Distillation:
                 "model, or the one of its parts that is"
             )
         teacher = {"encoder": found["encoder"], "head": {"mlm": found["head"]["mlm"]}}
-        return {"student": self._inherited(teacher), "teacher": teacher}
+        return {"student": self._inherited(teacher) if self.student.D == self.teacher.D else {}, "teacher": teacher}
 
     def _inherited(self, teacher: Params) -> Params:
         """Take the student's first parameters from the teacher: a nested dict, in parts where it inherits in parts."""
@@ -144,7 +150,7 @@ class Distillation:
         stacked, inherited = (jax.tree.leaves(match(rules, teacher)) for rules in (STACKED, self.inherited))
         for (path, leaf), is_stacked, is_inherited in zip(leaves, stacked, inherited, strict=True):
             if is_stacked and self.layers:
-                leaf = leaf[jnp.array(self.layers)]
+                leaf = leaf[jnp.array(self._places(len(leaf)), int)]
             elif is_stacked or not is_inherited:
                 continue
             *parents, last = name_of(path).split("/")
@@ -153,6 +159,21 @@ class Distillation:
                 part = part.setdefault(parent, {})
             part[last] = leaf
         return student
+
+    def _places(self, rows: int) -> list[int]:
+        """Say which rows of a stacked parameter of the teacher are those of `layers`.
+
+        Where the first layer has none (ModernBERT's attention norm) there is a row less. Raises ValueError where the
+        first layer of the student would then get one, or another none.
+        """
+        if rows == self.teacher.N:
+            return list(self.layers)
+        if [layer for layer in self.layers if layer == 0] != [self.layers[0]]:
+            raise ValueError(
+                f"layers={self.layers}: the teacher's layer 0 has no norm before its attention, the others have, so "
+                "begin with layer 0 and name it only there"
+            )
+        return [layer - 1 for layer in self.layers[1:]]
 
     def part(self, name: str, params: Params) -> tuple[MaskedLM, Params]:
         """Take the student or the teacher alone."""

@@ -15,7 +15,7 @@ The divergence is reported as such, where the original leaves out the entropies,
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -26,17 +26,9 @@ from bertjax.random import row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Objective, Params, Predictions, total
 
 
+@runtime_checkable
 class Predicts(Objective, Protocol):
     """What SiFT asks of an objective besides."""
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder that is trained."""
-        ...
-
-    def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of tokens as they are."""
-        ...
 
     def outputs(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Metrics, Predictions]:
         """Return the metrics of `loss`, and the logits that they are computed from."""
@@ -45,7 +37,9 @@ class Predicts(Objective, Protocol):
 
 @dataclass(frozen=True)
 class SiFT:
-    """Train what `objective` trains, adversarially. Raises ValueError where a number is out of its range.
+    """Train what `objective` trains, adversarially.
+
+    Raises ValueError where a number is out of its range, or the objective does not offer what SiFT compares.
 
     Costs two more passes forward and back. Its encoder must norm its embeddings (XLNet does not).
     """
@@ -56,19 +50,15 @@ class SiFT:
     step: float = 1e-4  # the largest element of δ's one step, in each token
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objective, Predicts):
+            raise ValueError(
+                f"a {type(self.objective).__name__} offers no `outputs` to compare: SiFT wraps objectives that do, "
+                "such as MaskedLM"
+            )
         if self.weight < 0:
             raise ValueError(f"weight={self.weight} is negative: the divergence would be made large")
         if min(self.noise, self.step) <= 0:
             raise ValueError(f"noise={self.noise} and step={self.step} must be above 0")
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder that is trained."""
-        return self.objective.encoder
-
-    def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of tokens as they are."""
-        return self.objective.encode(params, batch)
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make the parameters of the objective."""
@@ -93,7 +83,10 @@ class SiFT:
 
         metrics, clean = run(params, look)
         if len(shapes) != 1:
-            raise ValueError(f"SiFT needs one embedding layer with a norm, but the objective runs {len(shapes)}")
+            raise ValueError(
+                f"SiFT needs one embedding layer with a norm, but the objective runs {len(shapes)}: wrap one with a "
+                "single encoder that norms its embeddings, as all do but XLNet and NeoBERT"
+            )
 
         def changed(params: Params, delta: Array) -> Predictions:
             return run(params, lambda x: (jax.lax.stop_gradient(_standardised(x)) + delta).astype(x.dtype))[1]

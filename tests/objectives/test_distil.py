@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import MASKING, V, make_batch, small_albert, small_bert, small_roberta
+from contract import MASKING, V, make_batch, small_albert, small_bert, small_modernbert, small_roberta
 
 from bertjax.cli import main
 from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, to_json
@@ -117,9 +117,31 @@ def test_a_student_without_layers_or_anything_inherited_begins_afresh():
     assert objective.begin_with(both) is both
 
 
+def test_layers_of_a_modern_teacher_bring_their_own_norms():
+    teacher = MaskedLM(small_modernbert(N=5), MASKING)
+    found = jax.jit(teacher.init)(KEY, make_batch())
+    norms = found["encoder"]["layers"]["attention_norm"]
+    norms["scale"] = norms["scale"] * jnp.arange(1.0, 5)[:, None]  # of layers 1 to 4: the first has none
+    objective = Distillation(small_modernbert(N=3), small_modernbert(N=5), MASKING, layers=(0, 2, 4))
+    begun = objective.begin_with(found)["student"]
+    shapes = jax.eval_shape(objective.init, KEY, make_batch())["student"]
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, shapes)
+    assert begun["encoder"]["layers"]["attention_norm"]["scale"][:, 0].tolist() == [2, 4]
+    for layers in ((1, 2, 3), (0, 0, 2)):
+        with pytest.raises(ValueError, match="begin with layer 0 and name it only there"):
+            dataclasses.replace(objective, layers=layers).begin_with(found)
+
+
+def test_a_narrower_student_begins_afresh():
+    found = jax.jit(MaskedLM(small_bert(), MASKING).init)(KEY, make_batch())
+    objective = Distillation(small_bert(D=16), small_bert(), MASKING, cosine_weight=0.0)
+    assert objective.begin_with(found)["student"] == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"layers": (0, 1), "student": small_bert(D=48), "cosine_weight": 0.0}, "cannot begin as layers of a teacher"),
         ({"student": small_bert(V=V + 1)}, rf"V={V + 1} ids, the teacher of V={V}.*use the teacher's"),
         ({"student": small_bert(D=48)}, "D=48 wide, the teacher D=32.*cosine_weight=0"),
         ({"layers": (0, 1, 1)}, "names 3 of the teacher's layers, the student has N=2"),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import MASKING, B, make_batch, small_bert, without_dropout
+from contract import MASKING, OBJECTIVES, B, make_batch, small_bert, without_dropout
 
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.sift import SiFT, divergence
@@ -96,13 +96,24 @@ def test_without_weight_the_gradient_is_that_of_the_objective(params):
 class WithoutEmbeddings:
     """An objective whose encoder norms no embeddings."""
 
+    def init(self, rng, batch):
+        return {}
+
+    def loss(self, params, batch, rng, *, train):
+        return jnp.float32(0), {}
+
     def outputs(self, params, batch, rng, *, train):
         return {}, {}
 
 
 def test_an_objective_that_norms_no_embeddings_is_refused():
-    with pytest.raises(ValueError, match="the objective runs 0"):
+    with pytest.raises(ValueError, match="the objective runs 0: wrap one with a single encoder"):
         SiFT(WithoutEmbeddings()).loss({}, make_batch(), KEY, train=True)
+
+
+def test_an_objective_that_offers_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match="a ReplacedTokenDetection offers no `outputs` to compare"):
+        SiFT(OBJECTIVES["electra"])
 
 
 @pytest.mark.parametrize(
