@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
     from bertjax.objectives.sift import SiFT as SiFT
+    from bertjax.positions import Rotary as Rotary
     from bertjax.train import fit as fit
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
@@ -50,6 +51,7 @@ _HOMES = {
     "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",
     "ReplacedTokenDetection": "bertjax.objectives.rtd",
+    "Rotary": "bertjax.positions",
     "SiFT": "bertjax.objectives.sift",
     "XLNet": "bertjax.models.xlnet",
     "embed": "bertjax.embedding",

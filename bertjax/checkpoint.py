@@ -135,7 +135,11 @@ def latest_step(run: Path) -> Path:
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     if not steps:
-        raise InputError(f"no checkpoint in {run}: give the work folder of a run, or one of its checkpoints")
+        raise InputError(
+            f"no checkpoint in {run}: give the work folder of a run, one of its checkpoints, or a Hugging Face folder"
+            if run.is_dir()
+            else f"there is no folder {run}"
+        )
     return max(steps, key=lambda path: int(path.name))
 
 

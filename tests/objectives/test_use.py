@@ -160,7 +160,7 @@ def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tm
         ({}, ":generator", "no parameter that this experiment has"),
         ({"F": 48}, "", r"shape \(.*\), this experiment"),
         ({"sharing": DisentangledEmbeddings()}, "", "shares embeddings in another way"),
-        ({}, "x", "no checkpoint in .*x"),
+        ({}, "x", "there is no folder .*x"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, trained, tmp_path):
