@@ -26,7 +26,7 @@ from bertjax.huggingface.table import Family, Field, Form, Head
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.published import Published
+from bertjax.published import LANGUAGE, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -78,11 +78,14 @@ def read_folder(folder: Path) -> Found:
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
+    names = tensors.keys()
     tensors, ignored = _set_aside(family, config, tensors, folder)
     encoder = make_encoder(family, config, folder)
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     heads = _heads_of_folder(family, encoder, config, tensors)
+    if config.get("tie_word_embeddings") is False:
+        _check_untied(family, heads, names, folder)
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     model = Published(encoder, modules, family.cls_last)
     shapes = parameter_shapes(model, folder)
@@ -182,6 +185,8 @@ def make_config(
                     f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
                     f"first_position; the tokenizer has it at {index}"
                 )
+    if not heads.keys().isdisjoint(LANGUAGE):
+        config["tie_word_embeddings"] = True  # ours are, and their copies are not written
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and counts[0] != _classes(config):
         labels = [f"LABEL_{number}" for number in range(counts[0])]
@@ -280,6 +285,18 @@ def _set_aside(
             )
         ignored[copy] = f"the same as {name}"
     return kept, ignored
+
+
+def _check_untied(family: Family, heads: Iterable[Head], names: Iterable[str], folder: Path) -> None:
+    """Refuse a language-model head that is said to have a decoder of its own, and has none."""
+    ours = {row.theirs.split(".")[0] for head in heads if head.name in LANGUAGE for row in head.rows}
+    needed = {copy for copy in family.tied if copy.endswith(".weight") and copy.split(".")[0] in ours}
+    missing = sorted(needed.difference(names))
+    if missing:
+        raise InputError(
+            f"{folder} lacks {_some(missing)}, which tie_word_embeddings=false in its config.json asks for: add it, or "
+            "say true if the head is to share the word table"
+        )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

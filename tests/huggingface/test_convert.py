@@ -30,7 +30,7 @@ from bertjax.objectives.rtd import ReplacedTokenDetection
 from bertjax.positions import Rotary
 
 TENSORS = bert_tensors()
-WORD = "bert.embeddings.word_embeddings.weight"
+WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
 TOKENS = jnp.array([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 BATCH = {"tokens": TOKENS, "mask": jnp.ones_like(TOKENS)}
 PRETRAINING = CONFIG | {"architectures": ["BertForPreTraining"]}
@@ -96,6 +96,18 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     bias = tensors.pop("cls.predictions.bias")  # one of two names is enough
     model = load(write(tmp_path / "other", PRETRAINING, tensors | {"cls.predictions.decoder.bias": bias}))
     np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], bias)
+
+
+def test_a_head_that_is_said_to_be_untied_is_tied_when_written_and_needs_its_decoder(tmp_path):
+    tensors = pretraining_tensors()
+    untied = PRETRAINING | {"tie_word_embeddings": False}
+    copies = {"cls.predictions.decoder.weight": tensors[WORD], "cls.predictions.decoder.bias": tensors[BIAS]}
+    model = load(write(tmp_path / "untied", untied, tensors | copies))
+    save_hf(model, tmp_path / "again")
+    same(tmp_path / "again", tensors)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is True
+    refused(write(tmp_path / "lacking", untied, tensors), r"lacks cls.predictions.decoder.weight, which tie_word_emb")
+    load(write(tmp_path / "classifier", CONFIG | {"tie_word_embeddings": False}, TENSORS))  # has no such head
 
 
 def test_old_names_of_norms_and_an_encoder_without_prefix(tmp_path):
