@@ -18,6 +18,7 @@ from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
 from bertjax.huggingface.convert import read_folder, write_model
 from bertjax.huggingface.folder import is_huggingface
+from bertjax.models.encoder import Encoder
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
 
@@ -174,33 +175,38 @@ def _shapes(described: dict[str, Any]) -> Any:
     return batch_shapes(1, rows.length, rows.features)
 
 
-def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> None:
+def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
     """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
 
-    Raises InputError where the folder holds something, and as `load` and `save_hf`.
+    Returns what is to be said of it: what `save_hf` leaves out. Raises InputError where the folder holds something, and as `load` and `save_hf`.
     """
     model = load(source)
     if to == "huggingface":
-        save_hf(model, folder)
-        return
+        return save_hf(model, folder)
     folder = _new_folder(folder)
     checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    return []
 
 
-def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
+def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[str]:
     """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
+
+    Returns a sentence for all that transformers lacks and that was left out: a DeBERTa's head for replaced tokens, and
+    its mask decoder with the head behind it.
 
     architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
     from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
     what this model does.
     """
     whole = model.config.get("part_of", "")
-    if not architecture and whole.endswith(".ReplacedTokenDetection"):
-        architecture = "electra"
-    if not architecture and whole.endswith(".Distillation") and to_json(model.encoder).get("types") == 0:
-        architecture = "distilbert"
+    if not architecture and type(model.encoder) is Encoder:  # the others have families of their own
+        if whole.endswith(".ReplacedTokenDetection"):
+            architecture = "electra"
+        elif whole.endswith(".Distillation") and model.encoder.types == 0:
+            architecture = "distilbert"
     made = _new_folder(folder)
-    write_model(model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture)
+    notes = model.config.get("huggingface", {})
+    return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
 
 
 def _new_folder(folder: str | Path) -> Path:

@@ -99,8 +99,8 @@ def read_folder(folder: Path) -> Found:
 
 def write_model(
     model: Any, params: Params, tokenizer: Tokenizer | None, notes: Mapping[str, Any], folder: Path, architecture: str
-) -> None:
-    """Write an encoder and its heads to a new folder.
+) -> list[str]:
+    """Write an encoder and its heads to a new folder. Return what transformers lacks and was left out, as sentences.
 
     notes: of the folder that the model came from, or empty. architecture: a `model_type`, or empty to choose by the
     encoder. Raises InputError where no class there computes what this model computes.
@@ -112,8 +112,8 @@ def write_model(
         )
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
-    encoder, params = _with_segments(family, model.encoder, params)
-    given = model.heads
+    encoder, given, params, left_out = _without_what_it_lacks(family, model.encoder, model.heads, params)
+    encoder, params = _with_segments(family, encoder, params)
     heads = [
         head
         for head in (*_all_heads(family, original), *([family.pooler] if family.pooler else []))
@@ -129,6 +129,7 @@ def write_model(
     write_folder(folder, config, tensors)
     if tokenizer is not None:
         write_tokenizer(tokenizer, family, folder)
+    return left_out
 
 
 def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any:
@@ -226,6 +227,11 @@ def _family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str)
     if architecture:
         if architecture not in FAMILIES:
             raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
+        if not isinstance(encoder, FAMILIES[architecture].encoder):
+            raise InputError(
+                f"{architecture} of transformers has the encoder {FAMILIES[architecture].encoder.__name__}, not "
+                f"{type(encoder).__name__}"
+            )
         return FAMILIES[architecture]
     if isinstance(encoder, DeBERTa):
         return FAMILIES["deberta-v2" if encoder.key_bias else "deberta"]
@@ -418,6 +424,27 @@ def _write(family: Family, heads: list[Head], params: Params, dtypes: Mapping[st
         arrays = [flat[name] if slot.layer is None else flat[name][slot.layer] for name in slot.ours]
         tensors[slot.theirs] = np.asarray(slot.form.write(*arrays)).astype(FLOATS[dtypes.get(slot.theirs, "F32")])
     return tensors
+
+
+def _without_what_it_lacks(
+    family: Family, encoder: Any, heads: Mapping[str, nn.Module], params: Params
+) -> tuple[Any, dict[str, nn.Module], Params, list[str]]:
+    """Take what no class of transformers has off a DeBERTa, and say so: a head for replaced tokens, a mask decoder."""
+    lacking: dict[str, str] = {}
+    own, kept = dict(params["encoder"]), dict(heads)
+    if isinstance(encoder, DeBERTa) and kept.pop("rtd", None):
+        lacking["head/rtd"] = "a head for replaced tokens"
+    if isinstance(encoder, DeBERTa) and encoder.decoder:
+        encoder = encoder.clone(decoder=0)
+        del own["decoder_positions"]
+        lacking["encoder/decoder_positions"] = "of the mask decoder"
+        if kept.pop("mlm", None):
+            lacking["head/mlm"] = "which guesses words from the mask decoder"
+    if not lacking:
+        return encoder, kept, params, []
+    params = {"encoder": own, "head": {name: params["head"][name] for name in kept}}
+    said = [f"left out {name} ({what}): {family.model_type} of transformers lacks it" for name, what in lacking.items()]
+    return encoder, kept, params, said
 
 
 def _with_segments(family: Family, encoder: Any, params: Params) -> tuple[Any, Params]:

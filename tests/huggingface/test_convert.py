@@ -211,9 +211,6 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
         "roberta of transformers needs the pad piece at id 1.* at 0": MaskedLM(
             Encoder(**small | {"first_position": 2}), masking
         ),
-        "deberta-v2 of transformers cannot have decoder=2 in its encoder, only 0": MaskedLM(
-            small_v2(v, decoder=2), masking
-        ),
         "one of its parts, such as folder:discriminator": ReplacedTokenDetection(
             small_generator(V=v.size), small_bert(V=v.size), masking
         ),
@@ -340,6 +337,31 @@ def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
         assert "electra.embeddings.word_embeddings.weight" in load_file(tmp_path / part / "model.safetensors")
         use = {"generator": Model.mlm_logits, "discriminator": Model.logits}[part]
         np.testing.assert_allclose(use(theirs, BATCH), use(ours, BATCH), atol=1e-6)
+
+
+@pytest.mark.parametrize(("key_bias", "name"), [(True, "DebertaV2Model"), (False, "DebertaModel")])
+def test_a_deberta_is_written_without_what_transformers_lacks_and_says_so(key_bias, name, tokenizer, tmp_path, capsys):
+    v = tokenizer.vocabulary
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    encoder = small_v2(v) if key_bias else DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=False)
+    model = own_model(ReplacedTokenDetection(encoder.clone(N=1, decoder=2), encoder, masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
+    lacking = {
+        "discriminator": ["left out head/rtd"],
+        "generator": ["left out encoder/decoder_positions", "left out head/mlm"],
+    }
+    for part, said in lacking.items():
+        source = f"{tmp_path / 'run'}:{part}"
+        capsys.readouterr()
+        assert main(["convert", source, str(tmp_path / part), "--to", "huggingface"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(" (")[0] for line in lines] == said and all("transformers lacks it" in x for x in lines)
+        assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
+        again = load(tmp_path / part)
+        assert set(again.params) == {"encoder"}
+        np.testing.assert_array_equal(again.encode(BATCH), load(source).encode(BATCH))
+    with pytest.raises(InputError, match="electra of transformers has the encoder Encoder, not DeBERTa"):
+        save_hf(load(source), tmp_path / "electra", "electra")
 
 
 def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
