@@ -7,6 +7,7 @@ config.json asks for; what is written is first read back from its own config.jso
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -113,7 +114,7 @@ def write_model(
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
     encoder, given, params, left_out = _without_what_it_lacks(family, model.encoder, model.heads, params)
-    encoder, params = _with_segments(family, encoder, params)
+    encoder, params = _with_segments(family, family.normal(encoder), params)
     heads = [
         head
         for head in (*_all_heads(family, original), *([family.pooler] if family.pooler else []))
@@ -487,10 +488,19 @@ def _check_alike(
     for name, ours, theirs in pairs:
         for field in field_names(ours):
             if field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
+                where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))
                 raise InputError(
-                    f"{family.model_type} of transformers cannot have {field}={_plain(getattr(ours, field))} in its "
-                    f"{name}, only {_plain(getattr(theirs, field, None))}"
+                    f"{family.model_type} of transformers cannot have {where}={_plain(mine)} in its {name}, only "
+                    f"{_plain(other)}"
                 )
+
+
+def _difference(where: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Name the first field in which two values differ, where they are dataclasses of one kind."""
+    if not is_dataclass(ours) or type(ours) is not type(theirs):
+        return where, ours, theirs
+    name = next(name for name in field_names(ours) if getattr(ours, name) != getattr(theirs, name))
+    return f"{where}.{name}", getattr(ours, name), getattr(theirs, name)
 
 
 def _plain(value: Any) -> str:

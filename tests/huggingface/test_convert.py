@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import wordpiece_files
-from contract import small_bert, small_generator, small_xlnet
+from contract import small_bert, small_generator, small_neobert, small_xlnet
 from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
 from test_folder import refused
@@ -22,7 +22,7 @@ from bertjax.infer import Model, convert, fill_mask, load, save_hf
 from bertjax.masking import Masking, Permutation
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.models.modern import Modern
+from bertjax.models.modern import Modern, Norms
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
@@ -375,6 +375,33 @@ def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
     assert config["architectures"] == ["DistilBertForMaskedLM"]
     ours, theirs = load(f"{tmp_path / 'run'}:student"), load(tmp_path / "student")
     np.testing.assert_array_equal(ours.mlm_logits(BATCH), theirs.mlm_logits(BATCH))
+
+
+@pytest.mark.parametrize("positions", [Rotary(), Rotary(160.0, 160.0)])
+def test_one_theta_for_all_layers_is_written_and_read_however_it_is_said(positions, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    encoder = Modern(V=v.size, D=8, N=4, H=2, F=12, global_every=3, positions=positions)
+    model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    again = load(tmp_path / "theirs")
+    assert again.encoder.positions == Rotary(positions.theta)
+    np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
+    save_hf(again, tmp_path / "again")
+    same(tmp_path / "again", load_file(tmp_path / "theirs" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "modernbert of transformers cannot have norms.normalise=rms_norm in its encoder, only layer_norm"),
+        ({"norms": Norms()}, "modernbert of transformers cannot have head=untied_head in its encoder, only"),
+    ],
+)
+def test_why_there_is_no_class_like_neobert_is_said(fields, message, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    encoder = small_neobert(V=v.size, positions=Rotary(), **fields)
+    with pytest.raises(InputError, match=message):
+        save_hf(own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer), tmp_path / "new")
 
 
 def test_one_tokenizer_in_other_files_is_the_same(tokenizer, tmp_path):
