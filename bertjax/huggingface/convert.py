@@ -107,10 +107,9 @@ def write_model(
     encoder. Raises InputError where no class there computes what this model computes.
     """
     if not isinstance(model, Headed):
-        raise InputError(
-            f"a {type(model).__name__} has no one encoder and heads: name one of its parts, such as "
-            "folder:discriminator"
-        )
+        parts = [f"folder:{name}" for name in params] if hasattr(model, "part") else []
+        hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
+        raise InputError(f"a {type(model).__name__} has no one encoder and heads{hint}")
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
     encoder, given, params, left_out = _without_what_it_lacks(family, model.encoder, model.heads, params)
@@ -301,7 +300,7 @@ def _check_untied(family: Family, heads: Iterable[Head], names: Iterable[str], f
     missing = sorted(needed.difference(names))
     if missing:
         raise InputError(
-            f"{folder} lacks {_some(missing)}, which tie_word_embeddings=false in its config.json asks for: add it, or "
+            f"{folder} lacks {some(missing)}, which tie_word_embeddings=false in its config.json asks for: add it, or "
             "say true if the head is to share the word table"
         )
 
@@ -368,10 +367,10 @@ def _check(slots: list[_Slot], shapes: Shapes, tensors: Mapping[str, Tensor], fo
     names = {slot.theirs for slot in slots}
     missing, unexpected = sorted(names - tensors.keys()), sorted(tensors.keys() - names)
     if missing:
-        raise InputError(f"{folder} lacks {_some(missing)}, which its config.json asks for")
+        raise InputError(f"{folder} lacks {some(missing)}, which its config.json asks for")
     if unexpected:
         raise InputError(
-            f"{folder} has {_some(unexpected)}, which its config.json does not explain: check model_type, "
+            f"{folder} has {some(unexpected)}, which its config.json does not explain: check model_type, "
             "architectures and num_hidden_layers"
         )
     expected: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -388,7 +387,8 @@ def _check(slots: list[_Slot], shapes: Shapes, tensors: Mapping[str, Tensor], fo
             raise InputError(f"{folder}: {slot.theirs} has dtype {tensor.dtype}: only {', '.join(FLOATS)} are weights")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """List the first three, and count the rest."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -419,7 +419,7 @@ def _write(family: Family, heads: list[Head], params: Params, dtypes: Mapping[st
     slots = list(_slots(family, heads, {name: array.shape for name, array in flat.items()}))
     left = flat.keys() - {ours for slot in slots for ours in slot.ours}
     if left:
-        raise InputError(f"transformers has no place for {_some(sorted(left))} in a {family.model_type}")
+        raise InputError(f"transformers has no place for {some(sorted(left))} in a {family.model_type}")
     tensors = {}
     for slot in slots:
         arrays = [flat[name] if slot.layer is None else flat[name][slot.layer] for name in slot.ours]
@@ -433,13 +433,15 @@ def _without_what_it_lacks(
     """Take what no class of transformers has off a DeBERTa, and say so: a head for replaced tokens, a mask decoder."""
     lacking: dict[str, str] = {}
     own, kept = dict(params["encoder"]), dict(heads)
-    if isinstance(encoder, DeBERTa) and kept.pop("rtd", None):
+    if isinstance(encoder, DeBERTa) and "rtd" in kept:
+        del kept["rtd"]
         lacking["head/rtd"] = "a head for replaced tokens"
     if isinstance(encoder, DeBERTa) and encoder.decoder:
         encoder = encoder.clone(decoder=0)
         del own["decoder_positions"]
         lacking["encoder/decoder_positions"] = "of the mask decoder"
-        if kept.pop("mlm", None):
+        if "mlm" in kept:
+            del kept["mlm"]
             lacking["head/mlm"] = "which guesses words from the mask decoder"
     if not lacking:
         return encoder, kept, params, []

@@ -98,6 +98,19 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], bias)
 
 
+def test_what_was_ignored_is_said(tmp_path, capsys):
+    copies = {"cls.predictions.decoder.weight": pretraining_tensors()[WORD]}
+    copies |= {f"bert.{n}.embeddings.position_ids": np.arange(16)[None] for n in range(4)}
+    folder = str(write(tmp_path / "copies", PRETRAINING, pretraining_tensors() | copies))
+    for to in ("bertjax", "huggingface"):
+        capsys.readouterr()
+        assert main(["convert", folder, str(tmp_path / to), "--to", to]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("ignored ") and line.endswith(f" and 2 more of {folder}")
+        assert "bert.0.embeddings.position_ids (a buffer that counts, which nothing learns)" in line
+    assert not convert(tmp_path / "bertjax", tmp_path / "again")  # they are not in there
+
+
 def test_a_head_that_is_said_to_be_untied_is_tied_when_written_and_needs_its_decoder(tmp_path):
     tensors = pretraining_tensors()
     untied = PRETRAINING | {"tie_word_embeddings": False}
@@ -211,8 +224,11 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
         "roberta of transformers needs the pad piece at id 1.* at 0": MaskedLM(
             Encoder(**small | {"first_position": 2}), masking
         ),
-        "one of its parts, such as folder:discriminator": ReplacedTokenDetection(
+        "one of its parts, folder:discriminator or folder:generator$": ReplacedTokenDetection(
             small_generator(V=v.size), small_bert(V=v.size), masking
+        ),
+        "one of its parts, folder:student or folder:teacher$": Distillation(
+            Encoder(**small | {"N": 1}), Encoder(**small), masking
         ),
     }
     for message, objective in cases.items():
