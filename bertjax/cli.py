@@ -333,7 +333,8 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from bertjax.infer import convert
 
-    convert(options.source, options.destination, to=options.to)
+    for line in convert(options.source, options.destination, to=options.to):
+        print(line, file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> None:

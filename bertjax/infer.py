@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax import checkpoint
-from bertjax.config import from_json, to_json
+from bertjax.config import field_names, from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
-from bertjax.huggingface.convert import read_folder, write_model
+from bertjax.huggingface.convert import read_folder, some, write_model
 from bertjax.huggingface.folder import is_huggingface
+from bertjax.models.encoder import Encoder
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
 
@@ -187,33 +188,46 @@ def _shapes(described: dict[str, Any]) -> Any:
     return batch_shapes(1, rows.length, rows.features)
 
 
-def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> None:
+def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
     """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
 
-    Raises InputError where the folder holds something, and as `load` and `save_hf`.
+    Returns sentences to tell the user: what was ignored in a Hugging Face folder, and what `save_hf` leaves out. Raises
+    InputError where the folder holds something, and as `load` and `save_hf`.
     """
     model = load(source)
+    said = [f"ignored {ignored} of {source}" for ignored in _ignored(source, model)]
     if to == "huggingface":
-        save_hf(model, folder)
-        return
+        return said + save_hf(model, folder)
     folder = _new_folder(folder)
     checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    return said
 
 
-def save_hf(model: Model, folder: str | Path, architecture: str = "") -> None:
+def _ignored(source: str | Path, model: Model) -> list[str]:
+    """List the first tensors that were ignored in a Hugging Face folder, each with its reason: one item or none."""
+    ignored = model.config["huggingface"]["ignored"] if is_huggingface(Path(source)) else {}
+    return [some([f"{name} ({reason})" for name, reason in ignored.items()])] if ignored else []
+
+
+def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[str]:
     """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
+
+    Returns a sentence for all that transformers lacks and that was left out: a DeBERTa's head for replaced tokens, and
+    its mask decoder with the head behind it.
 
     architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
     from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
     what this model does.
     """
     whole = model.config.get("part_of", "")
-    if not architecture and whole.endswith(".ReplacedTokenDetection"):
-        architecture = "electra"
-    if not architecture and whole.endswith(".Distillation") and to_json(model.encoder).get("types") == 0:
-        architecture = "distilbert"
+    if not architecture and type(model.encoder) is Encoder:  # the others have families of their own
+        if whole.endswith(".ReplacedTokenDetection"):
+            architecture = "electra"
+        elif whole.endswith(".Distillation") and model.encoder.types == 0:
+            architecture = "distilbert"
     made = _new_folder(folder)
-    write_model(model.objective, model.params, model.tokenizer, model.config.get("huggingface", {}), made, architecture)
+    notes = model.config.get("huggingface", {})
+    return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
 
 
 def _new_folder(folder: str | Path) -> Path:
@@ -244,8 +258,8 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
 
     An objective may name what it finds in its own way (`Beginning`). A model that came without tokenizer is noted:
-    nothing but the number of its ids can be compared. Raises InputError where a shape, the tokenizer or the sharing of
-    embeddings differs, or nothing has the same name.
+    nothing but the number of its ids can be compared; and so is what was ignored in a Hugging Face folder. Raises
+    InputError where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
     """
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
@@ -264,18 +278,37 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
-    for name, leaf in taken.items():
-        if leaf.shape != shapes[name]:
-            raise InputError(
-                f"init={source} has {name} of shape {leaf.shape}, this experiment {shapes[name]}: make the model as "
-                "large as that one"
-            )
+    different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != shapes[name]}
+    if different:
+        name, (given, wanted) = next(iter(different.items()))
+        fix = _other_vocabulary(objective, different, tokenizer) or "make the model as large as that one"
+        raise InputError(f"init={source} has {name} of shape {given}, this experiment {wanted}: {fix}")
     if not taken:
         parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
+    note += "".join(f"; ignored {ignored} of it" for ignored in _ignored(source, model))
     return Start(taken, note)
+
+
+def _other_vocabulary(
+    objective: Objective, different: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], tokenizer: Tokenizer
+) -> str:
+    """Say which V makes shapes alike, as (given, wanted), that differ in the size of the vocabulary alone, if so.
+
+    Tables are often padded to more rows than there are ids.
+    """
+    encoders = {name: getattr(getattr(objective, name), "V", None) for name in field_names(objective)}
+    encoders = {name: V for name, V in encoders.items() if V is not None}
+    if any(len(given) != len(wanted) for given, wanted in different.values()):
+        return ""
+    pairs = {pair for shapes in different.values() for pair in zip(*shapes, strict=True) if pair[0] != pair[1]}
+    (given, wanted), *others = pairs
+    if others or given < tokenizer.vocabulary.size or {wanted} != set(encoders.values()):
+        return ""
+    fixes = " ".join(f"objective.{name}.V={given}" for name in encoders)
+    return f"only the rows of the vocabulary differ, which may be padded, so set {fixes}"
 
 
 _SEGMENTS, _POSITIONS = "encoder/embeddings/type/table", "encoder/embeddings/position/table"

@@ -7,6 +7,7 @@ config.json asks for; what is written is first read back from its own config.jso
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -26,7 +27,7 @@ from bertjax.huggingface.table import Family, Field, Form, Head
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.published import Published
+from bertjax.published import LANGUAGE, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -78,11 +79,14 @@ def read_folder(folder: Path) -> Found:
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
+    names = tensors.keys()
     tensors, ignored = _set_aside(family, config, tensors, folder)
     encoder = make_encoder(family, config, folder)
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     heads = _heads_of_folder(family, encoder, config, tensors)
+    if config.get("tie_word_embeddings") is False:
+        _check_untied(family, heads, names, folder)
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     model = Published(encoder, modules, family.cls_last)
     shapes = parameter_shapes(model, folder)
@@ -96,21 +100,20 @@ def read_folder(folder: Path) -> Found:
 
 def write_model(
     model: Any, params: Params, tokenizer: Tokenizer | None, notes: Mapping[str, Any], folder: Path, architecture: str
-) -> None:
-    """Write an encoder and its heads to a new folder.
+) -> list[str]:
+    """Write an encoder and its heads to a new folder. Return what transformers lacks and was left out, as sentences.
 
     notes: of the folder that the model came from, or empty. architecture: a `model_type`, or empty to choose by the
     encoder. Raises InputError where no class there computes what this model computes.
     """
     if not isinstance(model, Headed):
-        raise InputError(
-            f"a {type(model).__name__} has no one encoder and heads: name one of its parts, such as "
-            "folder:discriminator"
-        )
+        parts = [f"folder:{name}" for name in params] if hasattr(model, "part") else []
+        hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
+        raise InputError(f"a {type(model).__name__} has no one encoder and heads{hint}")
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
-    encoder, params = _with_segments(family, model.encoder, params)
-    given = model.heads
+    encoder, given, params, left_out = _without_what_it_lacks(family, model.encoder, model.heads, params)
+    encoder, params = _with_segments(family, family.normal(encoder), params)
     heads = [
         head
         for head in (*_all_heads(family, original), *([family.pooler] if family.pooler else []))
@@ -126,6 +129,7 @@ def write_model(
     write_folder(folder, config, tensors)
     if tokenizer is not None:
         write_tokenizer(tokenizer, family, folder)
+    return left_out
 
 
 def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any:
@@ -182,6 +186,8 @@ def make_config(
                     f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
                     f"first_position; the tokenizer has it at {index}"
                 )
+    if not heads.keys().isdisjoint(LANGUAGE):
+        config["tie_word_embeddings"] = True  # ours are, and their copies are not written
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and counts[0] != _classes(config):
         labels = [f"LABEL_{number}" for number in range(counts[0])]
@@ -221,6 +227,11 @@ def _family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str)
     if architecture:
         if architecture not in FAMILIES:
             raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
+        if not isinstance(encoder, FAMILIES[architecture].encoder):
+            raise InputError(
+                f"{architecture} of transformers has the encoder {FAMILIES[architecture].encoder.__name__}, not "
+                f"{type(encoder).__name__}"
+            )
         return FAMILIES[architecture]
     if isinstance(encoder, DeBERTa):
         return FAMILIES["deberta-v2" if encoder.key_bias else "deberta"]
@@ -280,6 +291,18 @@ def _set_aside(
             )
         ignored[copy] = f"the same as {name}"
     return kept, ignored
+
+
+def _check_untied(family: Family, heads: Iterable[Head], names: Iterable[str], folder: Path) -> None:
+    """Refuse a language-model head that is said to have a decoder of its own, and has none."""
+    ours = {row.theirs.split(".")[0] for head in heads if head.name in LANGUAGE for row in head.rows}
+    needed = {copy for copy in family.tied if copy.endswith(".weight") and copy.split(".")[0] in ours}
+    missing = sorted(needed.difference(names))
+    if missing:
+        raise InputError(
+            f"{folder} lacks {some(missing)}, which tie_word_embeddings=false in its config.json asks for: add it, or "
+            "say true if the head is to share the word table"
+        )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -344,10 +367,10 @@ def _check(slots: list[_Slot], shapes: Shapes, tensors: Mapping[str, Tensor], fo
     names = {slot.theirs for slot in slots}
     missing, unexpected = sorted(names - tensors.keys()), sorted(tensors.keys() - names)
     if missing:
-        raise InputError(f"{folder} lacks {_some(missing)}, which its config.json asks for")
+        raise InputError(f"{folder} lacks {some(missing)}, which its config.json asks for")
     if unexpected:
         raise InputError(
-            f"{folder} has {_some(unexpected)}, which its config.json does not explain: check model_type, "
+            f"{folder} has {some(unexpected)}, which its config.json does not explain: check model_type, "
             "architectures and num_hidden_layers"
         )
     expected: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -364,7 +387,8 @@ def _check(slots: list[_Slot], shapes: Shapes, tensors: Mapping[str, Tensor], fo
             raise InputError(f"{folder}: {slot.theirs} has dtype {tensor.dtype}: only {', '.join(FLOATS)} are weights")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """List the first three, and count the rest."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -395,12 +419,35 @@ def _write(family: Family, heads: list[Head], params: Params, dtypes: Mapping[st
     slots = list(_slots(family, heads, {name: array.shape for name, array in flat.items()}))
     left = flat.keys() - {ours for slot in slots for ours in slot.ours}
     if left:
-        raise InputError(f"transformers has no place for {_some(sorted(left))} in a {family.model_type}")
+        raise InputError(f"transformers has no place for {some(sorted(left))} in a {family.model_type}")
     tensors = {}
     for slot in slots:
         arrays = [flat[name] if slot.layer is None else flat[name][slot.layer] for name in slot.ours]
         tensors[slot.theirs] = np.asarray(slot.form.write(*arrays)).astype(FLOATS[dtypes.get(slot.theirs, "F32")])
     return tensors
+
+
+def _without_what_it_lacks(
+    family: Family, encoder: Any, heads: Mapping[str, nn.Module], params: Params
+) -> tuple[Any, dict[str, nn.Module], Params, list[str]]:
+    """Take what no class of transformers has off a DeBERTa, and say so: a head for replaced tokens, a mask decoder."""
+    lacking: dict[str, str] = {}
+    own, kept = dict(params["encoder"]), dict(heads)
+    if isinstance(encoder, DeBERTa) and "rtd" in kept:
+        del kept["rtd"]
+        lacking["head/rtd"] = "a head for replaced tokens"
+    if isinstance(encoder, DeBERTa) and encoder.decoder:
+        encoder = encoder.clone(decoder=0)
+        del own["decoder_positions"]
+        lacking["encoder/decoder_positions"] = "of the mask decoder"
+        if "mlm" in kept:
+            del kept["mlm"]
+            lacking["head/mlm"] = "which guesses words from the mask decoder"
+    if not lacking:
+        return encoder, kept, params, []
+    params = {"encoder": own, "head": {name: params["head"][name] for name in kept}}
+    said = [f"left out {name} ({what}): {family.model_type} of transformers lacks it" for name, what in lacking.items()]
+    return encoder, kept, params, said
 
 
 def _with_segments(family: Family, encoder: Any, params: Params) -> tuple[Any, Params]:
@@ -443,10 +490,19 @@ def _check_alike(
     for name, ours, theirs in pairs:
         for field in field_names(ours):
             if field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
+                where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))
                 raise InputError(
-                    f"{family.model_type} of transformers cannot have {field}={_plain(getattr(ours, field))} in its "
-                    f"{name}, only {_plain(getattr(theirs, field, None))}"
+                    f"{family.model_type} of transformers cannot have {where}={_plain(mine)} in its {name}, only "
+                    f"{_plain(other)}"
                 )
+
+
+def _difference(where: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Name the first field in which two values differ, where they are dataclasses of one kind."""
+    if not is_dataclass(ours) or type(ours) is not type(theirs):
+        return where, ours, theirs
+    name = next(name for name in field_names(ours) if getattr(ours, name) != getattr(theirs, name))
+    return f"{where}.{name}", getattr(ours, name), getattr(theirs, name)
 
 
 def _plain(value: Any) -> str:

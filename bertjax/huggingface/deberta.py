@@ -2,7 +2,7 @@
 
 Version 1 has queries, keys and values in one array, head by head. The released folders carry more than transformers
 reads: the positions of the mask decoder, its head, and that of replaced tokens. They are ignored as it ignores them, so
-such a folder guesses no words; a model with a mask decoder cannot be written, for no class there decodes.
+such a folder guesses no words; ours are written without what decodes and what judges, for no class there does.
 """
 
 from typing import Any

@@ -69,7 +69,13 @@ def _rotary(value: Any, config: Config) -> Rotary:
         if not isinstance(given, dict) or given.get("rope_type", "default") != "default":
             raise InputError(f"{str(given)[:80]} for {kind}: only rope_type=default with a rope_theta is supported")
         thetas[ours] = NUMBER.read(given.get("rope_theta"), config)
-    return Rotary(**thetas)
+    return _shortest(Rotary(**thetas))
+
+
+def _shortest(positions: Any) -> Any:
+    """Leave a theta of the local layers out where it is that of the others: there are two ways to say so."""
+    same = isinstance(positions, Rotary) and positions.local_theta == positions.theta
+    return Rotary(positions.theta) if same else positions
 
 
 def _rope(value: Any, encoder: Modern) -> Any:
@@ -194,6 +200,7 @@ MODERNBERT = Family(
         "eos_token_id": "sep",
     },
     modernise=_modernise,
+    normal=lambda encoder: encoder.clone(positions=_shortest(encoder.positions)),
     stated=lambda encoder: {
         "classifier_activation": ACTIVATION.write(encoder.activation, encoder),
         "global_attn_every_n_layers": encoder.global_every,

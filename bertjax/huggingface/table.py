@@ -172,7 +172,8 @@ class Family:
     tensors that repeat another one. specials: keys of config.json for ids of the tokenizer. modernise: turns the keys
     of older configs into those of today. stated: keys that are no field of our encoder, but for which its own models
     need another value than the default. ignored: patterns of names that folders may have beside the rows, and why
-    nothing is lost without them; what is a row besides is written, but not read.
+    nothing is lost without them; what is a row besides is written, but not read. normal: turns an encoder into the one
+    of those that compute the same that reading gives.
     """
 
     model_type: str
@@ -192,3 +193,4 @@ class Family:
     modernise: Callable[[Config], Config] = lambda config: config
     stated: Callable[[Any], Config] = lambda encoder: {}
     ignored: Callable[[Config], Mapping[str, str]] = lambda config: {}
+    normal: Callable[[Any], Any] = lambda encoder: encoder

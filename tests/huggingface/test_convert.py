@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import wordpiece_files
-from contract import small_bert, small_generator, small_xlnet
+from contract import small_bert, small_generator, small_neobert, small_xlnet
 from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
 from test_folder import refused
@@ -22,7 +22,7 @@ from bertjax.infer import Model, convert, fill_mask, load, save_hf
 from bertjax.masking import Masking, Permutation
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.models.modern import Modern
+from bertjax.models.modern import Modern, Norms
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
@@ -30,7 +30,7 @@ from bertjax.objectives.rtd import ReplacedTokenDetection
 from bertjax.positions import Rotary
 
 TENSORS = bert_tensors()
-WORD = "bert.embeddings.word_embeddings.weight"
+WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
 TOKENS = jnp.array([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 BATCH = {"tokens": TOKENS, "mask": jnp.ones_like(TOKENS)}
 PRETRAINING = CONFIG | {"architectures": ["BertForPreTraining"]}
@@ -96,6 +96,31 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     bias = tensors.pop("cls.predictions.bias")  # one of two names is enough
     model = load(write(tmp_path / "other", PRETRAINING, tensors | {"cls.predictions.decoder.bias": bias}))
     np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], bias)
+
+
+def test_what_was_ignored_is_said(tmp_path, capsys):
+    copies = {"cls.predictions.decoder.weight": pretraining_tensors()[WORD]}
+    copies |= {f"bert.{n}.embeddings.position_ids": np.arange(16)[None] for n in range(4)}
+    folder = str(write(tmp_path / "copies", PRETRAINING, pretraining_tensors() | copies))
+    for to in ("bertjax", "huggingface"):
+        capsys.readouterr()
+        assert main(["convert", folder, str(tmp_path / to), "--to", to]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("ignored ") and line.endswith(f" and 2 more of {folder}")
+        assert "bert.0.embeddings.position_ids (a buffer that counts, which nothing learns)" in line
+    assert not convert(tmp_path / "bertjax", tmp_path / "again")  # they are not in there
+
+
+def test_a_head_that_is_said_to_be_untied_is_tied_when_written_and_needs_its_decoder(tmp_path):
+    tensors = pretraining_tensors()
+    untied = PRETRAINING | {"tie_word_embeddings": False}
+    copies = {"cls.predictions.decoder.weight": tensors[WORD], "cls.predictions.decoder.bias": tensors[BIAS]}
+    model = load(write(tmp_path / "untied", untied, tensors | copies))
+    save_hf(model, tmp_path / "again")
+    same(tmp_path / "again", tensors)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is True
+    refused(write(tmp_path / "lacking", untied, tensors), r"lacks cls.predictions.decoder.weight, which tie_word_emb")
+    load(write(tmp_path / "classifier", CONFIG | {"tie_word_embeddings": False}, TENSORS))  # has no such head
 
 
 def test_old_names_of_norms_and_an_encoder_without_prefix(tmp_path):
@@ -199,11 +224,11 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
         "roberta of transformers needs the pad piece at id 1.* at 0": MaskedLM(
             Encoder(**small | {"first_position": 2}), masking
         ),
-        "deberta-v2 of transformers cannot have decoder=2 in its encoder, only 0": MaskedLM(
-            small_v2(v, decoder=2), masking
-        ),
-        "one of its parts, such as folder:discriminator": ReplacedTokenDetection(
+        "one of its parts, folder:discriminator or folder:generator$": ReplacedTokenDetection(
             small_generator(V=v.size), small_bert(V=v.size), masking
+        ),
+        "one of its parts, folder:student or folder:teacher$": Distillation(
+            Encoder(**small | {"N": 1}), Encoder(**small), masking
         ),
     }
     for message, objective in cases.items():
@@ -330,6 +355,31 @@ def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
         np.testing.assert_allclose(use(theirs, BATCH), use(ours, BATCH), atol=1e-6)
 
 
+@pytest.mark.parametrize(("key_bias", "name"), [(True, "DebertaV2Model"), (False, "DebertaModel")])
+def test_a_deberta_is_written_without_what_transformers_lacks_and_says_so(key_bias, name, tokenizer, tmp_path, capsys):
+    v = tokenizer.vocabulary
+    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
+    encoder = small_v2(v) if key_bias else DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=False)
+    model = own_model(ReplacedTokenDetection(encoder.clone(N=1, decoder=2), encoder, masking), tokenizer)
+    checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
+    lacking = {
+        "discriminator": ["left out head/rtd"],
+        "generator": ["left out encoder/decoder_positions", "left out head/mlm"],
+    }
+    for part, said in lacking.items():
+        source = f"{tmp_path / 'run'}:{part}"
+        capsys.readouterr()
+        assert main(["convert", source, str(tmp_path / part), "--to", "huggingface"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split(" (")[0] for line in lines] == said and all("transformers lacks it" in x for x in lines)
+        assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
+        again = load(tmp_path / part)
+        assert set(again.params) == {"encoder"}
+        np.testing.assert_array_equal(again.encode(BATCH), load(source).encode(BATCH))
+    with pytest.raises(InputError, match="electra of transformers has the encoder Encoder, not DeBERTa"):
+        save_hf(load(source), tmp_path / "electra", "electra")
+
+
 def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
     v = tokenizer.vocabulary
     small = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=16)
@@ -341,6 +391,33 @@ def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
     assert config["architectures"] == ["DistilBertForMaskedLM"]
     ours, theirs = load(f"{tmp_path / 'run'}:student"), load(tmp_path / "student")
     np.testing.assert_array_equal(ours.mlm_logits(BATCH), theirs.mlm_logits(BATCH))
+
+
+@pytest.mark.parametrize("positions", [Rotary(), Rotary(160.0, 160.0)])
+def test_one_theta_for_all_layers_is_written_and_read_however_it_is_said(positions, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    encoder = Modern(V=v.size, D=8, N=4, H=2, F=12, global_every=3, positions=positions)
+    model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    again = load(tmp_path / "theirs")
+    assert again.encoder.positions == Rotary(positions.theta)
+    np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
+    save_hf(again, tmp_path / "again")
+    same(tmp_path / "again", load_file(tmp_path / "theirs" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "modernbert of transformers cannot have norms.normalise=rms_norm in its encoder, only layer_norm"),
+        ({"norms": Norms()}, "modernbert of transformers cannot have head=untied_head in its encoder, only"),
+    ],
+)
+def test_why_there_is_no_class_like_neobert_is_said(fields, message, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    encoder = small_neobert(V=v.size, positions=Rotary(), **fields)
+    with pytest.raises(InputError, match=message):
+        save_hf(own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer), tmp_path / "new")
 
 
 def test_one_tokenizer_in_other_files_is_the_same(tokenizer, tmp_path):

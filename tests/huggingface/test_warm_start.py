@@ -17,6 +17,7 @@ from bertjax.errors import InputError
 from bertjax.infer import fill_mask, load, warm_start
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
+from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.rules import name_of
@@ -63,6 +64,19 @@ def test_parameters_to_begin_with_come_from_a_folder(pretrained, tokenizer):
     )
     with pytest.raises(InputError, match=r"of shape .* make the model as large as that one"):
         start(MaskedLM(encoder.clone(F=14), masking))
+    with pytest.raises(InputError, match=rf"may be padded, so set objective\.encoder\.V={v.size}$"):
+        start(MaskedLM(encoder.clone(V=v.size + 3), masking))
+
+
+def test_what_was_ignored_in_a_folder_to_begin_with_is_noted(pretrained, tokenizer):
+    v = tokenizer.vocabulary
+    tensors = load_file(pretrained / "model.safetensors")
+    config = json.loads((pretrained / "config.json").read_text())
+    write(pretrained, config, tensors | {"cls.predictions.decoder.weight": tensors[WORD]})
+    objective = MaskedLM(Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64), Masking(v.mask, (0, v.size)))
+    like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
+    found = warm_start(str(pretrained), objective, like, tokenizer)
+    assert found.note == f"; ignored cls.predictions.decoder.weight (the same as {WORD}) of it"
 
 
 def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says_so(
@@ -106,6 +120,16 @@ def test_a_table_may_be_longer_than_the_tokenizer_and_not_shorter(pretrained, to
         write(pretrained, config | {"vocab_size": V}, padded)
         if by > 0:
             assert load(pretrained).mlm_logits(BATCH).shape == (2, 5, V)
+            encoder = Encoder(V=V - by, D=8, N=2, H=2, F=12, positions=64)
+            masking = Masking(tokenizer.vocabulary.mask, (0, V - by))
+            objective = MaskedLM(encoder, masking)
+            like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
+            with pytest.raises(InputError, match=rf"may be padded, so set objective\.encoder\.V={V}$"):
+                warm_start(str(pretrained), objective, like, tokenizer)
+            two = Distillation(encoder.clone(N=1), encoder, masking)
+            like = jax.eval_shape(two.init, jax.random.key(0), BATCH)
+            with pytest.raises(InputError, match=rf"so set objective\.student\.V={V} objective\.teacher\.V={V}$"):
+                warm_start(str(pretrained), two, like, tokenizer)
             continue
         with pytest.raises(InputError, match=f"the tokenizer has {V + 3} ids, vocab_size is only {V}"):
             load(pretrained)
