@@ -34,7 +34,7 @@ from bertjax.types import Params
 Shapes = Mapping[str, tuple[int, ...]]
 
 _IGNORED = {r"(^|\.)embeddings\.(position_ids|token_type_ids)$": "a buffer that counts, which nothing learns"}
-_NOT_ARCHITECTURE = ("initializer", "project_initializer", "remat", "dtype")
+_NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype")
 
 
 @runtime_checkable

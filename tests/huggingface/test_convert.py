@@ -19,6 +19,7 @@ from bertjax.config import to_json
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.infer import Model, convert, fill_mask, load, save_hf
+from bertjax.layers import Normal
 from bertjax.masking import Masking, Permutation
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
@@ -396,7 +397,8 @@ def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
 @pytest.mark.parametrize("positions", [Rotary(), Rotary(160.0, 160.0)])
 def test_one_theta_for_all_layers_is_written_and_read_however_it_is_said(positions, tokenizer, tmp_path):
     v = tokenizer.vocabulary
-    encoder = Modern(V=v.size, D=8, N=4, H=2, F=12, global_every=3, positions=positions)
+    widths = {"V": v.size, "D": 8, "N": 4, "H": 2, "F": 12}
+    encoder = Modern(**widths, global_every=3, positions=positions, output_initializer=Normal(0.01))
     model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer)
     save_hf(model, tmp_path / "theirs")
     again = load(tmp_path / "theirs")
