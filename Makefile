@@ -1,5 +1,5 @@
-# make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 # make demo: from text to a filled mask.   make test: install and run the tests.   Both need Python >= 3.11 alone.
+# make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

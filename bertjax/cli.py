@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text",
                         "bertjax evaluate --model runs/base")  # fmt: skip
-    _model(evaluate)
+    _model(evaluate, "the work folder of a run, or one checkpoint")
     evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
     evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="rows at a time (default: 32)")
@@ -158,13 +158,10 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
                         help="arguments of its experiment(), or dotted fields such as objective.encoder.D")  # fmt: skip
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="the work folder of a run, one checkpoint, or a Hugging Face folder",
-    )
+def _model(
+    parser: argparse.ArgumentParser, what: str = "the work folder of a run, one checkpoint, or a Hugging Face folder"
+) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help=what)
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +231,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     model = load(options.model)
     if not isinstance(model.objective, Objective):
-        raise InputError(f"{options.model} alone has no loss to evaluate: evaluate the whole model, or a run from it")
+        raise InputError(
+            f"{options.model} alone has no loss to evaluate: evaluate the run it is part of, or train it (init=)"
+        )
     rows = from_json(model.config["phases"][-1]["rows"])
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
