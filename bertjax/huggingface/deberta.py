@@ -20,6 +20,7 @@ from bertjax.huggingface.table import (
     NUMBER,
     VECTOR,
     Config,
+    Drop,
     Family,
     Field,
     Form,
@@ -190,6 +191,7 @@ ROWS = (
 QUERY, KEY, VALUE = (f"layers/attention/{name}" for name in ("query", "key", "value"))
 POSITION_QUERY, POSITION_KEY = "layers/attention/position_query", "layers/attention/position_key"
 CLASSIFIER = dense("classifier", "classifier")
+POOLED_DROPOUT = Drop("cls_dropout")
 POOLED = dense("pooler.dense", "pooler") + CLASSIFIER
 NEW_MLM = (
     *dense("lm_predictions.lm_head.dense", "transform"),
@@ -200,8 +202,8 @@ HEADS = (
     # They compute the same by other names: the new ones are those of the released weights.
     Head("mlm", MLM, _mlm, when=_legacy),
     Head("mlm", NEW_MLM, _mlm, when=lambda config: not _legacy(config)),
-    Head("classify", POOLED, _classify, True),
-    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+    Head("classify", POOLED, _classify, True, drop=POOLED_DROPOUT),
+    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=Drop()),
     Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
 )
 TIED = {
@@ -267,7 +269,7 @@ DEBERTA_V2 = Family(
         Row(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
         *dense(f"{SELF}.pos_query_proj", POSITION_QUERY),
     ),
-    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True)),
+    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, drop=POOLED_DROPOUT)),
     classes={
         "DebertaV2ForMaskedLM": ("mlm",),
         "DebertaV2ForSequenceClassification": ("classify",),

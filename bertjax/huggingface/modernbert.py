@@ -16,6 +16,7 @@ from bertjax.huggingface.table import (
     TRUNCATED,
     VECTOR,
     Config,
+    Drop,
     Family,
     Field,
     Head,
@@ -132,6 +133,7 @@ def _parts(ours: tuple[str, ...], what: str) -> tuple[str, ...]:
     return tuple(f"{name}/{what}" for name in ours)
 
 
+DROP = Drop("classifier_dropout", 0.0)
 TRANSFORM = (*dense("head.dense", "transform"), *norm("head.norm", "norm"))
 TASK = TRANSFORM + dense("classifier", "classifier")
 MODERNBERT = Family(
@@ -182,10 +184,10 @@ MODERNBERT = Family(
     ),
     heads=(
         Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True),
-        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True),
-        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True),
-        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True),
-        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True),
+        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True, drop=DROP),
+        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True, drop=DROP),
+        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True, drop=DROP),
+        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True, drop=DROP),
     ),
     classes={
         "ModernBertForMaskedLM": ("mlm",),

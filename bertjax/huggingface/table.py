@@ -148,12 +148,23 @@ class Field(NamedTuple):
     absent: Callable[[Config], Any] | None = None
 
 
+class Drop(NamedTuple):
+    """Say which dropout fine-tuning has in a head: the key of config.json, and its value where that says none.
+
+    key: empty where no key says it. absent: None for the encoder's own rate. fields: of our module.
+    """
+
+    key: str = ""
+    absent: float | None = None
+    fields: tuple[str, ...] = ("dropout",)
+
+
 class Head(NamedTuple):
     """Describe a head: its name among our parameters, its tensors, the module.
 
     make: the encoder, the config, the number of classes -> module. shared_names: another head of the family has tensors
     of the same names, so that only the class in `architectures` tells which it is. when: the configs that have it,
-    where two heads of one name differ in their tensors.
+    where two heads of one name differ in their tensors. drop: what it drops in training, if anything.
     """
 
     name: str
@@ -161,6 +172,27 @@ class Head(NamedTuple):
     make: Callable[[Any, Config, int], nn.Module]
     shared_names: bool = False
     when: Callable[[Config], bool] = lambda config: True
+    drop: Drop | None = None
+
+
+def head_of(head: Head, encoder: Any, config: Config, classes: int) -> nn.Module:
+    """Build the module of a head, with the dropout that its config says. Raises InputError as `make`."""
+    module = head.make(encoder, config, classes)
+    if head.drop is None:
+        return module
+    rate = head_dropout(head.drop, encoder, config)
+    return module.clone(**dict.fromkeys(head.drop.fields, rate))
+
+
+def head_dropout(drop: Drop, encoder: Any, config: Config) -> float:
+    """Find the rate of a head's dropout. Raises InputError for what is no share in [0, 1)."""
+    given = config.get(drop.key) if drop.key else None
+    if given is None:
+        given = encoder.dropout if drop.absent is None else drop.absent
+    rate = _number(given, config)
+    if rate >= 1:
+        raise InputError(f"{drop.key}={given!r} is not a share in [0, 1)")
+    return rate
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from bertjax.huggingface.table import (
     NUMBER,
     SAME,
     Config,
+    Drop,
     Family,
     Field,
     Form,
@@ -51,6 +52,7 @@ def _summary(e: XLNet, config: Config, C: int) -> PairHead:
     return PairHead(e.D, C, e.initializer, e.dtype, function, position=-1)
 
 
+LAST_DROPOUT = Drop("summary_last_dropout", 0.1)
 SUMMARY = dense("sequence_summary.summary", "pooler") + dense("logits_proj", "classifier")
 XLNET = Family(
     model_type="xlnet",
@@ -99,8 +101,8 @@ XLNET = Family(
     ),
     heads=(
         Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head()),
-        Head("classify", SUMMARY, _summary, True),
-        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True),
+        Head("classify", SUMMARY, _summary, True, drop=LAST_DROPOUT),
+        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True, drop=LAST_DROPOUT),
         Head("tags", dense("classifier", "classifier"), lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype)),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
