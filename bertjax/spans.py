@@ -3,9 +3,9 @@
     start_l = w·x_l                        end_l|s = v·act([x_l; x_s] W + b), XLNet with a norm before v
     unanswerable = u·act([Σ_l p(start = l) x_l; x_cls] W' + b')
 
-zihangdai/xlnet function_builder.py get_qa_outputs; google-research/electra finetune/qa/qa_tasks.py. In training s is the
-first token of the answer, afterwards each of the most likely starts. Only the context and the classification token can
-start or end an answer. Where we deviate: ELECTRA's [x_cls; Σ p x] is XLNet's, the other way round.
+zihangdai/xlnet function_builder.py get_qa_outputs; google-research/electra finetune/qa/qa_tasks.py. In training s is
+the first token of the answer, afterwards each of the most likely starts. Only the context and the classification token
+can start or end an answer. Where we deviate: ELECTRA's [x_cls; Σ p x] is XLNet's, the other way round.
 """
 
 from typing import NamedTuple

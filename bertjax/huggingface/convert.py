@@ -192,6 +192,14 @@ def make_config(
                 )
     if not heads.keys().isdisjoint(LANGUAGE):
         config["tie_word_embeddings"] = True  # ours are, and their copies are not written
+    _describe_classes(family, encoder, config, heads, labels)
+    return config
+
+
+def _describe_classes(
+    family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]
+) -> None:
+    """Write the names of the classes of a head, and its dropout, where config.json says other ones."""
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and (counts[0] != _classes(config) or (labels and labels != labels_of(config))):
         labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
@@ -202,7 +210,6 @@ def make_config(
             rate = getattr(heads[head.name], "dropout", 0.0)
             if rate != head_dropout(head.drop, encoder, config):
                 config[head.drop.key] = rate
-    return config
 
 
 def make_head(head: Head, encoder: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -266,7 +273,8 @@ def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Name the classes of a task head; none where the config gives them no names, or not one for each."""
     given = config.get("id2label")
     names = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
-    return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    known = [name for name in names if isinstance(name, str)]
+    return tuple(known) if len(known) == len(names) else ()
 
 
 def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,8 +44,10 @@ ELECTRA = Family(
              lambda e, config, C: ReplacedHead(e.D, e.activation, e.initializer, e.dtype)),
         Head("classify", dense("classifier.dense", "pooler") + dense("classifier.out_proj", "classifier"),
              lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype, layers.gelu), drop=BOTH),
-        Head("choice", dense("sequence_summary.summary", "pooler") + CLASSIFIER, _choice, True, drop=Drop("summary_last_dropout", 0.1)),
-        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+        Head("choice", dense("sequence_summary.summary", "pooler") + CLASSIFIER,
+             _choice, True, drop=Drop("summary_last_dropout", 0.1)),
+        Head("tags", CLASSIFIER,
+             lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
     classes={

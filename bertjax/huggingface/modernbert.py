@@ -205,6 +205,7 @@ MODERNBERT = Family(
     normal=lambda encoder: encoder.clone(positions=_shortest(encoder.positions)),
     stated=lambda encoder: {
         "classifier_activation": ACTIVATION.write(encoder.activation, encoder),
+        "classifier_pooling": "mean",  # as the released models have it
         "global_attn_every_n_layers": encoder.global_every,
     },
 )  # fmt: skip

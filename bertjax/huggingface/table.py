@@ -6,7 +6,7 @@ tensors is which of our parameters, and which heads their classes have. Nothing 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -181,7 +181,8 @@ def head_of(head: Head, encoder: Any, config: Config, classes: int) -> nn.Module
     if head.drop is None:
         return module
     rate = head_dropout(head.drop, encoder, config)
-    return module.clone(**dict.fromkeys(head.drop.fields, rate))
+    dropping: nn.Module = module.clone(**cast(Any, dict.fromkeys(head.drop.fields, rate)))
+    return dropping
 
 
 def head_dropout(drop: Drop, encoder: Any, config: Config) -> float:

@@ -7,9 +7,9 @@
     spans      mean over rows of (nll of the first token + nll of the last) / 2, among the row's tokens
     BeamSpans  the same, the last given the first, both among the context's, + weight · nll of there being an answer
 
-Devlin et al. 2018 (google-research/bert run_classifier.py, run_squad.py); Yang et al. 2019 (zihangdai/xlnet run_race.py,
-function_builder.py); Clark et al. 2020 (google-research/electra finetune/). Where we deviate: BERT's softmax over a
-row's tokens counts padding too; means are over labels, so rows of padding weigh nothing.
+Devlin et al. 2018 (google-research/bert run_classifier.py, run_squad.py); Yang et al. 2019 (zihangdai/xlnet
+run_race.py, function_builder.py); Clark et al. 2020 (google-research/electra finetune/). Where we deviate: the softmax
+over a row's tokens leaves padding out, which BERT's counts; means are over labels, so rows of padding weigh nothing.
 """
 
 from collections.abc import Callable
@@ -45,15 +45,16 @@ def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Prediction
 
 
 def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
-    """Score a number for each row: the head has one output. What is predicted has the shape of its weights."""
-    y_B, real_B = head(x_BLD)[..., 0], _real(batch)
-    squares = Mean((real_B * jnp.square(y_B - batch["labels"])).sum(), real_B.sum())
-    return {"loss/regress": squares}, {"regress": (y_B, real_B)}
+    """Score a number for each row: the head has one output."""
+    y_B1, real_B = head(x_BLD), _real(batch)
+    squares = Mean((real_B * jnp.square(y_B1[:, 0] - batch["labels"])).sum(), real_B.sum())
+    return {"loss/regress": squares}, {"regress": (y_B1, real_B)}
 
 
 def tags(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score a label for each token that has one, 0 or above."""
-    logits_BLC, scored_BL = head(x_BLD), (batch["labels"] >= 0).astype(jnp.float32)
+    logits_BLC = head(x_BLD)
+    scored_BL = ((batch["labels"] >= 0) & (batch["mask"] > 0)).astype(jnp.float32)
     labels_BL = jnp.maximum(batch["labels"], 0)
     return scores("tags", logits_BLC, labels_BL, scored_BL), {"tags": (logits_BLC, scored_BL)}
 
@@ -97,7 +98,8 @@ class BeamSpans:
 
 def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score the two ends of a span, as one term of the loss."""
-    real_B, found = _real(batch), {}
+    real_B = _real(batch)
+    found: Metrics = {}
     ends = {"start": start_BL, "end": end_BL}
     for column, (name, logits_BL) in enumerate(ends.items()):
         found |= scores(name, logits_BL, batch["labels"][:, column], real_B)
@@ -136,7 +138,9 @@ class Supervised:
         if not 0 <= self.renewed <= self.encoder.N:
             raise ValueError(f"renewed={self.renewed} top layers, but the encoder has N={self.encoder.N}")
         if self.renewed and getattr(self.encoder, "shared", False):
-            raise ValueError(f"renewed={self.renewed}: all layers of this encoder are one, so none can begin anew alone")
+            raise ValueError(
+                f"renewed={self.renewed}: all layers of this encoder are one, so none can begin anew alone"
+            )
 
     @property
     def encoder(self) -> Any:
@@ -196,10 +200,8 @@ class Supervised:
         rows = one_by_one(batch)
         x_BLD = self.model.encode(params, rows, train=train, rngs={"dropout": encoder_key})
         name, module = self.head
-        head = partial(
-            apply_head, module, params["head"][name], batch=rows, train=train, rngs={"dropout": head_key}
-        )  # fmt: skip
-        metrics, predictions = self.score(head, x_BLD, batch)
+        in_training = partial(apply_head, batch=rows, train=train, rngs={"dropout": head_key})
+        metrics, predictions = self.score(partial(in_training, module, params["head"][name]), x_BLD, batch)
         real = (batch["mask"] > 0).sum(dtype=jnp.float32)
         metrics["tokens/real"] = Mean(real, jnp.float32(batch["mask"].size))
         return metrics, predictions
