@@ -50,7 +50,7 @@ def test_a_healthy_machine_has_no_findings():
         ({"packages": HEALTHY.packages | {"jax": "0.13", "jaxlib": "0.13"}}, True, "jax is 0.13", "'jax<0.13,>=0.10'"),
         ({"packages": HEALTHY.packages | {"jaxlib": "0.10.1"}}, False, "jaxlib 0.10.1", "jaxlib==0.10.2"),
         ({"packages": HEALTHY.packages | {"libtpu": "0.0.30"}}, True, "made for 0.0.42", "jax[tpu]==0.10.2"),
-        ({"packages": {each: HEALTHY.packages[each] for each in ("jax", "jaxlib", "numpy")}}, True, "no libtpu", "[tpu]"),
+        ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "libtpu"}}, True, "no libtpu", "[tpu]"),
         ({"environment": {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}}, True, "hides the TPU", "unset"),
         ({"environment": {}}, False, "LIBTPU_INIT_ARGS is not set", "fuse_all_reduce=true"),
         ({"holders": {7: "python train"}, "devices": Devices(error="held")}, True, "process 7 holds", "kill 7"),
@@ -71,7 +71,7 @@ def test_a_healthy_machine_has_no_findings():
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_mending(changes, stops, what, mend):
     (finding,) = found(**changes)
-    assert finding.stops == stops and what in finding.what and re.search(mend.replace("[tpu]", "[tpu]"), finding.mend)
+    assert finding.stops == stops and what in finding.what and mend in finding.mend
 
 
 def test_what_stops_a_run_comes_first():
