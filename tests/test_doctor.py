@@ -50,7 +50,7 @@ def test_a_healthy_machine_has_no_findings():
         ({"packages": HEALTHY.packages | {"jax": "0.13", "jaxlib": "0.13"}}, True, "jax is 0.13", "'jax<0.13,>=0.10'"),
         ({"packages": HEALTHY.packages | {"jaxlib": "0.10.1"}}, False, "jaxlib 0.10.1", "jaxlib==0.10.2"),
         ({"packages": HEALTHY.packages | {"libtpu": "0.0.30"}}, True, "made for 0.0.42", "jax[tpu]==0.10.2"),
-        ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "libtpu"}}, True, "no libtpu", "[tpu]"),
+        ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "libtpu"}}, True, "libtpu", "[tpu]"),
         ({"environment": {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}}, True, "hides the TPU", "unset"),
         ({"environment": {}}, False, "LIBTPU_INIT_ARGS is not set", "fuse_all_reduce=true"),
         ({"holders": {7: "python train"}, "devices": Devices(error="held")}, True, "process 7 holds", "kill 7"),
