@@ -41,6 +41,10 @@ from bertjax.workdir import claimed, record_experiment
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 
 
+Judge = Callable[[int, Params], Mapping[str, float]]
+"""(step, params) -> how good they are, by names as of metrics."""
+
+
 class State(NamedTuple):
     """All that changes: the number of updates made, parameters, optimiser state."""
 
@@ -132,11 +136,14 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
     return jax.lax.scan(add, zeros, inputs)[0]
 
 
-def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None) -> State:
+def fit(
+    experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None, judge: Judge | None = None
+) -> State:
     """Train an experiment in a work folder, from its newest checkpoint if it has one, and return the final state.
 
-    Raises InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no
-    longer finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. Raises
+    InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no longer
+    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress = progress or Progress()
     run = experiment.run
@@ -177,7 +184,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             begin, end = end, end + phase.steps
             if step >= end:
                 continue
-            held_out = _held_out(phase, progress)
+            held_out = None if judge else _held_out(phase, progress)
             source = opened(phase.rows, "train", progress)
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
@@ -197,7 +204,11 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     watch.restart(step)  # writing a trace is not the speed of a step
                 watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
-                if held_out is not None and (last or due(run.evaluate_every, step)):
+                judged = last or due(run.evaluate_every, step)
+                if judge is not None and judged:
+                    watch.flush()
+                    watch.evaluated(step, judge(step, state.params))
+                if held_out is not None and judged:
                     watch.flush()
                     watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
                 if last or stop.signal or due(run.checkpoint_every, step):
@@ -286,7 +297,11 @@ def initial_state(
     def taken(path: Any, ours: Array) -> Array:
         # Two may begin as the same array; each needs memory of its own, since the update writes over it.
         theirs = start.get(name_of(path))
-        return ours if theirs is None else jax.device_put(jnp.copy(theirs), ours.sharding)
+        if theirs is None:
+            return ours
+        if len(theirs) < len(ours):  # the lower layers of a stack
+            theirs = jnp.concatenate([theirs, jax.device_put(ours, theirs.sharding)[len(theirs) :]])
+        return jax.device_put(jnp.copy(theirs), ours.sharding)
 
     if not checkpoint.has_checkpoint(folder):
         state = jax.jit(fresh, out_shardings=replicated(mesh))()

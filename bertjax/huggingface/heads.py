@@ -1,4 +1,4 @@
-"""Make the head of a task as the family of an encoder has it, so that what is fine-tuned can be written as its class."""
+"""Make the head of a task as the family of an encoder has it, so that a fine-tuned model can be written."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,10 +12,15 @@ from bertjax.huggingface.table import Config, head_of
 
 
 class TaskHead(NamedTuple):
-    """A head to train. pooler_of: the head of a pre-trained model whose pooler it begins with; empty for none."""
+    """A head to train.
+
+    pooler_of: the head of a pre-trained model whose pooler it begins with; empty for none. class_name: what
+    transformers calls such a model.
+    """
 
     module: nn.Module
     pooler_of: str
+    class_name: str
 
 
 def task_head(
@@ -34,4 +39,6 @@ def task_head(
         raise InputError(f"{family.model_type} has no head {name!r}: it has {known}")
     pooling = {row.theirs for row in family.pooler.rows} if family.pooler is not None else set()
     shares = family.pooler is not None and pooling <= {row.theirs for row in head.rows}
-    return TaskHead(head_of(head, encoder, config, classes), family.pooler.name if shares and family.pooler else "")
+    pooler_of = family.pooler.name if shares and family.pooler is not None else ""
+    class_name = next((class_name for class_name, names in family.classes.items() if names == (name,)), "")
+    return TaskHead(head_of(head, encoder, config, classes), pooler_of, class_name)

@@ -51,6 +51,8 @@ def _summary(e: XLNet, config: Config, C: int) -> PairHead:
 
 
 LAST_DROPOUT = Drop("summary_last_dropout", 0.1)
+
+
 def _beams(e: XLNet, config: Config, C: int) -> BeamSpanHead:
     head = xlnet_span_head(e.D, e.initializer, e.dtype, e.norm_eps)
     tops = [config.get(key, 5) for key in ("start_n_top", "end_n_top")]
