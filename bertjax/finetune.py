@@ -40,6 +40,7 @@ from bertjax.report import Progress
 from bertjax.rules import Rules
 from bertjax.sharding import data_mesh, place_batch
 from bertjax.spans import BeamSpanHead, electra_span_head, xlnet_span_head
+from bertjax.squad import write_predictions
 from bertjax.train import fit
 from bertjax.types import Objective, Params
 from bertjax.workdir import claimed
@@ -97,7 +98,8 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
         tuning.task, tuning.data, str(folder / "tokenizer"), layout, recipe.length,
         tuning.stride, tuning.question, tuning.ending, recipe.both_orders,
     )  # fmt: skip
-    splits = {split: rows.open(split) for split in ("train", "validation")}
+    others = [split for split in rows.splits() if split.startswith("validation_")]
+    splits = {split: rows.open(split) for split in ("train", "validation", *others)}
     for split, encoded in splits.items():
         for what, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
@@ -223,7 +225,7 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
         result |= {"failed": str(error)}
     best = _read_json(folder / "best.json")
     last, first = _last_metrics(folder), tuning.task.metrics[0]
-    if "failed" not in result and last[first] <= constant_answer(tuning.task, prepared.splits["validation"]):
+    if "failed" not in result and last[first] <= constant_answer(prepared.splits["validation"]):
         result |= {"failed": "no better than always the same answer"}
     result |= {"best": best, "last": last} | _timing(folder)
     _write_json(folder / "result.json", result)
@@ -241,28 +243,51 @@ class _Judge:
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics; the model with the best first one is written to `best`."""
-        rows = self._prepared.splits["validation"]
 
         def logits(batch: Batch) -> Any:
             return self._logits(params, place_batch(batch, self._mesh))
 
-        judgement = judged(self._tuning.task, rows, logits, self._tuning.recipe.batch_size)
+        metrics: dict[str, float] = {}
+        judgements = {}
+        for split, encoded in self._prepared.splits.items():
+            if split == "train":
+                continue
+            judgements[split] = judged(encoded, logits, self._tuning.recipe.batch_size)
+            of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
+            metrics |= {f"{name}{of_split}": value for name, value in judgements[split].metrics.items()}
         best = _read_json(self._folder / "best.json")
         first = self._tuning.task.metrics[0]
-        if not best or judgement.metrics[first] > best["metrics"][first]:
-            self._keep(step, params, judgement)
-        return judgement.metrics
+        if not best or metrics[first] > best["metrics"][first]:
+            self._keep(step, params, metrics, judgements)
+        return metrics
 
-    def _keep(self, step: int, params: Params, judgement: Judgement) -> None:
+    def _keep(
+        self, step: int, params: Params, metrics: Mapping[str, float], judgements: Mapping[str, Judgement]
+    ) -> None:
         partial = self._folder / "best.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        experiment = self._prepared.config | {"step": step, "metrics": dict(judgement.metrics)}
+        experiment = self._prepared.config | {"step": step, "metrics": dict(metrics)}
         checkpoint.export(partial, params, experiment=experiment, tokenizer=self._prepared.tokenizer)
         shutil.rmtree(self._folder / "best", ignore_errors=True)
         partial.rename(self._folder / "best")
-        for name, content in judgement.files.items():
-            (self._folder / name).write_text(content)
-        _write_json(self._folder / "best.json", {"step": step, "metrics": dict(judgement.metrics)})
+        for split, judgement in judgements.items():
+            _write_predictions(self._folder / "predictions" / split, self._prepared.splits[split], judgement)
+        _write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+
+
+def _write_predictions(folder: Path, encoded: Encoded, judgement: Judgement) -> None:
+    """Write what was predicted: of SQuAD the official files, else a JSON line an example."""
+    task = encoded.rows_of.task
+    if task.kind == "span":
+        write_predictions(folder, judgement.predicted, unanswerable=task.unanswerable)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    names = task.labels if task.kind == "classify" else ()
+    lines = [
+        {"example": example.origin, "predicted": names[said] if names else said}
+        for example, said in zip(encoded.examples, judgement.predicted, strict=True)
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _timing(folder: Path) -> dict[str, float]:
@@ -290,7 +315,7 @@ def summarise(tuning: FineTuning, prepared: Prepared, results: list[dict[str, An
     learned = [result for result in results if "failed" not in result]
     first = tuning.task.metrics[0]
     metrics = {}
-    for name in tuning.task.metrics:
+    for name in learned[0]["last"] if learned else ():
         values = [result["last"][name] for result in learned]
         if values:
             q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
