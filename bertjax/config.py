@@ -146,7 +146,8 @@ def load_described(path: str | Path, overrides: Sequence[str], kind: type[Descri
             raise
         raise InputError(f"{path}: {error}") from error
     if not isinstance(experiment, kind):
-        raise InputError(f"{path}: experiment() returned {type(experiment).__name__}, not {kind.__name__}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"{path}: experiment() returned {type(experiment).__name__}, not {article} {kind.__name__}")
     return experiment
 
 

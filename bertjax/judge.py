@@ -92,12 +92,11 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
     size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
     first = window.at + (length - size if encoded.rows_of.layout.left else 0)
     ends = beams.ends_BST - first
-    starts, start_scores = (
-        np.broadcast_to(x[:, None], ends.shape) for x in (beams.starts_BS - first, beams.start_scores_BS)
-    )
+    starts = np.broadcast_to(beams.starts_BS[:, None] - first, ends.shape)
+    start_scores = np.broadcast_to(beams.start_scores_BS[:, None], ends.shape)
+    end_scores, null = np.asarray(beams.end_scores_BST), float(beams.unanswerable_B)
     kept = (starts >= 0) & (ends >= starts) & (ends < window.size)
-    chosen = [np.asarray(x)[kept] for x in (starts, ends, start_scores, beams.end_scores_BST)]
-    return WindowScores(*chosen, float(beams.unanswerable_B), 0.0)
+    return WindowScores(starts[kept], ends[kept], start_scores[kept], end_scores[kept], null, 0.0)
 
 
 def _decided(answered: Answered, odds: float, threshold: float) -> Answered:

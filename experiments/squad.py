@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0: fine-tuning on questions about a text, with the published numbers of each family.
 
     bertjax finetune experiments/squad.py task=squad init=bert-base-uncased/ data=squad/ seeds=3 --workdir runs/squad
-    bertjax evaluate squad --data squad/dev-v1.1.json --predictions runs/squad/seed-0/predictions/validation/predictions.json
+    bertjax evaluate squad --data squad/dev-v1.1.json --predictions .../predictions.json   # of a seed of that run
 
 Sources: google-research/bert run_squad.py; google-research/albert run_squad_v1.py; google-research/electra
 finetune/qa; zihangdai/xlnet scripts; transformers for RoBERTa. `head` chooses between independent starts and ends, and

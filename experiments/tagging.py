@@ -1,6 +1,6 @@
 """CoNLL-2003 and WNUT-17: fine-tuning on names in sentences.
 
-    bertjax finetune experiments/tagging.py task=conll2003 init=bert-base-cased/ data=conll/ seeds=5 --workdir runs/conll
+    bertjax finetune experiments/tagging.py task=conll2003 init=bert-base-cased/ data=conll/ --workdir runs/conll
 
 Sources: Devlin et al. 2018, section 5.3 and appendix A.3; microsoft/DeBERTa experiments/ner. The first piece of a word
 has its tag; neighbouring sentences of a document fill up the row (google-research/bert issue 223). Take a cased model.
