@@ -292,8 +292,9 @@ def _write_predictions(folder: Path, encoded: Encoded, judgement: Judgement) -> 
 
 def _timing(folder: Path) -> dict[str, float]:
     """Add up what the run's timing says: milliseconds of a step, and the share of them that it waited for data."""
-    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
-    if not lines:
+    path = folder / "timing.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines:  # too short a run to be timed
         return {}
     step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
     return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}

@@ -91,9 +91,9 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
     window = encoded.windows[row]
     size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
     first = window.at + (length - size if encoded.rows_of.layout.left else 0)
-    ends = beams.ends_BST - first
-    starts = np.broadcast_to(beams.starts_BS[:, None] - first, ends.shape)
-    start_scores = np.broadcast_to(beams.start_scores_BS[:, None], ends.shape)
+    ends = np.asarray(beams.ends_BST) - first
+    starts = np.broadcast_to(np.asarray(beams.starts_BS)[:, None] - first, ends.shape)
+    start_scores = np.broadcast_to(np.asarray(beams.start_scores_BS)[:, None], ends.shape)
     end_scores, null = np.asarray(beams.end_scores_BST), float(beams.unanswerable_B)
     kept = (starts >= 0) & (ends >= starts) & (ends < window.size)
     return WindowScores(starts[kept], ends[kept], start_scores[kept], end_scores[kept], null, 0.0)
