@@ -333,12 +333,13 @@ def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Mapping[s
         if re.search(r"(^|/)head/(mlm|plm)/decoder", name) and any(own.startswith(f"{head}/") for own in shapes):
             raise InputError(
                 f"init={source} guesses words by a table of its own, {name}, this experiment by the word table: set "
-                "tied_head=false of its encoder, or in its file head=untied_transformed_head of a Modern"
+                "tied_head=false of its encoder (in its file head=untied_transformed_head of a Modern), or begin with "
+                f"the encoder alone, {source}:{ENCODER}"
             )
         if name.endswith("encoder/decoder_positions/table") and any(own.endswith("head/mlm/bias") for own in shapes):
             raise InputError(
                 f"init={source} guesses words after its mask decoder, this experiment has none: set decoder=2 of its "
-                "encoder"
+                f"encoder, or begin with the encoder alone, {source}:{ENCODER}"
             )
 
 

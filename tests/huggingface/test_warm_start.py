@@ -98,6 +98,8 @@ def test_a_head_with_a_table_of_its_own_is_taken_whole_or_not_at_all(pretrained,
     for objective in (MaskedLM(encoder, masking), Distillation(encoder, untied, masking)):
         with pytest.raises(InputError, match=r"a table of its own, .*head/mlm/decoder, .* set tied_head=false"):
             start(objective)
+    pretrained = f"{pretrained}:encoder"  # of it alone there is nothing to leave out
+    assert {name.split("/")[0] for name in start(MaskedLM(encoder, masking)).params} == {"encoder"}
 
 
 def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says_so(
