@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from bertjax import checkpoint
+from bertjax.answers import write_predictions
 from bertjax.belongs import check_texts, check_tokenizer
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.examples import Choice, Example, Question, Texts, Words
@@ -40,7 +41,6 @@ from bertjax.report import Progress
 from bertjax.rules import Rules
 from bertjax.sharding import data_mesh, place_batch
 from bertjax.spans import BeamSpanHead, electra_span_head, xlnet_span_head
-from bertjax.squad import write_predictions
 from bertjax.train import fit
 from bertjax.types import Objective, Params
 from bertjax.workdir import claimed

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bertjax.answers import Answered, WindowScores, answer_questions, window_scores
 from bertjax.data.examples import Question, Words
 from bertjax.data.source import Batch, bucketed
 from bertjax.data.supervised import Encoded
@@ -13,7 +14,7 @@ from bertjax.data.tags import to_iob2
 from bertjax.data.tasks import Task
 from bertjax.metrics import entity_f1, score_rows
 from bertjax.spans import Beams
-from bertjax.squad import Answered, Gold, WindowScores, answer_questions, score_predictions, window_scores
+from bertjax.squad import Gold, score_predictions
 
 Logits = Callable[[Batch], Any]
 """batch -> what the head of the task says of it: arrays whose first axis is the rows."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.errors import InputError
-from bertjax.heads import Pooler, TransformedHead
+from bertjax.heads import Pooler, ReplacedInContextHead, TransformedHead
 from bertjax.layers import apply
 from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import hidden
@@ -111,4 +111,4 @@ def _besides(module: nn.Module, batch: Batch) -> tuple[Array, ...]:
     """Find what a head reads of a batch besides hidden states."""
     if isinstance(module, BeamSpanHead):
         return (batch.get("context", batch["mask"]),)
-    return (batch["mask"],) if isinstance(module, TransformedHead) else ()
+    return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead) else ()
