@@ -196,8 +196,9 @@ def race_questions(origin: str, entry: Mapping[str, Any]) -> Iterator[Choice]:
     questions, options, answers = entry["questions"], entry["options"], entry.get("answers")
     if len(questions) != len(options) or (answers is not None and len(answers) != len(questions)):
         raise InputError(f"{origin}: its questions, options and answers differ in number")
+    name = entry.get("id") or entry.get("example_id", "")
     for number, (question, endings) in enumerate(zip(questions, options, strict=True), 1):
-        place = f"{origin}: question {number} of article {entry.get('id', '')}"
+        place = f"{origin}: question {number} of article {name}"
         filled = (question.replace("_", x, 1) if "_" in question else f"{question} {x}" for x in endings)
         label = "" if answers is None else answers[number - 1]
         yield chosen(place, _text(place, entry, "article"), tuple(filled), label)

@@ -268,7 +268,10 @@ class Alternatives:
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
-        label = {"choice1": 0, "choice2": 1}.get(record["label"], -1)
+        names = ["choice1", "choice2"]
+        if record["label"] not in ("", *names):
+            raise InputError(f"{origin}: the label is {record['label']!r}, neither of {', '.join(names)}")
+        label = names.index(record["label"]) if record["label"] else -1
         endings = (record["choice1"], record["choice2"])
         yield formats.copa_choice(origin, record["premise"], record["question"], endings, label)
 
