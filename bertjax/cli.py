@@ -204,12 +204,14 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax import processes
     from bertjax.config import load_experiment
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
+    processes.join()
     experiment = load_experiment(options.experiment, options.override)
-    progress = Progress()
+    progress = Progress(shown=processes.first())
     try:
         state = fit(experiment, options.workdir, progress=progress)
     except Interrupted as stopped:
@@ -226,7 +228,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.data.tokenizer import fingerprint
     from bertjax.evaluate import evaluator
     from bertjax.infer import load
-    from bertjax.sharding import data_mesh
+    from bertjax.sharding import ROWS_ALONE
     from bertjax.types import Objective
 
     model = load(options.model)
@@ -242,9 +244,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
-    mesh = data_mesh(options.batch_size)
+    mesh = ROWS_ALONE.mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
-    _print(options, evaluator(model.objective, mesh)(model.params, batches))
+    _print(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
 
 
 def _fill_mask(options: argparse.Namespace) -> None:

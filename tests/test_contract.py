@@ -11,7 +11,7 @@ from bertjax.masking import mask_tokens, rounded, tokens
 from bertjax.models.encoder import word_table
 from bertjax.optim import BertLinear, Optimizer
 from bertjax.rules import name_of, split
-from bertjax.sharding import data_mesh, over_rows, replicated
+from bertjax.sharding import ROWS_ALONE, by_row, replicated
 from bertjax.train import State, accumulated_gradient, train_step
 from bertjax.types import average, total
 
@@ -168,10 +168,10 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
 
 
 def test_loss_and_gradient_are_those_of_one_device_on_eight(case):
-    mesh = data_mesh(B)
+    mesh = ROWS_ALONE.mesh(B)
     assert mesh.size == 8
     one = case.train(case.params, case.batch, KEY)
-    eight = case.train(jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, over_rows(mesh)), KEY)
+    eight = case.train(jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, by_row(mesh)), KEY)
     assert len(eight[0][0].sharding.device_set) == 8
     assert_close(one, eight, rtol=2e-5, atol=2e-7)
 
