@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from contract import B, MASKING, make_batch, small_bert
+from contract import MASKING, B, make_batch, small_bert
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from bertjax import sharding
