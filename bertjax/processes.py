@@ -5,6 +5,7 @@ that none waits for another that has given up.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import socket
@@ -163,11 +164,12 @@ def agree(facts: Mapping[str, object]) -> None:
             raise InputError(f"{name} is another on {', '.join(odd)} than on the rest: make it the same on all hosts")
 
 
-def code_digest() -> str:
-    """Digest the source files of this package: hosts with other code would compute something else."""
+def versions() -> dict[str, object]:
+    """Say what has to be alike for hosts to compute the same: the source files of this package, what is installed."""
     root = Path(__file__).parent
-    files = sorted(root.rglob("*.py"))
-    return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))
+    code = b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in sorted(root.rglob("*.py")))
+    installed = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    return {"the code of bertjax": _digest(code), "what is installed": installed}
 
 
 def _digest(content: bytes) -> str:

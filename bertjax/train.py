@@ -4,7 +4,6 @@ The loop knows no model and no objective: only `loss`, an optax transform and wh
 device inside a step: the metrics of a step are read while the next one runs.
 """
 
-import importlib.metadata
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,14 +23,15 @@ from jax.sharding import Mesh, NamedSharding
 from bertjax import checkpoint
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.records import corpus_tokenizer, manifest_digest, read_manifest
-from bertjax.data.source import Corpus, evaluation_batches, training_batches
+from bertjax.data.source import Corpus, Noting, OwnData, Rows, Source, evaluation_batches, training_batches
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
-from bertjax.flops import abstract_params, batch_shapes
+from bertjax.flops import abstract_params, row_shapes
 from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
-from bertjax.processes import agree, code_digest, failing_together, first
+from bertjax.processes import agree, failing_together, first, versions
+from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
@@ -130,8 +130,7 @@ def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
 def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
     """Describe the state of a run: shapes, dtypes, where each array lies; optimiser state lies where its parameter."""
     phase = experiment.phases[0]
-    batch = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
-    params = abstract_params(experiment.objective, batch)
+    params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
     places = stored_shardings(mesh, params)
     opt = jax.eval_shape(tx.init, split(trained, params)[0])
@@ -189,44 +188,24 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         meshes = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
         mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
         start, note = _start(experiment, Path(workdir), tokenizer)
-    agree(
-        {
-            "the experiment": to_json(experiment),
-            "the data": data,
-            "the code of bertjax": code_digest(),
-            "what is installed": sorted(f"{d.name} {d.version}" for d in importlib.metadata.distributions()),
-        }
-    )
+    agree({"the experiment": to_json(experiment), "the data": data} | versions())
     several = jax.process_count() > 1
     with ExitStack() as held:
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(stop_requests())
-        folder = Path(workdir)
-        with failing_together():
-            if first():
-                held.enter_context(claimed(folder))
-                record_experiment(folder, experiment)
-        agree({"the work folder": lock_text(folder)})
+        folder = held.enter_context(_claimed_together(Path(workdir), experiment))
         manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         held.enter_context(closing(manager))  # waits for what is still being saved
         tx = experiment.optimizer.transform()
         state = initial_state(experiment, tx, mesh, folder, tokenizer, data, start)
         save = partial(checkpoint.save, manager, experiment=to_json(experiment), tokenizer=tokenizer, data=data)
         step = int(state.step)
-        count, frozen = (
-            sum(leaf.size for leaf in jax.tree.leaves(tree))
-            for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
-        )
-        progress.say(
-            f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
-            f"{mesh.devices.flat[0].device_kind} device(s), from step {step}"
-        )
+        for line in _beginning(experiment, state, mesh, start, note):
+            progress.say(line)
         if start:
-            names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
-            made = ", ".join(name for name in names if name not in start)
-            progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}{note}")
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
+        profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
@@ -235,7 +214,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             size = phase.batch_size // phase.accumulate
             evaluate = evaluator(experiment.objective, mesh, size)
             held_out = _held_out(phase, held_rows(mesh, size), progress)
-            source = phase.rows.open("train")
+            source = opened(phase.rows, "train", progress)
             mine = held_rows(mesh, phase.batch_size)
             batches = training_batches(
                 source, phase.batch_size, phase.steps, experiment.seed, start=step - begin, held=mine
@@ -243,6 +222,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             update = sharded_step(experiment, phase, mesh)
             watch.start_phase(phase)
             while step < end:
+                profile.before(step + 1, state)
                 waiting = time.perf_counter()
                 rows = next(batches)
                 if several:
@@ -251,7 +231,9 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                 waited = time.perf_counter() - waiting
                 state, metrics = update(state, batch)
                 step += 1
-                watch.step(step, metrics, waited)
+                if profile.after(step, metrics):
+                    watch.restart(step)  # writing a trace is not the speed of a step
+                watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
                 stopping = watch.stopping if several else stop.signal > 0
                 if held_out is not None and (last or due(run.evaluate_every, step)):
@@ -266,6 +248,36 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
     return state
 
 
+@contextmanager
+def _claimed_together(folder: Path, experiment: Experiment) -> Iterator[Path]:
+    """Hold the work folder: the first process for all, which must see the same one."""
+    with ExitStack() as held:
+        with failing_together():
+            if first():
+                held.enter_context(claimed(folder))
+                record_experiment(folder, experiment)
+        agree({"the work folder": lock_text(folder)})
+        yield folder
+
+
+def _beginning(
+    experiment: Experiment, state: State, mesh: Mesh, start: Mapping[str, Array], note: str
+) -> Iterator[str]:
+    """Say what a run begins with: a line for its size, one for what it took from a trained model."""
+    count, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
+    )
+    yield (
+        f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
+    )
+    if start:
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        made = ", ".join(name for name in names if name not in start)
+        yield f"parameters from {experiment.init}, made anew: {made or 'none'}{note}"
+
+
 def check_platform(wanted: str) -> None:
     """Raise InputError where the experiment asks for another platform than JAX runs on: a month on a CPU is lost."""
     found = jax.default_backend()
@@ -277,11 +289,14 @@ def check_platform(wanted: str) -> None:
 
 
 def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
-    """Load the tokenizer that all corpora of the experiment share, and the digest of each corpus.
+    """Load the tokenizer that all data of the experiment share, and the digest of each corpus or data set.
 
     Raises InputError where a corpus is missing or damaged, where tokenizers differ, and where ids of the vocabulary
     exceed one of the objective's (any field V).
     """
+    rows = experiment.phases[0].rows
+    if isinstance(rows, OwnData):
+        return _check_own(experiment, rows)
     folders = [phase.rows.corpus for phase in experiment.phases]
     manifests = [read_manifest(folder) for folder in folders]
     tokenizer = corpus_tokenizer(folders[0])
@@ -293,13 +308,31 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     for folder, manifest in dict(zip(folders, manifests, strict=True)).items():
         for name in manifest.splits:
             Corpus(folder, name)  # sees that its files are there and undamaged
+    _check_vocabulary(experiment, tokenizer)
+    return tokenizer, [manifest_digest(folder) for folder in folders]
+
+
+def _check_own(experiment: Experiment, rows: OwnData) -> tuple[Tokenizer, list[str]]:
+    """Do the same for rows of labelled data, which all phases must have."""
+    tokenizer = rows.load_tokenizer()
+    digests = []
+    for phase in experiment.phases:
+        if not isinstance(phase.rows, OwnData):
+            raise InputError(f"rows of a task and of the corpus {phase.rows.corpus} do not mix: run them one by one")
+        if fingerprint(phase.rows.load_tokenizer()) != fingerprint(tokenizer):
+            raise InputError("the phases have different tokenizers: use one for all")
+        digests.append(phase.rows.digest())
+    _check_vocabulary(experiment, tokenizer)
+    return tokenizer, digests
+
+
+def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
             raise InputError(
-                f"the corpus has {tokenizer.vocabulary.size} ids, but the model's vocabulary only V={size}: leave V to "
-                "the experiment, or use a corpus built for this model"
+                f"the data have {tokenizer.vocabulary.size} ids, but the model's vocabulary only V={size}: leave V to "
+                "the experiment, or use data encoded for this model"
             )
-    return tokenizer, [manifest_digest(folder) for folder in folders]
 
 
 def _fields_named(name: str, described: Any) -> Iterator[int]:
@@ -320,7 +353,7 @@ def initial_state(
     start: Mapping[str, Array],
 ) -> State:
     """Restore the newest checkpoint of the folder, else make parameters from the seed, but for those in `start`."""
-    shapes = [batch_shapes(p.batch_size, p.rows.length, p.rows.features) for p in experiment.phases]
+    shapes = [row_shapes(phase.rows, phase.batch_size) for phase in experiment.phases]
     for each in shapes:
         abstract_params(experiment.objective, each)
 
@@ -361,13 +394,28 @@ def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start
             raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
         return Start({}, "")
     phase = experiment.phases[0]
-    shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    shapes = row_shapes(phase.rows, phase.batch_size)
     like = abstract_params(experiment.objective, shapes)
     return warm_start(experiment.init, experiment.objective, like, tokenizer)
 
 
+def opened(rows: Rows, split: str, progress: Progress) -> Source:
+    """Open a split, and say what was treated in its data, how often."""
+    source = rows.open(split)
+    if isinstance(source, Noting):
+        for what, count in source.notes.items():
+            progress.say(f"{rows.corpus}, {split}: {count:,} {what}")
+    return source
+
+
 def _held_out(phase: Phase, held: np.ndarray, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
     """Make a function that reads the held-out split of a phase from its start; None, with a notice, without one."""
+    size = phase.batch_size // phase.accumulate
+    if isinstance(phase.rows, OwnData):
+        if "validation" not in phase.rows.splits():
+            progress.say(f"{phase.rows.corpus} has no validation split: no evaluation")
+            return None
+        return partial(evaluation_batches, opened(phase.rows, "validation", progress), size, (), 0)
     manifest = read_manifest(phase.rows.corpus)
     if not manifest.splits.get("validation"):
         progress.say(f"corpus {phase.rows.corpus} holds nothing out: no evaluation")
