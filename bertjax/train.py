@@ -189,7 +189,6 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
         mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
         start, note = _start(experiment, Path(workdir), tokenizer)
     agree({"the experiment": to_json(experiment), "the data": data} | versions())
-    several = jax.process_count() > 1
     with ExitStack() as held:
         held.enter_context(jax.set_mesh(mesh))
         stop = held.enter_context(stop_requests())
@@ -214,20 +213,13 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             size = phase.batch_size // phase.accumulate
             evaluate = evaluator(experiment.objective, mesh, size)
             held_out = _held_out(phase, held_rows(mesh, size), progress)
-            source = opened(phase.rows, "train", progress)
-            mine = held_rows(mesh, phase.batch_size)
-            batches = training_batches(
-                source, phase.batch_size, phase.steps, experiment.seed, start=step - begin, held=mine
-            )
+            batches = _batches(experiment, phase, mesh, step - begin, stop, progress)
             update = sharded_step(experiment, phase, mesh)
             watch.start_phase(phase)
             while step < end:
                 profile.before(step + 1, state)
                 waiting = time.perf_counter()
-                rows = next(batches)
-                if several:
-                    rows["stop"] = np.full(len(mine), stop.signal > 0, np.int32)
-                batch = place_batch(rows, mesh, phase.batch_size)
+                batch = place_batch(next(batches), mesh, phase.batch_size)
                 waited = time.perf_counter() - waiting
                 state, metrics = update(state, batch)
                 step += 1
@@ -235,7 +227,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     watch.restart(step)  # writing a trace is not the speed of a step
                 watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
-                stopping = watch.stopping if several else stop.signal > 0
+                stopping = watch.stopping if jax.process_count() > 1 else stop.signal > 0
                 if held_out is not None and (last or due(run.evaluate_every, step)):
                     watch.flush()
                     watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
@@ -246,6 +238,18 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     if stopping and not last:
                         raise Interrupted(step, stop.signal or signal.SIGTERM)
     return state
+
+
+def _batches(
+    experiment: Experiment, phase: Phase, mesh: Mesh, start: int, stop: "_Stop", progress: Progress
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what this process holds of each batch of a phase and, if there are others, whether it was asked to stop."""
+    held = held_rows(mesh, phase.batch_size)
+    source = opened(phase.rows, "train", progress)
+    for rows in training_batches(source, phase.batch_size, phase.steps, experiment.seed, start=start, held=held):
+        if jax.process_count() > 1:
+            rows["stop"] = np.full(len(held), stop.signal > 0, np.int32)
+        yield rows
 
 
 @contextmanager
