@@ -188,16 +188,10 @@ def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> It
         raise InputError(f"TFDS has no {part.split} split of task {task.name}: give data=FOLDER in the original format")
     for name in task.tfds:
         source, info = _tfds_source(name, part.tfds, data_dir)
-        document = 0
         for index in range(len(source)):
             for example in task.records.examples(f"{name}[{index}]", _plain(source[index], info.features), notes):
-                if isinstance(example, Words):
-                    begins = example.words == ("-DOCSTART-",)
-                    document += begins
-                    if not begins:
-                        yield example._replace(document=document)
-                    continue
-                yield example
+                # TFDS leaves out where documents begin, so every sentence is one.
+                yield example._replace(document=index) if isinstance(example, Words) else example
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -238,7 +232,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tagged:
-    """Make tagged sentences of `tokens` and `ner`; a sentence of -DOCSTART- alone begins a document."""
+    """Make tagged sentences of `tokens` and `ner`."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
