@@ -39,7 +39,8 @@ from bertjax.published import Published
 from bertjax.recipe import FineTuning
 from bertjax.report import Progress
 from bertjax.rules import Rules
-from bertjax.sharding import data_mesh, place_batch
+from bertjax.sharding import Layout as Mesh
+from bertjax.sharding import gathered, place_batch
 from bertjax.spans import BeamSpanHead, electra_span_head, xlnet_span_head
 from bertjax.train import fit
 from bertjax.types import Objective, Params
@@ -238,14 +239,14 @@ class _Judge:
 
     def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
-        self._mesh = data_mesh(tuning.recipe.batch_size)
-        self._logits = jax.jit(prepared.model.task_logits)
+        self._mesh = Mesh().mesh(tuning.recipe.batch_size)
+        self._logits = jax.jit(lambda params, batch: prepared.model.task_logits(gathered(params), batch))
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics; the model with the best first one is written to `best`."""
 
         def logits(batch: Batch) -> Any:
-            return self._logits(params, place_batch(batch, self._mesh))
+            return self._logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
 
         metrics: dict[str, float] = {}
         judgements = {}
