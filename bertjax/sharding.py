@@ -1,5 +1,6 @@
 """Lay arrays out over devices: rows of a batch over the mesh axis `data`, everything else on every device."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from bertjax.errors import InputError
 
 
-def data_mesh(rows: int) -> Mesh:
-    """Make a mesh of all local devices for batches of `rows`. Raises InputError where the rows do not divide."""
-    devices = jax.local_device_count()
-    if rows % devices:
-        raise InputError(f"a batch of {rows} rows does not divide over {devices} devices: use a multiple of {devices}")
+def data_mesh(rows: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Make a mesh of devices, all local ones by default, for batches of `rows`.
+
+    Raises InputError where the rows do not divide.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    size = len(devices)
+    if rows % size:
+        raise InputError(f"a batch of {rows} rows does not divide over {size} devices: use a multiple of {size}")
     # Plain Linen needs the compiler to choose intermediate layouts; JAX's new default, Explicit, breaks it.
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((size,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -102,6 +102,34 @@ def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
     return stepped
 
 
+def jitted_step(experiment: Experiment, phase: Phase, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Jit the update of a phase: `(state, batch) -> (state, metrics)`; the state that it is given is gone after it."""
+    step = partial(
+        train_step,
+        loss=partial(experiment.objective.loss, train=True),
+        tx=tx,
+        key=stream(experiment.seed, "train"),
+        parts=phase.accumulate,
+        trained=experiment.optimizer.trained,
+    )
+    update = with_rate(step, experiment.optimizer.learning_rate)
+    return jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def fresh_state(experiment: Experiment, tx: optax.GradientTransformation, batch: Batch) -> State:
+    """Make the state that training begins with, from the seed; of the batch only shapes matter."""
+    params = experiment.objective.init(stream(experiment.seed, "init"), batch)
+    return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
+
+
+def state_shapes(experiment: Experiment, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Describe the state and where it lies, without making it."""
+    phase = experiment.phases[0]
+    batch = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    shapes = jax.eval_shape(partial(fresh_state, experiment, tx), batch)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+
+
 def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, parts: int) -> tuple[Params, Metrics]:
     """Compute the gradient of the loss of the whole batch from micro-batches, one at a time.
 
@@ -167,9 +195,6 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         evaluate = evaluator(experiment.objective, mesh)
-        loss = partial(experiment.objective.loss, train=True)
-        key = stream(experiment.seed, "train")
-        rate = experiment.optimizer.learning_rate
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
@@ -179,10 +204,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             source = phase.rows.open("train")
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
-            trained = experiment.optimizer.trained
-            one_step = partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate, trained=trained)
-            update = with_rate(one_step, rate)
-            update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
+            update = jitted_step(experiment, phase, tx, mesh)
             watch.start_phase(phase)
             while step < end:
                 waiting = time.perf_counter()
@@ -253,9 +275,7 @@ def initial_state(
         abstract_params(experiment.objective, each)
 
     def fresh() -> State:
-        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
-        params = experiment.objective.init(stream(experiment.seed, "init"), batch)
-        return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
+        return fresh_state(experiment, tx, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0]))
 
     def taken(path: Any, ours: Array) -> Array:
         # Two may begin as the same array; each needs memory of its own, since the update writes over it.
@@ -271,9 +291,7 @@ def initial_state(
         raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
     if info["data"] != data:
         raise InputError(f"{newest} was trained on another corpus: go on with that one, or choose another --workdir")
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), jax.eval_shape(fresh)
-    )
+    like = state_shapes(experiment, tx, mesh)
     params = checkpoint.restore(newest, "params", like.params, info)
     opt = checkpoint.restore(newest, "optimizer", like.opt, info)
     return State(jax.device_put(jnp.int32(info["step"]), replicated(mesh)), params, opt)
