@@ -151,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
                       help="find the largest batch of a device that fits, for each way to recompute")  # fmt: skip
     plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as SVG")
     _json(plan)
+
+    doctor = _command(commands, "doctor", _doctor, "say what is wrong with this machine, and how to mend it",
+                      "bertjax doctor --workdir runs/base")  # fmt: skip
+    doctor.add_argument("--workdir", type=Path, default=Path(), metavar="DIR", help="whose disk (default: this folder)")
+    doctor.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="for devices to answer (default: %(default)g)"
+    )
+    _json(doctor)
     return parser
 
 
@@ -214,10 +222,12 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_experiment
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
+    keep_compiled_programs()
     experiment = load_experiment(options.experiment, options.override)
     progress = Progress()
     try:
@@ -230,6 +240,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import from_json
     from bertjax.data.records import read_manifest
     from bertjax.data.source import evaluation_batches
@@ -239,6 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.sharding import data_mesh
     from bertjax.types import Objective
 
+    keep_compiled_programs()
     model = load(options.model)
     if not isinstance(model.objective, Objective):
         raise InputError(
@@ -258,8 +270,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.infer import fill_mask, load
 
+    keep_compiled_programs()
     model = load(options.model)
     texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     for filled in fill_mask(model, texts, top=options.top):
@@ -273,9 +287,11 @@ def _fill_mask(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.embedding import embed
     from bertjax.infer import load
 
+    keep_compiled_programs()
     model = load(options.model)
     texts = options.text or [line.rstrip("\n") for line in sys.stdin]  # a blank one too: line n has vector n
     vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
@@ -371,6 +387,15 @@ def _plan(options: argparse.Namespace) -> None:
     else:
         print("\n".join(searched(planned, on) if options.search else explained(planned, on)))
     options.exit_code = 0 if planned["fits"] else NOT_FITTING
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from bertjax.doctor import as_json, collect, diagnose, report
+
+    facts = collect(options.workdir, seconds=options.seconds)
+    findings = diagnose(facts)
+    print(json.dumps(as_json(facts, findings)) if options.json else report(facts, findings), end="\n" * options.json)
+    options.exit_code = 2 if any(finding.stops for finding in findings) else 0
 
 
 def _print(options: argparse.Namespace, values: dict[str, Any]) -> None:

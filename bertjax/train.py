@@ -29,6 +29,7 @@ from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, batch_shapes
 from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
+from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
@@ -194,6 +195,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}{note}")
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
+        profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
         evaluate = evaluator(experiment.objective, mesh)
         end = 0
         for phase in experiment.phases:
@@ -207,11 +209,14 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             update = jitted_step(experiment, phase, tx, mesh)
             watch.start_phase(phase)
             while step < end:
+                profile.before(step + 1, state)
                 waiting = time.perf_counter()
                 batch = place_batch(next(batches), mesh)
                 waited = time.perf_counter() - waiting
                 state, metrics = update(state, batch)
                 step += 1
+                if profile.after(step, metrics):
+                    watch.restart(step)  # writing a trace is not the speed of a step
                 watch.step(step, metrics, waited)
                 last = step == experiment.steps
                 if held_out is not None and (last or due(run.evaluate_every, step)):

@@ -32,6 +32,17 @@ Batch = Mapping[str, Array]
     pair         i32 [B]     the label of the pair term: 0 in order, 1 not
     backward     i32 [B]     1 where a row holds its text from its end to its beginning
     example      u32 [B]     which example this is; names its random draws
+
+A batch of a task (bertjax/data/supervised.py) has tokens, mask, types, example and, where they are known, labels:
+
+    labels       i32 [B]     the class of a row, or f32 [B] its number
+                 i32 [B, L]  the tag of a word at its first piece, -1 at all that is not scored
+                 i32 [B, 2]  the first and the last piece of an answer, both at the <cls> where there is none
+                 i32 [B]     the right one of C options; tokens, mask and types are then [B, C, L]
+    answerable   i32 [B]     1 where the row holds an answer
+    context      i32 [B, L]  1 where an answer may begin and end, in the rows of a question
+
+A row of padding has mask 0 throughout and weighs nothing; so has an option that a question does not have.
 """
 
 

@@ -1,0 +1,56 @@
+"""Name what a task's data consist of, before any tokenizer: texts, tagged words, questions on a context, choices.
+
+`origin` is `file:line`, or the place in a data set of another kind, for errors. Labels stand as the data spell them.
+"""
+
+from typing import NamedTuple
+
+
+class Texts(NamedTuple):
+    """One text or two, to classify or to put a number on. label: empty where it is not known."""
+
+    origin: str
+    texts: tuple[str, ...]
+    label: str = ""
+
+
+class Words(NamedTuple):
+    """A sentence in words. tags: one for each word, none where not known. document: its sentences share a number."""
+
+    origin: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    document: int = 0
+
+
+class Answer(NamedTuple):
+    """A text and the character of the context where it begins."""
+
+    text: str
+    start: int
+
+
+class Question(NamedTuple):
+    """A question on a context. answers: none where it has none in the context, or where they are not known."""
+
+    origin: str
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] = ()
+    labelled: bool = True
+
+
+class Choice(NamedTuple):
+    """A context and the ways to go on from it. label: the number of the right one, -1 where it is not known.
+
+    Where the data have a question, each ending holds it too.
+    """
+
+    origin: str
+    context: str
+    endings: tuple[str, ...]
+    label: int = -1
+
+
+Example = Texts | Words | Question | Choice
