@@ -6,6 +6,7 @@ are the compiler's; the time is an estimate (`roofline.py`).
 
 import dataclasses
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bertjax.compiler import TPU_FLAGS
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, batch_shapes, model_flops
 from bertjax.hlo import Program
@@ -77,8 +79,8 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
         say(f"compiling {phase['batch_size']} rows of {phase['length']} for {on}")
         phase |= compiled_phase(experiment, experiment.phases[number], on, phase["flops_per_token"])
     most = max(planned["phases"], key=lambda phase: phase["bytes_per_device"]["peak"] or math.inf)
-    planned |= {"topology": str(on), "devices": on.devices} | {name: most[name] for name in OF_A_PHASE}
-    return planned | {"fits": all(phase["fits"] for phase in planned["phases"])}
+    whole = {name: most[name] for name in OF_A_PHASE} | {"fits": all(phase["fits"] for phase in planned["phases"])}
+    return planned | {"topology": str(on), "devices": on.devices, "flags": flags_for(on)} | whole
 
 
 def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     capacity = on.chip.hbm / on.chip.devices * 2**30
     begun = time.perf_counter()
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(compiler_options=flags_for(on))
     except jax.errors.JaxRuntimeError as error:
         refused = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" not in refused or "hbm" not in refused.lower():
@@ -152,6 +154,13 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     peak = float(stats.peak_memory_in_bytes + stats.generated_code_size_in_bytes)
     memory |= {"activations": peak - stats.argument_size_in_bytes, "peak": peak, "capacity": capacity}
     return Compiled(executable.as_text(), memory, seconds, "")
+
+
+def flags_for(on: Slice) -> dict[str, str]:
+    """Name the flags that training on a slice would run with; none where the user's LIBTPU_INIT_ARGS say what holds."""
+    if "LIBTPU_INIT_ARGS" in os.environ:
+        return {}
+    return {flag.name: flag.value for flag in TPU_FLAGS[on.generation]}
 
 
 def _bytes_on_device(tree: Any) -> float:
