@@ -73,13 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     _experiment(pretrain)
     pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
 
-    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text",
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text, or score predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
-    _model(evaluate, "the work folder of a run, or one checkpoint")
+    evaluate.add_argument("--model", metavar="DIR", help="the work folder of a run, or one checkpoint")
     evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
     evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="rows at a time (default: 32)")
     _json(evaluate)
+
+    scored = evaluate.add_subparsers(title="predictions of others, without a model", metavar="TASK")
+    squad = _command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
+                     "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
+    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with their answers")
+    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="an answer for each id")
+    squad.add_argument("--null-odds", type=Path, metavar="JSON",
+                       help="how likely each id has no answer, by any number: adds the best thresholds")  # fmt: skip
+    squad.add_argument("--null-threshold", type=float, default=1.0, metavar="X",
+                       help="odds above which an answer counts as none (default: 1.0, as officially)")  # fmt: skip
+    _json(squad)
 
     predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
     fill = _command(predict, "fill-mask", _fill_mask, "guess masked words",
@@ -251,6 +262,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.types import Objective
 
     keep_compiled_programs()
+    if options.model is None:
+        raise InputError("evaluate what? a model, --model DIR, or predictions: bertjax evaluate squad --help")
     model = load(options.model)
     if not isinstance(model.objective, Objective):
         raise InputError(
@@ -267,6 +280,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     mesh = data_mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
     _print(options, evaluator(model.objective, mesh)(model.params, batches))
+
+
+def _evaluate_squad(options: argparse.Namespace) -> None:
+    from bertjax.squad import read_answers, read_gold, score_predictions
+
+    gold, predictions = read_gold(options.data), read_answers(options.predictions)
+    if not gold.answers.keys() & predictions.keys():
+        raise InputError(f"{options.predictions} answers no question of {options.data}: are they of another data set?")
+    odds = read_answers(options.null_odds, float) if options.null_odds else None
+    _print(options, score_predictions(gold, predictions, odds, threshold=options.null_threshold))
 
 
 def _fill_mask(options: argparse.Namespace) -> None:

@@ -178,7 +178,8 @@ def _unknown(key: str, known: Sequence[str], owner: str) -> str:
 
 def field_names(value: Any) -> list[str]:
     """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
-    return [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+    names = [field.name for field in dataclasses.fields(value)]
+    return [name for name in names if name not in ("parent", "name")] if "parent" in names else names
 
 
 _Override = tuple[list[str], str, str]

@@ -84,6 +84,8 @@ def diagnose(facts: Facts) -> list[Finding]:
 def _versions(facts: Facts) -> Iterable[Finding]:
     if not (3, 11) <= _numbers(facts.python)[:2] <= (3, 13):
         yield Finding(False, f"Python {facts.python}: 3.11 to 3.13 are tested", "use one of these")
+    if "bertjax" not in facts.packages:
+        yield Finding(True, "bertjax is not installed, and its checkpoints name its version", "pip install .")
     for requirement in facts.requirements:
         name = _name(requirement)
         wanted = requirement.removeprefix(name).split(";")[0].strip()
@@ -179,7 +181,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> Facts:
     """Gather facts; devices have `seconds` to answer. root: where /proc, /sys and /tmp lie."""
-    requirements = tuple(each for each in metadata.requires("bertjax") or () if "extra ==" not in each)
+    requirements = _requirements()
     memory = _memory(root)
     chips, holders = _chips(root), _holders(root)
     lock = root / LOCK.relative_to("/")
@@ -206,6 +208,13 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         accelerator_expected=accelerator_expected(),
         devices=Devices(error="not asked, since they are held") if holders else ask_devices([sys.executable], seconds),
     )
+
+
+def _requirements() -> tuple[str, ...]:
+    try:
+        return tuple(each for each in metadata.requires("bertjax") or () if "extra ==" not in each)
+    except metadata.PackageNotFoundError:
+        return ()
 
 
 def _name(requirement: str) -> str:

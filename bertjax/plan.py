@@ -16,7 +16,7 @@ import jax
 
 from bertjax.compiler import TPU_FLAGS
 from bertjax.config import Experiment, Phase
-from bertjax.flops import abstract_params, batch_shapes, model_flops
+from bertjax.flops import abstract_params, model_flops, row_shapes
 from bertjax.hlo import Program
 from bertjax.layers import REMAT
 from bertjax.roofline import estimate, moved_by_kind
@@ -41,7 +41,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     """
     phases, trained = [], experiment.optimizer.trained
     for phase in experiment.phases:
-        shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+        shapes = row_shapes(phase.rows, phase.batch_size)
         tokens = phase.batch_size * phase.rows.length
         phases.append(
             {
@@ -127,7 +127,7 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     mesh = data_mesh(phase.batch_size // phase.accumulate, slice_devices(on))
     tx = experiment.optimizer.transform()
     state = state_shapes(experiment, tx, mesh)
-    rows = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    rows = row_shapes(phase.rows, phase.batch_size)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over_rows(mesh)), rows)
     lowered = jitted_step(experiment, phase, tx, mesh).lower(state, batch)
     memory: dict[str, float | None] = {
@@ -201,7 +201,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
     take the batch of the experiment, None where none does.
     """
     phase = max(experiment.phases, key=lambda phase: phase.rows.length)
-    shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    shapes = row_shapes(phase.rows, phase.batch_size)
     flops = model_flops(experiment.objective, shapes, experiment.optimizer.trained)
     found = []
     for policy in REMAT:

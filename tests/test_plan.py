@@ -31,6 +31,13 @@ def test_parameters_are_as_many_as_published(family, override, count):
     assert planned["params"] == sum(planned["params_by_group"].values()) == count
 
 
+def test_a_head_with_a_table_of_its_own_has_that_many_parameters_more_and_does_the_same_work():
+    tied = plan(load_experiment("experiments/bert.py", ["size=tiny"]))
+    untied = plan(load_experiment("experiments/bert.py", ["size=tiny", "objective.encoder.tied_head=false"]))
+    assert untied["params_by_group"]["head/mlm"] - tied["params_by_group"]["head/mlm"] == 30522 * 128
+    assert untied["flops_per_token"] == tied["flops_per_token"]
+
+
 def test_the_tokens_and_steps_are_those_of_the_published_run():
     short, long = plan(load_experiment("experiments/bert.py"))["phases"]
     assert (short["steps"], short["batch_size"], short["length"]) == (900_000, 256, 128)

@@ -252,7 +252,7 @@ class JsonChoices:
 class Arc:
     """Read ARC: JSON lines as published, or a CSV without header: the question, its options, the letter of one.
 
-    Some keys are numbers from 1; some rows of such CSVs have lost all their options: they are left out and counted.
+    Some keys are numbers from 1; rows of such CSVs that have lost their right option are left out and counted.
     """
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
@@ -266,8 +266,8 @@ class Arc:
                     where = "a header where none belongs, or " if number == 1 else ""
                     raise InputError(f"{path}:{number}: {where}{cells[-1]!r} is no letter or number of an option")
                 endings = tuple(cell for cell in cells[1:-1] if cell.strip())
-                if not endings:
-                    notes["questions without options, left out"] += 1
+                if key >= len(endings):
+                    notes["questions without their right option, left out"] += 1
                     continue
                 yield chosen(f"{path}:{number}", cells[0], endings, str(key))
             return

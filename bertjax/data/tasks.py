@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bertjax.data import formats
-from bertjax.data.examples import Answer, Example, Question, Texts, Words
+from bertjax.data.examples import Answer, Choice, Example, Question, Texts, Words
 from bertjax.data.formats import (
     Conll,
     Copa,
@@ -56,7 +56,8 @@ class Task:
     labels: names of classes or tags, in the order of their numbers. spelled: how the files write them, where otherwise.
     metrics: names in bertjax.metrics, the first of which chooses the best checkpoint. parts: its splits; training reads
     train, evaluation validation. folders: names of the folder that holds them. tfds: the name of its data set there.
-    scale: the range of a number to predict, where it has one. unanswerable: questions may have no answer.
+    scale: the range of a number to predict, where it has one. unanswerable: questions may have no answer. options: how
+    many a choice has at most.
     """
 
     name: str
@@ -70,10 +71,13 @@ class Task:
     records: Any = None
     scale: tuple[float, float] | None = None
     unanswerable: bool = False
+    options: int = 0
 
     def __post_init__(self) -> None:
         if self.kind in ("classify", "tag") and len(set(self.labels)) < 2:
             raise ValueError(f"task {self.name} has the labels {self.labels}: two or more different ones")
+        if self.kind == "choice" and self.options < 2:
+            raise ValueError(f"task {self.name} has {self.options} options to choose from: two or more")
         if self.spelled and len(self.spelled) != len(self.labels):
             raise ValueError(f"task {self.name} spells {len(self.spelled)} of its {len(self.labels)} labels")
 
@@ -184,16 +188,10 @@ def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> It
         raise InputError(f"TFDS has no {part.split} split of task {task.name}: give data=FOLDER in the original format")
     for name in task.tfds:
         source, info = _tfds_source(name, part.tfds, data_dir)
-        document = 0
         for index in range(len(source)):
             for example in task.records.examples(f"{name}[{index}]", _plain(source[index], info.features), notes):
-                if isinstance(example, Words):
-                    begins = example.words == ("-DOCSTART-",)
-                    document += begins
-                    if not begins:
-                        yield example._replace(document=document)
-                    continue
-                yield example
+                # TFDS leaves out where documents begin, so every sentence is one.
+                yield example._replace(document=index) if isinstance(example, Words) else example
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -234,7 +232,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tagged:
-    """Make tagged sentences of `tokens` and `ner`; a sentence of -DOCSTART- alone begins a document."""
+    """Make tagged sentences of `tokens` and `ner`."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
@@ -333,8 +331,11 @@ def own_task(kind: Kind, data: str, columns: tuple[str, ...], label: str) -> Tas
     )
     metrics = {"classify": ("accuracy",), "regress": ("pearson", "spearman"), "tag": ("entity_f1",)}
     metrics |= {"span": ("f1", "exact"), "choice": ("accuracy",)}
-    labels = _own_labels(kind, labelled, Path(data) / f"train{ending}")
-    return Task("own", kind, labels, metrics[kind], parts, unanswerable=kind == "span")
+    path = Path(data) / f"train{ending}"
+    examples = [] if kind in ("regress", "span") else list(labelled.read(path, Notes()))
+    labels = _own_labels(kind, examples, path)
+    options = max((len(example.endings) for example in examples if isinstance(example, Choice)), default=0)
+    return Task("own", kind, labels, metrics[kind], parts, unanswerable=kind == "span", options=options)
 
 
 def _own_formats(kind: Kind, columns: tuple[str, ...], label: str) -> dict[str, Any]:
@@ -353,15 +354,12 @@ def _own_formats(kind: Kind, columns: tuple[str, ...], label: str) -> dict[str, 
     return {".jsonl": JsonChoices(columns[0] if len(columns) == 2 else "", columns[-1], label)}
 
 
-def _own_labels(kind: Kind, form: Any, path: Path) -> tuple[str, ...]:
-    if kind not in ("classify", "tag"):
-        return ()
-    examples = list(form.read(path, Notes()))
+def _own_labels(kind: Kind, examples: list[Example], path: Path) -> tuple[str, ...]:
     if kind == "tag":
-        marked = {tag for example in examples for tag in example.tags} - {"O"}
-        return iob2_labels(tuple(sorted({tag.partition("-")[2] for tag in marked})))
-    labels = tuple(sorted({example.label for example in examples}))
-    if len(labels) < 2 or len(labels) > 1000 or "" in labels:
+        tags = {tag for example in examples if isinstance(example, Words) for tag in example.tags}
+        return iob2_labels(tuple(sorted({tag.partition("-")[2] for tag in tags - {"O"}})))
+    labels = tuple(sorted({example.label for example in examples if isinstance(example, Texts)}))
+    if kind == "classify" and (not 2 <= len(labels) <= 1000 or "" in labels):
         raise InputError(f"{path} has {len(labels)} labels ({', '.join(labels)[:60]}): 2 to 1000 different ones")
     return labels
 
@@ -468,7 +466,7 @@ RACE = Task(
         Part("validation", ("dev", "dev.json", "expmrc-race-dev.json"), Race(), "dev"),
         Part("test", ("test", "test.json"), Race(), "test"),
     ),
-    (), ("RACE", "race", "race_expmrc"), ("race/middle", "race/high"), Articles(),
+    (), ("RACE", "race", "race_expmrc"), ("race/middle", "race/high"), Articles(), options=4,
 )  # fmt: skip
 _ENDINGS = ("ending0", "ending1", "ending2", "ending3")
 SWAG = Task(
@@ -478,7 +476,7 @@ SWAG = Task(
         Part("validation", ("val.csv",), Options("sent1", "sent2", _ENDINGS, "label")),
         Part("test", ("test.csv",), Options("sent1", "sent2", _ENDINGS)),
     ),
-    (), ("SWAG", "swag"),
+    (), ("SWAG", "swag"), options=4,
 )  # fmt: skip
 COPA = Task(
     "copa", "choice", (), ("accuracy",),
@@ -488,7 +486,7 @@ COPA = Task(
         Part("validation", ("val.jsonl", "copa-test.xml"), Copa(), "validation"),
         Part("test", ("test.jsonl",), Copa(), "test"),
     ),
-    (), ("COPA", "copa", "balanced_copa"), ("super_glue/copa",), Alternatives(),
+    (), ("COPA", "copa", "balanced_copa"), ("super_glue/copa",), Alternatives(), options=2,
 )  # fmt: skip
 
 
@@ -500,7 +498,8 @@ def _arc(name: str, subset: str) -> Task:
         Part("test", (f"ARC-{subset}-Test.jsonl", f"{short}_test.csv"), formats.Arc(), "test"),
     )
     folders = (f"ARC-{subset}", "arc")
-    return Task(name, "choice", (), ("accuracy",), parts, (), folders, (f"ai2_arc/ARC-{subset}",), Lettered())
+    tfds = (f"ai2_arc/ARC-{subset}",)
+    return Task(name, "choice", (), ("accuracy",), parts, (), folders, tfds, Lettered(), options=5)
 
 
 ARC_EASY, ARC_CHALLENGE = _arc("arc_easy", "Easy"), _arc("arc_challenge", "Challenge")

@@ -87,6 +87,7 @@ class DeBERTa(nn.Module):
     convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
     decoder: int = 0  # how often the last layer is applied again to guess words (2); 0: guess from the last states
     positions: int = 512  # rows of the decoder's position table
+    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
@@ -134,8 +135,9 @@ class DeBERTa(nn.Module):
     def language_head(self) -> MaskedLMHead:
         """Make the head that guesses words from its hidden states."""
         return MaskedLMHead(
-            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
-        )
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
+            tied=self.tied_head,
+        )  # fmt: skip
 
     def __call__(
         self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False

@@ -37,6 +37,7 @@ class Encoder(nn.Module):
     initializer: Initializer = layers.TruncatedNormal(0.02)
     project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
+    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
 
@@ -71,8 +72,9 @@ class Encoder(nn.Module):
     def language_head(self) -> MaskedLMHead:
         """Make the head that guesses words from its hidden states."""
         return MaskedLMHead(
-            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
-        )
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
+            tied=self.tied_head,
+        )  # fmt: skip
 
     def hidden(
         self,

@@ -73,6 +73,11 @@ def transformed_head(encoder: "Modern") -> nn.Module:
     )  # fmt: skip
 
 
+def untied_transformed_head(encoder: "Modern") -> nn.Module:
+    """Make BERT's head with the encoder's biases and a table of its own: ModernBERT with tie_word_embeddings=false."""
+    return transformed_head(encoder).clone(tied=False)
+
+
 def tied_head(encoder: "Modern") -> nn.Module:
     """Make the head that is the word table alone: Crammed-BERT."""
     return TiedHead(encoder.V, encoder.dtype, use_bias=False)
