@@ -233,14 +233,16 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax import processes
     from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_experiment
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
+    processes.join()
     keep_compiled_programs()
     experiment = load_experiment(options.experiment, options.override)
-    progress = Progress()
+    progress = Progress(shown=processes.first())
     try:
         state = fit(experiment, options.workdir, progress=progress)
     except Interrupted as stopped:
@@ -258,7 +260,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.data.tokenizer import fingerprint
     from bertjax.evaluate import evaluator
     from bertjax.infer import load
-    from bertjax.sharding import data_mesh
+    from bertjax.sharding import ROWS_ALONE
     from bertjax.types import Objective
 
     keep_compiled_programs()
@@ -277,9 +279,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
-    mesh = data_mesh(options.batch_size)
+    mesh = ROWS_ALONE.mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
-    _print(options, evaluator(model.objective, mesh)(model.params, batches))
+    _print(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
 
 
 def _evaluate_squad(options: argparse.Namespace) -> None:

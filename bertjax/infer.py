@@ -169,7 +169,7 @@ def load(path: str | Path) -> Model:
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
     params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]

@@ -25,6 +25,7 @@ import numpy as np
 from bertjax import layers, relative
 from bertjax.heads import MaskedLMHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
+from bertjax.sharding import gathered_layer
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -179,8 +180,8 @@ class DeBERTa(nn.Module):
             self.attention_dropout, self.activation, self.norm_eps, self.initializer, self.dtype, train,
         )  # fmt: skip
         stack = layers.stack(
-            DeBERTaLayer, self.N, remat=self.remat, shared=False,
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            DeBERTaLayer, self.N, remat=self.remat, shared=False, dtype=self.dtype,
+            initializing=self.is_initializing(), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         )(*fields, name="layers")  # fmt: skip
         view = _view(mask_BL, None)
         (x_BLD, before_BLD), _ = stack((x_BLD, x_BLD), jnp.arange(self.N) == 0, view, table_RD, branch)
@@ -190,6 +191,7 @@ class DeBERTa(nn.Module):
         table = Table(self.positions, self.D, self.initializer, self.dtype, name="decoder_positions")
         x_BPD = layers.states_at(before_BLD, positions_BP) + table(places_BP)
         last = jax.tree.map(lambda parameters: parameters[-1], stack.variables["params"])
+        last = gathered_layer(last, self.dtype)
         for _ in range(self.decoder):
             rngs = {"dropout": self.make_rng("dropout")} if train else None
             inputs = (x_BPD, before_BLD, view, table_RD)

@@ -174,7 +174,8 @@ class XLNet(nn.Module):
         if not self.untied:
             tied = tuple(self.param(name, self.initializer, heads) for name in _BIASES)
         layer = layers.stack(
-            XLNetLayer, self.N, remat=self.remat, shared=False, in_axes=(0, nn.broadcast, nn.broadcast)
+            XLNetLayer, self.N, remat=self.remat, shared=False, dtype=self.dtype,
+            initializing=self.is_initializing(), in_axes=(0, nn.broadcast, nn.broadcast),
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation, self.norm_eps,
             self.initializer, self.clamp, reuse, self.dtype, train, name="layers",
