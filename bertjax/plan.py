@@ -1,6 +1,6 @@
 """Plan a run without running it: count parameters and work, compile the real step for a real slice, say if it fits.
 
-What is compiled is what `fit` runs (`train.jitted_step`), for devices that need not exist here. Memory and collectives
+What is compiled is what `fit` runs (`train.sharded_step`), for devices that need not exist here. Memory and collectives
 are the compiler's; the time is an estimate (`roofline.py`).
 """
 
@@ -9,21 +9,22 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from bertjax.compiler import TPU_FLAGS
+from bertjax.compiler import SLICES_FLAGS, TPU_FLAGS
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
 from bertjax.hlo import Program
 from bertjax.layers import REMAT
 from bertjax.roofline import estimate, moved_by_kind
-from bertjax.rules import split
-from bertjax.sharding import data_mesh, over_rows
+from bertjax.rules import name_of, split
+from bertjax.sharding import ROWS, by_row, stored, used
 from bertjax.topology import Slice, slice_devices
-from bertjax.train import jitted_step, state_shapes
+from bertjax.train import sharded_step, state_shapes
 
 Say = Callable[[str], None]
 
@@ -80,7 +81,9 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
         phase |= compiled_phase(experiment, experiment.phases[number], on, phase["flops_per_token"])
     most = max(planned["phases"], key=lambda phase: phase["bytes_per_device"]["peak"] or math.inf)
     whole = {name: most[name] for name in OF_A_PHASE} | {"fits": all(phase["fits"] for phase in planned["phases"])}
-    return planned | {"topology": str(on), "devices": on.devices, "flags": flags_for(on)} | whole
+    placed = {"topology": str(on), "devices": on.devices * experiment.mesh.slices, "mesh": str(experiment.mesh)}
+    placed |= {"flags": flags_for(experiment, on), "split": split_parameters(experiment, on)}
+    return planned | placed | whole
 
 
 def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
@@ -90,8 +93,10 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
     """
     compiled = compile_step(experiment, phase, on)
     tokens = phase.batch_size * phase.rows.length
+    slices, places = experiment.mesh.slices, _places(experiment, phase, on)
+    devices = on.devices * slices
     described: dict[str, Any] = {
-        "rows_per_device": phase.batch_size / phase.accumulate / on.devices,
+        "rows_per_device": phase.batch_size / phase.accumulate / places,
         "bytes_per_device": compiled.memory,
         "fits": compiled.text is not None,
         "compile_seconds": round(compiled.seconds, 1),
@@ -100,10 +105,10 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
         missing = ("flops_ratio", "collectives", "estimated_step_seconds", "estimated_utilisation", "estimate")
         return described | {"refused": compiled.refused} | dict.fromkeys(missing)
     program = Program(compiled.text)
-    found = estimate(program, on)
-    model = flops_per_token * tokens / on.devices
+    found = estimate(program, on, slices)
+    model = flops_per_token * tokens / devices
     return described | {
-        "compiled_flops_per_token": found["flops"] * on.devices / tokens,
+        "compiled_flops_per_token": found["flops"] * devices / tokens,
         "flops_ratio": found["flops"] / model,
         "collectives": moved_by_kind(program),
         "estimated_step_seconds": found["seconds"],
@@ -111,6 +116,30 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
         "estimated_utilisation": model / found["seconds"] / (found["peak_tflops"] * 1e12),
         "estimate": found,
     }
+
+
+def _places(experiment: Experiment, phase: Phase, on: Slice) -> int:
+    """Count over how many devices rows are split."""
+    mesh = mesh_on(experiment, phase, on)
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def split_parameters(experiment: Experiment, on: Slice) -> dict[str, dict[str, str]]:
+    """Say of every parameter that a device does not hold whole where it is stored, and how products meet it."""
+    phase = experiment.phases[0]
+    mesh = mesh_on(experiment, phase, on)
+    params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = name_of(path)
+        kept, met = (place(mesh, name, leaf.shape) for place in (stored, used))
+        if any(kept) or any(met):
+            found[name] = {"shape": str(list(leaf.shape)), "stored": _axes(kept), "used": _axes(met)}
+    return found
+
+
+def _axes(spec: Iterable[Any]) -> str:
+    return ", ".join(f"axis {axis} over {over}" for axis, over in enumerate(spec) if over) or "whole"
 
 
 class Compiled(NamedTuple):
@@ -123,13 +152,17 @@ class Compiled(NamedTuple):
 
 
 def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
-    """Compile the training step of a phase for a slice. Raises InputError where rows do not divide over its devices."""
-    mesh = data_mesh(phase.batch_size // phase.accumulate, slice_devices(on))
-    tx = experiment.optimizer.transform()
-    state = state_shapes(experiment, tx, mesh)
+    """Compile the training step of a phase for a slice, or for as many of them as the experiment's mesh has.
+
+    Raises InputError where the mesh does not fit the devices, or the rows do not divide over them.
+    """
+    mesh = mesh_on(experiment, phase, on)
+    state = state_shapes(experiment, mesh)
     rows = row_shapes(phase.rows, phase.batch_size)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=over_rows(mesh)), rows)
-    lowered = jitted_step(experiment, phase, tx, mesh).lower(state, batch)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row(mesh)), rows)
+    step: Any = sharded_step(experiment, phase, mesh)
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, batch)
     memory: dict[str, float | None] = {
         "params": _bytes_on_device(state.params),
         "optimizer": _bytes_on_device(state.opt),
@@ -138,7 +171,7 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     capacity = on.chip.hbm / on.chip.devices * 2**30
     begun = time.perf_counter()
     try:
-        executable = lowered.compile(compiler_options=flags_for(on))
+        executable = lowered.compile(compiler_options=flags_for(experiment, on))
     except jax.errors.JaxRuntimeError as error:
         refused = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" not in refused or "hbm" not in refused.lower():
@@ -156,11 +189,18 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     return Compiled(executable.as_text(), memory, seconds, "")
 
 
-def flags_for(on: Slice) -> dict[str, str]:
+def mesh_on(experiment: Experiment, phase: Phase, on: Slice) -> Mesh:
+    """Make the mesh of an experiment from the devices of a slice."""
+    devices = slice_devices(on, experiment.mesh.slices)
+    return experiment.mesh.mesh(phase.batch_size // phase.accumulate, devices)
+
+
+def flags_for(experiment: Experiment, on: Slice) -> dict[str, str]:
     """Name the flags that training on a slice would run with; none where the user's LIBTPU_INIT_ARGS say what holds."""
     if "LIBTPU_INIT_ARGS" in os.environ:
         return {}
-    return {flag.name: flag.value for flag in TPU_FLAGS[on.generation]}
+    joined = SLICES_FLAGS if experiment.mesh.slices > 1 else ()
+    return {flag.name: flag.value for flag in (*TPU_FLAGS[on.generation], *joined)}
 
 
 def _bytes_on_device(tree: Any) -> float:
@@ -203,6 +243,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
     phase = max(experiment.phases, key=lambda phase: phase.rows.length)
     shapes = row_shapes(phase.rows, phase.batch_size)
     flops = model_flops(experiment.objective, shapes, experiment.optimizer.trained)
+    places = _places(experiment, phase, on)
     found = []
     for policy in REMAT:
         objective = with_remat(experiment.objective, policy)
@@ -211,7 +252,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
 
         def attempt(rows: int, objective: Any = objective, policy: str = policy) -> dict[str, Any]:
             say(f"compiling {rows} rows of {phase.rows.length} a device, remat={policy}, for {on}")
-            batch_size = rows * on.devices * phase.accumulate
+            batch_size = rows * places * phase.accumulate
             trial = dataclasses.replace(phase, batch_size=batch_size)
             changed = dataclasses.replace(experiment, objective=objective, phases=(trial,))
             per_token = flops / phase.batch_size / phase.rows.length
@@ -221,7 +262,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
         largest = _largest(attempt, phase.rows.together)
         if largest is not None:
             found.append(largest)
-    rows = phase.batch_size / phase.accumulate / on.devices
+    rows = phase.batch_size / phase.accumulate / places
     return {
         "topology": str(on),
         "length": phase.rows.length,

@@ -17,11 +17,14 @@ def explained(planned: Mapping[str, Any], on: Slice) -> list[str]:
     chip = on.chip
     lines = [
         f"parameters       {planned['params']:,}, {planned['trained']:,} of them trained",
-        f"slice            {on}: {on.devices} devices of {chip.tflops / chip.devices:,.1f} bfloat16 TFLOP/s, "
-        f"{chip.hbm / chip.devices:g} GiB of HBM at {chip.hbm_rate / chip.devices:,.0f} GB/s",
+        f"slice            {planned['topology']}, mesh {planned['mesh']}: {planned['devices']} devices of "
+        f"{chip.tflops / chip.devices:,.1f} bfloat16 TFLOP/s, {chip.hbm / chip.devices:g} GiB of HBM at "
+        f"{chip.hbm_rate / chip.devices:,.0f} GB/s",
     ]
     if planned["flags"]:
         lines.append("flags            " + ", ".join(f"{name}={value}" for name, value in planned["flags"].items()))
+    for name, place in planned["split"].items():
+        lines.append(f"  {name} {place['shape']}: stored {place['stored']}, used {place['used']}")
     for phase in planned["phases"]:
         lines += ["", f"{phase['steps']:,} steps of {phase['batch_size']} rows of {phase['length']}"]
         lines += [f"  {line}" for line in _of_phase(phase, on)]
