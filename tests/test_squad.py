@@ -43,6 +43,8 @@ def test_scores_are_those_of_the_official_scripts():
     expected |= {"HasAns_exact": 50.0, "HasAns_f1": (1 + 2 / 3) / 2 * 100, "HasAns_total": 2}
     expected |= {"NoAns_exact": 50.0, "NoAns_f1": 50.0, "NoAns_total": 2}
     assert scores == pytest.approx(expected)
+    # An answer of which nothing is left does not count beside another.
+    assert score_predictions(Gold({"1": ["the", "cat"]}, unanswerable=True), {"1": ""})["exact"] == 0
     first = Gold({"1": ["cat"], "2": ["the"]}, unanswerable=False)
     # Version 1.1: a missing id scores 0, and two answers of which only an article is left are equal but do not overlap.
     assert score_predictions(first, {"2": "a"}) == pytest.approx(

@@ -102,6 +102,9 @@ def test_every_word_is_scored_once_whatever_the_length_of_sentence_and_document(
     assert all(seen[n] == list(range(2 * size)) for n, size in enumerate(lengths))
     # The first sentence, six words of twelve pieces, stands with what follows it in its document, and fills the row.
     assert (batch["mask"][0] == 1).sum() == 24
+    # The second one, of four pieces, has nine of its neighbours' on either side.
+    places, _ = encoded.first_pieces(encoded.of.tolist().index(1), 24)
+    assert places[0] == 9 + (layout is BERT)
     assert encoded.notes["sentences longer than 24 tokens, in several rows"] == 3
 
 
@@ -127,7 +130,7 @@ def test_options_of_a_question_are_rows_of_its_own(tokenizer):
 def test_a_window_with_the_answer_is_labelled_with_its_pieces(tokenizer, layout):
     context = "time person year way day thing man world life hand part child"
     question = Question("", "1", "good bad new", context, (Answer("man world", context.index("man")),))
-    rows = rows_of("squad2", 16, layout, stride=3, question=2)
+    rows = rows_of("squad2", 12, layout, stride=3, question=2)
     encoded = encode_examples(rows, [question, question._replace(id="2", answers=())], tokenizer)
     assert encoded.notes == {"questions cut to 2 tokens": 2}
     batch = encoded.rows(np.arange(len(encoded)))
@@ -142,7 +145,7 @@ def test_a_window_with_the_answer_is_labelled_with_its_pieces(tokenizer, layout)
         else:
             assert pieces(tokenizer, batch["tokens"][row, [first, last]]) == ["[CLS]", "[CLS]"]
     assert found and all(each == (0, ["man", "world"]) for each in found)
-    assert [window.start for window in encoded.windows] == [0, 3] * 2 if layout is BERT else True
+    assert [(window.start, window.size) for window in encoded.windows] == [(0, 7), (3, 7), (6, 6)] * 2
 
 
 def test_windows_cover_a_context_and_never_skip_a_piece():

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ SQUAD = {
     "context": "A cat sat. The cat ate.",
     "qas": [
         {"id": "1", "question": "Who?", "answers": [{"text": "cat", "answer_start": 15}]},
-        {"id": "2", "question": "Where?", "answers": [{"text": "mat", "answer_start": 2}]},
+        {"id": "2", "question": "Where?", "answers": [{"text": "cat", "answer_start": 3}]},
     ],
 }
 RACE = {"id": "h1", "article": "It is.", "questions": ["It _ .", "What?"], "options": [["is", "was"], ["a", "b"]]}
@@ -144,6 +145,8 @@ def test_labels_have_the_names_and_the_numbers_of_the_task():
     for label, says in (("high", "'high' is no number"), ("7.5", "outside 0 to 5"), ("nan", "outside")):
         with pytest.raises(InputError, match=says):
             find_task("stsb").value("f:3", label)
+    with pytest.raises(InputError, match="outside -inf to inf"):
+        replace(find_task("stsb"), scale=None).value("f:3", "inf")
 
 
 def test_every_task_of_the_table_is_a_description():
