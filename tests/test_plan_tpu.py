@@ -20,6 +20,7 @@ from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes, model_flops
 from bertjax.hlo import Program, cycles
 from bertjax.plan import compile_step
+from bertjax.roofline import moved_by_kind
 from bertjax.topology import parse_slice, slice_devices
 from bertjax.work import collectives, lookups, products
 
@@ -106,6 +107,24 @@ def test_the_new_state_takes_the_place_of_the_old_one(step):
     params = jax.eval_shape(experiment.objective.init, jax.random.key(0), shapes)
     state = (np.int32(0), params, jax.eval_shape(experiment.optimizer.transform().init, params))
     assert program.aliased == len(jax.tree.leaves(state))
+
+
+def test_split_storage_moves_parameters_and_no_activations():
+    """Gathers and scatters; a scatter may be written as turns around a ring beside the product that it follows."""
+    experiment = load_experiment("experiments/bert.py", [*SMALL, "mesh=fsdp:4"])
+    compiled = compile_step(experiment, experiment.phases[0], parse_slice("v5e:2x2"))
+    moved = {kind: one["bytes"] for kind, one in moved_by_kind(Program(compiled.text)).items()}
+    assert (
+        {"all-gather", "reduce-scatter"}
+        <= set(moved)
+        <= {"all-gather", "reduce-scatter", "collective-permute", "all-reduce"}
+    )
+    params, table = 9_688_380, 30522 * 256
+    assert compiled.memory["params"] < 4 * params / 3.9
+    # In bfloat16 for the forward and the backward pass; of the gradients only the table's is summed, in both its uses.
+    assert moved["all-gather"] <= 2 * 2 * params
+    assert moved["reduce-scatter"] + moved.get("collective-permute", 0) <= 4 * (params - table)
+    assert moved["all-reduce"] <= (4 + 2) * table + 4 * 2**16
 
 
 def test_what_does_not_fit_is_a_plan_with_numbers_and_an_exit_code(capsys):

@@ -49,9 +49,10 @@ MODELS = (
 def commands(model: Model, on: Slice) -> Iterator[list[str]]:
     """Yield the commands that plan a model, from the one that recomputes least.
 
-    A device has 512 tokens at a time for each GiB of its memory.
+    A device has 512 tokens at a time for each GiB of its memory, rounded down to a power of two.
     """
-    rows = int(512 * on.chip.hbm / on.chip.devices) // model.length
+    tokens = 2 ** (int(512 * on.chip.hbm / on.chip.devices).bit_length() - 1)
+    rows = tokens // model.length
     fewest = 16 if model.experiment == "xlnet" else 1  # both directions of a row of eight windows
     batch_size = max(rows // fewest, 1) * fewest * on.devices
     for policy in POLICIES:
@@ -140,8 +141,8 @@ def _write(lines: list[str], missing: list[str]) -> None:
         "# Plans of the published models",
         "",
         f"Made by `python tpu/make_plans.py` on a CPU. {HONESTLY} Every row is `bertjax plan EXPERIMENT … --topology "
-        "SLICE`, bfloat16 and the dropout of the recipe, parameters on every device unless said otherwise; the batch "
-        "is chosen to fill memory (512 tokens a device and GiB), remat is the first of none, dots, full that fits. "
+        "SLICE` in bfloat16 with the dropout of the recipe and all parameters on every device. The batch is chosen to "
+        "fill memory (512 tokens a device and GiB, a power of two), remat is the first of none, dots, full that fits. "
         "*Scheduled* is the compiler's cycles and the model of what it gives none for, *waited* the collectives that "
         "nothing runs beside, *FLOPs ratio* compiled over the model's own.",
         "",
