@@ -212,7 +212,7 @@ def test_tfds_gives_the_same_examples(monkeypatch):
     row = {"question": b"Why?", "choices": {"text": np.array([b"x", b"y"], object), "label": np.array([0, 1])}}
     source = [row | {"answerKey": np.int64(key)} for key in (1, -1)]
     monkeypatch.setattr(
-        tasks, "_tfds_source", lambda name, split, folder: (source, SimpleNamespace(features=features, full_name=name))
+        tasks, "open_split", lambda name, split, folder: (source, SimpleNamespace(features=features, full_name=name))
     )
     loaded = load_examples(find_task("arc_easy"), "tfds:somewhere", "train")
     expected = [Choice(f"ai2_arc/ARC-Easy[{n}]", "Why?", ("x", "y"), label) for n, label in enumerate((1, -1))]
