@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertjax.compiler import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
+from bertjax.topology import CHIPS
 
 LOCK = Path("/tmp/libtpu_lockfile")
 _VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")
 # PCI ids of Google's chips, from jax/_src/hardware_utils.py, and the generations that they are.
 _CHIPS = {"0x0027": "v3", "0x005e": "v4", "0x0062": "v5p", "0x0063": "v5e", "0x006f": "v6e", "0x0076": "7x"}
-_KINDS = {"TPU v2": "v2", "TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
-          "TPU7x": "7x"}  # fmt: skip
+_KINDS = {chip.kind: generation for generation, chip in CHIPS.items()}
 _GIB = 2**30
 
 

@@ -64,7 +64,7 @@ def read_answers(path: Path, kind: type = str) -> dict[str, Any]:
     """Read an object of ids with texts, or with numbers. Raises InputError for anything else."""
     content = _read_json(path)
     wanted = (int, float) if kind is float else (str,)
-    bad = next((key for key, value in content.items() if not isinstance(value, wanted)), None)
+    bad = next((key for key, value in content.items() if not isinstance(value, wanted) or value != value), None)
     if bad is not None:
         raise InputError(f"{path}: {bad!r} has {content[bad]!r:.60}, not a {'number' if kind is float else 'text'}")
     return content

@@ -155,39 +155,46 @@ class Copa:
             yield copa_choice(origin, record["premise"], record["question"], endings, record.get("label", -1))
 
     def _xml(self, path: Path, notes: Notes) -> Iterator[Choice]:
-        content = b"".join(f"{line}\n".encode() for _, line in lines(path, notes))
-        found: list[tuple[int, dict[str, str]]] = []
-        inside = ""
-
-        def begin(name: str, attributes: dict[str, str]) -> None:
-            nonlocal inside
-            inside = name
-            if name == "item":
-                found.append((parser.CurrentLineNumber, dict(attributes)))
-
-        def text(data: str) -> None:
-            if found and inside in ("p", "a1", "a2"):
-                found[-1][1][inside] = found[-1][1].get(inside, "") + data
-
-        def end(name: str) -> None:
-            nonlocal inside
-            inside = ""
-
-        parser = expat.ParserCreate()
-        parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = begin, text, end
-        try:
-            parser.Parse(content, True)
-        except expat.ExpatError as error:
-            raise InputError(f"{path}:{error.lineno}: not XML: {error}") from error
-        if not found:
-            raise InputError(f"{path} has no <item>: is this a file of COPA?")
-        for number, item in found:
+        for number, item in _copa_items(path, notes):
             origin = f"{path}:{number}"
             need_columns(origin, item, ("asks-for", "p", "a1", "a2"))
             right = item.get("most-plausible-alternative", "")
             if right not in ("", "1", "2"):
                 raise InputError(f"{origin}: most-plausible-alternative is {right!r}, not 1 or 2")
             yield copa_choice(origin, item["p"], item["asks-for"], (item["a1"], item["a2"]), int(right or 0) - 1)
+
+
+def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
+    """Read the items of COPA's XML, each with its line: its attributes and the texts of p, a1 and a2."""
+    content = b"".join(f"{line}\n".encode() for _, line in lines(path, notes))
+    found: list[tuple[int, dict[str, str]]] = []
+    inside = ""
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        nonlocal inside
+        inside = name
+        if name == "item":
+            found.append((parser.CurrentLineNumber, dict(attributes)))
+
+    def text(data: str) -> None:
+        if found and inside in ("p", "a1", "a2"):
+            found[-1][1][inside] = found[-1][1].get(inside, "") + data
+
+    def end(name: str) -> None:
+        nonlocal inside
+        inside = ""
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = begin, text, end
+    try:
+        parser.Parse(content, True)
+    except LookupError as error:
+        raise InputError(f"{path}:1: {error}") from error
+    except expat.ExpatError as error:
+        raise InputError(f"{path}:{error.lineno}: not XML: {error}") from error
+    if not found:
+        raise InputError(f"{path} has no <item>: is this a file of COPA?")
+    return found
 
 
 def copa_choice(origin: str, premise: str, asks: str, endings: tuple[str, ...], label: int) -> Choice:

@@ -5,7 +5,7 @@ A format is a frozen dataclass that reads one file, or a folder, into examples. 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from bertjax.data.examples import Answer, Example, Question, Texts, Words
 from bertjax.data.reading import (
     Notes,
+    cells_of,
     entries,
     files_of,
     json_file,
@@ -57,15 +58,45 @@ class Table:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for origin, row in table(path, self.columns, self.delimiter, quoted=self.quoted, notes=notes):
-            need_columns(origin, row, (*self.texts, self.label))
-            texts = tuple((row[name] or "").strip() for name in self.texts)
-            complete = None not in row.values() and all(texts)
-            if not complete and self.skip_incomplete:
-                notes[INCOMPLETE] += 1
-                continue
-            if not complete:
-                raise InputError(f"{origin}: {what_lacks(row, self.texts)}")
+            yield from self.texts_of_row(origin, row, notes)
+
+    def texts_of_row(self, origin: str, row: Mapping[str, str | None], notes: Notes) -> Iterator[Texts]:
+        """Make the example of a row: none where it is left out."""
+        need_columns(origin, row, (*self.texts, self.label))
+        texts = tuple((row[name] or "").strip() for name in self.texts)
+        complete = None not in row.values() and all(texts)
+        if complete:
             yield Texts(origin, texts, (row[self.label] or "").strip() if self.label else "")
+        elif self.skip_incomplete:
+            notes[INCOMPLETE] += 1
+        else:
+            raise InputError(f"{origin}: {what_lacks(row, self.texts)}")
+
+
+@dataclass(frozen=True)
+class Paraphrases:
+    """Read MRPC: GLUE's TSV, or Microsoft's own file, which holds both training and development set.
+
+    dev: take the pairs of sentences whose ids are listed in the file (mrpc_)dev_ids.tsv beside it, or else all others.
+    """
+
+    dev: bool
+
+    def read(self, path: Path, notes: Notes) -> Iterator[Example]:
+        """See Format.read."""
+        pairs = Table(("#1 String", "#2 String"), "Quality")
+        if path.name != "msr_paraphrase_train.txt":
+            yield from pairs.read(path, notes)
+            return
+        lists = [path.with_name(name) for name in ("dev_ids.tsv", "mrpc_dev_ids.tsv")]
+        found = next((file for file in lists if file.is_file()), None)
+        if found is None:
+            raise InputError(f"no dev_ids.tsv beside {path}: GLUE's list of the pairs that are its development set")
+        listed = {tuple(cells) for _, cells in cells_of(found, "\t", quoted=False, notes=notes)}
+        for origin, row in table(path, (), "\t", quoted=False, notes=notes):
+            need_columns(origin, row, ("#1 ID", "#2 ID"))
+            if ((row["#1 ID"], row["#2 ID"]) in listed) == self.dev:
+                yield from pairs.texts_of_row(origin, row, notes)
 
 
 @dataclass(frozen=True)

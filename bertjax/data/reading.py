@@ -149,14 +149,14 @@ def entries(path: Path, record: Any, name: str) -> list[Any]:
 
 def text_of(origin: str, record: Mapping[str, Any], name: str) -> str:
     """Return the text of that name; raise InputError where there is none."""
-    if not isinstance(record[name], str) or not record[name].strip():
+    if not isinstance(record.get(name), str) or not record[name].strip():
         raise InputError(f"{origin}: no text in {name!r}: fill it, or leave it out")
     return record[name]
 
 
 def texts_of(origin: str, record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """Return the list of texts of that name."""
-    if not isinstance(record[name], list) or not all(isinstance(item, str) for item in record[name]):
+    if not isinstance(record.get(name), list) or not all(isinstance(item, str) for item in record[name]):
         raise InputError(f"{origin}: {name!r} is no list of texts")
     return tuple(record[name])
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from bertjax.data.choices import Arc, Copa, JsonChoices, Options, Race
 from bertjax.data.examples import Choice, Example, Texts, Words
-from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, Squad, Table
+from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, Paraphrases, Squad, Table
 from bertjax.data.reading import Notes
 from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, open_split, plain
 from bertjax.errors import InputError
@@ -171,7 +171,6 @@ def _glue(
     labels: tuple[str, ...],
     *,
     label: str = "label",
-    tfds_texts: tuple[str, ...] = (),
     kind: Kind = "classify",
     metrics: tuple[str, ...] = ("accuracy",),
     spelled: tuple[str, ...] = (),
@@ -185,7 +184,7 @@ def _glue(
         Part("validation", ("dev.tsv",), table, "validation"),
         Part("test", ("test.tsv",), Table(texts), "test"),
     )
-    records = Columns(tfds_texts or texts, skip_incomplete=skip_incomplete)
+    records = Columns(texts, skip_incomplete=skip_incomplete)
     return Task(name, kind, labels, metrics, parts, spelled, (folder,), (f"glue/{name}",), records, scale)
 
 
@@ -259,9 +258,14 @@ COLA = Task(
     ("0", "1"), ("CoLA",), ("glue/cola",), Columns(("sentence",)),
 )  # fmt: skip
 SST2 = _glue("sst2", "SST-2", ("sentence",), ("negative", "positive"), spelled=("0", "1"))
-MRPC = _glue(
-    "mrpc", "MRPC", ("#1 String", "#2 String"), ("not_equivalent", "equivalent"), label="Quality",
-    tfds_texts=("sentence1", "sentence2"), metrics=("f1", "accuracy"), spelled=("0", "1"),
+MRPC = Task(
+    "mrpc", "classify", ("not_equivalent", "equivalent"), ("f1", "accuracy"),
+    (
+        Part("train", ("train.tsv", "msr_paraphrase_train.txt"), Paraphrases(dev=False), "train"),
+        Part("validation", ("dev.tsv", "msr_paraphrase_train.txt"), Paraphrases(dev=True), "validation"),
+        Part("test", ("test.tsv",), Table(("#1 String", "#2 String")), "test"),
+    ),
+    ("0", "1"), ("MRPC",), ("glue/mrpc",), Columns(("sentence1", "sentence2")),
 )  # fmt: skip
 STSB = _glue(
     "stsb", "STS-B", ("sentence1", "sentence2"), (), label="score", kind="regress", metrics=("pearson", "spearman"),

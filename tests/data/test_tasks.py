@@ -94,6 +94,17 @@ def test_what_is_treated_is_counted(tmp_path):
     }
 
 
+def test_the_development_set_of_mrpc_is_a_list_of_ids(tmp_path):
+    pairs = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tA.\tB.\n0\t8\t7\tC.\tD.\n"
+    folder = write(tmp_path, {"msr_paraphrase_train.txt": "\ufeff" + pairs})
+    with pytest.raises(InputError, match=r"no dev_ids.tsv beside .*msr_paraphrase_train\.txt"):
+        load_examples(find_task("mrpc"), folder, "validation")
+    write(tmp_path, {"dev_ids.tsv": "8\t7\n"})
+    train, dev = (load_examples(find_task("mrpc"), folder, split) for split in ("train", "validation"))
+    assert [example.texts for example in train.examples] == [("A.", "B.")]
+    assert [(example.texts, example.label) for example in dev.examples] == [(("C.", "D."), "0")]
+
+
 def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     content = header + "1\t2\t3\tWhy?\tHow?\t0\n1\t2\t3\tWhy?\n1\t2\t3\t\tHow?\t1\n"
@@ -128,6 +139,8 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("race", {"train.json": json.dumps({"data": [RACE | {"answers": ["B"]}]})}, "differ in number"),
         ("copa", {"copa-dev.xml": COPA.replace("</p>", "")}, "copa-dev.xml:6: not XML"),
         ("copa", {"copa-dev.xml": COPA.replace('"cause"', '"why"')}, "copa-dev.xml:4 asks for 'why'"),
+        ("copa", {"copa-dev.xml": COPA.replace('"1.0"?', '"1.0" encoding="x-y"?')}, "copa-dev.xml:.*encoding"),
+        ("squad", {"train-v1.1.json": json.dumps({"data": [{"paragraphs": [{"qas": []}]}]})}, "no text in 'context'"),
         ("imdb", {"train/pos/1.txt": "x"}, "train has no folder neg"),
     ],
 )  # fmt: skip
