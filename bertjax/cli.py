@@ -356,7 +356,7 @@ def _predict(
 ) -> None:
     """Run a model over texts as they come in, and print what it says of each, in order.
 
-    read: where a text stands, the text -> its parts. show: a result -> lines for a reader.
+    read: where a text stands, the text -> its parts, none to pass over it. show: a result -> lines for a reader.
     """
     from bertjax.belongs import check_texts, check_tokenizer
     from bertjax.model import load
@@ -366,7 +366,7 @@ def _predict(
     said: frozenset[str] = frozenset()
     lines = _texts(options)
     while chunk := list(islice(lines, CHUNK * options.batch_size)):
-        parts = [read(origin, text) for origin, text in chunk]
+        parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
         said |= check_texts(model, chain.from_iterable(parts), _tell, said)
         given = [each[0] if len(each) == 1 else each for each in parts]
         for result in run(model, given):
@@ -432,7 +432,7 @@ def _fill_mask(options: argparse.Namespace) -> None:
         return "\n".join([filled.text, *(f"    {line}" for line in lines)])
 
     _predict(options, lambda model, texts: fill_mask(model, texts, top=options.top, batch_size=options.batch_size),
-             _whole, show)  # fmt: skip
+             lambda origin, text: (text,) if text.strip() else (), show)  # fmt: skip
 
 
 def _embed(options: argparse.Namespace) -> None:
