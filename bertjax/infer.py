@@ -77,6 +77,11 @@ class Wrapping(Protocol):
         ...
 
 
+def unwrapped(objective: Any) -> Any:
+    """Take what a wrapper trains, or the objective itself."""
+    return objective.objective if isinstance(objective, Wrapping) else objective
+
+
 @runtime_checkable
 class Beginning(Protocol):
     """What an objective offers that begins with another model otherwise than by equal names."""
@@ -168,7 +173,7 @@ def load(path: str | Path) -> Model:
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]
     if isinstance(objective, Wrapping):
-        objective = objective.objective
+        objective = unwrapped(objective)
         config = config | {"objective": to_json(objective)}
     if part and part not in params:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
@@ -264,15 +269,16 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
+    inner = unwrapped(objective)
     # What a name means depends on it: tables, or what is added to the other model's.
-    theirs, ours = (to_json(x).get("sharing") for x in (model.objective, objective))
+    theirs, ours = (to_json(x).get("sharing") for x in (model.objective, inner))
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     params = model.params
-    if isinstance(objective, Beginning):
+    if isinstance(inner, Beginning):
         try:
-            params = objective.begin_with(params)
+            params = inner.begin_with(params)
         except ValueError as error:
             raise InputError(f"init={source}: {error}") from error
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
