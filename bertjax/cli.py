@@ -70,13 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     _experiment(pretrain)
     pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
 
-    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text",
+    evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text, or score predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
-    _model(evaluate, "the work folder of a run, or one checkpoint")
+    evaluate.add_argument("--model", metavar="DIR", help="the work folder of a run, or one checkpoint")
     evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
     evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="rows at a time (default: 32)")
     _json(evaluate)
+
+    scored = evaluate.add_subparsers(title="predictions of others, without a model", metavar="TASK")
+    squad = _command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
+                     "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
+    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with their answers")
+    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="an answer for each id")
+    squad.add_argument("--null-odds", type=Path, metavar="JSON",
+                       help="how likely each id has no answer, by any number: adds the best thresholds")  # fmt: skip
+    squad.add_argument("--null-threshold", type=float, default=1.0, metavar="X",
+                       help="odds above which an answer counts as none (default: 1.0, as officially)")  # fmt: skip
+    _json(squad)
 
     predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
     fill = _command(predict, "fill-mask", _fill_mask, "guess masked words",
@@ -141,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
                     "bertjax plan experiments/bert.py size=large --json")  # fmt: skip
     _experiment(plan)
     _json(plan)
+
+    doctor = _command(commands, "doctor", _doctor, "say what is wrong with this machine, and how to mend it",
+                      "bertjax doctor --workdir runs/base")  # fmt: skip
+    doctor.add_argument("--workdir", type=Path, default=Path(), metavar="DIR", help="whose disk (default: this folder)")
+    doctor.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="for devices to answer (default: %(default)g)"
+    )
+    _json(doctor)
     return parser
 
 
@@ -204,10 +223,12 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_experiment
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
+    keep_compiled_programs()
     experiment = load_experiment(options.experiment, options.override)
     progress = Progress()
     try:
@@ -220,6 +241,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import from_json
     from bertjax.data.records import read_manifest
     from bertjax.data.source import evaluation_batches
@@ -229,6 +251,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.sharding import data_mesh
     from bertjax.types import Objective
 
+    keep_compiled_programs()
+    if options.model is None:
+        raise InputError("evaluate what? a model, --model DIR, or predictions: bertjax evaluate squad --help")
     model = load(options.model)
     if not isinstance(model.objective, Objective):
         raise InputError(
@@ -247,9 +272,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print(options, evaluator(model.objective, mesh)(model.params, batches))
 
 
+def _evaluate_squad(options: argparse.Namespace) -> None:
+    from bertjax.squad import read_answers, read_gold, score_predictions
+
+    gold, predictions = read_gold(options.data), read_answers(options.predictions)
+    if not gold.answers.keys() & predictions.keys():
+        raise InputError(f"{options.predictions} answers no question of {options.data}: are they of another data set?")
+    odds = read_answers(options.null_odds, float) if options.null_odds else None
+    _print(options, score_predictions(gold, predictions, odds, threshold=options.null_threshold))
+
+
 def _fill_mask(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.infer import fill_mask, load
 
+    keep_compiled_programs()
     model = load(options.model)
     texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     for filled in fill_mask(model, texts, top=options.top):
@@ -263,9 +300,11 @@ def _fill_mask(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
     from bertjax.embedding import embed
     from bertjax.infer import load
 
+    keep_compiled_programs()
     model = load(options.model)
     texts = options.text or [line.rstrip("\n") for line in sys.stdin]  # a blank one too: line n has vector n
     vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
@@ -341,6 +380,15 @@ def _plan(options: argparse.Namespace) -> None:
     from bertjax.plan import plan
 
     _print(options, plan(load_experiment(options.experiment, options.override)))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from bertjax.doctor import as_json, collect, diagnose, report
+
+    facts = collect(options.workdir, seconds=options.seconds)
+    findings = diagnose(facts)
+    print(json.dumps(as_json(facts, findings)) if options.json else report(facts, findings), end="\n" * options.json)
+    options.exit_code = 2 if any(finding.stops for finding in findings) else 0
 
 
 def _print(options: argparse.Namespace, values: dict[str, Any]) -> None:

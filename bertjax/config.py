@@ -61,6 +61,7 @@ class Run:
     tensorboard: bool = False
     wandb: str = ""  # project to log to
     peak_tflops: float = 0.0  # of one device, for utilisation; 0: looked up by the name of the device
+    profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -68,6 +69,8 @@ class Run:
         for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 for never")
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"profile={self.profile}: give the first and the last step to trace, such as 20,22")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from bertjax.data.source import feature_shape
+from bertjax.data.source import OwnData, Rows, feature_shape
 from bertjax.errors import InputError
 from bertjax.optim import EVERYTHING
 from bertjax.rules import Rules, match
@@ -118,3 +118,11 @@ def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dic
     for name in features:
         shapes[name] = jax.ShapeDtypeStruct(feature_shape(name, batch_size, length), np.int32)
     return shapes
+
+
+def row_shapes(rows: Rows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe the batches of rows; of rows in buckets, the longest."""
+    if isinstance(rows, OwnData):
+        padding = rows.padding(batch_size)
+        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in padding.items()}
+    return batch_shapes(batch_size, rows.length, rows.features)

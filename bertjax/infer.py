@@ -15,7 +15,7 @@ from bertjax import checkpoint
 from bertjax.config import field_names, from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
-from bertjax.flops import batch_shapes
+from bertjax.flops import batch_shapes, row_shapes
 from bertjax.huggingface.convert import read_folder, some, write_model
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.models.encoder import Encoder
@@ -190,7 +190,7 @@ def _shapes(described: dict[str, Any]) -> Any:
     if "phases" not in described:
         return batch_shapes(1, 1, ("types",))
     rows = from_json(described["phases"][0]["rows"])
-    return batch_shapes(1, rows.length, rows.features)
+    return row_shapes(rows, 1)
 
 
 def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:

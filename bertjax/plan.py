@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from bertjax.config import Experiment
-from bertjax.flops import abstract_params, batch_shapes, model_flops
+from bertjax.flops import abstract_params, model_flops, row_shapes
 from bertjax.rules import split
 
 
@@ -17,7 +17,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     """
     phases, trained = [], experiment.optimizer.trained
     for phase in experiment.phases:
-        shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+        shapes = row_shapes(phase.rows, phase.batch_size)
         tokens = phase.batch_size * phase.rows.length
         phases.append(
             {

@@ -22,13 +22,14 @@ from jax.sharding import Mesh
 from bertjax import checkpoint
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.records import corpus_tokenizer, manifest_digest, read_manifest
-from bertjax.data.source import Corpus, evaluation_batches, training_batches
+from bertjax.data.source import Corpus, Noting, OwnData, Rows, Source, evaluation_batches, training_batches
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
-from bertjax.flops import abstract_params, batch_shapes
+from bertjax.flops import abstract_params, row_shapes
 from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
+from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
@@ -166,6 +167,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}{note}")
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
+        profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
         evaluate = evaluator(experiment.objective, mesh)
         loss = partial(experiment.objective.loss, train=True)
         key = stream(experiment.seed, "train")
@@ -176,7 +178,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             if step >= end:
                 continue
             held_out = _held_out(phase, progress)
-            source = phase.rows.open("train")
+            source = opened(phase.rows, "train", progress)
             seed = experiment.seed
             batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
             trained = experiment.optimizer.trained
@@ -185,12 +187,15 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
             watch.start_phase(phase)
             while step < end:
+                profile.before(step + 1, state)
                 waiting = time.perf_counter()
                 batch = place_batch(next(batches), mesh)
                 waited = time.perf_counter() - waiting
                 state, metrics = update(state, batch)
                 step += 1
-                watch.step(step, metrics, waited)
+                if profile.after(step, metrics):
+                    watch.restart(step)  # writing a trace is not the speed of a step
+                watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
                 if held_out is not None and (last or due(run.evaluate_every, step)):
                     watch.flush()
@@ -205,11 +210,14 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
 
 
 def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
-    """Load the tokenizer that all corpora of the experiment share, and the digest of each corpus.
+    """Load the tokenizer that all data of the experiment share, and the digest of each corpus or data set.
 
     Raises InputError where a corpus is missing or damaged, where tokenizers differ, and where ids of the vocabulary
     exceed one of the objective's (any field V).
     """
+    rows = experiment.phases[0].rows
+    if isinstance(rows, OwnData):
+        return _check_own(experiment, rows)
     folders = [phase.rows.corpus for phase in experiment.phases]
     manifests = [read_manifest(folder) for folder in folders]
     tokenizer = corpus_tokenizer(folders[0])
@@ -221,13 +229,31 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     for folder, manifest in dict(zip(folders, manifests, strict=True)).items():
         for name in manifest.splits:
             Corpus(folder, name)  # sees that its files are there and undamaged
+    _check_vocabulary(experiment, tokenizer)
+    return tokenizer, [manifest_digest(folder) for folder in folders]
+
+
+def _check_own(experiment: Experiment, rows: OwnData) -> tuple[Tokenizer, list[str]]:
+    """Do the same for rows of labelled data, which all phases must have."""
+    tokenizer = rows.load_tokenizer()
+    digests = []
+    for phase in experiment.phases:
+        if not isinstance(phase.rows, OwnData):
+            raise InputError(f"rows of a task and of the corpus {phase.rows.corpus} do not mix: run them one by one")
+        if fingerprint(phase.rows.load_tokenizer()) != fingerprint(tokenizer):
+            raise InputError("the phases have different tokenizers: use one for all")
+        digests.append(phase.rows.digest())
+    _check_vocabulary(experiment, tokenizer)
+    return tokenizer, digests
+
+
+def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
     for size in _fields_named("V", to_json(experiment.objective)):
         if size < tokenizer.vocabulary.size:
             raise InputError(
-                f"the corpus has {tokenizer.vocabulary.size} ids, but the model's vocabulary only V={size}: leave V to "
-                "the experiment, or use a corpus built for this model"
+                f"the data have {tokenizer.vocabulary.size} ids, but the model's vocabulary only V={size}: leave V to "
+                "the experiment, or use data encoded for this model"
             )
-    return tokenizer, [manifest_digest(folder) for folder in folders]
 
 
 def _fields_named(name: str, described: Any) -> Iterator[int]:
@@ -248,7 +274,7 @@ def initial_state(
     start: Mapping[str, Array],
 ) -> State:
     """Restore the newest checkpoint of the folder, else make parameters from the seed, but for those in `start`."""
-    shapes = [batch_shapes(p.batch_size, p.rows.length, p.rows.features) for p in experiment.phases]
+    shapes = [row_shapes(phase.rows, phase.batch_size) for phase in experiment.phases]
     for each in shapes:
         abstract_params(experiment.objective, each)
 
@@ -289,13 +315,28 @@ def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start
             raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
         return Start({}, "")
     phase = experiment.phases[0]
-    shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    shapes = row_shapes(phase.rows, phase.batch_size)
     like = abstract_params(experiment.objective, shapes)
     return warm_start(experiment.init, experiment.objective, like, tokenizer)
 
 
+def opened(rows: Rows, split: str, progress: Progress) -> Source:
+    """Open a split, and say what was treated in its data, how often."""
+    source = rows.open(split)
+    if isinstance(source, Noting):
+        for what, count in source.notes.items():
+            progress.say(f"{rows.corpus}, {split}: {count:,} {what}")
+    return source
+
+
 def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
     """Make a function that reads the held-out split of a phase from its start; None, with a notice, without one."""
+    size = phase.batch_size // phase.accumulate
+    if isinstance(phase.rows, OwnData):
+        if "validation" not in phase.rows.splits():
+            progress.say(f"{phase.rows.corpus} has no validation split: no evaluation")
+            return None
+        return partial(evaluation_batches, opened(phase.rows, "validation", progress), size, (), 0)
     manifest = read_manifest(phase.rows.corpus)
     if not manifest.splits.get("validation"):
         progress.say(f"corpus {phase.rows.corpus} holds nothing out: no evaluation")
@@ -305,7 +346,6 @@ def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[st
     except InputError as error:  # too few documents for pairs; damaged files were found before
         progress.say(f"no evaluation: {error}")
         return None
-    size = phase.batch_size // phase.accumulate
     return partial(evaluation_batches, source, size, phase.rows.features, manifest.vocabulary.pad)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from bertjax.config import Experiment, Phase, to_json
-from bertjax.flops import PEAK_TFLOPS, batch_shapes, model_flops
+from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
 from bertjax.report import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
 from bertjax.types import Metrics
 
@@ -27,8 +27,8 @@ class Watch:
     def __init__(self, experiment: Experiment, folder: Path, start: int, progress: Progress) -> None:
         run = experiment.run
         self._experiment, self._folder, self._progress = experiment, folder, progress
-        self._pending: tuple[int, Metrics] | None = None
-        self._waited = 0.0
+        self._pending: tuple[int, Metrics, int] | None = None
+        self._waited, self._seen = 0.0, 0
         self._writers: list[Writer] = [Log(folder, start)]
         if run.tensorboard:
             self._writers.append(tensorboard_writer(folder))
@@ -37,25 +37,26 @@ class Watch:
 
     def start_phase(self, phase: Phase) -> None:
         """Begin to time a phase."""
-        shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
-        self._tokens = phase.batch_size * phase.rows.length
+        shapes = row_shapes(phase.rows, phase.batch_size)
+        self._tokens = math.prod(shapes["tokens"].shape)
         self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.local_device_count()
         self.restart(-1)  # the first step sets it, whose compilation is not the run's speed
 
-    def step(self, step: int, metrics: Metrics, waited: float) -> None:
-        """Take the metrics of a step just dispatched; read those of the step before."""
+    def step(self, step: int, metrics: Metrics, waited: float, tokens: int) -> None:
+        """Take the metrics of a step just dispatched, of so many `tokens`; read those of the step before."""
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, tokens)
         self._waited += waited
 
     def flush(self) -> None:
         """Read what is pending: waits for that step."""
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, tokens = self._pending
         self._pending = None
+        self._seen += tokens
         values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
         if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
@@ -79,7 +80,7 @@ class Watch:
 
     def restart(self, step: int) -> None:
         """Time from here on: evaluation and saving are not the speed of a step."""
-        self._timed, self._waited = (step, time.perf_counter()), 0.0
+        self._timed, self._waited, self._seen = (step, time.perf_counter()), 0.0, 0
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
         since, at = self._timed
@@ -88,19 +89,20 @@ class Watch:
             self.restart(step)
         elif step > since:
             seconds = (now - at) / (step - since)
+            tokens_per_second = self._seen / (now - at)
             speed = {
-                "tokens_per_second": round(self._tokens / seconds, 1),
+                "tokens_per_second": round(tokens_per_second, 1),
                 "real_tokens": round(values.get("tokens/real", 1.0), 4),
                 "step_ms": round(1000 * seconds, 2),
                 "data_wait_ms": round(1000 * self._waited / (step - since), 2),
             }
             if self._peak:
-                speed["utilisation"] = round(self._flops / seconds / self._peak, 4)
+                speed["utilisation"] = round(self._flops / self._tokens * tokens_per_second / self._peak, 4)
             left = duration(seconds * (self._experiment.steps - step))
             used = f"  {100 * speed['utilisation']:.0f}% of peak" if self._peak else ""
             self._progress.line(
                 f"step {step}/{self._experiment.steps}  {summary(values)}  lr {values['learning_rate']:.1e}  "
-                f"{self._tokens / seconds:,.0f} tokens/s{used}  {left} left"
+                f"{tokens_per_second:,.0f} tokens/s{used}  {left} left"
             )
             if logged:
                 append_timing(self._folder, step, speed)

@@ -60,7 +60,7 @@ def built(wiki, tmp_path_factory):
     for command in (
         [*tokenizer, "--out", vocabulary],
         [*build, "--holdout", 0.2, "--workers", 0, "--out", corpus],
-        ["pretrain", *TINY, f"data={corpus}", "--workdir", work],
+        ["pretrain", *TINY, f"data={corpus}", "run.profile=2,3", "--workdir", work],
     ):
         assert main([str(argument) for argument in command]) == 0
     return vocabulary, corpus, work
@@ -78,6 +78,7 @@ def test_the_whole_path_from_text_to_a_filled_mask(built, capsys):
     for guesses in lines[0]["masks"]:
         probabilities = [guess["probability"] for guess in guesses]
         assert len(guesses) == 5 and probabilities == sorted(probabilities, reverse=True) and sum(probabilities) < 1
+    assert "of device time a step" in (work / "profile" / "summary.txt").read_text()
     assert logged["step"] == 4 and (vocabulary / "vocab.txt").exists()
     code, out, _ = run(capsys, "data", "inspect", corpus)
     assert code == 0 and re.search(r"documents +60\n", out) and "unknown_rate" in out and "fertility" in out
@@ -120,6 +121,7 @@ def test_every_command_has_help_with_an_example(capsys):
         "data build",
         "data inspect",
         "tokenizer train",
+        "doctor",
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*command.split(), "--help"])
@@ -219,6 +221,7 @@ def test_wrong_experiments_and_overrides_are_named(built, tmp_path, capsys):
     fails(capsys, "'x' is not of type int", "pretrain", TINY[0], corpus, "steps=x", *work)
     fails(capsys, "does not divide over 8 devices", "pretrain", *TINY[:2], "batch_size=12", corpus, *work)
     fails(capsys, "exceed the 512 positions", "pretrain", *TINY[:3], "length=600", corpus, *work)
+    fails(capsys, "give the first and the last step", "pretrain", TINY[0], corpus, "run.profile=3,2", *work)
     fails(capsys, "another experiment: .*steps is 4 there, 5 here", "pretrain", TINY[0], "steps=5", *TINY[2:], corpus,
           "--workdir", built[2])  # fmt: skip
     fails(capsys, r"experiments/smoke.py needs data=…", "pretrain", TINY[0], *work)

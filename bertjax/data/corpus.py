@@ -194,7 +194,8 @@ def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Documen
             yield document._replace(origin=origin)
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file to read, decompressed where its name ends in .gz or .zst."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
@@ -239,7 +240,7 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
     """Number the lines of a file, each checked; a line beyond `longest` bytes is passed over, not held."""
     number = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             while raw := file.readline(longest + 2):
                 number += 1
                 origin = f"{path}:{number}"

@@ -4,16 +4,18 @@ So a run resumes from one integer, on any number of threads or hosts. `Rows` say
 out once; the order of an epoch is a permutation computed index by index (Grain), never stored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from grain.experimental import index_shuffle, set_next_index
 
 from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -60,6 +62,44 @@ class Rows(Protocol):
     def open(self, split: str) -> Source:
         """Plan the rows of a split."""
         ...
+
+
+@runtime_checkable
+class OwnData(Protocol):
+    """What rows offer besides that are not cut from a corpus: a data set of its own, with labels."""
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Read the tokenizer that they are encoded with."""
+        ...
+
+    def splits(self) -> tuple[str, ...]:
+        """Name the splits that are there."""
+        ...
+
+    def digest(self) -> str:
+        """Identify all that they are made of."""
+        ...
+
+    def padding(self, n: int) -> Batch:
+        """Make n rows of padding: all the arrays of a batch."""
+        ...
+
+
+@runtime_checkable
+class Bucketed(Protocol):
+    """What a source offers whose rows differ in length: rows(index) is as long as the bucket of the longest of them.
+
+    Its rows(index) also take -1, for a row of padding.
+    """
+
+    buckets: np.ndarray  # i64 [rows]: what length each row asks for
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """What a source offers that treats its data in ways the user should know: in words -> how often."""
+
+    notes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -161,17 +201,47 @@ class _Steps:
 
     def __init__(self, source: Source, batch_size: int, steps: int, seed: int) -> None:
         self._source, self._batch_size, self._steps, self._seed = source, batch_size, steps, seed
+        self._pool = lru_cache(maxsize=2)(self._make_pool)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: Any) -> Batch:
+        if isinstance(self._source, Bucketed):
+            pool, place = divmod(int(step), POOL)
+            return self._source.rows(self._pool(pool)[place])
         numbers = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
         return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.together))
 
+    def _make_pool(self, pool: int) -> list[np.ndarray]:
+        """Say which rows each of the next POOL batches has, or those that are left of the phase."""
+        assert isinstance(self._source, Bucketed)
+        first, last = pool * POOL, min((pool + 1) * POOL, self._steps)
+        numbers = np.arange(first * self._batch_size, last * self._batch_size)
+        rows = epoch_order(numbers, len(self._source), self._seed)
+        return bucketed(rows, self._source.buckets[rows], self._batch_size, np.random.default_rng([self._seed, pool]))
+
+
+POOL = 64
+"""Batches whose rows are sorted by length among themselves: many enough that few batches mix lengths."""
+
+
+def bucketed(rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Part rows into batches of like `lengths`, in random order, the last of the longest filled up with -1.
+
+    Only batches where two lengths meet hold rows that a shorter batch would have held.
+    """
+    ordered = rows[np.argsort(lengths, kind="stable")]
+    ordered = np.append(ordered, np.full(-len(ordered) % batch_size, -1))
+    batches = ordered.reshape(-1, batch_size)
+    return list(batches[rng.permutation(len(batches))])
+
 
 def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0) -> Iterator[Batch]:
-    """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start."""
+    """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start.
+
+    Rows in buckets are taken in the same order, POOL batches' worth at a time, and sorted by length among themselves.
+    """
     _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
     iterator = iter(grain.MapDataset.source(_Steps(source, batch_size, steps, seed)).to_iter_dataset(options))
@@ -182,9 +252,13 @@ def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, 
 def evaluation_batches(source: Source, batch_size: int, features: tuple[str, ...], pad: int) -> Iterator[Batch]:
     """Yield every row once, always in the same shuffled order, so that the first batches stand for all.
 
-    The last batch is filled up with rows of padding, which weigh nothing.
+    The last batch is filled up with rows of padding, which weigh nothing; of rows in buckets, that of the longest.
     """
     _check(source, batch_size, "the split gives no row of this kind: hold more text out, or use other rows")
+    if isinstance(source, Bucketed):
+        rows = epoch_order(np.arange(len(source)), len(source), 0)
+        yield from map(source.rows, bucketed(rows, source.buckets[rows], batch_size, np.random.default_rng(0)))
+        return
     for start in range(0, len(source), batch_size):
         numbers = np.arange(start, min(start + batch_size, len(source)))
         batch = source.rows(epoch_order(numbers, len(source), 0, source.together))

@@ -1,0 +1,69 @@
+"""Read the entities out of tags in any of the schemes in use, and write them in IOB2.
+
+IOB1 begins an entity with B- only where it follows another of its type; IOB2 always does; BIOES (or BILOU) also marks
+the last word, and a word alone. What begins an entity is decided as the script conlleval does: tags of a damaged
+sequence still make entities.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Entity(NamedTuple):
+    """Words first .. last are one entity of this kind."""
+
+    kind: str
+    first: int
+    last: int
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """List the entities of a sentence.
+
+    One begins at B-, S- and U-, at I-, E- and L- behind another type or outside; it ends before the next one, and after
+    E-, L-, S- and U-. So IOB1, IOB2 and BIOES are read alike.
+    """
+    found: list[Entity] = []
+    open_kind, first = "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        mark, _, kind = tag.partition("-")
+        goes_on = open_kind and mark in ("I", "E", "L") and kind == open_kind
+        if open_kind and not goes_on:
+            found.append(Entity(open_kind, first, place - 1))
+            open_kind = ""
+        if mark == "O":
+            continue
+        if not open_kind:
+            open_kind, first = kind, place
+        if mark in ("E", "L", "S", "U"):
+            found.append(Entity(open_kind, first, place))
+            open_kind = ""
+    return found
+
+
+def strict_entities(tags: Sequence[str], scheme: str) -> list[Entity]:
+    """List only the entities that are written as `scheme` demands: iob1, iob2 or bioes. Others are none."""
+    begins, inside, ends, single = {
+        "iob1": ("BI", "I", "BI", "BI"),
+        "iob2": ("B", "I", "BI", "B"),
+        "bioes": ("B", "I", "E", "S"),
+    }[scheme]
+    found = []
+    for entity in entities(tags):
+        marks = [tag.partition("-")[0] for tag in tags[entity.first : entity.last + 1]]
+        if len(marks) == 1:
+            right = marks[0] in single
+        else:
+            right = marks[0] in begins and marks[-1] in ends and all(mark in inside for mark in marks[1:-1])
+        if right:
+            found.append(entity)
+    return found
+
+
+def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
+    """Write the entities of a sentence in IOB2."""
+    written = ["O"] * len(tags)
+    for entity in entities(tags):
+        written[entity.first] = f"B-{entity.kind}"
+        written[entity.first + 1 : entity.last + 1] = [f"I-{entity.kind}"] * (entity.last - entity.first)
+    return tuple(written)
