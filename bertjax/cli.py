@@ -1,7 +1,7 @@
 """The command `bertjax`: thin, every command is a function of the package.
 
 Errors that a user can mend are one line and exit code 2; a run that diverged exits with 1, one that was stopped after
-its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM).
+its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM), a plan that does not fit its devices exits with 3.
 """
 
 import argparse
@@ -20,6 +20,9 @@ from bertjax.errors import InputError
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
+
+NOT_FITTING = 3
+"""The exit code of a plan for devices with too little memory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,9 +151,16 @@ def _parser() -> argparse.ArgumentParser:
                          help="huggingface: config.json, model.safetensors and tokenizer files for transformers "
                          "(default: %(default)s)")  # fmt: skip
 
-    plan = _command(commands, "plan", _plan, "count parameters and work without running",
-                    "bertjax plan experiments/bert.py size=large --json")  # fmt: skip
+    plan = _command(commands, "plan", _plan, "count parameters and work, see what fits a TPU slice, without running",
+                    "bertjax plan experiments/bert.py size=large dtype=bfloat16 --topology v5e:4x4")  # fmt: skip
     _experiment(plan)
+    plan.add_argument(
+        "--topology", metavar="SLICE", help="compile the step for a TPU slice, as v5e:4x4 or v3-8, and describe it; "
+        "exit code 3 where it does not fit. Needs no TPU, but libtpu: pip install '.[plan]'",
+    )  # fmt: skip
+    plan.add_argument("--search", action="store_true",
+                      help="find the largest batch of a device that fits, for each way to recompute")  # fmt: skip
+    plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as SVG")
     _json(plan)
 
     doctor = _command(commands, "doctor", _doctor, "say what is wrong with this machine, and how to mend it",
@@ -223,14 +233,16 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax import processes
     from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_experiment
     from bertjax.report import Progress
     from bertjax.train import Interrupted, fit
 
+    processes.join()
     keep_compiled_programs()
     experiment = load_experiment(options.experiment, options.override)
-    progress = Progress()
+    progress = Progress(shown=processes.first())
     try:
         state = fit(experiment, options.workdir, progress=progress)
     except Interrupted as stopped:
@@ -248,7 +260,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.data.tokenizer import fingerprint
     from bertjax.evaluate import evaluator
     from bertjax.infer import load
-    from bertjax.sharding import data_mesh
+    from bertjax.sharding import ROWS_ALONE
     from bertjax.types import Objective
 
     keep_compiled_programs()
@@ -267,9 +279,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
-    mesh = data_mesh(options.batch_size)
+    mesh = ROWS_ALONE.mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
-    _print(options, evaluator(model.objective, mesh)(model.params, batches))
+    _print(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
 
 
 def _evaluate_squad(options: argparse.Namespace) -> None:
@@ -376,10 +388,30 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from bertjax.config import load_experiment
-    from bertjax.plan import plan
+    import jax
 
-    _print(options, plan(load_experiment(options.experiment, options.override)))
+    from bertjax.config import load_experiment
+    from bertjax.plan import plan, plan_on, search
+    from bertjax.planned import explained, pictured, searched
+    from bertjax.report import Progress
+    from bertjax.topology import parse_slice
+
+    if not options.topology and (options.search or options.picture):
+        raise InputError("--search and --picture ask what fits a slice: name it with --topology, as v5e:4x4")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: leave a TPU that may be here to others
+    experiment = load_experiment(options.experiment, options.override)
+    if not options.topology:
+        _print(options, plan(experiment))
+        return
+    on, say = parse_slice(options.topology), Progress().say
+    planned = search(experiment, on, say) if options.search else plan_on(experiment, on, say)
+    if options.picture:
+        options.picture.write_text(pictured(planned, on))
+    if options.json:
+        print(json.dumps(planned))
+    else:
+        print("\n".join(searched(planned, on) if options.search else explained(planned, on)))
+    options.exit_code = 0 if planned["fits"] else NOT_FITTING
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from bertjax.data.source import Rows
 from bertjax.errors import InputError
 from bertjax.optim import Optimizer
+from bertjax.sharding import ROWS_ALONE, Layout
 from bertjax.types import Objective
 
 
@@ -61,11 +62,14 @@ class Run:
     tensorboard: bool = False
     wandb: str = ""  # project to log to
     peak_tflops: float = 0.0  # of one device, for utilisation; 0: looked up by the name of the device
+    platform: str = ""  # refuse to train on any other: tpu, gpu or cpu
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"keep={self.keep}: at least the newest checkpoint must stay")
+        if self.platform not in ("", "tpu", "gpu", "cpu"):
+            raise ValueError(f"platform={self.platform!r} is none of tpu, gpu, cpu")
         for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 for never")
@@ -82,6 +86,7 @@ class Experiment:
     phases: tuple[Phase, ...]
     seed: int = 0
     init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
+    mesh: Layout = ROWS_ALONE  # how devices share the work, `mesh=fsdp:8,tensor:2`; numbers change by rounding alone
     run: Run = Run()
 
     def __post_init__(self) -> None:
@@ -178,7 +183,8 @@ def _unknown(key: str, known: Sequence[str], owner: str) -> str:
 
 def field_names(value: Any) -> list[str]:
     """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
-    return [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+    names = [field.name for field in dataclasses.fields(value)]
+    return [name for name in names if name not in ("parent", "name")] if "parent" in names else names
 
 
 _Override = tuple[list[str], str, str]
@@ -236,6 +242,8 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
         raise InputError(f"override {key!r} names an object, not a number or a text: set its fields, or edit the file")
     try:
         return _READERS[annotation](text)
+    except InputError:
+        raise
     except (ValueError, KeyError) as error:
         raise InputError(f"override {key}={text}: {text!r} is not of type {annotation.__name__}") from error
 
@@ -245,6 +253,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
     str: str,
+    Layout: Layout.parse,
 }
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertjax.compiler import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
+from bertjax.topology import CHIPS
 
 LOCK = Path("/tmp/libtpu_lockfile")
 _VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")
 # PCI ids of Google's chips, from jax/_src/hardware_utils.py, and the generations that they are.
 _CHIPS = {"0x0027": "v3", "0x005e": "v4", "0x0062": "v5p", "0x0063": "v5e", "0x006f": "v6e", "0x0076": "7x"}
-_KINDS = {"TPU v2": "v2", "TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
-          "TPU7x": "7x"}  # fmt: skip
+_KINDS = {chip.kind: generation for generation, chip in CHIPS.items()}
 _GIB = 2**30
 
 
@@ -84,6 +84,8 @@ def diagnose(facts: Facts) -> list[Finding]:
 def _versions(facts: Facts) -> Iterable[Finding]:
     if not (3, 11) <= _numbers(facts.python)[:2] <= (3, 13):
         yield Finding(False, f"Python {facts.python}: 3.11 to 3.13 are tested", "use one of these")
+    if "bertjax" not in facts.packages:
+        yield Finding(True, "bertjax is not installed, and its checkpoints name its version", "pip install .")
     for requirement in facts.requirements:
         name = _name(requirement)
         wanted = requirement.removeprefix(name).split(";")[0].strip()
@@ -179,7 +181,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> Facts:
     """Gather facts; devices have `seconds` to answer. root: where /proc, /sys and /tmp lie."""
-    requirements = tuple(each for each in metadata.requires("bertjax") or () if "extra ==" not in each)
+    requirements = _requirements()
     memory = _memory(root)
     chips, holders = _chips(root), _holders(root)
     lock = root / LOCK.relative_to("/")
@@ -206,6 +208,13 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         accelerator_expected=accelerator_expected(),
         devices=Devices(error="not asked, since they are held") if holders else ask_devices([sys.executable], seconds),
     )
+
+
+def _requirements() -> tuple[str, ...]:
+    try:
+        return tuple(each for each in metadata.requires("bertjax") or () if "extra ==" not in each)
+    except metadata.PackageNotFoundError:
+        return ()
 
 
 def _name(requirement: str) -> str:

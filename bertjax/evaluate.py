@@ -8,28 +8,34 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.random import stream
-from bertjax.sharding import place_batch, replicated
-from bertjax.types import Objective, Params
+from bertjax.sharding import gathered, place_batch, replicated, stored_shardings
+from bertjax.types import Batch, Metrics, Objective, Params
 
 Evaluate = Callable[[Params, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 
 
-def evaluator(objective: Objective, mesh: Mesh) -> Evaluate:
-    """Make a function (params, batches) -> metrics, compiled once for all its calls.
+def evaluator(objective: Objective, mesh: Mesh, rows: int) -> Evaluate:
+    """Make a function (params, batches) -> metrics, compiled once for all its calls; `rows` of a batch on all devices.
 
     Sums and weights are added up over all batches before they are divided. A metric `targets/x`, a histogram, becomes
     `unigram_entropy/x`: the loss in nats of the best guess that ignores the context, on the same targets. A metric
     `scores/x`, histograms of the scores of negatives and positives, becomes `roc_auc/x`.
     """
     rng = stream(0, "evaluate")
-    score = jax.jit(lambda params, batch: objective.loss(params, batch, rng, train=False)[1])
+
+    def metrics(params: Params, batch: Batch) -> Metrics:
+        return objective.loss(gathered(params), batch, rng, train=False)[1]
+
+    score = jax.jit(metrics, out_shardings=replicated(mesh))
 
     def evaluate(params: Params, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
-        params = jax.device_put(params, replicated(mesh))
+        params = jax.device_put(params, stored_shardings(mesh, params))
         sums: dict[str, Any] = {}
         weights: dict[str, float] = {}
         for batch in batches:
-            for name, mean in jax.device_get(score(params, place_batch(batch, mesh))).items():
+            with jax.set_mesh(mesh):
+                found = score(params, place_batch(batch, mesh, rows))
+            for name, mean in jax.device_get(found).items():
                 sums[name] = sums.get(name, 0) + mean.sum.astype(np.float64)
                 weights[name] = weights.get(name, 0) + float(mean.weight)
         return dict(_finished(sums, weights))

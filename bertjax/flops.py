@@ -13,18 +13,11 @@ from bertjax.data.source import OwnData, Rows, feature_shape
 from bertjax.errors import InputError
 from bertjax.optim import EVERYTHING
 from bertjax.rules import Rules, match
+from bertjax.topology import CHIPS
 from bertjax.types import Objective, Params
 
-# Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`. TPU figures are the vendor's per chip (cloud.google.com/
-# tpu/docs), halved where a chip shows as two devices (v2, v3, 7x); GPU figures from the vendor's data sheets.
-PEAK_TFLOPS = {
-    "TPU v2": 23.0,
-    "TPU v3": 61.5,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU7x": 1153.5,
+# Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`; of GPUs from the vendor's data sheets.
+PEAK_TFLOPS = {chip.kind: chip.tflops / chip.devices for chip in CHIPS.values()} | {
     "NVIDIA A100-SXM4-40GB": 312.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA H100 80GB HBM3": 989.0,

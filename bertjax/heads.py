@@ -25,7 +25,7 @@ class MaskedLMHead(nn.Module):
     """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
 
     google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
-    bias in the dense layer and the norm.
+    bias in the dense layer and the norm. Untied it multiplies by a table of its own, `decoder` [V, E].
     """
 
     V: int
@@ -37,6 +37,7 @@ class MaskedLMHead(nn.Module):
     dtype: str
     transform_bias: bool = True
     norm_bias: bool = True
+    tied: bool = True
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
@@ -45,6 +46,8 @@ class MaskedLMHead(nn.Module):
         x_BPE = self.activation(transform(x_BPD))
         x_BPE = Norm(self.E, self.norm_eps, use_bias=self.norm_bias, name="norm")(x_BPE)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
+        if not self.tied:
+            table_VE = self.param("decoder", self.initializer, (self.V, self.E))
         logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
 
@@ -69,7 +72,10 @@ class TiedHead(nn.Module):
 
 
 class UntiedHead(nn.Module):
-    """Predict ids: a dense layer with a bias, and no part of the word table. NeoBERT, src/neobert/model/model.py."""
+    """Predict ids: a dense layer with a bias, and no part of the word table.
+
+    NeoBERT, src/neobert/model/model.py; XLNet's lm_loss where it is not tied.
+    """
 
     V: int
     D: int

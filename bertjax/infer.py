@@ -1,5 +1,6 @@
 """Load a trained model and use it: hidden states, language-model logits, filled masks."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,11 @@ from bertjax.config import field_names, from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_folder, some, write_model
+from bertjax.huggingface.convert import read_folder, some, without_decoder, write_model
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.models.encoder import Encoder
+from bertjax.models.xlnet import XLNet
+from bertjax.published import Published
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
 
@@ -154,13 +157,16 @@ class Model:
 def load(path: str | Path) -> Model:
     """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
-    Of an objective with two models `run:generator` and `run:discriminator` are one alone. Works on any device, whatever
-    it was trained on. Raises InputError where there is none, or it is damaged.
+    Of an objective with two models `run:generator` and `run:discriminator` are one alone; `path:encoder` is the encoder
+    of any model, without heads and mask decoder. Works on any device, whatever it was trained on. Raises InputError
+    where there is none, or it is damaged.
     """
     folder, part = _part_of(path)
+    if part == ENCODER:
+        return _encoder_alone(load(folder))
     if is_huggingface(folder):
         if part:
-            raise InputError(f"the model in {folder} has no parts: give {folder} without :{part}")
+            raise InputError(f"the model in {folder} has no part {part!r}, only {ENCODER!r}")
         found = read_folder(folder)
         config = {"objective": to_json(found.model), "huggingface": found.notes}
         return Model(found.model, found.params, found.tokenizer, config)
@@ -168,7 +174,7 @@ def load(path: str | Path) -> Model:
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
     params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]
@@ -176,13 +182,32 @@ def load(path: str | Path) -> Model:
         objective = unwrapped(objective)
         config = config | {"objective": to_json(objective)}
     if part and part not in params:
-        raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}")
+        raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}, {ENCODER}")
     if part and not isinstance(objective, InParts):
-        raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}")
+        raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}, or :{ENCODER}")
     if part:
         objective, params = objective.part(part, params)
         config = config | {"objective": to_json(objective), "part_of": config["objective"]["type"]}
     return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
+
+
+ENCODER = "encoder"  # the part that every model has
+
+
+def _encoder_alone(model: Model) -> Model:
+    """Take the encoder that was trained; of several models the one that is kept for other tasks."""
+    objective, params = model.objective, model.params
+    if isinstance(objective, InParts):
+        parts = [objective.part(name, params) for name in params]
+        objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
+    encoder, own = without_decoder(objective.encoder, params[ENCODER])
+    alone = Published(encoder, cls_last=isinstance(encoder, XLNet))
+    config = model.config | {"objective": to_json(alone)}
+    if "huggingface" in config:
+        notes = config["huggingface"]
+        source = {key: value for key, value in notes["config"].items() if key != "architectures"}
+        config["huggingface"] = notes | {"config": source, "prefixed": False}
+    return Model(alone, {ENCODER: own}, model.tokenizer, config)
 
 
 def _shapes(described: dict[str, Any]) -> Any:
@@ -200,7 +225,7 @@ def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "h
     InputError where the folder holds something, and as `load` and `save_hf`.
     """
     model = load(source)
-    said = [f"ignored {ignored} of {source}" for ignored in _ignored(source, model)]
+    said = _said(source, model)
     if to == "huggingface":
         return said + save_hf(model, folder)
     folder = _new_folder(folder)
@@ -208,17 +233,25 @@ def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "h
     return said
 
 
-def _ignored(source: str | Path, model: Model) -> list[str]:
-    """List the first tensors that were ignored in a Hugging Face folder, each with its reason: one item or none."""
-    ignored = model.config["huggingface"]["ignored"] if is_huggingface(Path(source)) else {}
-    return [some([f"{name} ({reason})" for name, reason in ignored.items()])] if ignored else []
+def _said(source: str | Path, model: Model) -> list[str]:
+    """Say what was decided in reading a Hugging Face folder, and the first tensors that were ignored, with reasons."""
+    folder, _ = _part_of(source)
+    if not is_huggingface(folder):
+        return []
+    notes = model.config["huggingface"]
+    said = [f"{sentence}: {folder}" for sentence in notes["said"]]
+    ignored = [f"{name} ({reason})" for name, reason in notes["ignored"].items()]
+    return said + ([f"ignored {some(ignored)} of {folder}"] if ignored else [])
 
 
 def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[str]:
     """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
 
-    Returns a sentence for all that transformers lacks and that was left out: a DeBERTa's head for replaced tokens, and
-    its mask decoder with the head behind it.
+    With no missing and no unexpected key, but for a DeBERTa's head for replaced tokens, or for its mask decoder's head:
+    no class of transformers has these. They are written by the names of the released weights (`lm_predictions`,
+    `mask_predictions`), so that the folder is the whole model again for `load`; transformers' classes read the encoder
+    and list the rest as unexpected. A folder without such keys is that of the encoder: `save_hf(load("run:encoder"),
+    folder)`. Returns a sentence for each such head.
 
     architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
     from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
@@ -284,6 +317,7 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
+    _check_whole_head(source, found, shapes)
     different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != shapes[name]}
     if different:
         name, (given, wanted) = next(iter(different.items()))
@@ -294,8 +328,25 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
-    note += "".join(f"; ignored {ignored} of it" for ignored in _ignored(source, model))
+    note += "".join(f"; {sentence}" for sentence in _said(source, model))
     return Start(taken, note)
+
+
+def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse to leave out a part of a language-model head that the rest of it was trained with."""
+    for name in found.keys() - shapes.keys():
+        head, _, _ = name.partition("/decoder")
+        if re.search(r"(^|/)head/(mlm|plm)/decoder", name) and any(own.startswith(f"{head}/") for own in shapes):
+            raise InputError(
+                f"init={source} guesses words by a table of its own, {name}, this experiment by the word table: set "
+                "tied_head=false of its encoder (in its file head=untied_transformed_head of a Modern), or begin with "
+                f"the encoder alone, {source}:{ENCODER}"
+            )
+        if name.endswith("encoder/decoder_positions/table") and any(own.endswith("head/mlm/bias") for own in shapes):
+            raise InputError(
+                f"init={source} guesses words after its mask decoder, this experiment has none: set decoder=2 of its "
+                f"encoder, or begin with the encoder alone, {source}:{ENCODER}"
+            )
 
 
 def _other_vocabulary(

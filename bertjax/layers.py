@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.random import hash_bits
+from bertjax.sharding import GATHERED, gathered_layer, gathered_rows, splits_parameters
 from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
@@ -279,6 +280,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         table = self.param("table", self.initializer, (self.rows, self.width))
+        table = gathered_rows(table, "/".join((*self.path, "table")))
         return table.at[ids].get(mode="promise_in_bounds").astype(self.dtype)
 
 
@@ -328,6 +330,13 @@ REMAT = {
 """What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing."""
 
 
+def remat_policy(remat: str) -> Any:
+    """Find the policy of a name in REMAT; None where everything is kept. What was gathered never is."""
+    if REMAT[remat] is None and splits_parameters():
+        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+    return REMAT[remat]
+
+
 def check_encoder(encoder: Any) -> None:
     """Raise ValueError where a field that all encoders have is out of its range."""
     if encoder.remat not in REMAT:
@@ -340,7 +349,14 @@ def check_encoder(encoder: Any) -> None:
 
 
 def stack(
-    layer: type[nn.Module], length: int, *, remat: str, shared: bool, in_axes: Any = nn.broadcast
+    layer: type[nn.Module],
+    length: int,
+    *,
+    remat: str,
+    shared: bool,
+    dtype: str,
+    initializing: bool,
+    in_axes: Any = nn.broadcast,
 ) -> Callable[..., nn.Module]:
     """Scan `layer` over `length` layers: parameters gain a leading axis N, or are one set where `shared`.
 
@@ -348,8 +364,10 @@ def stack(
     an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
     or not.
     """
-    if REMAT[remat] is not None:
-        layer = nn.remat(layer, policy=REMAT[remat], prevent_cse=False)
+    if splits_parameters():
+        layer = nn.map_variables(layer, "params", partial(gathered_layer, dtype=dtype), init=initializing)
+    if (policy := remat_policy(remat)) is not None:
+        layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
         layer,
         variable_axes={} if shared else {"params": 0},

@@ -1,13 +1,38 @@
-"""Plan a run without running it: count parameters and work from shapes alone."""
+"""Plan a run without running it: count parameters and work, compile the real step for a real slice, say if it fits.
 
+What is compiled is what `fit` runs (`train.sharded_step`), for devices that need not exist here. Memory and collectives
+are the compiler's; the time is an estimate (`roofline.py`).
+"""
+
+import dataclasses
 import math
-from typing import Any
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from bertjax.config import Experiment
+from bertjax.compiler import SLICES_FLAGS, TPU_FLAGS
+from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
-from bertjax.rules import split
+from bertjax.hlo import Program
+from bertjax.layers import REMAT
+from bertjax.roofline import estimate, moved_by_kind
+from bertjax.rules import name_of, split
+from bertjax.sharding import ROWS, by_row, stored, used
+from bertjax.topology import Slice, slice_devices
+from bertjax.train import sharded_step, state_shapes
+
+Say = Callable[[str], None]
+
+OF_A_PHASE = (
+    "rows_per_device", "bytes_per_device", "fits", "collectives", "flops_ratio", "estimated_step_seconds",
+    "estimated_utilisation",
+)  # fmt: skip
+"""What `plan_on` gives of each phase, and of the one that needs most memory also for the whole."""
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
@@ -41,3 +66,242 @@ def plan(experiment: Experiment) -> dict[str, Any]:
         "flops_per_token": phases[0]["flops_per_token"],
         "phases": phases,
     }
+
+
+def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> dict[str, Any]:
+    """Add to `plan` what the step of each phase is on a slice: memory, collectives, FLOPs, an estimate of its time.
+
+    Of the phase that needs most memory these stand at the top as well; `fits` says that all phases do. What is known
+    only of a program that fits is None for one that does not. say: is told of each compilation before it starts.
+    Raises InputError without a compiler for TPUs.
+    """
+    planned = plan(experiment)
+    for number, phase in enumerate(planned["phases"]):
+        say(f"compiling {phase['batch_size']} rows of {phase['length']} for {on}")
+        phase |= compiled_phase(experiment, experiment.phases[number], on, phase["flops_per_token"])
+    most = max(planned["phases"], key=lambda phase: phase["bytes_per_device"]["peak"] or math.inf)
+    whole = {name: most[name] for name in OF_A_PHASE} | {"fits": all(phase["fits"] for phase in planned["phases"])}
+    placed = {"topology": str(on), "devices": on.devices * experiment.mesh.slices, "mesh": str(experiment.mesh)}
+    placed |= {"flags": flags_for(experiment, on), "split": split_parameters(experiment, on)}
+    return planned | placed | whole
+
+
+def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
+    """Compile the step of one phase for a slice, and describe it.
+
+    `bytes_per_device`: `activations` is all that lives within a step only, gradients and 16-bit copies among it.
+    """
+    compiled = compile_step(experiment, phase, on)
+    tokens = phase.batch_size * phase.rows.length
+    slices, places = experiment.mesh.slices, _places(experiment, phase, on)
+    devices = on.devices * slices
+    described: dict[str, Any] = {
+        "rows_per_device": phase.batch_size / phase.accumulate / places,
+        "bytes_per_device": compiled.memory,
+        "fits": compiled.text is not None,
+        "compile_seconds": round(compiled.seconds, 1),
+    }
+    if compiled.text is None:
+        missing = ("flops_ratio", "collectives", "estimated_step_seconds", "estimated_utilisation", "estimate")
+        return described | {"refused": compiled.refused} | dict.fromkeys(missing)
+    program = Program(compiled.text)
+    found = estimate(program, on, slices)
+    model = flops_per_token * tokens / devices
+    return described | {
+        "compiled_flops_per_token": found["flops"] * devices / tokens,
+        "flops_ratio": found["flops"] / model,
+        "collectives": moved_by_kind(program),
+        "estimated_step_seconds": found["seconds"],
+        "estimated_tokens_per_second": tokens / found["seconds"],
+        "estimated_utilisation": model / found["seconds"] / (found["peak_tflops"] * 1e12),
+        "estimate": found,
+    }
+
+
+def _places(experiment: Experiment, phase: Phase, on: Slice) -> int:
+    """Count over how many devices rows are split."""
+    mesh = mesh_on(experiment, phase, on)
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def split_parameters(experiment: Experiment, on: Slice) -> dict[str, dict[str, str]]:
+    """Say of every parameter that a device does not hold whole where it is stored, and how products meet it."""
+    phase = experiment.phases[0]
+    mesh = mesh_on(experiment, phase, on)
+    params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = name_of(path)
+        kept, met = (place(mesh, name, leaf.shape) for place in (stored, used))
+        if any(kept) or any(met):
+            found[name] = {"shape": str(list(leaf.shape)), "stored": _axes(kept), "used": _axes(met)}
+    return found
+
+
+def _axes(spec: Iterable[Any]) -> str:
+    return ", ".join(f"axis {axis} over {over}" for axis, over in enumerate(spec) if over) or "whole"
+
+
+class Compiled(NamedTuple):
+    """Hold a step compiled for a slice: its text, None where it does not fit, its memory, the seconds it took."""
+
+    text: str | None
+    memory: dict[str, float | None]
+    seconds: float
+    refused: str  # by the compiler, in its words; "" where it fits
+
+
+def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
+    """Compile the training step of a phase for a slice, or for as many of them as the experiment's mesh has.
+
+    Raises InputError where the mesh does not fit the devices, or the rows do not divide over them.
+    """
+    mesh = mesh_on(experiment, phase, on)
+    state = state_shapes(experiment, mesh)
+    rows = row_shapes(phase.rows, phase.batch_size)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row(mesh)), rows)
+    step: Any = sharded_step(experiment, phase, mesh)
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, batch)
+    memory: dict[str, float | None] = {
+        "params": _bytes_on_device(state.params),
+        "optimizer": _bytes_on_device(state.opt),
+        "batch": _bytes_on_device(batch),
+    }
+    capacity = on.chip.hbm / on.chip.devices * 2**30
+    begun = time.perf_counter()
+    try:
+        executable = lowered.compile(compiler_options=flags_for(experiment, on))
+    except jax.errors.JaxRuntimeError as error:
+        refused = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in refused or "hbm" not in refused.lower():
+            raise
+        held = sum(size for size in memory.values() if size)
+        within, available = _refusal(str(error), held)
+        peak = None if within is None else held + within
+        memory |= {"activations": within, "peak": peak, "capacity": available or capacity}
+        return Compiled(None, memory, time.perf_counter() - begun, refused)
+    seconds = time.perf_counter() - begun
+    stats = executable.memory_analysis()
+    # Not the sum of arguments and `temp_size_in_bytes`, which counts gaps twice: up to a quarter more than is needed.
+    peak = float(stats.peak_memory_in_bytes + stats.generated_code_size_in_bytes)
+    memory |= {"activations": peak - stats.argument_size_in_bytes, "peak": peak, "capacity": capacity}
+    return Compiled(executable.as_text(), memory, seconds, "")
+
+
+def mesh_on(experiment: Experiment, phase: Phase, on: Slice) -> Mesh:
+    """Make the mesh of an experiment from the devices of a slice."""
+    devices = slice_devices(on, experiment.mesh.slices)
+    return experiment.mesh.mesh(phase.batch_size // phase.accumulate, devices)
+
+
+def flags_for(experiment: Experiment, on: Slice) -> dict[str, str]:
+    """Name the flags that training on a slice would run with; none where the user's LIBTPU_INIT_ARGS say what holds."""
+    if "LIBTPU_INIT_ARGS" in os.environ:
+        return {}
+    joined = SLICES_FLAGS if experiment.mesh.slices > 1 else ()
+    return {flag.name: flag.value for flag in (*TPU_FLAGS[on.generation], *joined)}
+
+
+def _bytes_on_device(tree: Any) -> float:
+    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return float(sum(sizes))
+
+
+def _refusal(message: str, held: float) -> tuple[float | None, float | None]:
+    """Read what the compiler says that a step needs besides what is `held` between steps, and what there is."""
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number = r"([\d.]+)([KMGT])"
+    temporaries = re.search(rf"temporaries \({number}\) exceeds available HBM \({number}\)", message)
+    used = re.search(rf"[Uu]sed {number} of {number} hbm", message)
+    found = temporaries or used
+    if not found:
+        return None, None
+    needed, available = (float(found[n]) * unit[found[n + 1]] for n in (1, 3))
+    return (needed if temporaries else needed - held), available
+
+
+def with_remat(value: Any, policy: str) -> Any:
+    """Copy an objective with the policy `remat` in all of its encoders."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    changed = {name: with_remat(part, policy) for name, part in fields.items() if name not in ("parent", "name")}
+    changed = {name: part for name, part in changed.items() if part is not fields[name]}
+    if "remat" in fields:
+        changed["remat"] = policy
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> dict[str, Any]:
+    """Find the largest batch of a device that fits, for each way to recompute, in the phase with the longest rows.
+
+    Memory is a line in the rows: two compilations find it, one more confirms; programs that do not fit are refused
+    within seconds. `best` has the most tokens a second by the estimate; `cheapest` recomputes least among those that
+    take the batch of the experiment, None where none does.
+    """
+    phase = max(experiment.phases, key=lambda phase: phase.rows.length)
+    shapes = row_shapes(phase.rows, phase.batch_size)
+    flops = model_flops(experiment.objective, shapes, experiment.optimizer.trained)
+    places = _places(experiment, phase, on)
+    found = []
+    for policy in REMAT:
+        objective = with_remat(experiment.objective, policy)
+        if policy != "none" and objective == with_remat(experiment.objective, "none"):
+            continue  # nothing in it can recompute
+
+        def attempt(rows: int, objective: Any = objective, policy: str = policy) -> dict[str, Any]:
+            say(f"compiling {rows} rows of {phase.rows.length} a device, remat={policy}, for {on}")
+            batch_size = rows * places * phase.accumulate
+            trial = dataclasses.replace(phase, batch_size=batch_size)
+            changed = dataclasses.replace(experiment, objective=objective, phases=(trial,))
+            per_token = flops / phase.batch_size / phase.rows.length
+            result = {"remat": policy, "batch_size": batch_size}
+            return result | compiled_phase(changed, trial, on, per_token)
+
+        largest = _largest(attempt, phase.rows.together)
+        if largest is not None:
+            found.append(largest)
+    rows = phase.batch_size / phase.accumulate / places
+    return {
+        "topology": str(on),
+        "length": phase.rows.length,
+        "fits": bool(found),
+        "found": found,
+        "best": max(found, key=lambda one: one["estimated_tokens_per_second"], default=None),
+        "cheapest": next((one for one in found if one["rows_per_device"] >= rows), None),
+    }
+
+
+def _largest(attempt: Callable[[int], dict[str, Any]], unit: int) -> dict[str, Any] | None:
+    """Find the most rows, a multiple of `unit` and to 2%, that fit; None where not even `unit` rows do."""
+    tried: dict[int, dict[str, Any]] = {}
+    rows = 8 * unit
+    while True:
+        tried[rows] = attempt(rows)
+        best = max((rows for rows, result in tried.items() if result["fits"]), default=0)
+        refused = min((rows for rows, result in tried.items() if not result["fits"]), default=None)
+        lower, upper = best + unit, math.inf if refused is None else refused - unit
+        if lower > upper or (best and upper < best * 1.02):
+            return tried[best] if best else None
+        rows = int(min(max(_expected(tried) // unit * unit, lower), upper))
+        if len(tried) > 5 and refused is not None:
+            rows = (lower + refused - unit) // (2 * unit) * unit  # the line leads nowhere: halve
+
+
+def _expected(tried: dict[int, dict[str, Any]]) -> float:
+    """Read the most rows off the line through the memory of two programs: of those that fit, if there are two.
+
+    What the compiler says of a program that it refuses is an early and larger guess.
+    """
+    sized = {
+        rows: one["bytes_per_device"] for rows, one in tried.items() if one["bytes_per_device"]["peak"] is not None
+    }
+    fitting = sorted(rows for rows in sized if tried[rows]["fits"])
+    known = fitting[-2:] if len(fitting) > 1 else sorted(sized)[:2]
+    if len(known) < 2:
+        return known[0] * (4 if fitting else 0.25) if known else min(tried) / 4
+    n, m = known
+    slope = max((sized[m]["peak"] - sized[n]["peak"]) / (m - n), 1.0)
+    capacity = min(of["capacity"] for of in sized.values())
+    return n + (capacity - sized[n]["peak"]) / slope

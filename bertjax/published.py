@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.errors import InputError
-from bertjax.heads import Pooler, TransformedHead
+from bertjax.heads import Pooler, ReplacedInContextHead, TransformedHead
 from bertjax.layers import apply
 from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import hidden
@@ -87,4 +87,5 @@ class Published:
 
 
 def _inputs(module: nn.Module, x_BLD: Array, batch: Batch) -> tuple[Array, ...]:
-    return (x_BLD, batch["mask"]) if isinstance(module, TransformedHead) else (x_BLD,)
+    reads_mask = isinstance(module, TransformedHead | ReplacedInContextHead)
+    return (x_BLD, batch["mask"]) if reads_mask else (x_BLD,)

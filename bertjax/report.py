@@ -81,16 +81,20 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
 
 
 class Progress:
-    """Show one live line on a terminal, or a plain line now and then elsewhere; on standard error."""
+    """Show one live line on a terminal, or a plain line now and then elsewhere; on standard error.
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
+    shown: false on all processes of a run but the first, which are silent.
+    """
+
+    def __init__(self, every_seconds: float = 10.0, *, shown: bool = True) -> None:
+        self._silent = not shown
         self._terminal = sys.stderr.isatty()
         self._every = 0.2 if self._terminal else every_seconds
         self._shown = 0.0
 
     def line(self, text: str) -> None:
         """Show the line if it is time to."""
-        if time.monotonic() - self._shown >= self._every:
+        if not self._silent and time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
             print(
                 f"\r\033[K{text}" if self._terminal else text,
@@ -101,7 +105,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+        if not self._silent:
+            print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

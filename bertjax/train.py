@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from bertjax import checkpoint
 from bertjax.config import Experiment, Phase, to_json
@@ -29,14 +30,15 @@ from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, row_shapes
 from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
+from bertjax.processes import agree, failing_together, first, versions
 from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
-from bertjax.sharding import data_mesh, place_batch, replicated
+from bertjax.sharding import gathered, held_rows, place_batch, replicated, stored_shardings
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.watch import Watch, due
-from bertjax.workdir import claimed, record_experiment
+from bertjax.workdir import claimed, lock_text, record_experiment
 
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 
@@ -78,7 +80,7 @@ def train_step(
     params, frozen = split(trained, state.params)
 
     def whole(params: Params, batch: Batch, rng: Key) -> tuple[Array, Metrics]:
-        return loss(joined(params, frozen), batch, rng)
+        return loss(gathered(joined(params, frozen)), batch, rng)
 
     if parts == 1:
         grads, metrics = jax.grad(whole, has_aux=True)(params, batch, rng)
@@ -94,13 +96,53 @@ def train_step(
 
 
 def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
-    """Add the learning rate that a step uses to its metrics."""
+    """Add the learning rate that a step uses to its metrics, and whether some process was asked to `stop`.
+
+    That comes in with the rows of each process, where there are several, so that all learn it of the same step.
+    """
 
     def stepped(state: State, batch: Batch) -> tuple[State, Metrics]:
-        after, metrics = step(state, batch)
-        return after, metrics | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
+        asked = {"stop": Mean(batch["stop"].max(), jnp.float32(1))} if "stop" in batch else {}
+        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"})
+        return after, metrics | asked | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
 
     return stepped
+
+
+def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
+    """Make the step of a phase for a mesh, to be traced under `jax.set_mesh(mesh)`. It writes over the state given."""
+    step = partial(
+        train_step,
+        loss=partial(experiment.objective.loss, train=True),
+        tx=experiment.optimizer.transform(),
+        key=stream(experiment.seed, "train"),
+        parts=phase.accumulate,
+        trained=experiment.optimizer.trained,
+    )
+    after = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(experiment, mesh))
+    return jax.jit(
+        with_rate(step, experiment.optimizer.learning_rate),
+        donate_argnums=0,
+        out_shardings=(after, replicated(mesh)),
+    )
+
+
+def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
+    """Describe the state of a run: shapes, dtypes, where each array lies; optimiser state lies where its parameter."""
+    phase = experiment.phases[0]
+    params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
+    places = stored_shardings(mesh, params)
+    opt = jax.eval_shape(tx.init, split(trained, params)[0])
+    opt_places = optax.tree.map_params(
+        tx, lambda _, place: place, opt, split(trained, places)[0], transform_non_params=lambda _: replicated(mesh)
+    )
+
+    def placed(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return State(step, jax.tree.map(placed, params, places), jax.tree.map(placed, opt, opt_places))
 
 
 def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, parts: int) -> tuple[Params, Metrics]:
@@ -140,56 +182,44 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
     """
     progress = progress or Progress()
     run = experiment.run
-    tokenizer, data = check_corpora(experiment)
-    meshes = [data_mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
-    mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
-    start, note = _start(experiment, Path(workdir), tokenizer)
+    with failing_together():
+        check_platform(run.platform)
+        tokenizer, data = check_corpora(experiment)
+        meshes = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
+        mesh = meshes[0]  # all the same; each made to see that its phase's batches divide
+        start, note = _start(experiment, Path(workdir), tokenizer)
+    agree({"the experiment": to_json(experiment), "the data": data} | versions())
     with ExitStack() as held:
-        folder, stop = held.enter_context(claimed(workdir)), held.enter_context(stop_requests())
-        record_experiment(folder, experiment)
+        held.enter_context(jax.set_mesh(mesh))
+        stop = held.enter_context(stop_requests())
+        folder = held.enter_context(_claimed_together(Path(workdir), experiment))
         manager = checkpoint.open_checkpoints(folder / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         held.enter_context(closing(manager))  # waits for what is still being saved
         tx = experiment.optimizer.transform()
         state = initial_state(experiment, tx, mesh, folder, tokenizer, data, start)
         save = partial(checkpoint.save, manager, experiment=to_json(experiment), tokenizer=tokenizer, data=data)
         step = int(state.step)
-        count, frozen = (
-            sum(leaf.size for leaf in jax.tree.leaves(tree))
-            for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
-        )
-        progress.say(
-            f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
-            f"{mesh.devices.flat[0].device_kind} device(s), from step {step}"
-        )
+        for line in _beginning(experiment, state, mesh, start, note):
+            progress.say(line)
         if start:
-            names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
-            made = ", ".join(name for name in names if name not in start)
-            progress.say(f"parameters from {experiment.init}, made anew: {made or 'none'}{note}")
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
-        evaluate = evaluator(experiment.objective, mesh)
-        loss = partial(experiment.objective.loss, train=True)
-        key = stream(experiment.seed, "train")
-        rate = experiment.optimizer.learning_rate
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
             if step >= end:
                 continue
-            held_out = _held_out(phase, progress)
-            source = opened(phase.rows, "train", progress)
-            seed = experiment.seed
-            batches = training_batches(source, phase.batch_size, phase.steps, seed, start=step - begin)
-            trained = experiment.optimizer.trained
-            one_step = partial(train_step, loss=loss, tx=tx, key=key, parts=phase.accumulate, trained=trained)
-            update = with_rate(one_step, rate)
-            update = jax.jit(update, donate_argnums=0, out_shardings=replicated(mesh))
+            size = phase.batch_size // phase.accumulate
+            evaluate = evaluator(experiment.objective, mesh, size)
+            held_out = _held_out(phase, held_rows(mesh, size), progress)
+            batches = _batches(experiment, phase, mesh, step - begin, stop, progress)
+            update = sharded_step(experiment, phase, mesh)
             watch.start_phase(phase)
             while step < end:
                 profile.before(step + 1, state)
                 waiting = time.perf_counter()
-                batch = place_batch(next(batches), mesh)
+                batch = place_batch(next(batches), mesh, phase.batch_size)
                 waited = time.perf_counter() - waiting
                 state, metrics = update(state, batch)
                 step += 1
@@ -197,16 +227,69 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     watch.restart(step)  # writing a trace is not the speed of a step
                 watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
+                stopping = watch.stopping if jax.process_count() > 1 else stop.signal > 0
                 if held_out is not None and (last or due(run.evaluate_every, step)):
                     watch.flush()
                     watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
-                if last or stop.signal or due(run.checkpoint_every, step):
+                if last or stopping or due(run.checkpoint_every, step):
                     watch.flush()
                     save(step, state.params, state.opt)
                     watch.restart(step)
-                    if stop.signal and not last:
-                        raise Interrupted(step, stop.signal)
+                    if stopping and not last:
+                        raise Interrupted(step, stop.signal or signal.SIGTERM)
     return state
+
+
+def _batches(
+    experiment: Experiment, phase: Phase, mesh: Mesh, start: int, stop: "_Stop", progress: Progress
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what this process holds of each batch of a phase and, if there are others, whether it was asked to stop."""
+    held = held_rows(mesh, phase.batch_size)
+    source = opened(phase.rows, "train", progress)
+    for rows in training_batches(source, phase.batch_size, phase.steps, experiment.seed, start=start, held=held):
+        if jax.process_count() > 1:
+            rows["stop"] = np.full(len(held), stop.signal > 0, np.int32)
+        yield rows
+
+
+@contextmanager
+def _claimed_together(folder: Path, experiment: Experiment) -> Iterator[Path]:
+    """Hold the work folder: the first process for all, which must see the same one."""
+    with ExitStack() as held:
+        with failing_together():
+            if first():
+                held.enter_context(claimed(folder))
+                record_experiment(folder, experiment)
+        agree({"the work folder": lock_text(folder)})
+        yield folder
+
+
+def _beginning(
+    experiment: Experiment, state: State, mesh: Mesh, start: Mapping[str, Array], note: str
+) -> Iterator[str]:
+    """Say what a run begins with: a line for its size, one for what it took from a trained model."""
+    count, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
+    )
+    yield (
+        f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
+    )
+    if start:
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        made = ", ".join(name for name in names if name not in start)
+        yield f"parameters from {experiment.init}, made anew: {made or 'none'}{note}"
+
+
+def check_platform(wanted: str) -> None:
+    """Raise InputError where the experiment asks for another platform than JAX runs on: a month on a CPU is lost."""
+    found = jax.default_backend()
+    if wanted not in ("", found):
+        raise InputError(
+            f"run.platform={wanted}, but JAX runs on {found}: see that the accelerator is free and that JAX is "
+            "installed for it (pip install 'bertjax[tpu]'), or set run.platform to what you want"
+        )
 
 
 def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
@@ -285,11 +368,14 @@ def initial_state(
 
     def taken(path: Any, ours: Array) -> Array:
         # Two may begin as the same array; each needs memory of its own, since the update writes over it.
-        theirs = start.get(name_of(path))
-        return ours if theirs is None else jax.device_put(jnp.copy(theirs), ours.sharding)
+        if name_of(path) not in start:
+            return ours
+        theirs = np.asarray(start[name_of(path)])
+        return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: theirs[index])
 
+    like = state_shapes(experiment, mesh)
     if not checkpoint.has_checkpoint(folder):
-        state = jax.jit(fresh, out_shardings=replicated(mesh))()
+        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
         return state._replace(params=jax.tree_util.tree_map_with_path(taken, state.params))
     newest = checkpoint.latest_step(folder)
     info = checkpoint.read_info(newest)
@@ -297,12 +383,9 @@ def initial_state(
         raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
     if info["data"] != data:
         raise InputError(f"{newest} was trained on another corpus: go on with that one, or choose another --workdir")
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), jax.eval_shape(fresh)
-    )
     params = checkpoint.restore(newest, "params", like.params, info)
     opt = checkpoint.restore(newest, "optimizer", like.opt, info)
-    return State(jax.device_put(jnp.int32(info["step"]), replicated(mesh)), params, opt)
+    return State(jax.device_put(np.int32(info["step"]), replicated(mesh)), params, opt)
 
 
 def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
@@ -329,7 +412,7 @@ def opened(rows: Rows, split: str, progress: Progress) -> Source:
     return source
 
 
-def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
+def _held_out(phase: Phase, held: np.ndarray, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
     """Make a function that reads the held-out split of a phase from its start; None, with a notice, without one."""
     size = phase.batch_size // phase.accumulate
     if isinstance(phase.rows, OwnData):
@@ -346,7 +429,8 @@ def _held_out(phase: Phase, progress: Progress) -> Callable[[], Iterator[dict[st
     except InputError as error:  # too few documents for pairs; damaged files were found before
         progress.say(f"no evaluation: {error}")
         return None
-    return partial(evaluation_batches, source, size, phase.rows.features, manifest.vocabulary.pad)
+    size = phase.batch_size // phase.accumulate
+    return partial(evaluation_batches, source, size, phase.rows.features, manifest.vocabulary.pad, held=held)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import jax
 
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
+from bertjax.processes import first
 from bertjax.report import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
 from bertjax.types import Metrics
 
@@ -29,7 +30,11 @@ class Watch:
         self._experiment, self._folder, self._progress = experiment, folder, progress
         self._pending: tuple[int, Metrics, int] | None = None
         self._waited, self._seen = 0.0, 0
-        self._writers: list[Writer] = [Log(folder, start)]
+        self.stopping = False  # some process was asked to stop
+        self._writers: list[Writer] = []
+        if not first():
+            return
+        self._writers.append(Log(folder, start))
         if run.tensorboard:
             self._writers.append(tensorboard_writer(folder))
         if run.wandb:
@@ -41,7 +46,7 @@ class Watch:
         self._tokens = math.prod(shapes["tokens"].shape)
         self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
-        self._peak = 1e12 * tflops * jax.local_device_count()
+        self._peak = 1e12 * tflops * jax.device_count()
         self.restart(-1)  # the first step sets it, whose compilation is not the run's speed
 
     def step(self, step: int, metrics: Metrics, waited: float, tokens: int) -> None:
@@ -58,6 +63,7 @@ class Watch:
         self._pending = None
         self._seen += tokens
         values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
+        self.stopping = values.pop("stop", 0) > 0
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
         if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
             raise FloatingPointError(
@@ -105,8 +111,9 @@ class Watch:
                 f"{tokens_per_second:,.0f} tokens/s{used}  {left} left"
             )
             if logged:
-                append_timing(self._folder, step, speed)
                 self.restart(step)
+                if first():
+                    append_timing(self._folder, step, speed)
 
 
 def summary(values: Mapping[str, float]) -> str:

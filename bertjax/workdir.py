@@ -42,6 +42,14 @@ def claimed(workdir: str | Path) -> Iterator[Path]:
         yield folder
 
 
+def lock_text(folder: Path) -> str:
+    """Read what holds the folder: hosts that read another text do not see the same folder."""
+    try:
+        return (folder / "lock").read_text()
+    except OSError:
+        return ""
+
+
 def record_experiment(folder: Path, experiment: Experiment) -> None:
     """Write experiment.json. Raises InputError where the folder belongs to an experiment that computes something else.
 
@@ -65,7 +73,7 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep what decides the numbers."""
     phases = [phase | {"rows": phase["rows"] | {"corpus": None}} for phase in described["phases"]]
-    return described | {"run": None, "phases": phases, "init": described.get("init", "")}
+    return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
 
 
 def _differences(there: Any, here: Any, name: str) -> Iterator[str]:

@@ -100,7 +100,7 @@ OBJECTIVES = {
     "albert": MaskedLM(small_albert(), dataclasses.replace(MASKING, unit=ngrams(3), max_predictions=4), pair=True),
     "xlnet": PermutationLM(small_xlnet(), Permutation(functional=SPECIALS, parts=(16, 16), targets=6)),
     "xlnet, memory, tied, clamped, remat dots": PermutationLM(
-        small_xlnet(untied=False, clamp=5, remat="dots"),
+        small_xlnet(untied=False, clamp=5, remat="dots", tied_head=False),
         Permutation(functional=SPECIALS, parts=(10, 6), targets=4, block=2, seed=5),
         memory=7,
     ),
@@ -117,17 +117,17 @@ OBJECTIVES = {
         corrupt=mask_with_replacement,
     ),
     "electra, disentangled": ReplacedTokenDetection(
-        small_generator(), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
+        small_generator(tied_head=False), small_bert(), MASKING, DisentangledEmbeddings(), temperature=0.5
     ),
     "deberta": MaskedLM(small_deberta(decoder=2), dataclasses.replace(MASKING, unit=ngrams(3))),
     "deberta v3, remat dots": ReplacedTokenDetection(
         small_deberta_v2(N=1, decoder=1, convolution=None), small_deberta_v2(remat="dots"), MASKING,
         DisentangledEmbeddings(), judge=judged_in_context,
     ),
-    "sift": SiFT(MaskedLM(small_bert(), MASKING)),
+    "sift": SiFT(MaskedLM(small_bert(tied_head=False), MASKING)),
     # Weights with which the masks outweigh a teacher that knows nothing.
     "distillation": Distillation(
-        small_bert(N=1, types=0), small_bert(), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0
+        small_bert(N=1, types=0), small_bert(tied_head=False), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0
     ),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bertjax import checkpoint
 from bertjax.data.tokenizer import fingerprint
 from bertjax.errors import InputError
-from bertjax.sharding import data_mesh, replicated
+from bertjax.sharding import ROWS_ALONE, replicated
 
 
 def make_state():
@@ -95,7 +95,7 @@ def test_the_checksum_changes_with_any_element_and_with_their_order():
 
 
 def test_the_checksum_is_the_same_however_an_array_is_sharded():
-    mesh = data_mesh(8)
+    mesh = ROWS_ALONE.mesh(8)
     params, _ = make_state()
     plain = checkpoint.checksums(params)
     split = NamedSharding(mesh, PartitionSpec("data"))
@@ -105,7 +105,7 @@ def test_the_checksum_is_the_same_however_an_array_is_sharded():
 
 def test_a_checkpoint_of_eight_devices_restores_on_one(tmp_path, tokenizer):
     params, optimizer = make_state()
-    spread = jax.device_put((params, optimizer), NamedSharding(data_mesh(8), PartitionSpec()))
+    spread = jax.device_put((params, optimizer), NamedSharding(ROWS_ALONE.mesh(8), PartitionSpec()))
     with checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1, keep_every=0) as manager:
         checkpoint.save(manager, 1, *spread, experiment={}, tokenizer=tokenizer, data=[])
     here = jax.sharding.SingleDeviceSharding(jax.devices()[3])

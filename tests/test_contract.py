@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from contract import ENCODERS, MASKING, OBJECTIVES, B, L, V, make_batch, replace_fields, small_bert, without_dropout
 
+from bertjax import sharding
 from bertjax.masking import mask_tokens, rounded, tokens
 from bertjax.models.encoder import word_table
 from bertjax.optim import BertLinear, Optimizer
 from bertjax.rules import name_of, split
-from bertjax.sharding import data_mesh, over_rows, replicated
+from bertjax.sharding import Layout, by_row, gathered, stored_shardings
 from bertjax.train import State, accumulated_gradient, train_step
 from bertjax.types import average, total
 
@@ -167,13 +168,22 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
             assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
 
 
-def test_loss_and_gradient_are_those_of_one_device_on_eight(case):
-    mesh = data_mesh(B)
+def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(case, monkeypatch):
+    """Two groups of rows, two parts of what is stored, two of each matrix product."""
+    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    mesh = Layout(fsdp=2, tensor=2).mesh(B)
     assert mesh.size == 8
+
+    def loss(params, batch, rng):
+        return case.objective.loss(gathered(params), batch, rng, train=True)
+
     one = case.train(case.params, case.batch, KEY)
-    eight = case.train(jax.device_put(case.params, replicated(mesh)), jax.device_put(case.batch, over_rows(mesh)), KEY)
-    assert len(eight[0][0].sharding.device_set) == 8
-    assert_close(one, eight, rtol=2e-5, atol=2e-7)
+    params = jax.device_put(case.params, stored_shardings(mesh, case.params))
+    with jax.set_mesh(mesh):
+        train = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        eight = train(params, jax.device_put(case.batch, by_row(mesh)), KEY)
+    assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight[1]))
+    assert_close(one, eight, rtol=2e-5, atol=5e-7)
 
 
 def test_weights_sum_to_what_the_masking_says(case):

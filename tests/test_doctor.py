@@ -16,7 +16,7 @@ GIB = 2**30
 HEALTHY = Facts(
     python="3.12.1",
     host="worker-0",
-    packages={"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.42.1", "numpy": "2.4.0"},
+    packages={"bertjax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.42.1", "numpy": "2.4.0"},
     requirements=("jax<0.13,>=0.10", "numpy (>=2,<3) ; python_version > '3'"),
     libtpu_wanted="0.0.42.*",
     environment={"LIBTPU_INIT_ARGS": ""},
@@ -48,6 +48,7 @@ def test_a_healthy_machine_has_no_findings():
         ({"python": "3.14.0"}, False, "Python 3.14.0", "use one of these"),
         ({"packages": HEALTHY.packages | {"numpy": "1.26.4"}}, True, "numpy is 1.26.4, needed", "pip install 'numpy"),
         ({"packages": HEALTHY.packages | {"jax": "0.13", "jaxlib": "0.13"}}, True, "jax is 0.13", "'jax<0.13,>=0.10'"),
+        ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "bertjax"}}, True, "not inst", "pip"),
         ({"packages": HEALTHY.packages | {"jaxlib": "0.10.1"}}, False, "jaxlib 0.10.1", "jaxlib==0.10.2"),
         ({"packages": HEALTHY.packages | {"libtpu": "0.0.30"}}, True, "made for 0.0.42", "jax[tpu]==0.10.2"),
         ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "libtpu"}}, True, "libtpu", "[tpu]"),

@@ -5,7 +5,7 @@ from contract import OBJECTIVES, make_batch
 
 from bertjax.evaluate import evaluator, roc_auc
 from bertjax.random import stream
-from bertjax.sharding import data_mesh
+from bertjax.sharding import ROWS_ALONE
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def objective():
 def test_metrics_are_those_of_all_rows_at_once_however_they_are_batched(objective):
     batch = {name: np.asarray(array) for name, array in make_batch(rows=32).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    evaluate = evaluator(objective, data_mesh(8))
+    evaluate = evaluator(objective, ROWS_ALONE.mesh(8), 8)
     parts = [{name: array[i : i + 8] for name, array in batch.items()} for i in range(0, 32, 8)]
     together, apart = evaluate(params, [batch]), evaluate(params, parts)
     assert together.keys() == apart.keys() >= {"loss", "loss/mlm", "loss/pair", "unigram_entropy/mlm", "tokens/real"}
@@ -32,7 +32,7 @@ def test_metrics_are_those_of_all_rows_at_once_however_they_are_batched(objectiv
 def test_nothing_to_evaluate_is_zero_not_nan(objective):
     batch = {name: np.asarray(array) for name, array in make_batch(rows=8).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    values = evaluator(objective, data_mesh(8))(params, [batch | {"mask": np.zeros_like(batch["mask"])}])
+    values = evaluator(objective, ROWS_ALONE.mesh(8), 8)(params, [batch | {"mask": np.zeros_like(batch["mask"])}])
     assert values["loss"] == values["unigram_entropy/mlm"] == 0
 
 
@@ -49,7 +49,7 @@ def test_discriminators_are_evaluated_by_how_they_rank_all_tokens():
     objective = OBJECTIVES["electra"]
     batch = {name: np.asarray(array) for name, array in make_batch(rows=32).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    evaluate = evaluator(objective, data_mesh(8))
+    evaluate = evaluator(objective, ROWS_ALONE.mesh(8), 8)
     parts = [{name: array[i : i + 8] for name, array in batch.items()} for i in range(0, 32, 8)]
     together, apart = evaluate(params, [batch]), evaluate(params, parts)
     assert 0 < together["roc_auc/rtd"] < 1 and "scores/rtd" not in together

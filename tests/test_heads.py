@@ -66,6 +66,12 @@ def test_heads_may_lack_biases_or_the_table():
     bare = TiedHead(9, "float32", use_bias=False)
     assert bare.init(KEY, x, table) == {}
     np.testing.assert_allclose(bare.apply({"params": {}}, x, table), x @ table.T, rtol=1e-5, atol=1e-5)
+    own = MaskedLMHead(9, 6, 6, layers.gelu, 1e-5, Normal(), "float32", tied=False)
+    logits, params = own.init_with_output(KEY, x, table)
+    assert params["params"]["decoder"].shape == (9, 6) and not jnp.array_equal(
+        logits, own.clone(tied=True).apply({"params": params["params"]}, x, table)
+    )
+    np.testing.assert_array_equal(logits, own.apply(params, x, 2 * table))
     untied = UntiedHead(9, 6, Normal(), "float32")
     logits, params = untied.init_with_output(KEY, x, table)
     assert jax.tree.map(jnp.shape, params["params"]) == {"decoder": {"kernel": (6, 9), "bias": (9,)}}

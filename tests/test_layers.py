@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from bertjax import layers
 from bertjax.layers import Dense, Dropout, Norm, Normal, Table, TruncatedNormal
-from bertjax.sharding import data_mesh, over_rows
+from bertjax.sharding import ROWS_ALONE, by_row
 
 KEY = jax.random.key(0)
 document_numbers = arrays(np.int32, st.tuples(st.integers(1, 3), st.integers(1, 12)), elements=st.integers(0, 3))
@@ -179,7 +179,7 @@ def test_the_recomputed_mask_is_the_forward_mask():
 def test_masks_are_the_same_on_one_and_eight_devices():
     x = jnp.asarray(normal(0, 16, 4, 8, 8))
     drop = jax.jit(lambda x: Dropout(0.5).apply({}, x, train=True, rngs={"dropout": KEY}))
-    spread = drop(jax.device_put(x, over_rows(data_mesh(16))))
+    spread = drop(jax.device_put(x, by_row(ROWS_ALONE.mesh(16))))
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(drop(x), spread)
 

@@ -1,7 +1,11 @@
+from xml.etree import ElementTree
+
 import pytest
 
+from bertjax.cli import main
 from bertjax.config import load_experiment
-from bertjax.plan import plan
+from bertjax.picture import memory_picture
+from bertjax.plan import _largest, _refusal, plan, with_remat
 
 # google-research/bert README.md and checkpoints; fairseq and albert likewise: parameters with pre-training heads
 PUBLISHED = [
@@ -27,9 +31,80 @@ def test_parameters_are_as_many_as_published(family, override, count):
     assert planned["params"] == sum(planned["params_by_group"].values()) == count
 
 
+def test_a_head_with_a_table_of_its_own_has_that_many_parameters_more_and_does_the_same_work():
+    tied = plan(load_experiment("experiments/bert.py", ["size=tiny"]))
+    untied = plan(load_experiment("experiments/bert.py", ["size=tiny", "objective.encoder.tied_head=false"]))
+    assert untied["params_by_group"]["head/mlm"] - tied["params_by_group"]["head/mlm"] == 30522 * 128
+    assert untied["flops_per_token"] == tied["flops_per_token"]
+
+
 def test_the_tokens_and_steps_are_those_of_the_published_run():
     short, long = plan(load_experiment("experiments/bert.py"))["phases"]
     assert (short["steps"], short["batch_size"], short["length"]) == (900_000, 256, 128)
     assert (long["steps"], long["batch_size"], long["length"]) == (100_000, 256, 512)
     assert long["tokens"] == 100_000 * 256 * 512
     assert long["flops_per_token"] > short["flops_per_token"]
+
+
+# What XLA:TPU says (libtpu 0.0.42) of a step that does not fit: before it schedules, and after.
+REFUSALS = {
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+    "available HBM (15.75G).": (20.5, 15.75),
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 28.25G of 15.75G "
+    "hbm. Exceeded hbm capacity by 12.50G.": (28.25 - 4, 15.75),
+    "RESOURCE_EXHAUSTED: out of HBM, in other words": (None, None),
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_what_the_compiler_refuses_is_read_in_numbers(message):
+    GiB = 2.0**30
+    expected = tuple(None if size is None else size * GiB for size in REFUSALS[message])
+    assert _refusal(message, held=4 * GiB) == expected
+
+
+LINES = [(5, 0.3, 1, 35), (5, 1.4, 1, 7), (2, 3, 4, 4), (0, 0.01, 2, 1574)]
+
+
+@pytest.mark.parametrize(("fixed", "per_row", "unit", "most"), LINES)
+def test_the_largest_batch_is_found_in_few_compilations(fixed, per_row, unit, most):
+    tried = []
+
+    def attempt(rows):
+        tried.append(rows)
+        peak = (fixed + per_row * rows) * 2**30
+        fits = peak <= 15.75 * 2**30
+        # A program that fits is known exactly; the table's capacity is a little more than there is.
+        memory = {"peak": peak if fits else 1.2 * peak, "capacity": 2**30 * (16 if fits else 15.75)}
+        return {"rows": rows, "fits": fits, "bytes_per_device": memory}
+
+    assert most * 0.98 <= _largest(attempt, unit)["rows"] <= most
+    assert len(tried) <= 6 and all(rows % unit == 0 for rows in tried)
+
+
+def test_where_nothing_fits_there_is_no_largest_batch():
+    refused = {"fits": False, "bytes_per_device": {"peak": None, "capacity": 1}}
+    assert _largest(lambda rows: refused, 2) is None
+
+
+def test_all_encoders_of_an_objective_recompute_alike():
+    objective = load_experiment("experiments/electra.py").objective
+    changed = with_remat(objective, "dots")
+    assert (changed.generator.remat, changed.discriminator.remat) == ("dots", "dots")
+    assert with_remat(changed, "none") == objective != changed
+
+
+def test_the_picture_shows_each_part_of_memory_to_scale():
+    memory = {"params": 2**30, "optimizer": 2**31, "batch": 0, "activations": 2**30, "peak": 2**32, "capacity": 2**33}
+    unknown = memory | {"activations": None, "peak": None}
+    root = ElementTree.fromstring(memory_picture([("a < b", memory), ("c", unknown)], "memory"))
+    bars = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if rect.get("height") == "22"]
+    widths = [float(rect.get("width")) for rect in bars]
+    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2) and widths[3] == widths[0] and widths[7] == 0
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a < b", "4.00 GiB", "8.00 GiB", "unknown", "optimizer"} <= set(texts)
+
+
+def test_a_picture_or_a_search_needs_a_slice(capsys):
+    assert main(["plan", "experiments/bert.py", "--search"]) == 2
+    assert "--topology" in capsys.readouterr().err

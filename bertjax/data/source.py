@@ -199,8 +199,8 @@ def _check(source: Source, batch_size: int, no_row: str) -> None:
 class _Steps:
     """Random access to the batches of a phase, for Grain: item s is the batch of step s."""
 
-    def __init__(self, source: Source, batch_size: int, steps: int, seed: int) -> None:
-        self._source, self._batch_size, self._steps, self._seed = source, batch_size, steps, seed
+    def __init__(self, source: Source, batch_size: int, steps: int, seed: int, held: np.ndarray) -> None:
+        self._source, self._batch_size, self._steps, self._seed, self._held = source, batch_size, steps, seed, held
         self._pool = lru_cache(maxsize=2)(self._make_pool)
 
     def __len__(self) -> int:
@@ -209,8 +209,9 @@ class _Steps:
     def __getitem__(self, step: Any) -> Batch:
         if isinstance(self._source, Bucketed):
             pool, place = divmod(int(step), POOL)
-            return self._source.rows(self._pool(pool)[place])
-        numbers = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+            batch = self._source.rows(self._pool(pool)[place])  # all of it: together they say how long it is
+            return {name: array[self._held] for name, array in batch.items()}
+        numbers = step * self._batch_size + self._held
         return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.together))
 
     def _make_pool(self, pool: int) -> list[np.ndarray]:
@@ -237,31 +238,43 @@ def bucketed(rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.ran
     return list(batches[rng.permutation(len(batches))])
 
 
-def training_batches(source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0) -> Iterator[Batch]:
+def training_batches(
+    source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0, held: np.ndarray | None = None
+) -> Iterator[Batch]:
     """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start.
+
+    held: which rows of each batch to read, where other processes read the others.
 
     Rows in buckets are taken in the same order, POOL batches' worth at a time, and sorted by length among themselves.
     """
     _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
-    iterator = iter(grain.MapDataset.source(_Steps(source, batch_size, steps, seed)).to_iter_dataset(options))
+    batches = _Steps(source, batch_size, steps, seed, np.arange(batch_size) if held is None else held)
+    iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     set_next_index(iterator, start)
     return iterator
 
 
-def evaluation_batches(source: Source, batch_size: int, features: tuple[str, ...], pad: int) -> Iterator[Batch]:
+def evaluation_batches(
+    source: Source, batch_size: int, features: tuple[str, ...], pad: int, *, held: np.ndarray | None = None
+) -> Iterator[Batch]:
     """Yield every row once, always in the same shuffled order, so that the first batches stand for all.
 
     The last batch is filled up with rows of padding, which weigh nothing; of rows in buckets, that of the longest.
+    held: as of `training_batches`.
     """
+    held = np.arange(batch_size) if held is None else held
     _check(source, batch_size, "the split gives no row of this kind: hold more text out, or use other rows")
     if isinstance(source, Bucketed):
         rows = epoch_order(np.arange(len(source)), len(source), 0)
-        yield from map(source.rows, bucketed(rows, source.buckets[rows], batch_size, np.random.default_rng(0)))
+        for chosen in bucketed(rows, source.buckets[rows], batch_size, np.random.default_rng(0)):
+            yield {name: array[held] for name, array in source.rows(chosen).items()}
         return
     for start in range(0, len(source), batch_size):
-        numbers = np.arange(start, min(start + batch_size, len(source)))
-        batch = source.rows(epoch_order(numbers, len(source), 0, source.together))
-        n, length = batch["tokens"].shape
-        filling = empty_batch(batch_size - n, length, pad, features)
-        yield {name: np.concatenate([array, filling[name]]) for name, array in batch.items()}
+        numbers = start + held
+        there = numbers < len(source)
+        chosen = numbers[there] if there.any() else np.arange(1)  # a row for its shapes, where none held here is there
+        batch = source.rows(epoch_order(chosen, len(source), 0, source.together))
+        length = batch["tokens"].shape[1]
+        filling = empty_batch(int((~there).sum()), length, pad, features)
+        yield {name: np.concatenate([array[: there.sum()], filling[name]]) for name, array in batch.items()}

@@ -51,12 +51,10 @@ class TaskRows:
     together: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        taken = {"span": self.question, "choice": self.ending}.get(self.task.kind, 0)
+        taken = self.question if self.task.kind == "span" else 0
         if self.length - taken < 8:
-            beside = {"span": f" beside a question of {taken}", "choice": f" beside an ending of {taken}"}
-            raise ValueError(
-                f"rows of length {self.length} have no room{beside.get(self.task.kind, '')}: use longer ones"
-            )
+            beside = f" beside a question of {taken}" if taken else ""
+            raise ValueError(f"rows of length {self.length} have no room{beside}: use longer ones")
         if min(self.stride, self.question, self.ending) < 1:
             raise ValueError(f"stride={self.stride}, question={self.question}, ending={self.ending}: all ≥ 1")
 
@@ -293,6 +291,7 @@ def _choices(rows: TaskRows, examples: list[Choice], tokenizer: Tokenizer, notes
     v, template = tokenizer.vocabulary, rows.layout.option
     contexts = tokenizer.ids([example.context for example in examples])
     endings = iter(tokenizer.ids([ending for example in examples for ending in example.endings]))
+    longest = min(rows.ending, rows.length - specials(template))
     sequences, first = [], [0]
     for example, context in zip(examples, contexts, strict=True):
         if len(example.endings) > rows.task.options:
@@ -301,8 +300,8 @@ def _choices(rows: TaskRows, examples: list[Choice], tokenizer: Tokenizer, notes
             )
         for _ in example.endings:
             ending = next(endings)
-            notes[f"options cut to their last {rows.ending} tokens"] += len(ending) > rows.ending
-            ending = ending[-rows.ending :]
+            notes[f"options cut to their last {longest} tokens"] += len(ending) > longest
+            ending = ending[-longest:]
             room = rows.length - specials(template) - len(ending)
             notes[f"contexts cut to fit {rows.length} tokens"] += len(context) > room
             sequences.append(framed(template, v, context[:room], ending))

@@ -43,18 +43,15 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
 def strict_entities(tags: Sequence[str], scheme: str) -> list[Entity]:
     """List only the entities that are written as `scheme` demands: iob1, iob2 or bioes. Others are none."""
-    begins, inside, ends, single = {
-        "iob1": ("BI", "I", "BI", "BI"),
-        "iob2": ("B", "I", "BI", "B"),
-        "bioes": ("B", "I", "E", "S"),
-    }[scheme]
+    begins, ends, single = {"iob1": ("BI", "I", "BI"), "iob2": ("B", "I", "B"), "bioes": ("B", "E", "S")}[scheme]
     found = []
     for entity in entities(tags):
         marks = [tag.partition("-")[0] for tag in tags[entity.first : entity.last + 1]]
-        if len(marks) == 1:
-            right = marks[0] in single
-        else:
-            right = marks[0] in begins and marks[-1] in ends and all(mark in inside for mark in marks[1:-1])
+        right = marks[0] in single if len(marks) == 1 else marks[0] in begins and marks[-1] in ends
+        right &= all(mark == "I" for mark in marks[1:-1])
+        # What IOB1 begins with B- follows another of its type, and nothing else does.
+        if scheme == "iob1" and marks[0] == "B":
+            right &= entity.first > 0 and tags[entity.first - 1].partition("-")[2] == entity.kind
         if right:
             found.append(entity)
     return found

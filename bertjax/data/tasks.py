@@ -6,37 +6,19 @@ own documentation. Data come from a folder in their original format, or from TFD
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from bertjax.data import formats
-from bertjax.data.examples import Answer, Choice, Example, Question, Texts, Words
-from bertjax.data.formats import (
-    Conll,
-    Copa,
-    JsonChoices,
-    JsonLines,
-    JsonWords,
-    LabelledFolders,
-    Notes,
-    Options,
-    Race,
-    Squad,
-    Table,
-)
+from bertjax.data.choices import Arc, Copa, JsonChoices, Options, Race
+from bertjax.data.examples import Choice, Example, Texts, Words
+from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, Paraphrases, Squad, Table
+from bertjax.data.reading import Notes
+from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, open_split, plain
 from bertjax.errors import InputError
 
 Kind = Literal["classify", "regress", "tag", "span", "choice"]
-
-
-class Records(Protocol):
-    """How to make examples of a record of TFDS, whose class numbers are names already."""
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """Yield what a record holds."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +143,7 @@ def digest(task: Task, data: str) -> str:
         part = task.part(split)
         if data.partition(":")[0] == "tfds":
             for name in task.tfds:
-                source, info = _tfds_source(name, part.tfds, data.partition(":")[2] or None)
+                source, info = open_split(name, part.tfds, data.partition(":")[2] or None)
                 total.update(f"{info.full_name} {split} {len(source)}".encode())
             continue
         path = find_part(task, data, part)
@@ -171,123 +153,15 @@ def digest(task: Task, data: str) -> str:
     return total.hexdigest()
 
 
-def _tfds_source(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
-    """Open a split of a TFDS data set, and what describes it. Works without TensorFlow on ArrayRecord files."""
-    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
-
-    try:
-        source: Any = tfds.data_source(name, split=split, data_dir=data_dir)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
-    return source, source.dataset_info
-
-
 def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> Iterator[Example]:
     if not part.tfds:
         raise InputError(f"TFDS has no {part.split} split of task {task.name}: give data=FOLDER in the original format")
     for name in task.tfds:
-        source, info = _tfds_source(name, part.tfds, data_dir)
-        document = 0
+        source, info = open_split(name, part.tfds, data_dir)
         for index in range(len(source)):
-            for example in task.records.examples(f"{name}[{index}]", _plain(source[index], info.features), notes):
-                if isinstance(example, Words):
-                    begins = example.words == ("-DOCSTART-",)
-                    document += begins
-                    if not begins:
-                        yield example._replace(document=document)
-                    continue
-                yield example
-
-
-def _plain(value: Any, feature: Any) -> Any:
-    """Turn what TFDS gives into texts, numbers, lists and dicts; numbers of classes into names, unknown ones ''."""
-    if isinstance(value, Mapping):
-        inner = getattr(feature, "feature", feature)  # of a sequence of records: a record of sequences
-        return {key: _plain(item, inner[key]) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, str):
-        return value
-    if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
-        return [_plain(item, getattr(feature, "feature", feature)) for item in value]
-    names = getattr(feature, "names", None)
-    if names is not None:
-        return names[int(value)] if int(value) >= 0 else ""
-    return value.item() if hasattr(value, "item") else value
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Make texts of the fields of a record. skip_incomplete: leave out records with an empty text, and count them."""
-
-    texts: tuple[str, ...]
-    label: str = "label"
-    skip_incomplete: bool = False
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        texts = tuple(formats.without_breaks(record[name]) for name in self.texts)
-        if not all(texts) and self.skip_incomplete:
-            notes[formats.INCOMPLETE] += 1
-            return
-        if not all(texts):
-            raise InputError(f"{origin}: an empty text among {', '.join(self.texts)}")
-        yield Texts(origin, texts, str(record[self.label]) if self.label else "")
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """Make tagged sentences of `tokens` and `ner`; a sentence of -DOCSTART- alone begins a document."""
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        yield formats.tagged(origin, tuple(record["tokens"]), tuple(record["ner"]), 0)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Make questions with their contexts."""
-
-    unanswerable: bool
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        given = record["answers"]
-        answers = tuple(Answer(*pair) for pair in zip(given["text"], map(int, given["answer_start"]), strict=True))
-        question = Question(origin, record["id"], record["question"], record["context"], answers)
-        yield Squad(self.unanswerable).checked(question, notes)
-
-
-@dataclass(frozen=True)
-class Articles:
-    """Make the choices of an article of RACE."""
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        yield from formats.race_questions(origin, record)
-
-
-@dataclass(frozen=True)
-class Alternatives:
-    """Make the choices of COPA."""
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        label = {"choice1": 0, "choice2": 1}.get(record["label"], -1)
-        endings = (record["choice1"], record["choice2"])
-        yield formats.copa_choice(origin, record["premise"], record["question"], endings, label)
-
-
-@dataclass(frozen=True)
-class Lettered:
-    """Make the choices of ARC."""
-
-    def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """See Records.examples."""
-        choices = record["choices"]
-        right = choices["label"].index(record["answerKey"]) if record["answerKey"] else ""
-        yield formats.chosen(origin, record["question"], tuple(choices["text"]), str(right))
+            for example in task.records.examples(f"{name}[{index}]", plain(source[index], info.features), notes):
+                # TFDS leaves out where documents begin, so every sentence is one.
+                yield example._replace(document=index) if isinstance(example, Words) else example
 
 
 def _glue(
@@ -297,7 +171,6 @@ def _glue(
     labels: tuple[str, ...],
     *,
     label: str = "label",
-    tfds_texts: tuple[str, ...] = (),
     kind: Kind = "classify",
     metrics: tuple[str, ...] = ("accuracy",),
     spelled: tuple[str, ...] = (),
@@ -311,7 +184,7 @@ def _glue(
         Part("validation", ("dev.tsv",), table, "validation"),
         Part("test", ("test.tsv",), Table(texts), "test"),
     )
-    records = Columns(tfds_texts or texts, skip_incomplete=skip_incomplete)
+    records = Columns(texts, skip_incomplete=skip_incomplete)
     return Task(name, kind, labels, metrics, parts, spelled, (folder,), (f"glue/{name}",), records, scale)
 
 
@@ -385,9 +258,14 @@ COLA = Task(
     ("0", "1"), ("CoLA",), ("glue/cola",), Columns(("sentence",)),
 )  # fmt: skip
 SST2 = _glue("sst2", "SST-2", ("sentence",), ("negative", "positive"), spelled=("0", "1"))
-MRPC = _glue(
-    "mrpc", "MRPC", ("#1 String", "#2 String"), ("not_equivalent", "equivalent"), label="Quality",
-    tfds_texts=("sentence1", "sentence2"), metrics=("f1", "accuracy"), spelled=("0", "1"),
+MRPC = Task(
+    "mrpc", "classify", ("not_equivalent", "equivalent"), ("f1", "accuracy"),
+    (
+        Part("train", ("train.tsv", "msr_paraphrase_train.txt"), Paraphrases(dev=False), "train"),
+        Part("validation", ("dev.tsv", "msr_paraphrase_train.txt"), Paraphrases(dev=True), "validation"),
+        Part("test", ("test.tsv",), Table(("#1 String", "#2 String")), "test"),
+    ),
+    ("0", "1"), ("MRPC",), ("glue/mrpc",), Columns(("sentence1", "sentence2")),
 )  # fmt: skip
 STSB = _glue(
     "stsb", "STS-B", ("sentence1", "sentence2"), (), label="score", kind="regress", metrics=("pearson", "spearman"),
@@ -499,9 +377,9 @@ COPA = Task(
 def _arc(name: str, subset: str) -> Task:
     short = subset.lower()
     parts = (
-        Part("train", (f"ARC-{subset}-Train.jsonl", f"{short}_train.csv"), formats.Arc(), "train"),
-        Part("validation", (f"ARC-{subset}-Dev.jsonl", f"{short}_validation.csv"), formats.Arc(), "validation"),
-        Part("test", (f"ARC-{subset}-Test.jsonl", f"{short}_test.csv"), formats.Arc(), "test"),
+        Part("train", (f"ARC-{subset}-Train.jsonl", f"{short}_train.csv"), Arc(), "train"),
+        Part("validation", (f"ARC-{subset}-Dev.jsonl", f"{short}_validation.csv"), Arc(), "validation"),
+        Part("test", (f"ARC-{subset}-Test.jsonl", f"{short}_test.csv"), Arc(), "test"),
     )
     folders = (f"ARC-{subset}", "arc")
     tfds = (f"ai2_arc/ARC-{subset}",)

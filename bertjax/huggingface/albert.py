@@ -1,7 +1,7 @@
 """The names of ALBERT: transformers, models/albert. One set of parameters serves all layers."""
 
 from bertjax.heads import PairHead, Pooler, TokenHead
-from bertjax.huggingface.bert import FIELDS, UNSUPPORTED
+from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, own_table
 from bertjax.huggingface.table import JOIN, Family, Field, Head, Row, dense, norm, table
 from bertjax.models.encoder import Encoder
 
@@ -36,7 +36,7 @@ ALBERT = Family(
         Head("mlm",
              (*dense("predictions.dense", "transform"), *norm("predictions.LayerNorm", "norm"),
               Row("predictions.bias", ("bias",))),
-             lambda e, config, C: e.language_head()),
+             lambda e, config, C: e.language_head(), untied=own_table("predictions.decoder")),
         Head("pair", POOLER + dense("sop_classifier.classifier", "classifier"),
              lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
         Head("classify", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True),

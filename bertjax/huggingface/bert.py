@@ -5,6 +5,7 @@ from bertjax.huggingface.table import (
     ACTIVATION,
     JOIN,
     NUMBER,
+    TIED,
     TRUNCATED,
     Family,
     Field,
@@ -28,6 +29,7 @@ FIELDS = (
     Field("attention_probs_dropout_prob", "attention_dropout", NUMBER),
     Field("hidden_act", "activation", ACTIVATION),
     Field("layer_norm_eps", "norm_eps", NUMBER),
+    TIED,
     Field("initializer_range", "initializer", TRUNCATED),
 )
 UNSUPPORTED = {
@@ -59,6 +61,11 @@ def encoder_rows(prefix: str) -> tuple[Row, ...]:
     )
 
 
+def own_table(theirs: str) -> tuple[Row, ...]:
+    """Name the table and the bias of a language-model head that does not share the word table."""
+    return (Row(f"{theirs}.weight", ("decoder",)), Row(f"{theirs}.bias", ("bias",)))
+
+
 POOLER = dense("bert.pooler.dense", "pooler")
 CLASSIFIER = dense("classifier", "classifier")
 MLM = (
@@ -66,6 +73,7 @@ MLM = (
     *norm("cls.predictions.transform.LayerNorm", "norm"),
     Row("cls.predictions.bias", ("bias",)),
 )
+OWN = own_table("cls.predictions.decoder")
 BERT = Family(
     model_type="bert",
     prefix="bert",
@@ -77,7 +85,7 @@ BERT = Family(
     rows=encoder_rows("bert"),
     pooler=Head("pair", POOLER, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
     heads=(
-        Head("mlm", MLM, lambda e, config, C: e.language_head()),
+        Head("mlm", MLM, lambda e, config, C: e.language_head(), untied=OWN),
         Head("pair", POOLER + dense("cls.seq_relationship", "classifier"),
              lambda e, config, C: PairHead(e.D, 2, e.initializer, e.dtype)),
         Head("classify", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True),

@@ -23,11 +23,11 @@ from bertjax.errors import InputError
 from bertjax.heads import Pooler
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.folder import FLOATS, Tensor, find_tensors, read_config, read_tensor, write_folder
-from bertjax.huggingface.table import Family, Field, Form, Head
+from bertjax.huggingface.table import TIE, Family, Field, Form, Head
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.published import LANGUAGE, Published
+from bertjax.published import Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -53,7 +53,7 @@ class Headed(Protocol):
 
 
 class Found(NamedTuple):
-    """A folder as a model of ours. notes: what a round trip needs besides, and what was ignored, as JSON types."""
+    """A folder as a model of ours. notes: what a round trip needs besides, and what is to be said, as JSON types."""
 
     model: Published
     params: Params
@@ -79,29 +79,31 @@ def read_folder(folder: Path) -> Found:
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
-    names = tensors.keys()
     tensors, ignored = _set_aside(family, config, tensors, folder)
-    encoder = make_encoder(family, config, folder)
+    heads = _heads_of_folder(family, config, tensors)
+    untied, said = _untied(family, config, heads, tensors, folder)
+    if untied:
+        config[TIE] = False
+    tensors, copies = _without_copies(family, untied, tensors, folder)
+    ignored |= copies
+    encoder = make_encoder(family, config, folder, heads)
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
-    heads = _heads_of_folder(family, encoder, config, tensors)
-    if config.get("tie_word_embeddings") is False:
-        _check_untied(family, heads, names, folder)
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     model = Published(encoder, modules, family.cls_last)
     shapes = parameter_shapes(model, folder)
-    slots = [slot for slot in _slots(family, heads, shapes) if slot.theirs not in ignored]
+    slots = [slot for slot in _slots(family, heads, shapes) if slot.theirs in tensors or slot.theirs not in ignored]
     _check(slots, shapes, tensors, folder)
     params = _read(slots, shapes, tensors)
     dtypes = {slot.theirs: tensors[slot.theirs].dtype for slot in slots if tensors[slot.theirs].dtype != "F32"}
-    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored}
+    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "said": said}
     return Found(model, params, read_tokenizer(folder, config, encoder.V), notes)
 
 
 def write_model(
     model: Any, params: Params, tokenizer: Tokenizer | None, notes: Mapping[str, Any], folder: Path, architecture: str
 ) -> list[str]:
-    """Write an encoder and its heads to a new folder. Return what transformers lacks and was left out, as sentences.
+    """Write an encoder and its heads to a new folder. Return what transformers has no class for, as sentences.
 
     notes: of the folder that the model came from, or empty. architecture: a `model_type`, or empty to choose by the
     encoder. Raises InputError where no class there computes what this model computes.
@@ -112,28 +114,38 @@ def write_model(
         raise InputError(f"a {type(model).__name__} has no one encoder and heads{hint}")
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
-    encoder, given, params, left_out = _without_what_it_lacks(family, model.encoder, model.heads, params)
+    given = model.heads
+    encoder, params, said = _without_idle_decoder(model.encoder, given, params)
     encoder, params = _with_segments(family, family.normal(encoder), params)
     heads = [
         head
         for head in (*_all_heads(family, original), *([family.pooler] if family.pooler else []))
-        if head.name in given and isinstance(given[head.name], Pooler) == (head is family.pooler)
+        if head.name in given and isinstance(given[head.name], Pooler) == (head is family.pooler) and head.fits(encoder)
     ]
     class_name = _class_for(family, original, given, heads)
     config = make_config(family, encoder, original, class_name, given, tokenizer)
     _check_alike(family, config, encoder, given, heads, folder)
     tensors = _write(family, heads, params, dict(notes.get("dtypes", {})))
-    prefixed = notes.get("prefixed", class_name != family.base_class)
+    classless = [head for head in heads if head.classless]
+    said += [
+        f"wrote head/{head.name} by the names of the released weights: transformers has no class with it, and lists "
+        f"{head.rows[0].theirs.split('.')[0]}.* as unexpected; FOLDER:encoder is the encoder alone"
+        for head in classless
+    ]
+    prefixed = notes.get("prefixed", class_name != family.base_class or bool(classless))
     if not prefixed:
         tensors = {name.removeprefix(f"{family.prefix}."): array for name, array in tensors.items()}
     write_folder(folder, config, tensors)
     if tokenizer is not None:
         write_tokenizer(tokenizer, family, folder)
-    return left_out
+    return said
 
 
-def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any:
-    """Build our encoder from config.json. Raises InputError for a missing key, and for what we cannot compute."""
+def make_encoder(family: Family, config: Mapping[str, Any], folder: Path, heads: Iterable[Head] = ()) -> Any:
+    """Build our encoder from config.json, and what its heads say of it.
+
+    Raises InputError for a missing key, and for what we cannot compute.
+    """
     fields: dict[str, Any] = dict(family.fixed)
     for field in family.fields:
         if field.theirs not in config and field.absent is None:
@@ -142,6 +154,8 @@ def make_encoder(family: Family, config: Mapping[str, Any], folder: Path) -> Any
             fields[field.ours] = _value(field, config)
         except InputError as error:
             raise InputError(f"{folder / 'config.json'}: {field.theirs}: {error}") from error
+    for head in heads:
+        fields |= head.fields
     try:
         encoder = family.encoder(**fields)
     except ValueError as error:
@@ -170,7 +184,7 @@ def make_config(
     tokenizer: Tokenizer | None,
 ) -> dict[str, Any]:
     """Describe our encoder and heads in the words of config.json, on top of what a source folder said."""
-    config = {"dtype": "float32", "tie_word_embeddings": True, **original}
+    config = {"dtype": "float32", TIE: True, **original}
     config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
     for field in family.fields:
@@ -186,8 +200,6 @@ def make_config(
                     f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
                     f"first_position; the tokenizer has it at {index}"
                 )
-    if not heads.keys().isdisjoint(LANGUAGE):
-        config["tie_word_embeddings"] = True  # ours are, and their copies are not written
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and counts[0] != _classes(config):
         labels = [f"LABEL_{number}" for number in range(counts[0])]
@@ -254,10 +266,11 @@ def _classes(config: Mapping[str, Any]) -> int:
 
 
 def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what TensorFlow called gamma and beta: the oldest published weights still do."""
+    """Rename what TensorFlow called gamma and beta: the oldest published weights still do. DeBERTa misspelt a name."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         modern = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+        modern = re.sub(r"^mask_predictions\.classifer\.", "mask_predictions.classifier.", modern)
         if modern in renamed:
             raise InputError(f"{tensor.file} has {modern} by two names")
         renamed[modern] = tensor
@@ -267,10 +280,10 @@ def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _set_aside(
     family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Leave out what nothing learns and what repeats another tensor, each with its reason."""
+    """Leave out what nothing learns and what no head of ours reads, each with its reason."""
     kept, ignored = dict(tensors), {}
     try:
-        patterns = {**_IGNORED, **family.ignored(config)}
+        patterns = {**_IGNORED, **family.ignored(config, tensors.keys())}
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from error
     for name in tensors:
@@ -278,31 +291,59 @@ def _set_aside(
         if reason is not None:
             ignored[name] = reason
             del kept[name]
-    for copy, name in family.tied.items():
-        if copy not in kept:
-            continue
-        tensor = kept.pop(copy)
-        if name not in kept:  # one of the two is enough
-            kept[name] = tensor
-            continue
-        if not _equal(tensor, kept[name]):
-            raise InputError(
-                f"{folder}: {copy} differs from {name}: bertjax has only heads that share it (tie_word_embeddings)"
-            )
-        ignored[copy] = f"the same as {name}"
     return kept, ignored
 
 
-def _check_untied(family: Family, heads: Iterable[Head], names: Iterable[str], folder: Path) -> None:
-    """Refuse a language-model head that is said to have a decoder of its own, and has none."""
-    ours = {row.theirs.split(".")[0] for head in heads if head.name in LANGUAGE for row in head.rows}
-    needed = {copy for copy in family.tied if copy.endswith(".weight") and copy.split(".")[0] in ours}
-    missing = sorted(needed.difference(names))
-    if missing:
-        raise InputError(
-            f"{folder} lacks {some(missing)}, which tie_word_embeddings=false in its config.json asks for: add it, or "
-            "say true if the head is to share the word table"
-        )
+def _untied(
+    family: Family, config: Mapping[str, Any], heads: Iterable[Head], tensors: Mapping[str, Tensor], folder: Path
+) -> tuple[bool, list[str]]:
+    """Say whether a language-model head has a table of its own, and what is to be said of it, as transformers decides.
+
+    Its config.json says so, and then the table must be there; or the table is there and differs from the words'.
+    """
+    own = {row.theirs for head in heads for row in head.untied}
+    for copy, words in family.tied.items():
+        if copy not in own or not copy.endswith(".weight"):
+            continue
+        if config.get(TIE, True) is False and copy not in tensors:
+            raise InputError(
+                f"{folder} lacks {copy}, which {TIE}=false in its config.json asks for: add it, or say true if the "
+                "head is to share the word table"
+            )
+        if config.get(TIE, True) is False:
+            return True, []
+        if copy in tensors and words in tensors and not _equal(tensors[copy], tensors[words]):
+            return True, [f"{copy} differs from {words}, so it is taken as untied, although {TIE} is not false"]
+    return False, []
+
+
+def _without_copies(
+    family: Family, untied: bool, tensors: Mapping[str, Tensor], folder: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Leave out what repeats another tensor, or what a head does not read because of another, each with its reason."""
+    kept, ignored = dict(tensors), {}
+    for copy, name in family.tied.items():
+        if copy.endswith(".weight"):
+            if copy not in kept or untied:
+                continue
+            tensor = kept.pop(copy)
+            if not _equal(tensor, kept.setdefault(name, tensor)):  # one of the two is enough
+                raise InputError(f"{folder}: {copy} differs from {name}, and there is no head that it belongs to")
+            if name in tensors:
+                ignored[copy] = f"the same as {name}"
+            continue
+        # The bias of the decoder is the one that is read; older versions of transformers leave it out.
+        found = [tensors[bias] for bias in (copy, name) if bias in tensors]
+        if not found:
+            continue
+        if not _equal(found[0], found[-1]):
+            ignored[name] = f"{copy} is read instead"
+        elif len(found) == 2 and not untied:
+            ignored[copy] = f"the same as {name}"
+        kept[copy] = kept[name] = found[0]
+        if not untied:
+            del kept[copy]
+    return kept, ignored
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -326,17 +367,18 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _heads_of_folder(
-    family: Family, encoder: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> list[Head]:
-    """List the heads that the folder carries: those of its class, and those whose tensors it has."""
+def _heads_of_folder(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Head]:
+    """List the heads that the folder carries: those whose tensors it has, and besides those of its class."""
     needed = family.classes.get(_architecture(config), ())
     pooling = {row.theirs for row in family.pooler.rows} if family.pooler else set()
-    found = []
-    for head in _all_heads(family, config):
-        own = {row.theirs for row in head.rows} - pooling
-        if head.name in needed or own & tensors.keys():
-            found.append(head)
+    heads = _all_heads(family, config)
+    there = [head for head in heads if ({row.theirs for row in head.rows} - pooling) & tensors.keys()]
+    names = {head.name for head in there}
+    found = [
+        head
+        for head in heads
+        if head in there or (head.name in needed and head.name not in names and not head.classless)
+    ]
     if family.pooler and pooling & tensors.keys() and not pooling & {row.theirs for h in found for row in h.rows}:
         found.append(family.pooler)
     return found
@@ -347,7 +389,9 @@ def _slots(family: Family, heads: Iterable[Head], shapes: Shapes) -> Iterable[_S
     rows = [(f"encoder/{ours}" for ours in row.ours) for row in family.rows]
     named = [row._replace(ours=tuple(ours)) for row, ours in zip(family.rows, rows, strict=True)]
     for head in heads:
-        named += [row._replace(ours=tuple(f"head/{head.name}/{ours}" for ours in row.ours)) for row in head.rows]
+        untied = any(name.startswith(f"head/{head.name}/decoder") for name in shapes)
+        of_head = head.rows + head.untied if untied else head.rows
+        named += [row._replace(ours=tuple(f"head/{head.name}/{ours}" for ours in row.ours)) for row in of_head]
     for row in named:
         present = [ours in shapes for ours in row.ours]
         if not any(present):
@@ -427,27 +471,21 @@ def _write(family: Family, heads: list[Head], params: Params, dtypes: Mapping[st
     return tensors
 
 
-def _without_what_it_lacks(
-    family: Family, encoder: Any, heads: Mapping[str, nn.Module], params: Params
-) -> tuple[Any, dict[str, nn.Module], Params, list[str]]:
-    """Take what no class of transformers has off a DeBERTa, and say so: a head for replaced tokens, a mask decoder."""
-    lacking: dict[str, str] = {}
-    own, kept = dict(params["encoder"]), dict(heads)
-    if isinstance(encoder, DeBERTa) and "rtd" in kept:
-        del kept["rtd"]
-        lacking["head/rtd"] = "a head for replaced tokens"
-    if isinstance(encoder, DeBERTa) and encoder.decoder:
-        encoder = encoder.clone(decoder=0)
-        del own["decoder_positions"]
-        lacking["encoder/decoder_positions"] = "of the mask decoder"
-        if "mlm" in kept:
-            del kept["mlm"]
-            lacking["head/mlm"] = "which guesses words from the mask decoder"
-    if not lacking:
-        return encoder, kept, params, []
-    params = {"encoder": own, "head": {name: params["head"][name] for name in kept}}
-    said = [f"left out {name} ({what}): {family.model_type} of transformers lacks it" for name, what in lacking.items()]
-    return encoder, kept, params, said
+def without_decoder(encoder: Any, params: Params) -> tuple[Any, Params]:
+    """Take the mask decoder off a DeBERTa; other encoders have none. params: those of the encoder."""
+    if not isinstance(encoder, DeBERTa) or not encoder.decoder:
+        return encoder, params
+    return encoder.clone(decoder=0), {name: part for name, part in params.items() if name != "decoder_positions"}
+
+
+def _without_idle_decoder(
+    encoder: Any, heads: Mapping[str, nn.Module], params: Params
+) -> tuple[Any, Params, list[str]]:
+    """Take off a mask decoder after which no head stands, and say so: a folder says by the head that it is there."""
+    if not isinstance(encoder, DeBERTa) or not encoder.decoder or "mlm" in heads:
+        return encoder, params, []
+    encoder, own = without_decoder(encoder, params["encoder"])
+    return encoder, {**params, "encoder": own}, ["left out encoder/decoder_positions: there is no head/mlm to use it"]
 
 
 def _with_segments(family: Family, encoder: Any, params: Params) -> tuple[Any, Params]:
@@ -463,10 +501,11 @@ def _class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, 
     """Name the class of transformers with these heads; that of the source where there was one."""
     if original and _architecture(original):
         return _architecture(original)
-    classifying = {head.name for head in heads if head is not family.pooler}
+    classifying = {head.name for head in heads if head is not family.pooler and not head.classless}
     if not classifying and set(given) <= {head.name for head in heads}:
         return family.base_class
-    found = next((name for name, names in family.classes.items() if set(names) == set(given) == classifying), None)
+    asked = set(given) - {head.name for head in heads if head.classless}
+    found = next((name for name, names in family.classes.items() if set(names) == asked == classifying), None)
     if found is None:
         known = "; ".join(f"{name}: {', '.join(names)}" for name, names in family.classes.items())
         raise InputError(
@@ -484,10 +523,15 @@ def _check_alike(
     folder: Path,
 ) -> None:
     """Read the new config.json back and compare: whatever it cannot say would be lost without a word."""
-    again = make_encoder(family, config, folder)
+    again = make_encoder(family, config, folder, heads)
     pairs: list[tuple[str, Any, Any]] = [("encoder", encoder, again)]
     pairs += [(head.name, given[head.name], make_head(head, again, config, folder)) for head in heads]
     for name, ours, theirs in pairs:
+        if type(ours) is not type(theirs):
+            raise InputError(
+                f"{family.model_type} of transformers cannot have a {type(ours).__name__} as its {name}, only a "
+                f"{type(theirs).__name__}"
+            )
         for field in field_names(ours):
             if field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
                 where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))

@@ -1,23 +1,28 @@
 """The names of DeBERTa, version 1 and versions 2 and 3: transformers, models/deberta and models/deberta_v2.
 
-Version 1 has queries, keys and values in one array, head by head. The released folders carry more than transformers
-reads: the positions of the mask decoder, its head, and that of replaced tokens. They are ignored as it ignores them, so
-such a folder guesses no words; ours are written without what decodes and what judges, for no class there does.
+Version 1 has queries, keys and values in one array, head by head. The released folders (microsoft/deberta-base and
+their like; microsoft/DeBERTa apps/models) carry what no class of transformers has: the positions of the mask decoder,
+its head, and that of replaced tokens. Ours have all of it, and are written with it by the same names: transformers
+reads the encoder and lists the heads as unexpected. With `legacy` false the head of the new names is transformers' own,
+which guesses from the last states: it is read as that, and a table of positions beside it is ignored, as it is there.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.heads import MaskedLMHead, PairHead, TokenHead
-from bertjax.huggingface.bert import MLM
+from bertjax.heads import MaskedLMHead, PairHead, ReplacedInContextHead, TokenHead
+from bertjax.huggingface.bert import MLM, OWN
 from bertjax.huggingface.table import (
     ACTIVATION,
+    BOOL,
     JOIN,
     NORMAL,
     NUMBER,
+    TIE,
     VECTOR,
     Config,
     Family,
@@ -106,12 +111,6 @@ def _normed(value: Any, config: Config) -> bool:
     return "layer_norm" in names
 
 
-def _bool(value: Any, config: Config) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{value!r} is neither true nor false")
-    return value
-
-
 def _same_activation(value: Any, config: Config) -> Any:
     """Read the convolution's, which must be that of the layers; without a convolution it is that of nothing."""
     of_layers = activation(config.get("hidden_act"))
@@ -121,19 +120,31 @@ def _same_activation(value: Any, config: Config) -> Any:
 
 
 def _legacy(config: Config) -> bool:
-    return _bool(config.get("legacy", True), config)
+    return bool(BOOL.read(config.get("legacy", True), config))
 
 
-def _released(config: Config) -> dict[str, str]:
-    """Say what released folders have beside what transformers reads, as patterns of names, and why it is ignored."""
-    released = {
-        r"^deberta\.embeddings\.position_embeddings\.weight$": "of the mask decoder, which transformers lacks",
-        r"^mask_predictions\.": "a head for replaced tokens, which transformers lacks",
+def _tied(value: Any, config: Config) -> bool:
+    """Read whether words are guessed by the word table: the head of the new names always does."""
+    return bool(BOOL.read(value, config)) or not _legacy(config)
+
+
+def _ignored(config: Config, names: Collection[str]) -> dict[str, str]:
+    """Say what folders have beside our parameters, as patterns of names, and why it is ignored."""
+    ignored = {
         r"\.attention\.self\.pos_key_proj\.bias$": "the same for all keys of a query, which a softmax does not see",
+        r"^deberta\.embeddings\.(word|position)_embeddings\._weight$": "what a discriminator added to the tables of "
+        "its generator; the sum stands beside it",
     }
-    if _legacy(config):
-        released[r"^lm_predictions\."] = "a head after the mask decoder, which transformers lacks"
-    return released
+    has_head = any(name.startswith("lm_predictions.") for name in names)
+    if not _legacy(config):
+        ignored[POSITIONS] = "of the mask decoder, after which a head of legacy=false does not stand"
+    elif not has_head:
+        ignored[POSITIONS] = "of the mask decoder, whose head the folder lacks"
+    elif any(name.startswith("cls.predictions.") for name in names):
+        ignored[POSITIONS] = ignored[r"^lm_predictions\."] = "of the mask decoder; words are guessed by cls.predictions"
+    elif "deberta.embeddings.position_embeddings.weight" not in names:
+        ignored[r"^lm_predictions\."] = "a head after the mask decoder, whose positions the folder lacks"
+    return ignored
 
 
 def _mlm(e: DeBERTa, config: Config, C: int) -> MaskedLMHead:
@@ -157,13 +168,14 @@ FIELDS = (
           absent=lambda config: config.get("hidden_size")),
     Field("pos_att_type", "terms", Value(_terms, lambda value, encoder: list(value)), absent=lambda config: None),
     Field("relative_attention", "terms", Value(_relative, lambda value, encoder: True)),
-    # A table of positions would be the decoder's, for which transformers has no word.
+    # A table of positions is the decoder's, for which no key has a word: its head says that it is there.
     Field("position_biased_input", "decoder", Value(_no_positions, lambda value, encoder: False)),
     Field("max_relative_positions", "distances", Value(_distances), absent=lambda config: -1),
     Field("hidden_dropout_prob", "dropout", NUMBER),
     Field("attention_probs_dropout_prob", "attention_dropout", NUMBER),
     Field("hidden_act", "activation", ACTIVATION),
     Field("layer_norm_eps", "norm_eps", NUMBER),
+    Field(TIE, "tied_head", Value(_tied), absent=lambda config: True),
     Field("initializer_range", "initializer", NORMAL),
 )  # fmt: skip
 UNSUPPORTED = {
@@ -174,10 +186,12 @@ UNSUPPORTED = {
     "pooler_hidden_size": lambda encoder: encoder.D,
     "attention_head_size": lambda encoder: encoder.D // encoder.H,
 }
+POSITIONS = r"^deberta\.embeddings\.position_embeddings\.weight$"
 LAYER = "deberta.encoder.layer.{n}"
 SELF = f"{LAYER}.attention.self"
 ROWS = (
     *table("deberta.embeddings.word_embeddings", "embeddings/word"),
+    *table("deberta.embeddings.position_embeddings", "decoder_positions"),
     *dense("deberta.embeddings.embed_proj", "embeddings/project", bias=False),
     *norm("deberta.embeddings.LayerNorm", "embeddings/norm"),
     *table("deberta.encoder.rel_embeddings", "relative"),
@@ -196,14 +210,24 @@ NEW_MLM = (
     *norm("lm_predictions.lm_head.LayerNorm", "norm"),
     Row("lm_predictions.lm_head.bias", ("bias",)),
 )
+RTD = (
+    *norm("mask_predictions.LayerNorm", "norm"),
+    *dense("mask_predictions.dense", "transform"),
+    *dense("mask_predictions.classifier", "classifier"),
+)
 HEADS = (
-    # They compute the same by other names: the new ones are those of the released weights.
-    Head("mlm", MLM, _mlm, when=_legacy),
-    Head("mlm", NEW_MLM, _mlm, when=lambda config: not _legacy(config)),
+    # The first two compute the same by other names. The third has the second's, and stands after the mask decoder.
+    Head("mlm", MLM, _mlm, when=_legacy, untied=OWN, fits=lambda e: not e.decoder),
+    Head("mlm", NEW_MLM, _mlm, when=lambda config: not _legacy(config), fits=lambda e: not e.decoder),
+    Head("mlm", NEW_MLM, _mlm, when=_legacy, classless=True, fits=lambda e: bool(e.decoder),
+         fields={"decoder": 2, "tied_head": True}),
+    Head("rtd", RTD,
+         lambda e, config, C: ReplacedInContextHead(e.D, e.activation, e.norm_eps, e.initializer, e.dtype),
+         classless=True),
     Head("classify", POOLED, _classify, True),
     Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
     Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
-)
+)  # fmt: skip
 TIED = {
     "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -234,7 +258,7 @@ DEBERTA = Family(
     tied=TIED,
     specials={"pad_token_id": "pad"},
     stated=lambda encoder: {"legacy": True},
-    ignored=_released,
+    ignored=_ignored,
 )
 DEBERTA_V2 = Family(
     model_type="deberta-v2",
@@ -247,7 +271,7 @@ DEBERTA_V2 = Family(
               absent=lambda config: -1),
         Field("norm_rel_ebd", "table_norm", Value(_normed, lambda value, encoder: "layer_norm" if value else "none"),
               absent=lambda config: "none"),
-        Field("share_att_key", "shared_projections", Value(_bool), absent=lambda config: False),
+        Field("share_att_key", "shared_projections", BOOL, absent=lambda config: False),
         Field("conv_kernel_size", "convolution", Value(_convolution, lambda value, encoder: value or 0),
               absent=lambda config: 0),
         Field("conv_act", "activation", Value(_same_activation, ACTIVATION.write), absent=lambda config: "tanh"),
@@ -278,5 +302,5 @@ DEBERTA_V2 = Family(
     tied=TIED,
     specials={"pad_token_id": "pad"},
     stated=lambda encoder: {"legacy": True},
-    ignored=_released,
+    ignored=_ignored,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from bertjax import layers
 from bertjax.errors import InputError
-from bertjax.heads import MaskedLMHead, PairHead, ReplacedHead, TokenHead
+from bertjax.heads import PairHead, ReplacedHead, TokenHead
 from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows
 from bertjax.huggingface.table import Config, Family, Field, Head, Row, Value, activation, dense, norm
 from bertjax.models.encoder import Encoder
@@ -35,8 +35,8 @@ ELECTRA = Family(
         Head("mlm",
              (*dense("generator_predictions.dense", "transform"), *norm("generator_predictions.LayerNorm", "norm"),
               Row("generator_lm_head.bias", ("bias",))),
-             lambda e, config, C: MaskedLMHead(e.V, e.D, e.embedding_width, layers.gelu, e.norm_eps, e.initializer,
-                                               e.dtype)),
+             lambda e, config, C: e.language_head().clone(activation=layers.gelu),
+             untied=(Row("generator_lm_head.weight", ("decoder",)),)),
         Head("rtd",
              dense("discriminator_predictions.dense", "transform")
              + dense("discriminator_predictions.dense_prediction", "classifier"),

@@ -6,13 +6,15 @@ Theirs are queries, keys and values in one array, and the two halves of a gated 
 from typing import Any, Literal
 
 from bertjax.errors import InputError
-from bertjax.heads import MaskedLMHead, TransformedHead
+from bertjax.heads import TransformedHead
 from bertjax.huggingface.table import (
     ACTIVATION,
+    BOOL,
     JOIN,
     KERNEL,
     NUMBER,
     SAME,
+    TIE,
     TRUNCATED,
     VECTOR,
     Config,
@@ -27,7 +29,7 @@ from bertjax.huggingface.table import (
     stacked,
     table,
 )
-from bertjax.models.modern import Biases, Modern, Norms
+from bertjax.models.modern import Biases, Modern, Norms, transformed_head, untied_transformed_head
 from bertjax.positions import Rotary
 
 _KINDS = {"theta": "full_attention", "local_theta": "sliding_attention"}
@@ -91,6 +93,10 @@ def _reach(value: Any, config: Config) -> int:
     return value // 2
 
 
+def _tied(value: Any, config: Config) -> Any:
+    return transformed_head if BOOL.read(value, config) else untied_transformed_head
+
+
 def _flag(config: Config, key: str) -> bool:
     if not isinstance(config.get(key), bool):
         raise InputError(f"{key}={config.get(key)!r} is neither true nor false")
@@ -106,9 +112,9 @@ def _biases(value: Any, config: Config) -> Biases:
     return Biases(_flag(config, "attention_bias"), mlp, mlp, _flag(config, "classifier_bias"))
 
 
-def _mlm(e: Modern, config: Config, C: int) -> MaskedLMHead:
+def _mlm(e: Modern, config: Config, C: int) -> Any:
     function = activation(config.get("classifier_activation"))
-    return MaskedLMHead(e.V, e.D, e.D, function, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias)
+    return e.language_head().clone(activation=function)
 
 
 def _task(e: Modern, config: Config, C: int, pooling: Literal["cls", "mean", "none"]) -> TransformedHead:
@@ -148,6 +154,8 @@ MODERNBERT = Family(
         Field("rope_parameters", "positions", Value(_rotary, _rope)),
         Field("layer_types", "global_every", Value(_every, lambda value, encoder: _layer_types(value, encoder.N))),
         Field("local_attention", "reach", Value(_reach, lambda value, encoder: 2 * value)),
+        Field(TIE, "head", Value(_tied, lambda value, encoder: value != untied_transformed_head),
+              absent=lambda config: True),
         Field("norm_eps", "norms", Value(_norms, lambda value, encoder: value.eps)),
         Field("norm_bias", "norms", Value(_norms, lambda value, encoder: value.bias)),
         Field("attention_bias", "biases", Value(_biases, lambda value, encoder: value.attention)),
@@ -181,7 +189,8 @@ MODERNBERT = Family(
         *norm("model.final_norm", "final_norm"),
     ),
     heads=(
-        Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True),
+        Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True,
+             untied=(Row("decoder.weight", ("decoder",)),)),
         Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True),
         Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True),
         Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True),

@@ -4,8 +4,8 @@ Their position table has rows for the padding id and those before it, which no t
 """
 
 from bertjax import layers
-from bertjax.heads import MaskedLMHead, PairHead, Pooler, TokenHead
-from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows
+from bertjax.heads import PairHead, Pooler, TokenHead
+from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows, own_table
 from bertjax.huggingface.table import NORMAL, Family, Field, Head, Row, Value, dense, norm
 from bertjax.models.encoder import Encoder
 
@@ -34,7 +34,8 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
         heads=(
             # Their activation is this one whatever hidden_act says.
             Head("mlm", mlm,
-                 lambda e, config, C: MaskedLMHead(e.V, e.D, e.D, layers.gelu, e.norm_eps, e.initializer, e.dtype)),
+                 lambda e, config, C: e.language_head().clone(activation=layers.gelu),
+                 untied=own_table("lm_head.decoder")),
             Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
             Head("choice", pooler + classifier, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
             Head("tags", classifier, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),

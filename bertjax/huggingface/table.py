@@ -4,8 +4,9 @@ A family of models is described by a `Family`: which key of config.json is which
 tensors is which of our parameters, and which heads their classes have. Nothing else differs between families.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -121,12 +122,19 @@ def activation(value: Any) -> Activation:
     return _ACTIVATIONS[value]
 
 
+def _bool(value: Any, config: Config) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _name_of_activation(value: Activation, encoder: Any) -> str:
     return next((name for name, function in _ACTIVATIONS.items() if function == value), "")
 
 
 SIZE = Value(_size)
 NUMBER = Value(_number)
+BOOL = Value(_bool)
 ACTIVATION = Value(lambda value, config: activation(value), _name_of_activation)
 NORMAL = Value(lambda value, config: Normal(_number(value, config)), lambda value, encoder: _stddev(value))
 TRUNCATED = Value(lambda value, config: TruncatedNormal(_number(value, config)), lambda value, encoder: _stddev(value))
@@ -148,12 +156,20 @@ class Field(NamedTuple):
     absent: Callable[[Config], Any] | None = None
 
 
+TIE = "tie_word_embeddings"
+TIED = Field(TIE, "tied_head", BOOL, absent=lambda config: True)
+"""Whether the language-model head shares the word table; transformers' default is that it does."""
+
+
 class Head(NamedTuple):
     """Describe a head: its name among our parameters, its tensors, the module.
 
     make: the encoder, the config, the number of classes -> module. shared_names: another head of the family has tensors
     of the same names, so that only the class in `architectures` tells which it is. when: the configs that have it,
-    where two heads of one name differ in their tensors.
+    where two heads of one name differ in their tensors. untied: the rows that it has besides where it does not share
+    the word table. classless: no class of transformers has it: it is written by the names of the released weights.
+    fits: the encoders that it is written for, and fields: what they have because of it, where no key of a config says
+    so.
     """
 
     name: str
@@ -161,6 +177,10 @@ class Head(NamedTuple):
     make: Callable[[Any, Config, int], nn.Module]
     shared_names: bool = False
     when: Callable[[Config], bool] = lambda config: True
+    untied: tuple[Row, ...] = ()
+    classless: bool = False
+    fits: Callable[[Any], bool] = lambda encoder: True
+    fields: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -172,8 +192,8 @@ class Family:
     tensors that repeat another one. specials: keys of config.json for ids of the tokenizer. modernise: turns the keys
     of older configs into those of today. stated: keys that are no field of our encoder, but for which its own models
     need another value than the default. ignored: patterns of names that folders may have beside the rows, and why
-    nothing is lost without them; what is a row besides is written, but not read. normal: turns an encoder into the one
-    of those that compute the same that reading gives.
+    nothing is lost without them, by the config and all names; what is a row besides is written, but not read. normal:
+    turns an encoder into the one of those that compute the same that reading gives.
     """
 
     model_type: str
@@ -192,5 +212,5 @@ class Family:
     cls_last: bool = False
     modernise: Callable[[Config], Config] = lambda config: config
     stated: Callable[[Any], Config] = lambda encoder: {}
-    ignored: Callable[[Config], Mapping[str, str]] = lambda config: {}
+    ignored: Callable[[Config, Collection[str]], Mapping[str, str]] = lambda config, names: {}
     normal: Callable[[Any], Any] = lambda encoder: encoder

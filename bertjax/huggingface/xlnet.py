@@ -9,9 +9,11 @@ from bertjax.errors import InputError
 from bertjax.heads import PairHead, TokenHead
 from bertjax.huggingface.table import (
     ACTIVATION,
+    BOOL,
     NORMAL,
     NUMBER,
     SAME,
+    TIED,
     Config,
     Family,
     Field,
@@ -36,12 +38,6 @@ def _clamp(value: Any, config: Config) -> int | None:
     if type(value) is not int:
         raise InputError(f"{value!r} is not a distance")
     return value if value > 0 else None
-
-
-def _bool(value: Any, config: Config) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{value!r} is neither true nor false")
-    return value
 
 
 def _summary(e: XLNet, config: Config, C: int) -> PairHead:
@@ -69,7 +65,8 @@ XLNET = Family(
         Field("layer_norm_eps", "norm_eps", NUMBER),
         Field("initializer_range", "initializer", NORMAL),
         Field("clamp_len", "clamp", Value(_clamp, lambda value, encoder: value or -1)),
-        Field("same_length", "same_length", Value(_bool)),
+        Field("same_length", "same_length", BOOL),
+        TIED,
     ),
     fixed={"untied": True},
     unsupported={
@@ -98,7 +95,8 @@ XLNET = Family(
         *norm(f"{LAYER}.ff.layer_norm", "layers/feedforward_norm"),
     ),
     heads=(
-        Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head()),
+        Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head(),
+             untied=dense("lm_loss", "decoder")),
         Head("classify", SUMMARY, _summary, True),
         Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True),
         Head("tags", dense("classifier", "classifier"), lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype)),

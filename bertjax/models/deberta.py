@@ -25,6 +25,7 @@ import numpy as np
 from bertjax import layers, relative
 from bertjax.heads import MaskedLMHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
+from bertjax.sharding import gathered_layer
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -87,6 +88,7 @@ class DeBERTa(nn.Module):
     convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
     decoder: int = 0  # how often the last layer is applied again to guess words (2); 0: guess from the last states
     positions: int = 512  # rows of the decoder's position table
+    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
@@ -134,8 +136,9 @@ class DeBERTa(nn.Module):
     def language_head(self) -> MaskedLMHead:
         """Make the head that guesses words from its hidden states."""
         return MaskedLMHead(
-            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
-        )
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
+            tied=self.tied_head,
+        )  # fmt: skip
 
     def __call__(
         self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
@@ -177,8 +180,8 @@ class DeBERTa(nn.Module):
             self.attention_dropout, self.activation, self.norm_eps, self.initializer, self.dtype, train,
         )  # fmt: skip
         stack = layers.stack(
-            DeBERTaLayer, self.N, remat=self.remat, shared=False,
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            DeBERTaLayer, self.N, remat=self.remat, shared=False, dtype=self.dtype,
+            initializing=self.is_initializing(), in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         )(*fields, name="layers")  # fmt: skip
         view = _view(mask_BL, None)
         (x_BLD, before_BLD), _ = stack((x_BLD, x_BLD), jnp.arange(self.N) == 0, view, table_RD, branch)
@@ -188,6 +191,7 @@ class DeBERTa(nn.Module):
         table = Table(self.positions, self.D, self.initializer, self.dtype, name="decoder_positions")
         x_BPD = layers.states_at(before_BLD, positions_BP) + table(places_BP)
         last = jax.tree.map(lambda parameters: parameters[-1], stack.variables["params"])
+        last = gathered_layer(last, self.dtype)
         for _ in range(self.decoder):
             rngs = {"dropout": self.make_rng("dropout")} if train else None
             inputs = (x_BPD, before_BLD, view, table_RD)

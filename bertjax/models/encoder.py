@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bertjax import layers
 from bertjax.heads import MaskedLMHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, SelfAttention, Table
+from bertjax.sharding import gathered_columns
 from bertjax.types import Array, Params
 
 
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
     initializer: Initializer = layers.TruncatedNormal(0.02)
     project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
+    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
 
@@ -71,8 +73,9 @@ class Encoder(nn.Module):
     def language_head(self) -> MaskedLMHead:
         """Make the head that guesses words from its hidden states."""
         return MaskedLMHead(
-            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype
-        )
+            self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
+            tied=self.tied_head,
+        )  # fmt: skip
 
     def hidden(
         self,
@@ -106,7 +109,10 @@ class Encoder(nn.Module):
             x_BLD = Dense(
                 (self.E,), (self.D,), self.project_initializer or self.initializer, self.dtype, name="project"
             )(x_BLE)
-        layer = layers.stack(EncoderLayer, self.N, remat=self.remat, shared=self.shared)(
+        layer = layers.stack(
+            EncoderLayer, self.N, remat=self.remat, shared=self.shared, dtype=self.dtype,
+            initializing=self.is_initializing(),
+        )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
             self.norm_eps, self.initializer, self.dtype, train, name="layer" if self.shared else "layers",
         )  # fmt: skip
@@ -166,4 +172,4 @@ class EncoderLayer(nn.Module):
 
 def word_table(params: Params) -> Array:
     """Find the word table [V, E] in an encoder's parameters: a tied head multiplies by it."""
-    return params["embeddings"]["word"]["table"]
+    return gathered_columns(params["embeddings"]["word"]["table"], "embeddings/word/table")

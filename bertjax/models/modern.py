@@ -27,6 +27,7 @@ from bertjax import layers
 from bertjax.heads import MaskedLMHead, TiedHead, UntiedHead
 from bertjax.layers import Activation, Dense, Dropout, Initializer, Norm, Normalise, Table
 from bertjax.positions import Alibi, Positions, Rotary, ScaledSinusoids, Turn, alibi, rotate, sinusoids, turns
+from bertjax.sharding import gathered_layer
 from bertjax.types import Array, Key, Params
 
 Residual = Callable[[Array, Activation, Activation], Array]
@@ -71,6 +72,11 @@ def transformed_head(encoder: "Modern") -> nn.Module:
     return MaskedLMHead(
         e.V, e.D, e.D, e.activation, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias
     )  # fmt: skip
+
+
+def untied_transformed_head(encoder: "Modern") -> nn.Module:
+    """Make BERT's head with the encoder's biases and a table of its own: ModernBERT with tie_word_embeddings=false."""
+    return transformed_head(encoder).clone(tied=False)
 
 
 def tied_head(encoder: "Modern") -> nn.Module:
@@ -203,12 +209,13 @@ class Modern(nn.Module):
 
         def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> Array:
             params, key, is_first = each
+            params = gathered_layer(params, self.dtype)
             rngs = None if key is None else {"dropout": key}
             inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first)
             return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)
 
-        if layers.REMAT[self.remat] is not None:
-            one = jax.checkpoint(one, policy=layers.REMAT[self.remat], prevent_cse=False, static_argnums=(0,))
+        if (policy := layers.remat_policy(self.remat)) is not None:
+            one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(0,))
 
         views = [(None, turn)] + [(self.reach, local_turn)] * (self.global_every - 1)
 

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from bertjax import layers
-from bertjax.heads import TiedHead
+from bertjax.heads import TiedHead, UntiedHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
 from bertjax.relative import Sinusoids, relative_scores, rotated_scores
 from bertjax.types import Array
@@ -73,6 +73,7 @@ class XLNet(nn.Module):
     untied: bool = True  # each layer has content, position and segment biases of its own
     clamp: int | None = None  # distances beyond this count as this
     same_length: bool = False  # no token sees further back than the memory is long
+    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     remat: str = "none"  # as in Encoder
     dtype: str = "float32"  # of the computation; parameters are float32
 
@@ -100,8 +101,10 @@ class XLNet(nn.Module):
         return Memory(states_NBMD, jnp.full((rows, length), -1, jnp.int32))
 
     @nn.nowrap
-    def language_head(self) -> TiedHead:
+    def language_head(self) -> TiedHead | UntiedHead:
         """Make the head that guesses words from its hidden states."""
+        if not self.tied_head:
+            return UntiedHead(self.V, self.D, self.initializer, self.dtype)
         return TiedHead(self.V, self.dtype)
 
     def hidden(
@@ -171,7 +174,8 @@ class XLNet(nn.Module):
         if not self.untied:
             tied = tuple(self.param(name, self.initializer, heads) for name in _BIASES)
         layer = layers.stack(
-            XLNetLayer, self.N, remat=self.remat, shared=False, in_axes=(0, nn.broadcast, nn.broadcast)
+            XLNetLayer, self.N, remat=self.remat, shared=False, dtype=self.dtype,
+            initializing=self.is_initializing(), in_axes=(0, nn.broadcast, nn.broadcast),
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation, self.norm_eps,
             self.initializer, self.clamp, reuse, self.dtype, train, name="layers",

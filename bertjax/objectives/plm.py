@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import TiedHead, histogram, scores
+from bertjax.heads import histogram, scores
 from bertjax.layers import apply
 from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
@@ -46,7 +46,7 @@ class PermutationLM:
             raise ValueError(f"memory={self.memory} is negative: use 0 for none")
 
     @property
-    def head(self) -> TiedHead:
+    def head(self) -> nn.Module:
         """The language-model head that fits the encoder."""
         return self.encoder.language_head()
 

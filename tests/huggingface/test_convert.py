@@ -18,7 +18,7 @@ from bertjax.cli import main
 from bertjax.config import to_json
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.infer import Model, convert, fill_mask, load, save_hf
+from bertjax.infer import Model, convert, fill_mask, load, save_hf, warm_start
 from bertjax.layers import Normal
 from bertjax.masking import Masking, Permutation
 from bertjax.models.deberta import DeBERTa
@@ -27,11 +27,14 @@ from bertjax.models.modern import Modern, Norms
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
-from bertjax.objectives.rtd import ReplacedTokenDetection
+from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
 from bertjax.positions import Rotary
+from bertjax.rules import name_of
 
 TENSORS = bert_tensors()
 WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
+DECODER = "cls.predictions.decoder.weight"
+POSITIONS = "deberta.embeddings.position_embeddings.weight"
 TOKENS = jnp.array([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 BATCH = {"tokens": TOKENS, "mask": jnp.ones_like(TOKENS)}
 PRETRAINING = CONFIG | {"architectures": ["BertForPreTraining"]}
@@ -47,6 +50,10 @@ def pretraining_tensors(V=20):
     }  # fmt: skip
     kept = {n: a for n, a in bert_tensors(CONFIG | {"vocab_size": V}).items() if not n.startswith("classifier")}
     return kept | {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def flat(tree):
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def same(folder, tensors):
@@ -91,12 +98,13 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     }
     save_hf(model, tmp_path / "again")
     same(tmp_path / "again", tensors)
-    untied = copies | {"cls.predictions.decoder.weight": tensors[WORD] + 1}
-    with pytest.raises(InputError, match=r"decoder.weight differs from .*word_embeddings"):
-        load(write(tmp_path / "untied", PRETRAINING, tensors | untied))
-    bias = tensors.pop("cls.predictions.bias")  # one of two names is enough
+    bias = tensors.pop(BIAS)  # one of two names is enough
     model = load(write(tmp_path / "other", PRETRAINING, tensors | {"cls.predictions.decoder.bias": bias}))
     np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], bias)
+    headless = TENSORS | {"cls.predictions.decoder.weight": tensors[WORD] + 1}
+    refused(
+        write(tmp_path / "headless", CONFIG, headless), "decoder.weight differs from .*there is no head that it bel"
+    )
 
 
 def test_what_was_ignored_is_said(tmp_path, capsys):
@@ -112,16 +120,42 @@ def test_what_was_ignored_is_said(tmp_path, capsys):
     assert not convert(tmp_path / "bertjax", tmp_path / "again")  # they are not in there
 
 
-def test_a_head_that_is_said_to_be_untied_is_tied_when_written_and_needs_its_decoder(tmp_path):
+def test_a_head_is_untied_where_its_config_or_its_decoder_says_so(tmp_path, capsys):
     tensors = pretraining_tensors()
     untied = PRETRAINING | {"tie_word_embeddings": False}
-    copies = {"cls.predictions.decoder.weight": tensors[WORD], "cls.predictions.decoder.bias": tensors[BIAS]}
-    model = load(write(tmp_path / "untied", untied, tensors | copies))
-    save_hf(model, tmp_path / "again")
-    same(tmp_path / "again", tensors)
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["tie_word_embeddings"] is True
+    own = {DECODER: tensors[WORD] + 1, "cls.predictions.decoder.bias": tensors[BIAS]}
+    written = tensors | own
+    for name, config, given in (
+        ("said", untied, written),
+        ("equal", untied, tensors | own | {DECODER: tensors[WORD]}),
+        ("older", untied, {name: array for name, array in written.items() if not name.endswith("decoder.bias")}),
+        ("seen", PRETRAINING, written),
+    ):
+        model = load(write(tmp_path / name, config, given))
+        assert not model.encoder.tied_head and not model.config["huggingface"]["ignored"]
+        np.testing.assert_array_equal(model.params["head"]["mlm"]["decoder"], given[DECODER])
+        capsys.readouterr()
+        assert main(["convert", str(tmp_path / name), str(tmp_path / f"{name} again"), "--to", "huggingface"]) == 0
+        said = capsys.readouterr().err
+        assert ("differs from bert.embeddings.word_embeddings.weight, so it is taken as untied" in said) == (
+            name == "seen"
+        )
+        same(tmp_path / f"{name} again", tensors | own | {DECODER: given[DECODER]})
+        assert json.loads((tmp_path / f"{name} again" / "config.json").read_text())["tie_word_embeddings"] is False
     refused(write(tmp_path / "lacking", untied, tensors), r"lacks cls.predictions.decoder.weight, which tie_word_emb")
     load(write(tmp_path / "classifier", CONFIG | {"tie_word_embeddings": False}, TENSORS))  # has no such head
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_of_two_biases_that_differ_the_decoders_is_read(tied, tmp_path):
+    tensors = pretraining_tensors()
+    given = tensors | {"cls.predictions.decoder.bias": tensors[BIAS] + 1} | ({} if tied else {DECODER: tensors[WORD]})
+    model = load(write(tmp_path / "theirs", PRETRAINING | {"tie_word_embeddings": tied}, given))
+    np.testing.assert_array_equal(model.params["head"]["mlm"]["bias"], tensors[BIAS] + 1)
+    assert model.config["huggingface"]["ignored"] == {BIAS: "cls.predictions.decoder.bias is read instead"}
+    save_hf(model, tmp_path / "again")
+    expected = given | {BIAS: tensors[BIAS] + 1}
+    same(tmp_path / "again", {n: a for n, a in expected.items() if not tied or n != "cls.predictions.decoder.bias"})
 
 
 def test_old_names_of_norms_and_an_encoder_without_prefix(tmp_path):
@@ -138,6 +172,9 @@ def test_old_names_of_norms_and_an_encoder_without_prefix(tmp_path):
     np.testing.assert_array_equal(model.encode(BATCH), load(tmp_path / "new").encode(BATCH))
     save_hf(model, tmp_path / "again")
     same(tmp_path / "again", bare)
+    save_hf(load(f"{tmp_path / 'new'}:encoder"), tmp_path / "alone")
+    same(tmp_path / "alone", {name: array for name, array in bare.items() if not name.startswith("pooler")})
+    assert json.loads((tmp_path / "alone" / "config.json").read_text())["architectures"] == ["BertModel"]
     for use, what in ((model.logits, "task"), (model.mlm_logits, "language-model")):
         with pytest.raises(InputError, match=f"no {what} head: its heads are pair"):
             use(BATCH)
@@ -260,31 +297,71 @@ def released(tokenizer, tmp_path):
         for name, array in load_file(tmp_path / "ours" / "model.safetensors").items()
     }
     tensors = {name.replace("lm_predictions", "lm_predictions.lm_head"): array for name, array in tensors.items()}
-    other = {
-        "deberta.embeddings.position_embeddings.weight": np.ones((16, 8), np.float32),
-        "mask_predictions.dense.weight": np.ones((8, 8), np.float32),
-    }
+    rng = np.random.default_rng(2)
+    shapes = {
+        "LayerNorm.weight": (8,), "LayerNorm.bias": (8,), "dense.weight": (8, 8), "dense.bias": (8,),
+        "classifier.weight": (1, 8), "classifier.bias": (1,),
+    }  # fmt: skip
+    other = {f"mask_predictions.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    other[POSITIONS] = rng.normal(size=(16, 8)).astype(np.float32)
     return model, config, tensors, other
 
 
-def test_released_deberta_is_its_encoder_and_the_rest_is_ignored_with_its_reason(released, tmp_path):
+def test_released_deberta_is_its_encoder_its_mask_decoder_and_both_heads(released, tokenizer, tmp_path):
     model, config, tensors, other = released
-    again = load(write(tmp_path / "theirs", config, tensors | other))
+    added = {f"deberta.embeddings.{name}_embeddings._weight": np.ones((2, 2)) for name in ("word", "position")}
+    misspelt = {name.replace("classifier", "classifer"): array for name, array in other.items()}
+    again = load(write(tmp_path / "theirs", config, tensors | misspelt | added))
     np.testing.assert_array_equal(again.encode(BATCH), model.encode(BATCH))
-    ignored = again.config["huggingface"]["ignored"]
-    assert ignored.keys() == other.keys() | {name for name in tensors if name.startswith("lm_predictions")}
-    assert ignored["mask_predictions.dense.weight"] == "a head for replaced tokens, which transformers lacks"
-    with pytest.raises(InputError, match="no language-model head: it is an encoder alone"):
-        again.mlm_logits(BATCH)
-    save_hf(again, tmp_path / "again")
-    same(tmp_path / "again", {name: array for name, array in tensors.items() if name not in ignored})
+    assert again.encoder.decoder == 2 and again.config["huggingface"]["ignored"].keys() == added.keys()
+    assert again.logits(BATCH).shape == (2, 5) and again.mlm_logits(BATCH).shape == (2, 5, tokenizer.vocabulary.size)
+    assert convert(tmp_path / "theirs", tmp_path / "again", to="huggingface")[1:] == [
+        f"wrote head/{head} by the names of the released weights: transformers has no class with it, and lists "
+        f"{names}.* as unexpected; FOLDER:encoder is the encoder alone"
+        for head, names in (("mlm", "lm_predictions"), ("rtd", "mask_predictions"))
+    ]
+    same(tmp_path / "again", tensors | other)
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written.items() >= config.items() and "conv_kernel_size" not in written
+    assert not convert(f"{tmp_path / 'again'}:encoder", tmp_path / "alone", to="huggingface")
+    alone = {name.removeprefix("deberta."): array for name, array in tensors.items() if name.startswith("deberta.")}
+    same(tmp_path / "alone", alone)
+    # A head that was trained after the decoder is not taken without it.
+    v = tokenizer.vocabulary
+    for decoder in (0, 2):
+        objective = MaskedLM(model.encoder.clone(decoder=decoder), Masking(v.mask, (0, v.size)))
+        like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
+        if decoder:
+            assert warm_start(str(tmp_path / "theirs"), objective, like, tokenizer).params.keys() == flat(like).keys()
+        else:
+            with pytest.raises(InputError, match="after its mask decoder, this experiment has none: set decoder=2"):
+                warm_start(str(tmp_path / "theirs"), objective, like, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "ignored"),
+    [
+        ({}, {"lm_predictions"}, "whose positions the folder lacks"),
+        ({}, {POSITIONS}, "whose head the folder lacks"),
+        ({}, {POSITIONS, "lm_predictions", "cls"}, "words are guessed by cls.predictions"),
+        ({"legacy": False}, {POSITIONS, "lm_predictions"}, "after which a head of legacy=false does not stand"),
+    ],
+)
+def test_what_of_the_mask_decoder_cannot_be_used_is_ignored_with_its_reason(keys, given, ignored, released, tmp_path):
+    _, config, tensors, other = released
+    tensors = tensors | other | load_file(tmp_path / "ours" / "model.safetensors")
+    parts = ("deberta.encoder", "deberta.embeddings.word", "deberta.embeddings.L", *given)
+    kept = {name: array for name, array in tensors.items() if name.startswith(parts)}
+    again = load(write(tmp_path / "theirs", config | keys, kept))
+    reasons = set(again.config["huggingface"]["ignored"].values())
+    assert len(reasons) == 1 and ignored in reasons.pop() and not again.encoder.decoder
+    assert set(again.params.get("head", {})) == ({"mlm"} if "cls" in given or keys else set())
 
 
 def test_debertas_head_of_new_names_computes_what_that_of_old_names_does(released, tmp_path):
     model, config, tensors, _ = released
-    config |= {"architectures": ["DebertaV2ForMaskedLM"], "legacy": False}
+    # There this head shares the word table whatever the config says.
+    config |= {"architectures": ["DebertaV2ForMaskedLM"], "legacy": False, "tie_word_embeddings": False}
     again = load(write(tmp_path / "theirs", config, tensors))
     np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
     save_hf(again, tmp_path / "again")
@@ -357,26 +434,31 @@ def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(("key_bias", "name"), [(True, "DebertaV2Model"), (False, "DebertaModel")])
-def test_a_deberta_is_written_without_what_transformers_lacks_and_says_so(key_bias, name, tokenizer, tmp_path, capsys):
+def test_a_deberta_is_written_with_what_transformers_lacks_and_says_so(key_bias, name, tokenizer, tmp_path, capsys):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     encoder = small_v2(v) if key_bias else DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=False)
-    model = own_model(ReplacedTokenDetection(encoder.clone(N=1, decoder=2), encoder, masking), tokenizer)
+    pair = ReplacedTokenDetection(encoder.clone(N=1, decoder=2), encoder, masking, judge=judged_in_context)
+    model = own_model(pair, tokenizer)
     checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
-    lacking = {
-        "discriminator": ["left out head/rtd"],
-        "generator": ["left out encoder/decoder_positions", "left out head/mlm"],
-    }
-    for part, said in lacking.items():
+    for part, head, use in (("discriminator", "rtd", Model.logits), ("generator", "mlm", Model.mlm_logits)):
         source = f"{tmp_path / 'run'}:{part}"
         capsys.readouterr()
         assert main(["convert", source, str(tmp_path / part), "--to", "huggingface"]) == 0
-        lines = capsys.readouterr().err.splitlines()
-        assert [line.split(" (")[0] for line in lines] == said and all("transformers lacks it" in x for x in lines)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"wrote head/{head} by the names of the released weights: transformers has no class")
         assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
-        again = load(tmp_path / part)
-        assert set(again.params) == {"encoder"}
-        np.testing.assert_array_equal(again.encode(BATCH), load(source).encode(BATCH))
+        again, ours = load(tmp_path / part), load(source)
+        assert flat(again.params).keys() == flat(ours.params).keys()
+        np.testing.assert_array_equal(use(again, BATCH), use(ours, BATCH))
+    with pytest.raises(InputError, match="cannot have decoder=1 in its encoder, only 2"):
+        save_hf(own_model(MaskedLM(encoder.clone(decoder=1), masking), tokenizer), tmp_path / "once")
+    with pytest.raises(InputError, match="cannot have tied_head=False in its encoder, only True"):
+        save_hf(own_model(MaskedLM(encoder.clone(decoder=2, tied_head=False), masking), tokenizer), tmp_path / "once")
+    with pytest.raises(InputError, match="cannot have a ReplacedHead as its rtd, only a ReplacedInContextHead"):
+        save_hf(own_model(Discriminator(encoder), tokenizer), tmp_path / "alone")
+    said = save_hf(own_model(Discriminator(encoder.clone(decoder=2), judged_in_context), tokenizer), tmp_path / "idle")
+    assert said[0] == "left out encoder/decoder_positions: there is no head/mlm to use it"
     with pytest.raises(InputError, match="electra of transformers has the encoder Encoder, not DeBERTa"):
         save_hf(load(source), tmp_path / "electra", "electra")
 

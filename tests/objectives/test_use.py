@@ -120,10 +120,20 @@ def test_a_text_is_filled_alike_alone_and_beside_one_with_more_masks(name, train
 
 
 def test_what_has_no_parts_and_what_has_others_is_said(trained):
-    with pytest.raises(InputError, match="no part 'teacher': its parts are discriminator, generator"):
+    with pytest.raises(InputError, match="no part 'teacher': its parts are discriminator, generator, encoder"):
         load(f"{trained['electra']}:teacher")
-    with pytest.raises(InputError, match="cannot be taken apart"):
-        load(f"{trained['xlnet']}:encoder")
+    with pytest.raises(InputError, match=r"cannot be taken apart: .* without :head, or :encoder"):
+        load(f"{trained['xlnet']}:head")
+
+
+@pytest.mark.parametrize("name", ["electra", "xlnet"])
+def test_the_encoder_is_a_part_of_every_model(name, trained):
+    whole, alone = load(trained[name]), load(f"{trained[name]}:encoder")
+    assert set(alone.params) == {"encoder"} and alone.encoder == whole.encoder and alone.tokenizer is not None
+    assert alone.objective.cls_last == (name == "xlnet")
+    tokens = jnp.arange(5, 13)[None]
+    batch = {"tokens": tokens, "mask": jnp.ones_like(tokens)}
+    np.testing.assert_array_equal(alone.encode(batch), whole.encode(batch))
 
 
 def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tmp_path, corpus, capsys):

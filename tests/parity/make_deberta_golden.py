@@ -117,20 +117,6 @@ VERSION_2 = (
     ("encoder.layer.{n}.attention.self.pos_query_proj.weight", "layers/attention/position_query/kernel", to_heads),
     ("encoder.layer.{n}.attention.self.pos_query_proj.bias", "layers/attention/position_query/bias", to_heads),
 )
-# Of the released checkpoints, microsoft/DeBERTa apps/models; `transformers` does not read these. Not used below.
-HEADS = (
-    ("lm_predictions.lm_head.dense.weight", "head/mlm/transform/kernel", transposed),
-    ("lm_predictions.lm_head.dense.bias", "head/mlm/transform/bias", as_it_is),
-    ("lm_predictions.lm_head.LayerNorm.weight", "head/mlm/norm/scale", as_it_is),
-    ("lm_predictions.lm_head.LayerNorm.bias", "head/mlm/norm/bias", as_it_is),
-    ("lm_predictions.lm_head.bias", "head/mlm/bias", as_it_is),
-    ("mask_predictions.LayerNorm.weight", "head/rtd/norm/scale", as_it_is),
-    ("mask_predictions.LayerNorm.bias", "head/rtd/norm/bias", as_it_is),
-    ("mask_predictions.dense.weight", "head/rtd/transform/kernel", transposed),
-    ("mask_predictions.dense.bias", "head/rtd/transform/bias", as_it_is),
-    ("mask_predictions.classifer.weight", "head/rtd/classifier/kernel", transposed),
-    ("mask_predictions.classifer.bias", "head/rtd/classifier/bias", as_it_is),
-)
 
 
 def converted(named, rows, case):

@@ -16,21 +16,24 @@ from bertjax.infer import load, save_hf
 from bertjax.layers import apply
 
 
-def read_cases():
+def read_cases(stem):
+    """Read the entries of each case; `tensors`, and `gradients` where it has them, are then arrays by their names."""
     cases = {}
-    with np.load(FOLDER / "huggingface.npz") as file:
+    with np.load(FOLDER / f"{stem}.npz") as file:
         for key in file:
             name, what = key.split("/")
             cases.setdefault(name, {})[what] = file[key]
     for case in cases.values():
         shapes = json.loads(str(case["tensors"]))
         ends = np.cumsum([np.prod(shape, dtype=int) for _, shape in shapes])
-        parts = np.split(case["values"].astype(np.float32), ends[:-1])
-        case["tensors"] = {tensor: part.reshape(shape) for (tensor, shape), part in zip(shapes, parts, strict=True)}
+        for what, source in (("tensors", "values"), ("gradients", "gradients")):
+            if source in case:
+                parts = np.split(case[source].astype(np.float32), ends[:-1])
+                case[what] = {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
     return cases
 
 
-CASES = read_cases()
+CASES = read_cases("huggingface")
 
 
 def write_folder(case, folder):

@@ -1,0 +1,145 @@
+"""The real compiler for TPUs, on a CPU: programs of known counts, and the gates of the training step.
+
+It is the package libtpu, extra `plan`; without it these are skipped. One process compiles for all of them.
+"""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("libtpu", reason="needs the compiler for TPUs: pip install '.[plan]'")
+
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bertjax.cli import main
+from bertjax.config import load_experiment
+from bertjax.flops import batch_shapes, model_flops
+from bertjax.hlo import Program, cycles
+from bertjax.plan import compile_step
+from bertjax.roofline import moved_by_kind
+from bertjax.topology import parse_slice, slice_devices
+from bertjax.work import collectives, lookups, products
+
+SMALL = ["size=mini", "objective.encoder.N=2", "long=0", "batch_size=64", "dtype=bfloat16"]
+
+
+def test_a_program_of_known_counts():
+    """Five rounds of x @ w, rows over four devices, then the sum of all of them."""
+    mesh = jax.make_mesh((4,), ("data",), devices=slice_devices(parse_slice("v5e:2x2")), axis_types=(AxisType.Auto,))
+    rows, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+
+    def run(x, w):
+        x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=5)
+        return x.T @ x
+
+    x = jax.ShapeDtypeStruct((512, 256), jnp.bfloat16, sharding=rows)
+    w = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=everywhere)
+    text = jax.jit(run, out_shardings=everywhere).lower(x, w).compile().as_text()
+    program = Program(text)
+    assert sum(one.flops * one.times for one in products(program)) == 6 * 2 * 128 * 256 * 256
+    (one,) = collectives(program)
+    assert (one.kind, one.bytes, one.group, one.times) == ("all-reduce", 2 * 256 * 256, (0, 1, 2, 3), 1)
+    (loop,) = (step for step in program.schedule if step.op.opcode == "while")
+    assert program.rounds(loop.op) == 5 and not program.unknown_loops
+    inside = sum(cycles(step.op) for step in program.schedule if step.times == 5)
+    outside = sum(cycles(step.op) for step in program.schedule if step.times == 1)
+    assert inside > 0 and sum(cycles(step.op) * step.times for step in program.schedule) == outside + 5 * inside
+
+
+@pytest.fixture(scope="module", params=["v5e:2x2", "v3:2x2"])
+def step(request):
+    """Compile a small BERT's step, over all devices by rows: (experiment, slice, compiled, program)."""
+    on, experiment = parse_slice(request.param), load_experiment("experiments/bert.py", SMALL)
+    compiled = compile_step(experiment, experiment.phases[0], on)
+    return experiment, on, compiled, Program(compiled.text)
+
+
+def test_the_step_fits_and_its_memory_adds_up(step):
+    experiment, _, compiled, _ = step
+    memory = compiled.memory
+    shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), batch_shapes(64, 128, ("types", "pair")))
+    params = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    assert memory["params"] == params and params < memory["activations"] + memory["peak"] / 2
+    assert memory["optimizer"] == 2 * params + 8  # two moments, two counters
+    parts = sum(memory[name] for name in ("params", "optimizer", "batch", "activations"))
+    assert memory["peak"] == pytest.approx(parts, rel=0.01) and memory["peak"] < memory["capacity"]
+
+
+def test_without_recomputation_the_step_does_no_more_than_the_model_asks_for(step):
+    experiment, on, _, program = step
+    phase = experiment.phases[0]
+    model = model_flops(experiment.objective, batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features))
+    assert 1 <= sum(one.flops * one.times for one in products(program)) * on.devices / model <= 1.10
+
+
+def test_over_rows_alone_only_gradients_are_summed(step):
+    """And the numbers of the metrics, and of whether every row has its masks: less than a kilobyte."""
+    _, on, compiled, program = step
+    found = collectives(program)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert all(len(one.group) == on.devices for one in found)
+    moved, table = sum(one.bytes * one.times for one in found), 4 * 30522 * 256
+    # Every gradient once, in bfloat16 or float32; the word table's as it is looked up and as it is a decoder.
+    assert compiled.memory["params"] / 2 <= moved <= compiled.memory["params"] + table + 1024
+
+
+def test_nothing_is_looked_up_for_each_pair_of_positions(step):
+    experiment, on, _, program = step
+    phase = experiment.phases[0]
+    tokens = phase.batch_size * phase.rows.length // on.devices
+    assert 0 < max(one.slices * one.times for one in lookups(program)) <= tokens
+
+
+def test_no_product_of_two_float32_matrices_where_bfloat16_was_asked_for(step):
+    *_, program = step
+    kinds = {one.dtypes for one in products(program)}
+    assert ("bf16", "bf16") in kinds and ("f32", "f32") not in kinds
+
+
+def test_the_new_state_takes_the_place_of_the_old_one(step):
+    experiment, _, _, program = step
+    phase = experiment.phases[0]
+    shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
+    params = jax.eval_shape(experiment.objective.init, jax.random.key(0), shapes)
+    state = (np.int32(0), params, jax.eval_shape(experiment.optimizer.transform().init, params))
+    assert program.aliased == len(jax.tree.leaves(state))
+
+
+def test_split_storage_moves_parameters_and_no_activations():
+    """Gathers and scatters; a scatter may be written as turns around a ring beside the product that it follows."""
+    experiment = load_experiment("experiments/bert.py", [*SMALL, "mesh=fsdp:4"])
+    compiled = compile_step(experiment, experiment.phases[0], parse_slice("v5e:2x2"))
+    moved = {kind: one["bytes"] for kind, one in moved_by_kind(Program(compiled.text)).items()}
+    assert (
+        {"all-gather", "reduce-scatter"}
+        <= set(moved)
+        <= {"all-gather", "reduce-scatter", "collective-permute", "all-reduce"}
+    )
+    params, table = 9_688_380, 30522 * 256
+    assert compiled.memory["params"] < 4 * params / 3.9
+    # In bfloat16 for the forward and the backward pass; of the gradients only the table's is summed, in both its uses.
+    assert moved["all-gather"] <= 2 * 2 * params
+    assert moved["reduce-scatter"] + moved.get("collective-permute", 0) <= 4 * (params - table)
+    assert moved["all-reduce"] <= (4 + 2) * table + 4 * 2**16
+
+
+def test_what_does_not_fit_is_a_plan_with_numbers_and_an_exit_code(capsys):
+    large = ["size=large", "long=1", "dtype=bfloat16"]  # refused before it is scheduled, within seconds
+    code = main(["plan", "experiments/bert.py", *large, "--topology", "v5e-4", "--json"])
+    planned = json.loads(capsys.readouterr().out)
+    assert code == 3 and not planned["fits"] and planned["estimated_step_seconds"] is None
+    memory = planned["bytes_per_device"]
+    assert memory["peak"] > memory["capacity"] > 15 * 2**30
+    assert "exceeds" in planned["phases"][0]["refused"]
+    assert {
+        "params",
+        "params_by_group",
+        "flops_per_token",
+        "collectives",
+        "flops_ratio",
+        "estimated_utilisation",
+    } <= set(planned)

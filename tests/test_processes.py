@@ -1,0 +1,109 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import jax
+import numpy as np
+import pytest
+from processes_program import experiment
+
+from bertjax import processes
+from bertjax.errors import InputError
+from bertjax.infer import load
+from bertjax.sharding import ROWS_ALONE
+from bertjax.train import fit
+
+TESTS = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two(corpus, tmp_path_factory):
+    """Run the program in two processes of two devices each; return its folder."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONPATH": f"{TESTS.parent}",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2"),
+    }
+    command = [sys.executable, str(TESTS / "processes_program.py"), corpus, str(folder)]
+    running = [
+        subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(n)}, stderr=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+    return folder
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_as_one_does_example_for_example(two, corpus, tmp_path):
+    fit(replace(experiment(corpus, ROWS_ALONE)), tmp_path)
+    ours, theirs = logged(tmp_path), logged(two / "straight")
+    assert len(ours) == len(theirs) == 8  # each line once, though two could have written it
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys() and "stop" not in a
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
+    one, other = load(tmp_path).params, load(two / "straight").params
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_all_stop_at_one_step_where_one_was_asked_to_and_go_on_as_if_none_had(two):
+    said = [json.loads((two / f"{n}.json").read_text())["stopped"] for n in range(2)]
+    assert said[0] == said[1] and "stopped after step 5" in said[0]
+    assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
+
+
+def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
+    for number in range(2):
+        found = json.loads((two / f"{number}.json").read_text())
+        assert "the experiment is another on process" in found["experiment"]
+        assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
+        assert "init" not in found
+
+
+def test_two_processes_begin_with_a_trained_model(two):
+    first = logged(two / "init")[0]["loss"]
+    assert first < logged(two / "straight")[0]["loss"] - 0.1
+
+
+def test_a_process_that_does_not_come_is_named():
+    address, found = f"localhost:{free_port()}", {}
+
+    def call(index):
+        try:
+            processes.roll_call(address, 4, index, timeout=1.5)
+        except InputError as error:
+            found[index] = str(error)
+
+    threads = [Thread(target=call, args=(index,)) for index in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert set(found) == {0, 2}
+    assert all("of 4 processes, number 1, 3 did not come" in text for text in found.values())
+
+
+def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match="set JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID too"):
+        processes.join()

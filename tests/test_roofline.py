@@ -1,0 +1,66 @@
+import pytest
+from test_work import program
+
+from bertjax.roofline import estimate, moved_by_kind
+from bertjax.topology import parse_slice
+
+CYCLES = 'backend_config={"window_config":{"estimated_cycles":"3005981"}}'  # 2 ms of v5e's clock
+KERNEL = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"197000000000","transcendentals":"0"}}}'
+OTHER = """%looked_up (t: f32[50000,1000], i: s32[30000]) -> f32[30000,1000] {
+  %t = f32[50000,1000]{1,0} parameter(0)
+  %i = s32[30000]{0} parameter(1)
+  ROOT %g = f32[30000,1000]{1,0} gather(%t, %i), offset_dims={1}, slice_sizes={1,1000}
+}
+"""
+ENTRY = """  %t = f32[50000,1000]{1,0} parameter(0)
+  %i = s32[30000]{0:S(1)} parameter(1)
+  %a = f32[30000,1000]{1,0} fusion(%t, %i), kind=kCustom, calls=%looked_up
+  %b = f32[30000,1000]{1,0} fusion(%a), kind=kLoop, calls=%same, CYCLES
+  %c = bf16[1000,1000]{1,0:S(1)} custom-call(%i), custom_call_target="tpu_custom_call", KERNEL
+  %d = f32[25000000]{0:S(1)} all-reduce(%e), replica_groups=[1,4]<=[4], to_apply=%add
+  %e = f32[25000000]{0:S(1)} get-tuple-element(%c), index=0
+  ROOT %f = (f32[25000000]{0:S(1)}, f32[25000000]{0:S(1)}) all-gather-start(%e), replica_groups=[1,4]<=[4]"""
+ENTRY = ENTRY.replace("CYCLES", CYCLES).replace("KERNEL", KERNEL)
+SAME = (
+    OTHER
+    + """
+%same (p: f32[30000,1000]) -> f32[30000,1000] {
+  %p = f32[30000,1000]{1,0} parameter(0)
+  ROOT %n = f32[30000,1000]{1,0} negate(%p)
+}
+"""
+)
+
+
+def test_every_part_of_an_estimate_is_a_number_over_a_rate():
+    found = estimate(program(ENTRY, SAME), parse_slice("v5e:2x2"))
+    parts = found["of_which"]
+    assert parts["cycles"] == pytest.approx(2e-3, rel=1e-6)
+    moved = 30000 * 1000 * 4  # once read and once written by each of the two fusions
+    assert parts["traffic"] == pytest.approx(4 * moved / 819e9)
+    lookup = max(15 * 30000 / 1.503e9, 2 * moved / 819e9)
+    assert found["modelled"]["gather"] == {"count": 1, "seconds": pytest.approx(lookup, rel=1e-3)}
+    assert found["modelled"]["kernel"] == {"count": 1, "seconds": pytest.approx(1e-3)}
+    assert parts["modelled"] == pytest.approx(lookup + 1e-3, rel=1e-3)
+    # Of 100 MB every chip sends 3/4, twice for a sum, over two links of 50 GB/s.
+    assert parts["waited"] == pytest.approx(2 * 0.75 * 1e8 / 100e9)
+    assert parts["hidden"] == pytest.approx(0.75 * 4e8 / 100e9)
+    assert found["seconds"] == pytest.approx(max(2e-3 + parts["modelled"], parts["hidden"]) + parts["waited"])
+    assert moved_by_kind(program(ENTRY, SAME)) == {
+        "all-reduce": {"count": 1, "bytes": 1e8},
+        "all-gather": {"count": 1, "bytes": 4e8},
+    }
+
+
+def test_between_slices_the_network_is_the_limit():
+    entry = (
+        "  %a = f32[25000000]{0} parameter(0)\n  ROOT %r = f32[25000000]{0} all-reduce(%a), replica_groups=[1,8]<=[8]"
+    )
+    one = estimate(program(entry.replace("[1,8]<=[8]", "[2,4]<=[8]")), parse_slice("v5e:2x2"), slices=2)
+    two = estimate(program(entry), parse_slice("v5e:2x2"), slices=2)
+    assert two["of_which"]["waited"] - one["of_which"]["waited"] == pytest.approx(2 * 1e8 / 4 / 2 / 3.125e9)
+
+
+def test_a_kernel_that_says_nothing_of_its_work_is_named():
+    entry = '  %a = f32[9]{0} parameter(0)\n  ROOT %k = f32[9]{0} custom-call(%a), custom_call_target="tpu_custom_call"'
+    assert list(estimate(program(entry), parse_slice("v3-8"))["modelled"]) == ["kernel without an estimate"]

@@ -1,0 +1,99 @@
+import jax
+import numpy as np
+import pytest
+from contract import MASKING, B, make_batch, small_bert
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from bertjax import sharding
+from bertjax.errors import InputError
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.sharding import AXES, ROWS_ALONE, Layout, by_row, gathered, held_rows, stored, stored_shardings, used
+
+P = PartitionSpec
+
+
+def described(**sizes):
+    return AbstractMesh(tuple(sizes.get(name, 1) for name in AXES), AXES)
+
+
+def test_a_layout_is_read_from_text_and_written_back():
+    layout = Layout.parse("fsdp:8,tensor:2")
+    assert layout == Layout(fsdp=8, tensor=2) == Layout.parse(str(layout))
+    assert Layout.parse("") == ROWS_ALONE
+    for wrong in ("fsdp", "fsdp:x", "model:2", "fsdp:2,fsdp:4", "fsdp:-1"):
+        with pytest.raises(InputError, match="is no axis and size"):
+            Layout.parse(wrong)
+    with pytest.raises(ValueError, match="1 device or more"):
+        Layout(fsdp=0)
+
+
+def test_a_mesh_has_all_devices_and_rows_divide_over_it():
+    assert dict(Layout(fsdp=2, tensor=2).mesh(8).shape) == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(Layout(slices=2, tensor=4).mesh(8).shape) == {"slice": 2, "data": 1, "fsdp": 1, "tensor": 4}
+    with pytest.raises(InputError, match="does not fit 8 devices"):
+        Layout(fsdp=3).mesh(8)
+    with pytest.raises(InputError, match="does not fit 8 devices"):
+        Layout(data=2, fsdp=2).mesh(8)
+    with pytest.raises(InputError, match="12 rows does not divide over 8 devices"):
+        ROWS_ALONE.mesh(12)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "product", "rest"),
+    [
+        ("encoder/layers/attention/query/kernel", (24, 1024, 16, 64), P(None, None, "tensor", None),
+         P(None, "fsdp", "tensor", None)),
+        ("encoder/layers/attention/query/bias", (24, 16, 64), P(None, "tensor", None), P(None, "tensor", None)),
+        ("encoder/layers/attention/output/kernel", (24, 16, 64, 1024), P(None, "tensor", None, None),
+         P(None, "tensor", None, "fsdp")),
+        ("encoder/layers/feedforward/narrow/kernel", (24, 4096, 1024), P(None, "tensor", None),
+         P(None, "tensor", "fsdp")),
+        ("encoder/layers/attention_norm/scale", (24, 1024), P(), P()),
+        ("generator/encoder/layers/attention/query/kernel", (12, 256, 3, 64), P(), P(None, "fsdp", None, None)),
+        # A vocabulary is split where it is used, also if it does not divide; at rest only what divides is.
+        ("encoder/embeddings/word/table", (30522, 1024), P("tensor", None), P("tensor", "fsdp")),
+        ("encoder/embeddings/word/table", (30523, 1024), P("tensor", None), P(None, "tensor")),
+        ("head/mlm/bias", (30523,), P("tensor"), P()),
+    ],
+)  # fmt: skip
+def test_what_is_split_over_what(name, shape, product, rest):
+    mesh = described(data=2, fsdp=4, tensor=2)
+    assert used(mesh, name, shape) == product
+    assert stored(mesh, name, shape) == rest
+    if name.startswith("encoder/layers/"):  # a layer sees the same of its slice
+        sliced = name.removeprefix("encoder/layers/")
+        assert [*stored(mesh, sliced, shape[1:])] == [*rest[1:]] and [*used(mesh, sliced, shape[1:])] == [*product[1:]]
+
+
+def test_rows_without_other_axes_keep_everything_on_every_device():
+    params = jax.eval_shape(MaskedLM(small_bert(D=128), MASKING).init, jax.random.key(0), make_batch())
+    assert all(s.spec == P() for s in jax.tree.leaves(stored_shardings(ROWS_ALONE.mesh(8), params)))
+    with jax.set_mesh(ROWS_ALONE.mesh(8)):
+        assert gathered(params) is params
+
+
+@pytest.mark.parametrize("layout", ["fsdp:8", "fsdp:2,tensor:2", "tensor:8", "slices:2,tensor:4", "fsdp:4,tensor:2"])
+def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(layout, monkeypatch):
+    """An odd vocabulary, heads that do not divide by 8, rematerialised layers: the compiler's padding reaches nothing.
+
+    tests/test_contract.py does it for all objectives.
+    """
+    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    objective, batch = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True), make_batch()
+    params = objective.init(jax.random.key(0), batch)
+
+    def loss(params):
+        return objective.loss(gathered(params), batch_on, jax.random.key(2), train=True)
+
+    batch_on = batch
+    one = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    mesh = Layout.parse(layout).mesh(B)
+    batch_on, places = jax.device_put(batch, by_row(mesh)), stored_shardings(mesh, params)
+    with jax.set_mesh(mesh):
+        split = jax.jit(jax.value_and_grad(loss, has_aux=True))(jax.device_put(params, places))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7)
+
+
+def test_every_row_of_a_batch_is_held_once():
+    np.testing.assert_array_equal(held_rows(Layout(fsdp=2, tensor=2).mesh(16), 16), np.arange(16))

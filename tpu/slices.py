@@ -1,0 +1,359 @@
+"""Create, use and delete TPU slices, one queued resource each: a few gcloud calls, each printed before it runs.
+
+    python tpu/slices.py create bert --zone us-central2-b --type v4-32 --spot
+    python tpu/slices.py install bert --zone us-central2-b
+    python tpu/slices.py run bert --zone us-central2-b --corpus gs://mine/wiki --gcs gs://mine/runs/base \\
+        -- experiments/bert.py size=base dtype=bfloat16
+    python tpu/slices.py logs bert --zone us-central2-b
+
+Needs gcloud and Python 3.10; bertjax need not be installed here. See README.md beside this file.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Accelerator type -> generation, and the runtime that Google names for it (cloud.google.com/tpu/docs/runtimes).
+GENERATIONS = {"v2": "v2", "v3": "v3", "v4": "v4", "v5litepod": "v5e", "v5p": "v5p", "v6e": "v6e"}
+RUNTIMES = {
+    "v2": "tpu-ubuntu2204-base",
+    "v3": "tpu-ubuntu2204-base",
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+PARTS = ("bertjax", "experiments", "tpu", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+# TPU VMs have Python 3.10; uv brings a newer one.
+INSTALL = (
+    "mkdir -p bertjax && tar -xzf bertjax.tar.gz -C bertjax && python3 -m pip install --user --quiet uv && "
+    "(test -x bertjax-venv/bin/python || python3 -m uv venv --quiet --python 3.12 bertjax-venv) && "
+    "python3 -m uv pip install --quiet --python bertjax-venv/bin/python --editable 'bertjax[tpu]'"
+)
+
+
+class CloudError(Exception):
+    """gcloud failed; `final` where trying again would not help."""
+
+    def __init__(self, words: Sequence[str], code: int, error: str) -> None:
+        super().__init__(f"exit code {code}: {error.strip()[-2000:] or shlex.join(words)}")
+        self.final = bool(
+            re.search(r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|unrecognized arguments", error)
+        )
+        self.missing = "NOT_FOUND" in error
+        self.exists = "ALREADY_EXISTS" in error
+
+
+@dataclass(frozen=True)
+class Target:
+    """Name a queued resource, and say how to talk to gcloud about it."""
+
+    name: str
+    zone: str
+    project: str
+    dry_run: bool
+    seconds: float  # for one call of gcloud to answer
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Hold what a slice, or several, consist of: the generation of chips and the address of every worker, in order."""
+
+    generation: str
+    slices: int
+    addresses: tuple[str, ...]
+
+
+def gcloud(target: Target, *words: str, seconds: float | None = None) -> str:
+    """Print and run a command of `gcloud compute tpus`, and return what it prints; nothing in a dry run.
+
+    Raises CloudError where it fails or takes longer than its time.
+    """
+    command = ["gcloud", "compute", "tpus", *words, f"--zone={target.zone}"]
+    command += [f"--project={target.project}"] * bool(target.project)
+    print("+", shlex.join(command), file=sys.stderr, flush=True)
+    if target.dry_run:
+        return ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds or target.seconds)
+    except subprocess.TimeoutExpired as error:
+        raise CloudError(command, 124, f"no answer within {error.timeout:g} seconds") from error
+    if done.returncode:
+        raise CloudError(command, done.returncode, done.stderr)
+    return done.stdout
+
+
+def ssh(target: Target, command: str, *, worker: str = "all", seconds: float | None = None) -> str:
+    """Run a shell command on all workers of all slices, or on worker 0 of the first."""
+    where = ("--node=all", "--worker=all") if worker == "all" else ("--node=0", f"--worker={worker}")
+    return gcloud(target, "queued-resources", "ssh", target.name, *where, f"--command={command}", seconds=seconds)
+
+
+def create(
+    target: Target, kind: str, *, slices: int = 1, spot: bool = False, runtime: str = "", more: Sequence[str] = ()
+) -> None:
+    """Ask for a slice, or for several of the same kind. Raises ValueError for a kind that this API does not offer."""
+    chosen = runtime or RUNTIMES[generation(kind)]
+    if slices > 1 and generation(kind) in ("v2", "v3"):
+        raise ValueError(f"slices of {kind} cannot be joined: that begins with v4")
+    nodes = ("--node-id=" + target.name,) if slices == 1 else (f"--node-count={slices}", f"--node-prefix={target.name}")
+    words = ["queued-resources", "create", target.name, f"--accelerator-type={kind}", f"--runtime-version={chosen}"]
+    gcloud(target, *words, *nodes, *["--spot"] * spot, *more)
+
+
+def generation(kind: str) -> str:
+    """Tell the generation of an accelerator type, such as v5e of v5litepod-16. Raises ValueError if unknown."""
+    prefix, _, size = kind.rpartition("-")
+    if prefix not in GENERATIONS or not size.isdigit():
+        known = ", ".join(f"{each}-N" for each in GENERATIONS)
+        raise ValueError(f"no accelerator type {kind!r}: {known} (7x has no queued resources: see README.md, GKE)")
+    return GENERATIONS[prefix]
+
+
+def state(target: Target) -> str:
+    """Return the state of the queued resource, such as ACTIVE; NONE if there is none."""
+    try:
+        found = gcloud(target, "queued-resources", "describe", target.name, "--format=value(state.state)")
+    except CloudError as error:
+        if error.missing:
+            return "NONE"
+        raise
+    return found.strip()
+
+
+def hosts(target: Target) -> Hosts:
+    """Look up the workers of all slices. Raises CloudError where a slice is not ready, such as one preempted."""
+    text = gcloud(target, "queued-resources", "describe", target.name, "--format=json")
+    if target.dry_run:
+        return Hosts("GENERATION", 1, ("ADDRESS",))
+    specs = json.loads(text)["tpu"]["nodeSpec"]
+    names = [name for spec in specs for name in _node_names(spec)]
+    addresses = []
+    for name in names:
+        node = json.loads(gcloud(target, "tpu-vm", "describe", name, "--format=json"))
+        if node["state"] != "READY":
+            raise CloudError(["tpu-vm", "describe", name], 1, f"slice {name} is {node['state']}")
+        addresses += [endpoint["ipAddress"] for endpoint in node["networkEndpoints"]]
+    kind = specs[0]["node"]["acceleratorType"].rsplit("/", 1)[-1]
+    return Hosts(generation(kind), len(names), tuple(addresses))
+
+
+def _node_names(spec: dict) -> list[str]:
+    several = spec.get("multisliceParams")
+    if not several:
+        return [spec["nodeId"]]
+    return [f"{several['nodeIdPrefix']}-{number}" for number in range(int(several["nodeCount"]))]
+
+
+def install(target: Target) -> None:
+    """Copy the code beside this file to all workers and install it there, with libtpu."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = str(Path(folder) / "bertjax.tar.gz")
+        root = Path(__file__).resolve().parent.parent
+        print("+ tar -czf", archive, "-C", root, *PARTS, file=sys.stderr, flush=True)
+        if not target.dry_run:
+            with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
+                for part in PARTS:
+                    packed.add(root / part, part, filter=lambda each: None if "__pycache__" in each.name else each)
+        everywhere = ("--node=all", "--worker=all")
+        gcloud(target, "queued-resources", "scp", archive, f"{target.name}:", *everywhere)
+    ssh(target, INSTALL, seconds=1800)
+
+
+def run(
+    target: Target,
+    words: Sequence[str],
+    *,
+    gcs: str = "",
+    corpus: str = "",
+    env: Sequence[str] = (),
+    push_seconds: float = 300,
+) -> None:
+    """Start `bertjax pretrain WORDS` on all workers; it goes on when this computer sleeps.
+
+    gcs: what the work folder begins with, and is copied to; corpus: copied to every worker and passed as data=.
+    """
+    found = hosts(target)
+    command = ["python3", "bertjax/tpu/worker.py", "start", target.name, f"--primary={found.addresses[0]}"]
+    command += [f"--hosts={len(found.addresses)}", f"--slices={found.slices}", f"--generation={found.generation}"]
+    command += [f"--gcs={gcs.rstrip('/')}"] * bool(gcs) + [f"--corpus={corpus}"] * bool(corpus)
+    command += [f"--push-seconds={push_seconds:g}", *(f"--env={pair}" for pair in env), "--", *words]
+    ssh(target, shlex.join(command))
+
+
+def status(target: Target) -> list[dict]:
+    """Ask every worker how the run is; those that do not answer are missing."""
+    text = ssh(target, f"python3 bertjax/tpu/worker.py status {shlex.quote(target.name)} || echo bertjax-status '{{}}'")
+    return [json.loads(line.split(" ", 1)[1]) for line in text.splitlines() if line.startswith("bertjax-status ")]
+
+
+def stop(target: Target) -> None:
+    """Stop the run on all workers, after a checkpoint."""
+    ssh(target, f"test ! -e bertjax/tpu/worker.py || python3 bertjax/tpu/worker.py stop {shlex.quote(target.name)}")
+
+
+def fetch(target: Target, folder: str, gcs: str) -> None:
+    """Copy the work folder here: from Cloud Storage where it is kept there, else from worker 0."""
+    if not gcs:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        source = f"{target.name}:bertjax-runs/{target.name}/share/work"
+        gcloud(target, "queued-resources", "scp", source, folder, "--recurse", "--node=0", "--worker=0", seconds=3600)
+        return
+    gcs = gcs.rstrip("/")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _storage(target, "rsync", "--recursive", r"--exclude=^checkpoints/.*", f"{gcs}/work", folder)
+    for line in _storage(target, "ls", f"{gcs}/complete/**").splitlines():
+        step = line.rsplit("/", 1)[-1]
+        (Path(folder) / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+        _storage(target, "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", f"{folder}/checkpoints/{step}")
+
+
+def _storage(target: Target, *words: str) -> str:
+    command = ["gcloud", "storage", *words]
+    print("+", shlex.join(command), file=sys.stderr, flush=True)
+    if target.dry_run:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CloudError(command, done.returncode, done.stderr)
+    return done.stdout
+
+
+def delete(target: Target) -> None:
+    """Delete the queued resource and its slices, with all that is on their disks."""
+    gcloud(target, "queued-resources", "delete", target.name, "--force", "--quiet", seconds=1800)
+
+
+def logs(target: Target, worker: str, lines: int) -> None:
+    """Show the output of one worker, and go on showing it until Ctrl-C."""
+    command = ["gcloud", "compute", "tpus", "queued-resources", "ssh", target.name, f"--zone={target.zone}"]
+    command += [f"--project={target.project}"] * bool(target.project) + ["--node=0", f"--worker={worker}"]
+    command += [f"--command=tail -n {lines} -F bertjax-runs/{target.name}/output.log"]
+    print("+", shlex.join(command), file=sys.stderr, flush=True)
+    if not target.dry_run:
+        os.execvp(command[0], command)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add what every command needs."""
+    parser.add_argument("name", help="of the queued resource")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--project", default="", help="default: gcloud's own")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for one call of gcloud (default: %(default)g)")
+
+
+def add_create(parser: argparse.ArgumentParser) -> None:
+    """Add what a slice is."""
+    parser.add_argument("--type", required=True, help="accelerator type, such as v3-8, v4-32, v5litepod-16, v6e-64")
+    parser.add_argument("--slices", type=int, default=1, help="how many, joined over the data centre's network")
+    parser.add_argument("--spot", action="store_true", help="cheap, and preempted when others pay more")
+    parser.add_argument("--runtime", default="", help="default: the one that Google names for the generation")
+    parser.add_argument(
+        "--flag", action="append", default=[], help="one more of `gcloud … create`, such as --flag=--internal-ips"
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what a run is."""
+    parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work folder is kept")
+    parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus that `bertjax data build` made")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="for the run, such as LIBTPU_INIT_ARGS=…"
+    )
+    parser.add_argument(
+        "--push-seconds", type=float, default=300.0, help="between copies to --gcs (default: %(default)g)"
+    )
+    parser.add_argument("words", nargs="+", metavar="EXPERIMENT key=value", help="of `bertjax pretrain`, after --")
+
+
+def target_of(options: argparse.Namespace) -> Target:
+    """Read what `add_target` added."""
+    return Target(options.name, options.zone, options.project, options.dry_run, options.seconds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Create, use and delete TPU slices.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    described = {
+        "create": "ask for a slice",
+        "state": "print the state of the request",
+        "install": "install this code on all workers",
+        "doctor": "run `bertjax doctor` on all workers",
+        "run": "start a training on all workers",
+        "status": "say how it is, a line a worker",
+        "logs": "follow the output of a worker",
+        "stop": "stop the training after a checkpoint",
+        "fetch": "copy the work folder here",
+        "delete": "delete the slice and its disks",
+    }
+    for name, text in described.items():
+        command = commands.add_parser(name, help=text, description=text)
+        add_target(command)
+        if name == "create":
+            add_create(command)
+        elif name == "run":
+            add_run(command)
+        elif name == "logs":
+            command.add_argument("--worker", default="0")
+            command.add_argument("--lines", type=int, default=50)
+        elif name == "fetch":
+            command.add_argument("folder")
+            command.add_argument("--gcs", default="", metavar="gs://…", help="where the run keeps its work folder")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command: 0 done, 2 gcloud or the arguments failed."""
+    options = _parser().parse_args(arguments)
+    target = target_of(options)
+    try:
+        _do(options, target)
+    except (CloudError, ValueError) as error:
+        print(f"slices: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"slices: exit code {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _do(options: argparse.Namespace, target: Target) -> None:
+    if options.command == "create":
+        create(
+            target, options.type, slices=options.slices, spot=options.spot, runtime=options.runtime, more=options.flag
+        )
+    elif options.command == "run":
+        run(
+            target,
+            options.words,
+            gcs=options.gcs,
+            corpus=options.corpus,
+            env=options.env,
+            push_seconds=options.push_seconds,
+        )
+    elif options.command == "doctor":
+        print(ssh(target, "hostname; bertjax-venv/bin/bertjax doctor || true"), end="")
+    elif options.command == "status":
+        print(*(json.dumps(each) for each in status(target)), sep="\n")
+    elif options.command == "state":
+        print(state(target))
+    elif options.command == "logs":
+        logs(target, options.worker, options.lines)
+    elif options.command == "fetch":
+        fetch(target, options.folder, options.gcs)
+    else:
+        {"install": install, "stop": stop, "delete": delete}[options.command](target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""Run on every worker of a TPU slice: start a training, keep its work folder in Cloud Storage, tell how it is.
+
+Started by slices.py over ssh; needs Python 3.10, which TPU VMs have, and nothing else. In the home folder:
+
+    bertjax/                 the code                  bertjax-venv/   what it is installed in
+    bertjax-data/CORPUS/     copied from --corpus, on every worker
+    bertjax-runs/NAME/       output.log, state.json
+    bertjax-runs/NAME/share/ work/ and cache/: of worker 0; the others mount it over NFS, since a checkpoint of several
+                             hosts needs one folder that all of them see
+
+bertjax itself reads and writes plain folders, no gs:// paths. So worker 0 copies: from --gcs before the run, to it
+every --push-seconds and at the end. In the bucket a checkpoint counts only once `complete/STEP` is there too, which is
+written last and deleted first, so that a worker that dies while it copies leaves nothing that looks like a checkpoint.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # networks that may mount: RFC 1918
+SETUP_FAILED = 75  # exit code of a run that never began: EX_TEMPFAIL of sysexits.h
+
+
+def main() -> int:
+    """Run one command."""
+    options = _parse()
+    run = Path.home() / "bertjax-runs" / options.name
+    if options.command == "start":
+        return start(run)
+    if options.command == "supervise":
+        return supervise(run, options)
+    if options.command == "stop":
+        return stop(run, options.seconds)
+    print("bertjax-status " + json.dumps(status(run)), flush=True)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run on a worker of a TPU slice; see slices.py.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("start", "supervise"):
+        command = commands.add_parser(name)
+        command.add_argument("name")
+        command.add_argument("--primary", required=True, help="address of worker 0 of slice 0")
+        command.add_argument("--hosts", type=int, required=True)
+        command.add_argument("--slices", type=int, default=1)
+        command.add_argument("--generation", required=True)
+        command.add_argument("--gcs", default="")
+        command.add_argument("--corpus", default="")
+        command.add_argument("--push-seconds", type=float, default=300.0)
+        command.add_argument("--mount-seconds", type=float, default=900.0)
+        command.add_argument("--env", action="append", default=[])
+        command.add_argument("words", nargs="+")
+    for name in ("status", "stop"):
+        command = commands.add_parser(name)
+        command.add_argument("name")
+        command.add_argument("--seconds", type=float, default=120.0)
+    return parser.parse_args()
+
+
+def start(run: Path) -> int:
+    """Start `supervise` with the same arguments, in a session of its own that outlives this one."""
+    if status(run)["state"] in ("starting", "running"):
+        print(f"{run.name} is running already", file=sys.stderr)
+        return 2
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "state.json").unlink(missing_ok=True)
+    words = [sys.executable, __file__, "supervise", *sys.argv[2:]]
+    with (run / "output.log").open("a") as log:
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    while not (run / "state.json").exists() and child.poll() is None:
+        time.sleep(0.01)
+    if child.poll():
+        print((run / "output.log").read_text()[-2000:], file=sys.stderr)
+    return child.poll() or 0
+
+
+def supervise(run: Path, options: argparse.Namespace) -> int:
+    """Prepare folders, train, copy to Cloud Storage meanwhile, and record how it ended."""
+    known = {"supervisor": os.getpid(), "hosts": options.hosts}
+    _record(run, state="starting", **known)
+    # A machine that shuts down tells the training too: stay, to copy what that saves.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    primary = options.hosts == 1 or options.primary in _output("hostname", "-I").split()
+    share, code = run / "share", SETUP_FAILED
+    try:
+        corpus = prepare(run, options, primary=primary)
+        command = [str(Path.home() / "bertjax-venv/bin/bertjax"), "pretrain", *options.words]
+        command += [f"data={corpus}"] * bool(corpus) + ["--workdir", str(share / "work")]
+        _say(command)
+        child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=environment(options, share),
+                                 stdin=subprocess.DEVNULL, preexec_fn=_listen)  # fmt: skip
+        _record(run, state="running", child=child.pid, **known)
+        while True:
+            try:
+                code = child.wait(options.push_seconds)
+                break
+            except subprocess.TimeoutExpired:
+                if primary and options.gcs:
+                    _try_to_push(share, options.gcs)
+        if primary and options.gcs and not _try_to_push(share, options.gcs) and code == 0:
+            code = SETUP_FAILED  # done, but not where it was asked to be
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"worker: {error}", file=sys.stderr, flush=True)
+    _record(run, state="ended", code=code if code >= 0 else 128 - code, **known)
+    return 0
+
+
+def _listen() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
+    """Make the folders of a run: shared among hosts, and filled from Cloud Storage. Returns where the corpus lies."""
+    share = run / "share"
+    share.mkdir(exist_ok=True)
+    if primary:
+        for name in ("work", "cache"):
+            (share / name).mkdir(exist_ok=True)
+        if options.gcs:
+            pull(share, options.gcs)
+        if options.hosts > 1:
+            export(share)
+    elif not os.path.ismount(share):
+        mount(share, options.primary, options.mount_seconds)
+    if not options.corpus:
+        return ""
+    corpus = Path.home() / "bertjax-data" / options.corpus.rstrip("/").split("/")[-1]
+    corpus.mkdir(parents=True, exist_ok=True)
+    _run("gcloud", "storage", "rsync", "--recursive", options.corpus.rstrip("/"), str(corpus))
+    return str(corpus)
+
+
+def environment(options: argparse.Namespace, share: Path) -> dict[str, str]:
+    """Add to the environment what the user asked for, the published flags of libtpu and where programs are kept."""
+    variables = os.environ | dict(pair.split("=", 1) for pair in options.env)
+    if "LIBTPU_INIT_ARGS" not in variables:
+        python = str(Path.home() / "bertjax-venv/bin/python")
+        words = [python, "-m", "bertjax.compiler", options.generation, "--slices", str(options.slices)]
+        variables["LIBTPU_INIT_ARGS"] = _output(*words).strip()
+    # JAX has one process of a run write what it compiled: the others find it only in a folder that they share.
+    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(share / "cache"))
+    return variables
+
+
+def export(share: Path) -> None:
+    """Let the other workers mount the folder; whoever writes there writes as this user."""
+    _run("sudo", "apt-get", "install", "--yes", "--quiet", "nfs-kernel-server")
+    options = f"rw,sync,no_subtree_check,all_squash,anonuid={os.getuid()},anongid={os.getgid()}"
+    _run("sudo", "exportfs", "-o", options, *(f"{network}:{share}" for network in PRIVATE))
+
+
+def mount(share: Path, primary: str, seconds: float) -> None:
+    """Mount the folder of worker 0, once it offers it: that waits for a copy from Cloud Storage."""
+    _run("sudo", "apt-get", "install", "--yes", "--quiet", "nfs-common")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return _run("sudo", "mount", "-t", "nfs", "-o", "vers=4,hard", f"{primary}:{share}", str(share))
+        except subprocess.CalledProcessError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(min(10, seconds))
+
+
+def pull(share: Path, gcs: str) -> None:
+    """Copy a run from Cloud Storage, of its checkpoints those that are complete."""
+    if not _listed(gcs):
+        return
+    exclude = r"^(work/checkpoints|complete)/.*"
+    _run("gcloud", "storage", "rsync", "--recursive", f"--exclude={exclude}", gcs, str(share))
+    for step in _complete(gcs):
+        folder = share / "work/checkpoints" / step
+        if not folder.exists():
+            partial = share / "work/pulled.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _run("gcloud", "storage", "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", str(partial))
+            folder.parent.mkdir(exist_ok=True)
+            partial.rename(folder)
+
+
+def push(share: Path, gcs: str) -> None:
+    """Copy a run to Cloud Storage, and delete the checkpoints there that are no longer kept here.
+
+    The log goes first: what a checkpoint implies is logged before it.
+    """
+    here, there = _steps(share / "work"), _complete(gcs)
+    exclude = r"^work/(checkpoints/.*|lock|pulled\.partial/.*)"
+    _run("gcloud", "storage", "rsync", "--recursive", f"--exclude={exclude}", str(share), gcs)
+    for step in map(str, here):
+        if step not in there:
+            _run("gcloud", "storage", "rsync", "--recursive", str(share / "work/checkpoints" / step),
+                 f"{gcs}/work/checkpoints/{step}")  # fmt: skip
+            _run("gcloud", "storage", "cp", "-", f"{gcs}/complete/{step}", text=step)
+    for step in there:
+        if int(step) not in here:
+            _run("gcloud", "storage", "rm", f"{gcs}/complete/{step}")
+            _run("gcloud", "storage", "rm", "--recursive", f"{gcs}/work/checkpoints/{step}")
+
+
+def _try_to_push(share: Path, gcs: str) -> bool:
+    """Copy; where that fails say so: the next time it may not."""
+    try:
+        push(share, gcs)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"worker: not copied to {gcs}: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def status(run: Path) -> dict[str, object]:
+    """Tell how the run is on this worker: absent, starting, running, ended with a code, or lost, with its last step.
+
+    The step is that of the newest checkpoint or log line, -1 without any; lost is what ended without a word.
+    """
+    found: dict[str, object] = {"host": os.uname().nodename, "state": "absent", "step": _last_step(run / "share/work")}
+    path = run / "state.json"
+    if not path.exists():
+        return found
+    state = json.loads(path.read_text())
+    found |= {"state": state["state"]} | {key: state[key] for key in ("code", "hosts") if key in state}
+    if state["state"] != "ended" and not (state["boot"] == _boot() and _alive(state["supervisor"])):
+        found["state"] = "lost"
+    return found
+
+
+def stop(run: Path, seconds: float) -> int:
+    """Ask the training to stop after a checkpoint, wait for that and its copy, and end what is left by force."""
+    path = run / "state.json"
+    if not path.exists():
+        return 0
+    state = json.loads(path.read_text())
+    if state["state"] not in ("starting", "running") or state["boot"] != _boot():
+        return 0
+    if "child" in state and _alive(state["child"]):
+        os.kill(state["child"], signal.SIGTERM)
+        end = time.monotonic() + seconds
+        while _alive(state["supervisor"]) and time.monotonic() < end:
+            time.sleep(0.1)
+    if _alive(state["supervisor"]):
+        os.killpg(state["supervisor"], signal.SIGKILL)  # it leads its session, the training is in it
+    return 0
+
+
+def _record(run: Path, **state: object) -> None:
+    partial = run / "state.json.partial"
+    partial.write_text(json.dumps(state | {"boot": _boot()}))
+    partial.replace(run / "state.json")
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _steps(work: Path) -> list[int]:
+    folder = work / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _last_step(work: Path) -> int:
+    logged = -1
+    if (work / "log.jsonl").exists():
+        lines = (work / "log.jsonl").read_bytes().splitlines()[-2:]  # the last one may be half-written
+        for line in lines:
+            try:
+                logged = max(logged, int(json.loads(line)["step"]))
+            except (ValueError, KeyError):
+                continue
+    return max([logged, *_steps(work)])
+
+
+def _complete(gcs: str) -> list[str]:
+    return [line.rsplit("/", 1)[-1] for line in _listed(f"{gcs}/complete")]
+
+
+def _listed(gcs: str) -> list[str]:
+    """List what lies under an address, which may be nothing. Raises CalledProcessError where that is not known."""
+    words = ["gcloud", "storage", "ls", f"{gcs}/**"]
+    _say(words)
+    found = subprocess.run(words, capture_output=True, text=True)
+    if found.returncode and "matched no objects" not in found.stderr:
+        raise subprocess.CalledProcessError(found.returncode, words, found.stdout, found.stderr)
+    return [line for line in found.stdout.splitlines() if line.startswith("gs://")]
+
+
+def _run(*words: str, text: str = "") -> None:
+    _say(words)
+    subprocess.run(words, check=True, input=text, text=True)
+
+
+def _output(*words: str) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def _say(words: list[str] | tuple[str, ...]) -> None:
+    print("+", *words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
