@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     _experiment(pretrain)
     pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
 
+    finetune = _command(commands, "finetune", _finetune, "fine-tune a model on a task, with several seeds",
+                        "bertjax finetune experiments/glue.py task=sst2 init=bert-base/ data=glue/ "
+                        "--workdir runs/sst2")  # fmt: skip
+    _experiment(finetune)
+    finetune.add_argument("--workdir", required=True, metavar="DIR", help="where models, logs and results go")
+    _json(finetune)
+
     evaluate = _command(commands, "evaluate", _evaluate, "evaluate a model on held-out text, or score predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
     evaluate.add_argument("--model", metavar="DIR", help="the work folder of a run, or one checkpoint")
@@ -250,6 +257,25 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.exit_code = 128 + stopped.signal
         return
     progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
+    from bertjax.config import load_described
+    from bertjax.finetune import finetune, table
+    from bertjax.recipe import FineTuning
+    from bertjax.report import Progress
+    from bertjax.train import Interrupted
+
+    keep_compiled_programs()
+    progress = Progress()
+    try:
+        summary = finetune(load_described(options.experiment, options.override, FineTuning), options.workdir)
+    except Interrupted as stopped:
+        progress.say(str(stopped))
+        options.exit_code = 128 + stopped.signal
+        return
+    print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bertjax.data.source import Rows
 from bertjax.errors import InputError
@@ -111,8 +111,16 @@ class Experiment:
         return sum(phase.steps for phase in self.phases)
 
 
+Described = TypeVar("Described")
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Build the experiment that a file describes, with `key=value` overrides.
+    """Build the experiment that a file describes: see `load_described`."""
+    return load_described(path, overrides, Experiment)
+
+
+def load_described(path: str | Path, overrides: Sequence[str], kind: type[Described]) -> Described:
+    """Build what the function `experiment` of a file describes, of this kind, with `key=value` overrides.
 
     Raises InputError for a missing file, a file without `experiment`, an unknown key (with the nearest known one), a
     value of the wrong type, and whatever the objects refuse at construction.
@@ -126,12 +134,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         key, equals, text = override.partition("=")
         if not equals:
             raise InputError(f"override {override!r} is not of the form key=value")
-        if "." in key or (key not in parameters and key in _scalar_names()):
+        if "." in key or (key not in parameters and key in _scalar_names(kind)):
             dotted.append((key, text))
         elif key in parameters:
             arguments[key] = _parse(key, text, parameters[key])
         else:
-            raise InputError(_unknown(key, [*parameters, *_dotted_names()], f"{path}"))
+            raise InputError(_unknown(key, [*parameters, *_dotted_names(kind)], f"{path}"))
     missing = [name for name in _required(build) if name not in arguments]
     if missing:
         raise InputError(f"{path} needs {', '.join(f'{name}=…' for name in missing)}")
@@ -142,8 +150,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: {error}") from error
-    if not isinstance(experiment, Experiment):
-        raise InputError(f"{path}: experiment() returned {type(experiment).__name__}, not an Experiment")
+    if not isinstance(experiment, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"{path}: experiment() returned {type(experiment).__name__}, not {article} {kind.__name__}")
     return experiment
 
 
@@ -167,12 +176,13 @@ def _required(build: Callable[..., Experiment]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
-def _dotted_names() -> list[str]:
-    return [f"{name}.…" for name in field_names(Experiment) if name not in _scalar_names()] + _scalar_names()
+def _dotted_names(kind: type) -> list[str]:
+    scalar = _scalar_names(kind)
+    return [f"{name}.…" for name in field_names(kind) if name not in scalar] + scalar
 
 
-def _scalar_names() -> list[str]:
-    return [name for name in field_names(Experiment) if get_type_hints(Experiment)[name] in _READERS]
+def _scalar_names(kind: type) -> list[str]:
+    return [name for name in field_names(kind) if get_type_hints(kind)[name] in _READERS]
 
 
 def _unknown(key: str, known: Sequence[str], owner: str) -> str:

@@ -166,7 +166,8 @@ class PairHead(nn.Module):
     """Classify a pair of segments, or any row: BERT's pooler, then C logits in float32.
 
     google-research/bert modeling.py and run_pretraining.py get_next_sentence_output. Other families' classifiers have
-    another activation, XLNet's reads the last position: then rows must be padded on their left.
+    another activation, XLNet's reads the last position: then rows must be padded on their left. Fine-tuning drops
+    elements of what is classified, in RoBERTa and ELECTRA also of what is pooled.
     """
 
     D: int
@@ -175,11 +176,14 @@ class PairHead(nn.Module):
     dtype: str
     activation: Activation = tanh
     position: int = 0
+    dropout: float = 0.0
+    input_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        x_BD = Dropout(self.input_dropout)(x_BLD[:, self.position], train=train)
         dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
-        pooled_BD = self.activation(dense(x_BLD[:, self.position]))
+        pooled_BD = Dropout(self.dropout)(self.activation(dense(x_BD)), train=train)
         logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
         return logits_BC.astype(jnp.float32)
 
@@ -191,9 +195,11 @@ class TokenHead(nn.Module):
     C: int
     initializer: Initializer
     dtype: str
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BLD: Array) -> Array:
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        x_BLD = Dropout(self.dropout)(x_BLD, train=train)
         logits_BLC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x_BLD)
         return logits_BLC.astype(jnp.float32)
 
@@ -213,9 +219,10 @@ class TransformedHead(nn.Module):
     dtype: str
     transform_bias: bool = False
     norm_bias: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
+    def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool = False) -> Array:
         """Return logits_BC, or logits_BLC without pooling."""
         x = x_BLD
         if self.pooling == "cls":
@@ -225,6 +232,7 @@ class TransformedHead(nn.Module):
             x = jnp.where(real_BL1, x_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
         x = Dense((self.D,), (self.D,), self.initializer, self.dtype, self.transform_bias, name="transform")(x)
         x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
+        x = Dropout(self.dropout)(x, train=train)
         return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x).astype(jnp.float32)
 
 

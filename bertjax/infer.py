@@ -17,10 +17,11 @@ from bertjax.config import field_names, from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_folder, some, without_decoder, write_model
-from bertjax.huggingface.folder import is_huggingface
+from bertjax.huggingface.convert import family_for, read_folder, some, without_decoder, write_model
+from bertjax.huggingface.folder import is_huggingface, read_config
 from bertjax.models.encoder import Encoder
 from bertjax.models.xlnet import XLNet
+from bertjax.optim import STACKED
 from bertjax.published import Published
 from bertjax.rules import name_of
 from bertjax.types import Array, Batch, Objective, Params
@@ -80,17 +81,22 @@ class Wrapping(Protocol):
         ...
 
 
-def unwrapped(objective: Any) -> Any:
-    """Take what a wrapper trains, or the objective itself."""
-    return objective.objective if isinstance(objective, Wrapping) else objective
-
-
 @runtime_checkable
 class Beginning(Protocol):
     """What an objective offers that begins with another model otherwise than by equal names."""
 
     def begin_with(self, found: Params) -> Params:
         """Turn the parameters of that model into those to begin with, named as its own."""
+        ...
+
+
+@runtime_checkable
+class Renewing(Protocol):
+    """What an objective offers that begins with the lower layers of another model alone."""
+
+    @property
+    def renewed(self) -> int:
+        """How many of the top layers are made anew."""
         ...
 
 
@@ -179,7 +185,7 @@ def load(path: str | Path) -> Model:
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]
     if isinstance(objective, Wrapping):
-        objective = unwrapped(objective)
+        objective = served(objective)
         config = config | {"objective": to_json(objective)}
     if part and part not in params:
         raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}, {ENCODER}")
@@ -257,15 +263,35 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
     what this model does.
     """
-    whole = model.config.get("part_of", "")
-    if not architecture and type(model.encoder) is Encoder:  # the others have families of their own
-        if whole.endswith(".ReplacedTokenDetection"):
-            architecture = "electra"
-        elif whole.endswith(".Distillation") and model.encoder.types == 0:
-            architecture = "distilbert"
+    architecture = architecture or architecture_of(model)
     made = _new_folder(folder)
     notes = model.config.get("huggingface", {})
     return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
+
+
+def family_of(path: str | Path) -> str:
+    """Name the family of transformers that the model in a folder belongs to, without reading its weights."""
+    folder, part = _part_of(path)
+    if is_huggingface(folder):
+        return str(read_config(folder).get("model_type", ""))
+    described = checkpoint.read_info(checkpoint.latest_step(folder))["experiment"]
+    objective = from_json(described["objective"])
+    if isinstance(objective, Wrapping):
+        objective = served(objective)
+    encoder = getattr(objective, part, None) or objective.encoder
+    model = Model(objective, {}, None, described)
+    return family_for(encoder, getattr(objective, "heads", {}), architecture_of(model)).model_type
+
+
+def architecture_of(model: Model) -> str:
+    """Name the family of transformers that a model was made after, where its encoder does not tell; else nothing."""
+    stated: str = model.config.get("architecture", "")
+    whole = model.config.get("part_of", "")
+    if stated or type(model.encoder) is not Encoder:  # the others have families of their own
+        return stated
+    if whole.endswith(".ReplacedTokenDetection"):
+        return "electra"
+    return "distilbert" if whole.endswith(".Distillation") and model.encoder.types == 0 else ""
 
 
 def _new_folder(folder: str | Path) -> Path:
@@ -302,23 +328,27 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
-    inner = unwrapped(objective)
+    *_, inner = _layers_of(objective)
     # What a name means depends on it: tables, or what is added to the other model's.
     theirs, ours = (to_json(x).get("sharing") for x in (model.objective, inner))
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    params = model.params
-    if isinstance(inner, Beginning):
+    params, renewed = model.params, 0
+    for each in _layers_of(objective):
+        renewed = each.renewed if isinstance(each, Renewing) else renewed
+        if not isinstance(each, Beginning):
+            continue
         try:
-            params = inner.begin_with(params)
+            params = each.begin_with(params)
         except ValueError as error:
             raise InputError(f"init={source}: {error}") from error
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     found = _one_segment(found, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
+    lower = {name: (shape[0] - renewed, *shape[1:]) if _is_stack(name) else shape for name, shape in shapes.items()}
     _check_whole_head(source, found, shapes)
-    different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != shapes[name]}
+    different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != lower[name]}
     if different:
         name, (given, wanted) = next(iter(different.items()))
         fix = _other_vocabulary(objective, different, tokenizer) or "make the model as large as that one"
@@ -328,6 +358,7 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
+    note += f"; of the layers the top {renewed} anew" if renewed else ""
     note += "".join(f"; {sentence}" for sentence in _said(source, model))
     return Start(taken, note)
 
@@ -347,6 +378,24 @@ def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Mapping[s
                 f"init={source} guesses words after its mask decoder, this experiment has none: set decoder=2 of its "
                 f"encoder, or begin with the encoder alone, {source}:{ENCODER}"
             )
+
+
+def _layers_of(objective: Any) -> Iterator[Any]:
+    """Yield an objective and what it wraps."""
+    yield objective
+    while isinstance(objective, Wrapping):
+        objective = objective.objective
+        yield objective
+
+
+def served(objective: Wrapping) -> Trained:
+    """Find what serves what an objective trained."""
+    *_, innermost = _layers_of(objective)
+    return innermost
+
+
+def _is_stack(name: str) -> bool:
+    return bool(next(stacked for pattern, stacked in STACKED if re.search(pattern, name)))
 
 
 def _other_vocabulary(

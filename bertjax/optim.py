@@ -259,8 +259,9 @@ class Optimizer:
     """Compose an optimiser: AdamW as it stands; see `bert_adam` and `lamb` for the other published ones.
 
     clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
-    rates: rules that multiply the learning rate; 0 freezes: then neither gradient nor moments are made. adapted: rules,
-    True where LAMB's trust ratio applies.
+    rates: rules that multiply the learning rate; 0 freezes: then neither gradient nor moments are made. A tuple has a
+    rate for each slice of stacked layers (depth.py); a slice of rate 0 stays as it is, and its gradient does not count
+    in the clipping. adapted: rules, True where LAMB's trust ratio applies.
     """
 
     learning_rate: Schedule | Restarting
@@ -285,11 +286,13 @@ class Optimizer:
     @property
     def trained(self) -> Rules:
         """True for what is trained, False for what is frozen."""
-        return tuple((pattern, rate != 0) for pattern, rate in self.rates)
+        return tuple((pattern, any(_each(rate))) for pattern, rate in self.rates)
 
     def transform(self) -> optax.GradientTransformation:
         """Build the optax transform of what is trained (`rules.split`)."""
+        whole = all(all(_each(rate)) or not any(_each(rate)) for _, rate in self.rates)
         return optax.chain(
+            optax.identity() if whole else scale_by_rules(_ones_and_zeros(self.rates)),
             optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
             self.moments(self.b1, self.b2, self.eps),
             optax.add_decayed_weights(self.weight_decay, mask=matcher(self.decayed)),
@@ -299,13 +302,36 @@ class Optimizer:
         )
 
 
+def _each(rate: float | tuple[float, ...]) -> tuple[float, ...]:
+    return rate if isinstance(rate, tuple) else (rate,)
+
+
 def scale_by_rules(rates: Rules) -> optax.GradientTransformation:
-    """Multiply each update by the value of its parameter's rule."""
+    """Multiply each update by the value of its parameter's rule; a tuple has one for each slice of stacked layers.
+
+    A stack may lack the first layer (ModernBERT's attention norm). Raises ValueError for another number of slices.
+    """
+
+    def scale(update: Array, rate: float | tuple[float, ...]) -> Array:
+        if not isinstance(rate, tuple):
+            return update * rate
+        if update.shape[0] not in (len(rate), len(rate) - 1):
+            raise ValueError(f"{len(rate)} rates for {update.shape[0]} layers: give one for each")
+        each = jnp.array(rate[len(rate) - update.shape[0] :], update.dtype)
+        return update * each.reshape(-1, *(1,) * (update.ndim - 1))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u, rate: u * rate, updates, match(rates, updates)), state
+        return jax.tree.map(scale, updates, match(rates, updates)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _ones_and_zeros(rates: Rules) -> Rules:
+    """Say what is trained by numbers, slice by slice."""
+    return tuple(
+        (pattern, tuple(float(each != 0) for each in rate) if isinstance(rate, tuple) else 1.0)
+        for pattern, rate in rates
+    )
 
 
 bert_adam = partial(Optimizer, moments=scale_by_uncorrected_adam)

@@ -13,22 +13,27 @@ from bertjax.heads import Pooler, ReplacedInContextHead, TransformedHead
 from bertjax.layers import apply
 from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import hidden
+from bertjax.spans import BeamSpanHead
 from bertjax.types import Array, Batch, Key, Params
 
 LANGUAGE = ("mlm", "plm")
-TASKS = ("classify", "choice", "tags", "span", "rtd", "pair")
+TASKS = ("classify", "choice", "tags", "span", "beams", "rtd", "pair")
+LABELLED = {"classify", "tags"}
+"""Heads whose classes have names."""
 
 
 @dataclass(frozen=True)
 class Published:
     """Hold an encoder and its heads by name: those of LANGUAGE guess words, those of TASKS read hidden states.
 
-    cls_last: texts end with the classification token (XLNet) instead of starting with it.
+    cls_last: texts end with the classification token (XLNet) instead of starting with it. labels: the names of the
+    classes of a head of LABELLED, in order, where it came with them.
     """
 
     encoder: Any
     named_heads: tuple[tuple[str, nn.Module], ...] = ()
     cls_last: bool = False
+    labels: tuple[str, ...] = ()
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -42,13 +47,13 @@ class Published:
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         head = {}
         for name, module in self.named_heads:
-            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else _inputs(module, x_BLD, batch)
+            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else (x_BLD, *_besides(module, batch))
             head[name] = module.init(head_key, *inputs)["params"]
         return {"encoder": encoder, "head": head} if head else {"encoder": encoder}
 
-    def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of tokens as they are."""
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+    def encode(self, params: Params, batch: Batch, **options: Any) -> Array:
+        """Return hidden states x_BLD of tokens as they are. options: `train` and `rngs`, for fine-tuning."""
+        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"), **options)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all.
@@ -61,22 +66,26 @@ class Published:
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.heads[name], params["head"][name], x_BPD, word_table(params["encoder"]))
 
-    def task_logits(self, params: Params, batch: Batch) -> Array:
-        """Return what the task head says: of rows [B, C], of tokens [B, L, C] (replaced ones [B, L]).
-
-        A span's two logits of a token are for its beginning and its end. For a choice the arrays of the batch are
-        [B, C, L], one row an option. Raises InputError where there is no such head.
-        """
+    @property
+    def task(self) -> str:
+        """The name of its task head. Raises InputError where it has none."""
         found = {name for name, module in self.named_heads if not isinstance(module, Pooler)}
         name = next((name for name in TASKS if name in found), None)
         if name is None:
             raise InputError(f"this model has no task head: {self._has()}")
-        options = batch["tokens"].shape[:-1]
-        if name == "choice":
-            batch = {key: array.reshape(-1, array.shape[-1]) for key, array in batch.items()}
-        module = self.heads[name]
-        logits = apply(module, params["head"][name], *_inputs(module, self.encode(params, batch), batch))
-        return logits.reshape(options) if name == "choice" else logits
+        return name
+
+    def task_logits(self, params: Params, batch: Batch) -> Any:
+        """Return what the task head says: of rows [B, C], of tokens [B, L, C] (replaced ones [B, L]).
+
+        A span's two logits of a token are for its beginning and its end; a conditional head for spans returns `Beams`,
+        and reads `context`. For a choice the arrays of the batch are [B, C, L], one row an option. Raises InputError
+        where there is no such head.
+        """
+        name = self.task
+        rows = one_by_one(batch)
+        logits = apply_head(self.heads[name], params["head"][name], self.encode(params, rows), batch=rows)
+        return logits.reshape(batch["tokens"].shape[:-1]) if name == "choice" else logits
 
     def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
@@ -86,6 +95,20 @@ class Published:
         return f"its heads are {', '.join(self.heads)}" if self.named_heads else "it is an encoder alone"
 
 
-def _inputs(module: nn.Module, x_BLD: Array, batch: Batch) -> tuple[Array, ...]:
-    reads_mask = isinstance(module, TransformedHead | ReplacedInContextHead)
-    return (x_BLD, batch["mask"]) if reads_mask else (x_BLD,)
+def one_by_one(batch: Batch) -> Batch:
+    """Lay the options of questions [B, C, L] out as rows [B·C, L]; rows stay as they are."""
+    if batch["tokens"].ndim == 2:
+        return batch
+    return {name: array.reshape(-1, array.shape[-1]) for name, array in batch.items() if array.ndim == 3}
+
+
+def apply_head(module: nn.Module, params: Params, x_BLD: Array, *more: Array, batch: Batch, **options: Any) -> Any:
+    """Apply the head of a task to hidden states; options: `train` and `rngs`, for fine-tuning."""
+    return apply(module, params, x_BLD, *_besides(module, batch), *more, **options)
+
+
+def _besides(module: nn.Module, batch: Batch) -> tuple[Array, ...]:
+    """Find what a head reads of a batch besides hidden states."""
+    if isinstance(module, BeamSpanHead):
+        return (batch.get("context", batch["mask"]),)
+    return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead) else ()

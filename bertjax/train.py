@@ -43,6 +43,10 @@ from bertjax.workdir import claimed, lock_text, record_experiment
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 
 
+Judge = Callable[[int, Params], Mapping[str, float]]
+"""(step, params) -> how good they are, by names as of metrics."""
+
+
 class State(NamedTuple):
     """All that changes: the number of updates made, parameters, optimiser state."""
 
@@ -174,11 +178,14 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
     return jax.lax.scan(add, zeros, inputs)[0]
 
 
-def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None) -> State:
+def fit(
+    experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None, judge: Judge | None = None
+) -> State:
     """Train an experiment in a work folder, from its newest checkpoint if it has one, and return the final state.
 
-    Raises InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no
-    longer finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. Raises
+    InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no longer
+    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress = progress or Progress()
     run = experiment.run
@@ -210,9 +217,7 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
             begin, end = end, end + phase.steps
             if step >= end:
                 continue
-            size = phase.batch_size // phase.accumulate
-            evaluate = evaluator(experiment.objective, mesh, size)
-            held_out = _held_out(phase, held_rows(mesh, size), progress)
+            judging = judge or _loss_held_out(experiment, phase, mesh, progress)
             batches = _batches(experiment, phase, mesh, step - begin, stop, progress)
             update = sharded_step(experiment, phase, mesh)
             watch.start_phase(phase)
@@ -228,9 +233,9 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                 watch.step(step, metrics, waited, batch["tokens"].size)
                 last = step == experiment.steps
                 stopping = watch.stopping if jax.process_count() > 1 else stop.signal > 0
-                if held_out is not None and (last or due(run.evaluate_every, step)):
+                if judging is not None and (last or due(run.evaluate_every, step)):
                     watch.flush()
-                    watch.evaluated(step, evaluate(state.params, islice(held_out(), run.evaluate_batches or None)))
+                    watch.evaluated(step, judging(step, state.params))
                 if last or stopping or due(run.checkpoint_every, step):
                     watch.flush()
                     save(step, state.params, state.opt)
@@ -238,6 +243,16 @@ def fit(experiment: Experiment, workdir: str | Path, *, progress: Progress | Non
                     if stopping and not last:
                         raise Interrupted(step, stop.signal or signal.SIGTERM)
     return state
+
+
+def _loss_held_out(experiment: Experiment, phase: Phase, mesh: Mesh, progress: Progress) -> Judge | None:
+    """Judge by the objective's metrics on the held-out split; none, with a notice, without one."""
+    size = phase.batch_size // phase.accumulate
+    evaluate = evaluator(experiment.objective, mesh, size)
+    held_out = _held_out(phase, held_rows(mesh, size), progress)
+    if held_out is None:
+        return None
+    return lambda step, params: evaluate(params, islice(held_out(), experiment.run.evaluate_batches or None))
 
 
 def _batches(
@@ -371,6 +386,8 @@ def initial_state(
         if name_of(path) not in start:
             return ours
         theirs = np.asarray(start[name_of(path)])
+        if len(theirs) < len(ours):  # the lower layers of a stack
+            theirs = np.concatenate([theirs, np.asarray(ours)[len(theirs) :]])
         return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: theirs[index])
 
     like = state_shapes(experiment, mesh)

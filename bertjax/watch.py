@@ -118,7 +118,8 @@ class Watch:
 
 def summary(values: Mapping[str, float]) -> str:
     """Write the losses, and what tells how good they are, of a set of metrics on one line."""
-    shown = [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
+    shown = [(name, value) for name, value in values.items() if "/" not in name and name != "learning_rate"]
+    shown += [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
     telling = ("accuracy/", "unigram_entropy/", "roc_auc/")
     shown += [(name, value) for name, value in values.items() if name.startswith(telling)]
-    return "  ".join(f"{name} {value:.3f}" for name, value in [("loss", values["loss"]), *shown])
+    return "  ".join(f"{name} {value:.3f}" for name, value in shown)

@@ -72,7 +72,8 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep what decides the numbers."""
-    phases = [phase | {"rows": phase["rows"] | {"corpus": None}} for phase in described["phases"]]
+    places = {"corpus": None, "data": None, "tokenizer": None}
+    phases = [phase | {"rows": phase["rows"] | places} for phase in described["phases"]]
     return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
 
 

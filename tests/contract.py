@@ -6,17 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax import layers
+from bertjax.heads import PairHead, TokenHead, TransformedHead
 from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.xlnet import XLNet
+from bertjax.objectives import supervised as labelled
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
 from bertjax.objectives.sift import SiFT
+from bertjax.objectives.supervised import BeamSpans, Supervised
 from bertjax.positions import Alibi, Rotary, ScaledSinusoids
+from bertjax.published import Published
+from bertjax.spans import electra_span_head
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32
@@ -87,6 +92,12 @@ ENCODERS = {
     "crammed": small_crammed,
 }
 
+
+def supervised(encoder, score, name, head, **fields):
+    return Supervised(Published(encoder, ((name, head),)), score, **fields)
+
+
+INIT = layers.TruncatedNormal(0.02)
 MASKING = Masking(mask_id=3, random_ids=(0, V), specials=SPECIALS)
 OBJECTIVES = {
     "bert": MaskedLM(small_bert(), MASKING, pair=True),
@@ -125,11 +136,25 @@ OBJECTIVES = {
         DisentangledEmbeddings(), judge=judged_in_context,
     ),
     "sift": SiFT(MaskedLM(small_bert(tied_head=False), MASKING)),
+    "classes": supervised(
+        small_xlnet(N=1), labelled.classes, "classify", PairHead(32, 3, INIT, "float32", position=-1)
+    ),
+    "numbers": supervised(
+        small_bert(N=1), labelled.numbers, "classify",
+        TransformedHead(32, 1, "mean", layers.gelu, 1e-5, INIT, "float32"),
+    ),
+    "tags": supervised(small_roberta(N=1), labelled.tags, "tags", TokenHead(32, 5, INIT, "float32", dropout=0.1)),
+    "options": supervised(small_bert(N=1), labelled.options, "choice", PairHead(32, 1, INIT, "float32", dropout=0.1)),
+    "spans": supervised(small_bert(N=1), labelled.spans, "span", TokenHead(32, 2, INIT, "float32")),
+    "beam spans": supervised(small_bert(N=1), BeamSpans(), "beams", electra_span_head(32, "float32")),
     # Weights with which the masks outweigh a teacher that knows nothing.
     "distillation": Distillation(
         small_bert(N=1, types=0), small_bert(tied_head=False), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0
     ),
 }  # fmt: skip
+
+LIKE_TAGS = {"classes", "numbers", "options", "spans"}
+"""Objectives that differ from `tags` in a line: devices and micro-batches are seen to there."""
 
 
 def replace_fields(described, **fields):
@@ -141,11 +166,37 @@ def replace_fields(described, **fields):
             changed[field.name] = fields[field.name]
         elif field.name != "parent" and dataclasses.is_dataclass(value):
             changed[field.name] = replace_fields(value, **fields)
+        elif field.name == "named_heads":
+            changed[field.name] = tuple((name, replace_fields(head, **fields)) for name, head in value)
     return dataclasses.replace(described, **changed)
 
 
 def without_dropout(objective):
     return replace_fields(objective, dropout=0.0, attention_dropout=0.0)
+
+
+def batch_for(objective):
+    """Make a batch that the objective can read: one of a task has labels, and rows of options lie side by side."""
+    batch, score = make_batch(), getattr(objective, "score", None)
+    rng, real = np.random.default_rng(1), np.asarray(batch["mask"])
+    inside = rng.integers(1, L // 2 - 1, (B, 2))
+    labels = {
+        labelled.classes: rng.integers(0, 3, B),
+        labelled.numbers: rng.normal(size=B).astype(np.float32),
+        labelled.tags: np.where(real & (rng.random((B, L)) < 0.5), rng.integers(0, 5, (B, L)), -1),
+        labelled.options: rng.integers(0, 2, B),
+        labelled.spans: inside,
+    }
+    if score is None:
+        return batch
+    if isinstance(objective.encoder, XLNet):  # padded on the left
+        batch = {name: x[:, ::-1] if x.ndim == 2 else x for name, x in batch.items()}
+    if score is labelled.options:
+        batch = {name: jnp.stack([x, x[::-1]], axis=1) if x.ndim == 2 else x for name, x in batch.items()}
+    if isinstance(score, BeamSpans):
+        batch |= {"context": batch["mask"], "answerable": batch["backward"]}
+    array = jnp.asarray(labels.get(score, inside))
+    return batch | {"labels": array if array.dtype == jnp.float32 else array.astype(jnp.int32)}
 
 
 def make_batch(seed=0, rows=B, length=L):

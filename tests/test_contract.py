@@ -5,7 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import ENCODERS, MASKING, OBJECTIVES, B, L, V, make_batch, replace_fields, small_bert, without_dropout
+from contract import (
+    ENCODERS,
+    LIKE_TAGS,
+    MASKING,
+    OBJECTIVES,
+    B,
+    L,
+    V,
+    batch_for,
+    make_batch,
+    replace_fields,
+    small_bert,
+    without_dropout,
+)
 
 from bertjax import sharding
 from bertjax.masking import mask_tokens, rounded, tokens
@@ -14,7 +27,7 @@ from bertjax.optim import BertLinear, Optimizer
 from bertjax.rules import name_of, split
 from bertjax.sharding import Layout, by_row, gathered, stored_shardings
 from bertjax.train import State, accumulated_gradient, train_step
-from bertjax.types import average, total
+from bertjax.types import Mean, average, total
 
 KEY = jax.random.key(1)
 
@@ -25,7 +38,7 @@ class Case:
     def __init__(self, objective):
         self.objective = objective
         self.recipe = getattr(objective, "objective", objective)  # what is inside a wrapper
-        self.batch = make_batch()
+        self.batch = batch_for(objective)
         self.params = jax.jit(objective.init)(KEY, self.batch)
         self.train = jax.jit(jax.value_and_grad(partial(objective.loss, train=True), has_aux=True))
         self.evaluate = jax.jit(partial(objective.loss, train=False))
@@ -36,6 +49,11 @@ CASES = cache(lambda name: Case(OBJECTIVES[name]))
 
 @pytest.fixture(params=OBJECTIVES)
 def case(request):
+    return CASES(request.param)
+
+
+@pytest.fixture(params=[name for name in OBJECTIVES if name not in LIKE_TAGS])
+def unlike(request):
     return CASES(request.param)
 
 
@@ -63,6 +81,7 @@ def test_loss_is_a_finite_float32_scalar_and_the_sum_of_its_terms(case):
 def test_the_loss_at_random_init_is_that_of_a_uniform_guess(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
     guesses = {"loss/mlm": V, "cross_entropy/mlm": V, "loss/plm": V, "loss/pair": 2, "cross_entropy/rtd": 2}
+    guesses |= {"loss/classify": 3, "loss/tags": 5, "loss/choice": 2}
     found = {name: average(metrics[name]) / np.log(guess) for name, guess in guesses.items() if name in metrics}
     weight = getattr(case.recipe, "generator_weight", getattr(case.recipe, "mlm_weight", 1))
     found["loss/mlm"] = found.get("loss/mlm", 1) / weight
@@ -75,11 +94,13 @@ def test_same_rng_same_loss_other_rng_other_mask(case):
     (twice, _), _ = case.train(case.params, case.batch, KEY)
     (other, _), _ = case.train(case.params, case.batch, jax.random.key(2))
     assert once == twice != other
+    drawn = getattr(case.recipe, "masking", None) or getattr(case.recipe, "permutation", None)
+    if drawn is None:  # fine-tuning drops, and draws nothing else
+        return
     targets = [
         next(mean.sum for name, mean in case.evaluate(case.params, case.batch, key)[1].items() if "targets" in name)
         for key in (KEY, jax.random.key(2))
     ]
-    drawn = getattr(case.recipe, "masking", None) or case.recipe.permutation
     assert (targets[0] == targets[1]).all() == (drawn.seed is not None)
 
 
@@ -92,7 +113,7 @@ def test_without_train_nothing_is_dropped(case):
 
 
 def test_contents_of_padding_do_not_matter(case):
-    noise = jax.random.randint(KEY, (B, L), 4, V)
+    noise = jax.random.randint(KEY, case.batch["tokens"].shape, 4, V)
     padded = case.batch["mask"] == 0
     other = case.batch | {name: jnp.where(padded, noise if name == "tokens" else noise % 2, case.batch[name])
                           for name in ("tokens", "types", "word_starts")}  # fmt: skip
@@ -168,8 +189,9 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
             assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
 
 
-def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(case, monkeypatch):
+def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(unlike, monkeypatch):
     """Two groups of rows, two parts of what is stored, two of each matrix product."""
+    case = unlike
     monkeypatch.setattr(sharding, "SMALLEST", 1)
     mesh = Layout(fsdp=2, tensor=2).mesh(B)
     assert mesh.size == 8
@@ -190,12 +212,15 @@ def test_weights_sum_to_what_the_masking_says(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
     masking = getattr(case.recipe, "masking", None)
     lengths = np.asarray(case.batch["mask"].sum(1))
-    if masking is None:
+    if hasattr(case.objective, "score"):
+        scored = (case.batch["labels"] >= 0).sum() if "loss/tags" in metrics else B
+        assert all(mean.weight == scored for name, mean in metrics.items() if name.startswith("loss/"))
+    elif masking is None:
         assert 0 < metrics["loss/plm"].weight <= B * case.objective.permutation.targets * L / 16
     elif masking.count is rounded and masking.unit is tokens:
         assert metrics["loss/mlm"].weight == sum(max(1, round(masking.rate * n)) for n in lengths.tolist())
     real = metrics["tokens/real"]
-    assert real.sum == case.batch["mask"].sum() and real.weight == B * L
+    assert real.sum == case.batch["mask"].sum() and real.weight == case.batch["mask"].size
 
 
 def test_rows_of_padding_weigh_nothing(case):
@@ -209,7 +234,8 @@ def test_rows_of_padding_weigh_nothing(case):
 
 
 @pytest.mark.parametrize("parts", [2])
-def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case, parts):
+def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(unlike, parts):
+    case = unlike
     loss = partial(case.objective.loss, train=True)
     gradient, metrics = jax.jit(partial(accumulated_gradient, loss, parts=parts))(case.params, case.batch, rng=KEY)
     # By hand: the same micro-batches and keys; their sums and weights are added up before they are divided.
@@ -236,7 +262,8 @@ def test_one_batch_can_be_overfitted(case):
     state = State(jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(split(trained, case.params)[0]))
     for _ in range(120):
         state, metrics = step(state, case.batch)
-    assert average(metrics.get("loss/mlm", metrics.get("loss/plm"))) < 0.5
+    task = sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), 0.0)
+    assert average(metrics.get("loss/mlm", metrics.get("loss/plm", Mean(task, 1)))) < 0.5
     assert int(state.step) == 120
     before, after = (jax.tree.leaves(split(trained, params)[1]) for params in (case.params, state.params))
     assert all((a == b).all() for a, b in zip(before, after, strict=True))

@@ -1,13 +1,17 @@
 import ast
+import re
 from pathlib import Path
 
 import jax
 import pytest
 
-from bertjax.config import load_experiment
+from bertjax.config import load_described, load_experiment
 from bertjax.flops import batch_shapes
+from bertjax.recipe import FineTuning
 
-FILES = sorted(path for path in Path("experiments").glob("*.py") if "def experiment(" in path.read_text())
+ALL = sorted(path for path in Path("experiments").glob("*.py") if "def experiment(" in path.read_text())
+FINE_TUNING = [path for path in ALL if "FineTuning" in path.read_text()]
+FILES = [path for path in ALL if path not in FINE_TUNING]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -24,7 +28,25 @@ def test_every_experiment_builds_and_traces_at_full_size(path, corpus):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FINE_TUNING if path.stem != "own"], ids=lambda path: path.stem)
+def test_every_family_has_a_recipe_for_every_task(path):
+    families = ("bert", "small", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "xlnet", "modernbert",
+                "deberta", "deberta-v2", "deberta-v3-large", "electra-large")  # fmt: skip
+    with_recipes = {"small": ("glue", "tagging", "choice"), "electra-large": ("glue", "squad"), "deberta-v3-large": ()}
+    tasks = re.search(r"task: Literal\[(.*?)\]", path.read_text(), re.DOTALL)
+    for task in re.findall(r'"(\w+)"', tasks.group(1)):
+        for family in families:
+            if path.stem not in with_recipes.get(family, (path.stem,)):
+                continue
+            given = [f"task={task}", f"family={family}", "init=model", "data=folder"]
+            tuning = load_described(path, given, FineTuning)
+            steps = tuning.recipe.count(10_000)
+            optimizer = tuning.recipe.optimizer(12, steps, ())
+            assert 0 < float(optimizer.learning_rate(steps // 2)) <= tuning.recipe.learning_rate
+            assert tuning.task.name == task and tuning.recipe.length <= 512
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_every_experiment_says_how_to_run_it(path):
     doc = ast.get_docstring(ast.parse(path.read_text()))
     assert f"experiments/{path.name}" in doc or "make demo" in doc

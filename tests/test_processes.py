@@ -1,9 +1,11 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from threading import Thread
 
@@ -12,11 +14,11 @@ import numpy as np
 import pytest
 from processes_program import experiment
 
-from bertjax import processes
+from bertjax import processes, train
 from bertjax.errors import InputError
 from bertjax.infer import load
-from bertjax.sharding import ROWS_ALONE
-from bertjax.train import fit
+from bertjax.sharding import ROWS_ALONE, Layout
+from bertjax.train import Interrupted, fit
 
 TESTS = Path(__file__).parent
 
@@ -49,12 +51,30 @@ def two(corpus, tmp_path_factory):
     return folder
 
 
+@contextmanager
+def stopping_after(step):
+    """Ask this process to stop while a step is made ready."""
+    place, calls = train.place_batch, count(1)
+
+    def stopping(*arguments):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(*arguments)
+
+    train.place_batch = stopping
+    yield
+    train.place_batch = place
+
+
 def logged(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_does_example_for_example(two, corpus, tmp_path):
-    fit(replace(experiment(corpus, ROWS_ALONE)), tmp_path)
+def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh_changes(two, corpus, tmp_path):
+    """The one splits everything over eight devices, is stopped, and goes on with copies; one device reads both."""
+    with stopping_after(3), pytest.raises(Interrupted):
+        fit(experiment(corpus, Layout(fsdp=2, tensor=2)), tmp_path)
+    fit(experiment(corpus, ROWS_ALONE), tmp_path)
     ours, theirs = logged(tmp_path), logged(two / "straight")
     assert len(ours) == len(theirs) == 8  # each line once, though two could have written it
     for a, b in zip(ours, theirs, strict=True):

@@ -2,11 +2,12 @@
 
 from bertjax.heads import PairHead, Pooler, TokenHead
 from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, own_table
-from bertjax.huggingface.table import JOIN, Family, Field, Head, Row, dense, norm, table
+from bertjax.huggingface.table import JOIN, Drop, Family, Field, Head, Row, dense, norm, table
 from bertjax.models.encoder import Encoder
 
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 POOLER = dense("albert.pooler", "pooler")
+DROP = Drop("classifier_dropout_prob", 0.1)
 CLASSIFIER = dense("classifier", "classifier")
 ALBERT = Family(
     model_type="albert",
@@ -39,9 +40,11 @@ ALBERT = Family(
              lambda e, config, C: e.language_head(), untied=own_table("predictions.decoder")),
         Head("pair", POOLER + dense("sop_classifier.classifier", "classifier"),
              lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
-        Head("classify", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True),
-        Head("choice", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
-        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+        Head("classify", POOLER + CLASSIFIER,
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True, drop=DROP),
+        Head("choice", POOLER + CLASSIFIER,
+             lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, drop=DROP),
+        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=DROP),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
     classes={

@@ -7,6 +7,7 @@ from bertjax.huggingface.table import (
     NUMBER,
     TIED,
     TRUNCATED,
+    Drop,
     Family,
     Field,
     Head,
@@ -66,6 +67,7 @@ def own_table(theirs: str) -> tuple[Row, ...]:
     return (Row(f"{theirs}.weight", ("decoder",)), Row(f"{theirs}.bias", ("bias",)))
 
 
+CLASSIFIER_DROPOUT = Drop("classifier_dropout")
 POOLER = dense("bert.pooler.dense", "pooler")
 CLASSIFIER = dense("classifier", "classifier")
 MLM = (
@@ -88,9 +90,12 @@ BERT = Family(
         Head("mlm", MLM, lambda e, config, C: e.language_head(), untied=OWN),
         Head("pair", POOLER + dense("cls.seq_relationship", "classifier"),
              lambda e, config, C: PairHead(e.D, 2, e.initializer, e.dtype)),
-        Head("classify", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True),
-        Head("choice", POOLER + CLASSIFIER, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
-        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+        Head("classify", POOLER + CLASSIFIER,
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+        Head("choice", POOLER + CLASSIFIER,
+             lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+        Head("tags", CLASSIFIER,
+             lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
     classes={

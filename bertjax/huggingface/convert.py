@@ -23,17 +23,18 @@ from bertjax.errors import InputError
 from bertjax.heads import Pooler
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.folder import FLOATS, Tensor, find_tensors, read_config, read_tensor, write_folder
-from bertjax.huggingface.table import TIE, Family, Field, Form, Head
+from bertjax.huggingface.table import TIE, Family, Field, Form, Head, head_dropout, head_of
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.published import Published
+from bertjax.published import LABELLED, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _IGNORED = {r"(^|\.)embeddings\.(position_ids|token_type_ids)$": "a buffer that counts, which nothing learns"}
+_HEAD_DROPOUT = ("dropout", "input_dropout")  # written where config.json has a key for it
 _NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype")
 
 
@@ -90,7 +91,8 @@ def read_folder(folder: Path) -> Found:
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
-    model = Published(encoder, modules, family.cls_last)
+    labels = labels_of(config) if {head.name for head in heads} & LABELLED else ()
+    model = Published(encoder, modules, family.cls_last, labels)
     shapes = parameter_shapes(model, folder)
     slots = [slot for slot in _slots(family, heads, shapes) if slot.theirs in tensors or slot.theirs not in ignored]
     _check(slots, shapes, tensors, folder)
@@ -113,7 +115,7 @@ def write_model(
         hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
         raise InputError(f"a {type(model).__name__} has no one encoder and heads{hint}")
     original: dict[str, Any] = dict(notes.get("config", {}))
-    family = FAMILIES[original["model_type"]] if original else _family_for(model.encoder, model.heads, architecture)
+    family = FAMILIES[original["model_type"]] if original else family_for(model.encoder, model.heads, architecture)
     given = model.heads
     encoder, params, said = _without_idle_decoder(model.encoder, given, params)
     encoder, params = _with_segments(family, family.normal(encoder), params)
@@ -123,7 +125,8 @@ def write_model(
         if head.name in given and isinstance(given[head.name], Pooler) == (head is family.pooler) and head.fits(encoder)
     ]
     class_name = _class_for(family, original, given, heads)
-    config = make_config(family, encoder, original, class_name, given, tokenizer)
+    labels = model.labels if isinstance(model, Published) else ()
+    config = make_config(family, encoder, original, class_name, given, tokenizer, labels)
     _check_alike(family, config, encoder, given, heads, folder)
     tensors = _write(family, heads, params, dict(notes.get("dtypes", {})))
     classless = [head for head in heads if head.classless]
@@ -182,6 +185,7 @@ def make_config(
     class_name: str,
     heads: Mapping[str, nn.Module],
     tokenizer: Tokenizer | None,
+    labels: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Describe our encoder and heads in the words of config.json, on top of what a source folder said."""
     config = {"dtype": "float32", TIE: True, **original}
@@ -200,18 +204,30 @@ def make_config(
                     f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
                     f"first_position; the tokenizer has it at {index}"
                 )
+    _describe_classes(family, encoder, config, heads, labels)
+    return config
+
+
+def _describe_classes(
+    family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]
+) -> None:
+    """Write the names of the classes of a head, and its dropout, where config.json says other ones."""
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
-    if counts and counts[0] != _classes(config):
-        labels = [f"LABEL_{number}" for number in range(counts[0])]
+    if counts and (counts[0] != _classes(config) or (labels and labels != labels_of(config))):
+        labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
-    return config
+    for head in family.heads:
+        if head.name in heads and head.drop is not None and head.drop.key:
+            rate = getattr(heads[head.name], "dropout", 0.0)
+            if rate != head_dropout(head.drop, encoder, config):
+                config[head.drop.key] = rate
 
 
 def make_head(head: Head, encoder: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
     """Build the module of a head. Raises InputError where config.json asks for one that we do not have."""
     try:
-        return head.make(encoder, config, _classes(config))
+        return head_of(head, encoder, config, _classes(config))
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from error
 
@@ -234,7 +250,7 @@ def _family(config: Mapping[str, Any], folder: Path) -> Family:
     return FAMILIES[model_type]
 
 
-def _family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str) -> Family:
+def family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str) -> Family:
     """Choose the family that has such an encoder: what several could be is BERT."""
     if architecture:
         if architecture not in FAMILIES:
@@ -263,6 +279,14 @@ def _classes(config: Mapping[str, Any]) -> int:
     if type(found) is not int or not 0 < found < 2**31:
         raise InputError(f"num_labels={found!r} is not a number of labels")
     return found
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the classes of a task head; none where the config gives them no names, or not one for each."""
+    given = config.get("id2label")
+    names = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    known = [name for name in names if isinstance(name, str)]
+    return tuple(known) if len(known) == len(names) else ()
 
 
 def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -533,7 +557,8 @@ def _check_alike(
                 f"{type(theirs).__name__}"
             )
         for field in field_names(ours):
-            if field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
+            dropped = name != "encoder" and field in _HEAD_DROPOUT
+            if not dropped and field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
                 where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))
                 raise InputError(
                     f"{family.model_type} of transformers cannot have {where}={_plain(mine)} in its {name}, only "

@@ -25,6 +25,7 @@ from bertjax.huggingface.table import (
     TIE,
     VECTOR,
     Config,
+    Drop,
     Family,
     Field,
     Form,
@@ -204,6 +205,7 @@ ROWS = (
 QUERY, KEY, VALUE = (f"layers/attention/{name}" for name in ("query", "key", "value"))
 POSITION_QUERY, POSITION_KEY = "layers/attention/position_query", "layers/attention/position_key"
 CLASSIFIER = dense("classifier", "classifier")
+POOLED_DROPOUT = Drop("cls_dropout")
 POOLED = dense("pooler.dense", "pooler") + CLASSIFIER
 NEW_MLM = (
     *dense("lm_predictions.lm_head.dense", "transform"),
@@ -224,8 +226,8 @@ HEADS = (
     Head("rtd", RTD,
          lambda e, config, C: ReplacedInContextHead(e.D, e.activation, e.norm_eps, e.initializer, e.dtype),
          classless=True),
-    Head("classify", POOLED, _classify, True),
-    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+    Head("classify", POOLED, _classify, True, drop=POOLED_DROPOUT),
+    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=Drop()),
     Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
 )  # fmt: skip
 TIED = {
@@ -291,7 +293,7 @@ DEBERTA_V2 = Family(
         Row(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
         *dense(f"{SELF}.pos_query_proj", POSITION_QUERY),
     ),
-    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True)),
+    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, drop=POOLED_DROPOUT)),
     classes={
         "DebertaV2ForMaskedLM": ("mlm",),
         "DebertaV2ForSequenceClassification": ("classify",),

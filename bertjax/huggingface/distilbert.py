@@ -8,6 +8,7 @@ from bertjax.huggingface.table import (
     NORMAL,
     NUMBER,
     TIED,
+    Drop,
     Family,
     Field,
     Head,
@@ -20,6 +21,7 @@ from bertjax.models.encoder import Encoder
 
 LAYER = "distilbert.transformer.layer.{n}"
 CLASSIFIER = dense("classifier", "classifier")
+POOLED_DROPOUT = Drop("seq_classif_dropout", 0.2)
 CLASSIFY = dense("pre_classifier", "pooler") + CLASSIFIER
 DISTILBERT = Family(
     model_type="distilbert",
@@ -59,10 +61,13 @@ DISTILBERT = Family(
              (*dense("vocab_transform", "transform"), *norm("vocab_layer_norm", "norm"),
               Row("vocab_projector.bias", ("bias",))),
              lambda e, config, C: e.language_head(), untied=(Row("vocab_projector.weight", ("decoder",)),)),
-        Head("classify", CLASSIFY, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype, layers.relu), True),
-        Head("choice", CLASSIFY, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype, layers.relu), True),
-        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
-        Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+        Head("classify", CLASSIFY,
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype, layers.relu), True, drop=POOLED_DROPOUT),
+        Head("choice", CLASSIFY,
+             lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype, layers.relu), True, drop=POOLED_DROPOUT),
+        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=Drop()),
+        Head("span", dense("qa_outputs", "classifier"),
+             lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype), drop=Drop("qa_dropout", 0.1)),
     ),
     classes={
         "DistilBertForMaskedLM": ("mlm",),

@@ -3,8 +3,8 @@
 from bertjax import layers
 from bertjax.errors import InputError
 from bertjax.heads import PairHead, ReplacedHead, TokenHead
-from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows
-from bertjax.huggingface.table import Config, Family, Field, Head, Row, Value, activation, dense, norm
+from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_rows
+from bertjax.huggingface.table import Config, Drop, Family, Field, Head, Row, Value, activation, dense, norm
 from bertjax.models.encoder import Encoder
 
 # A layer from tables to model is there only where their widths differ.
@@ -20,6 +20,7 @@ def _choice(e: Encoder, config: Config, C: int) -> PairHead:
     return PairHead(e.D, 1, e.initializer, e.dtype, activation(config.get("summary_activation", "gelu")))
 
 
+BOTH = CLASSIFIER_DROPOUT._replace(fields=("dropout", "input_dropout"))
 CLASSIFIER = dense("classifier", "classifier")
 ELECTRA = Family(
     model_type="electra",
@@ -42,9 +43,11 @@ ELECTRA = Family(
              + dense("discriminator_predictions.dense_prediction", "classifier"),
              lambda e, config, C: ReplacedHead(e.D, e.activation, e.initializer, e.dtype)),
         Head("classify", dense("classifier.dense", "pooler") + dense("classifier.out_proj", "classifier"),
-             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype, layers.gelu)),
-        Head("choice", dense("sequence_summary.summary", "pooler") + CLASSIFIER, _choice, True),
-        Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype, layers.gelu), drop=BOTH),
+        Head("choice", dense("sequence_summary.summary", "pooler") + CLASSIFIER,
+             _choice, True, drop=Drop("summary_last_dropout", 0.1)),
+        Head("tags", CLASSIFIER,
+             lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
     classes={

@@ -18,6 +18,7 @@ from bertjax.huggingface.table import (
     TRUNCATED,
     VECTOR,
     Config,
+    Drop,
     Family,
     Field,
     Head,
@@ -138,6 +139,7 @@ def _parts(ours: tuple[str, ...], what: str) -> tuple[str, ...]:
     return tuple(f"{name}/{what}" for name in ours)
 
 
+DROP = Drop("classifier_dropout", 0.0)
 TRANSFORM = (*dense("head.dense", "transform"), *norm("head.norm", "norm"))
 TASK = TRANSFORM + dense("classifier", "classifier")
 MODERNBERT = Family(
@@ -191,10 +193,10 @@ MODERNBERT = Family(
     heads=(
         Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True,
              untied=(Row("decoder.weight", ("decoder",)),)),
-        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True),
-        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True),
-        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True),
-        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True),
+        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True, drop=DROP),
+        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True, drop=DROP),
+        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True, drop=DROP),
+        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True, drop=DROP),
     ),
     classes={
         "ModernBertForMaskedLM": ("mlm",),
@@ -212,6 +214,7 @@ MODERNBERT = Family(
     normal=lambda encoder: encoder.clone(positions=_shortest(encoder.positions)),
     stated=lambda encoder: {
         "classifier_activation": ACTIVATION.write(encoder.activation, encoder),
+        "classifier_pooling": "mean",  # as the released models have it
         "global_attn_every_n_layers": encoder.global_every,
     },
 )  # fmt: skip

@@ -5,10 +5,11 @@ Their position table has rows for the padding id and those before it, which no t
 
 from bertjax import layers
 from bertjax.heads import PairHead, Pooler, TokenHead
-from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, encoder_rows, own_table
-from bertjax.huggingface.table import NORMAL, Family, Field, Head, Row, Value, dense, norm
+from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_rows, own_table
+from bertjax.huggingface.table import NORMAL, Drop, Family, Field, Head, Row, Value, dense, norm
 from bertjax.models.encoder import Encoder
 
+BOTH = CLASSIFIER_DROPOUT._replace(fields=("dropout", "input_dropout"))
 FIRST_POSITION = Value(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)
 
 
@@ -36,9 +37,11 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
             Head("mlm", mlm,
                  lambda e, config, C: e.language_head().clone(activation=layers.gelu),
                  untied=own_table("lm_head.decoder")),
-            Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype)),
-            Head("choice", pooler + classifier, lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True),
-            Head("tags", classifier, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True),
+            Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), drop=BOTH),
+            Head("choice", pooler + classifier,
+                 lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, drop=Drop()),
+            Head("tags", classifier,
+                 lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
             Head("span", dense("qa_outputs", "classifier"),
                  lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
         ),

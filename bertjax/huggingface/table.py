@@ -7,7 +7,7 @@ tensors is which of our parameters, and which heads their classes have. Nothing 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -161,6 +161,17 @@ TIED = Field(TIE, "tied_head", BOOL, absent=lambda config: True)
 """Whether the language-model head shares the word table; transformers' default is that it does."""
 
 
+class Drop(NamedTuple):
+    """Say which dropout fine-tuning has in a head: the key of config.json, and its value where that says none.
+
+    key: empty where no key says it. absent: None for the encoder's own rate. fields: of our module.
+    """
+
+    key: str = ""
+    absent: float | None = None
+    fields: tuple[str, ...] = ("dropout",)
+
+
 class Head(NamedTuple):
     """Describe a head: its name among our parameters, its tensors, the module.
 
@@ -169,7 +180,7 @@ class Head(NamedTuple):
     where two heads of one name differ in their tensors. untied: the rows that it has besides where it does not share
     the word table. classless: no class of transformers has it: it is written by the names of the released weights.
     fits: the encoders that it is written for, and fields: what they have because of it, where no key of a config says
-    so.
+    so. drop: what it drops in training, if anything.
     """
 
     name: str
@@ -181,6 +192,28 @@ class Head(NamedTuple):
     classless: bool = False
     fits: Callable[[Any], bool] = lambda encoder: True
     fields: Mapping[str, Any] = MappingProxyType({})
+    drop: Drop | None = None
+
+
+def head_of(head: Head, encoder: Any, config: Config, classes: int) -> nn.Module:
+    """Build the module of a head, with the dropout that its config says. Raises InputError as `make`."""
+    module = head.make(encoder, config, classes)
+    if head.drop is None:
+        return module
+    rate = head_dropout(head.drop, encoder, config)
+    dropping: nn.Module = module.clone(**cast(Any, dict.fromkeys(head.drop.fields, rate)))
+    return dropping
+
+
+def head_dropout(drop: Drop, encoder: Any, config: Config) -> float:
+    """Find the rate of a head's dropout. Raises InputError for what is no share in [0, 1)."""
+    given = config.get(drop.key) if drop.key else None
+    if given is None:
+        given = encoder.dropout if drop.absent is None else drop.absent
+    rate = _number(given, config)
+    if rate >= 1:
+        raise InputError(f"{drop.key}={given!r} is not a share in [0, 1)")
+    return rate
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The names of XLNet: transformers, models/xlnet. Attention has kernels [D, H, K] and no biases; layers are untied.
-
-Of XLNetForQuestionAnswering, which chooses spans by beam search, we have no head: its tensors are refused.
-"""
+"""The names of XLNet: transformers, models/xlnet. Attention has kernels [D, H, K] and no biases; layers are untied."""
 
 from typing import Any
 
@@ -15,6 +12,7 @@ from bertjax.huggingface.table import (
     SAME,
     TIED,
     Config,
+    Drop,
     Family,
     Field,
     Form,
@@ -27,6 +25,7 @@ from bertjax.huggingface.table import (
     table,
 )
 from bertjax.models.xlnet import XLNet
+from bertjax.spans import BeamSpanHead, xlnet_span_head
 
 LAYER = "transformer.layer.{n}"
 OUTPUT = Form(lambda x: x.transpose(2, 0, 1), lambda x, shapes: (x.transpose(1, 2, 0),))
@@ -47,6 +46,26 @@ def _summary(e: XLNet, config: Config, C: int) -> PairHead:
     return PairHead(e.D, C, e.initializer, e.dtype, function, position=-1)
 
 
+LAST_DROPOUT = Drop("summary_last_dropout", 0.1)
+
+
+def _beams(e: XLNet, config: Config, C: int) -> BeamSpanHead:
+    head = xlnet_span_head(e.D, e.initializer, e.dtype, e.norm_eps)
+    tops = [config.get(key, 5) for key in ("start_n_top", "end_n_top")]
+    if not all(type(top) is int and 0 < top <= MOST_BEAMS for top in tops):
+        raise InputError(f"start_n_top and end_n_top are {tops}: 1 to {MOST_BEAMS} beams are searched")
+    return head.clone(starts=tops[0], ends=tops[1])
+
+
+MOST_BEAMS = 100
+BEAMS = (
+    *dense("start_logits.dense", "start"),
+    *dense("end_logits.dense_0", "end_hidden"),
+    *norm("end_logits.LayerNorm", "end_norm"),
+    *dense("end_logits.dense_1", "end"),
+    *dense("answer_class.dense_0", "answer_hidden"),
+    *dense("answer_class.dense_1", "answer", bias=False),
+)
 SUMMARY = dense("sequence_summary.summary", "pooler") + dense("logits_proj", "classifier")
 XLNET = Family(
     model_type="xlnet",
@@ -97,10 +116,11 @@ XLNET = Family(
     heads=(
         Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head(),
              untied=dense("lm_loss", "decoder")),
-        Head("classify", SUMMARY, _summary, True),
-        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True),
+        Head("classify", SUMMARY, _summary, True, drop=LAST_DROPOUT),
+        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True, drop=LAST_DROPOUT),
         Head("tags", dense("classifier", "classifier"), lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype)),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+        Head("beams", BEAMS, _beams),
     ),
     classes={
         "XLNetLMHeadModel": ("plm",),
@@ -108,6 +128,7 @@ XLNET = Family(
         "XLNetForMultipleChoice": ("choice",),
         "XLNetForTokenClassification": ("tags",),
         "XLNetForQuestionAnsweringSimple": ("span",),
+        "XLNetForQuestionAnswering": ("beams",),
     },
     tied={"lm_loss.weight": "transformer.word_embedding.weight"},
     specials={"pad_token_id": "pad"},

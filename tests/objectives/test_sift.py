@@ -14,6 +14,7 @@ from contract import (
     small_bert,
     small_generator,
     small_xlnet,
+    supervised,
     without_dropout,
 )
 
@@ -25,6 +26,7 @@ from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import ReplacedTokenDetection
 from bertjax.objectives.sift import SiFT, divergence
+from bertjax.objectives.supervised import options
 from bertjax.optim import BertLinear, Optimizer
 
 KEY = jax.random.key(0)
@@ -86,7 +88,7 @@ def test_numbers_diverge_by_their_squared_difference():
     np.testing.assert_allclose(gradient, weights[:, None] * (a - b), atol=1e-6)
 
 
-def uphill(monkeypatch, sift, params, *, train):
+def uphill(monkeypatch, sift, params, batch, *, train):
     """Return the metrics of a loss, the first δ, the gradient that it climbs, and the objective's own metrics."""
     seen = []
     monkeypatch.setattr(SiFT, "ascend", lambda self, *arrays: seen.append(arrays) or arrays[0])
@@ -94,14 +96,14 @@ def uphill(monkeypatch, sift, params, *, train):
     @jax.jit
     def run(params):
         seen.clear()
-        metrics = sift.loss(params, make_batch(), KEY, train=train)[1]
-        return metrics, *seen[0], sift.objective.loss(params, make_batch(), jax.random.split(KEY)[0], train=train)[1]
+        metrics = sift.loss(params, batch, KEY, train=train)[1]
+        return metrics, *seen[0], sift.objective.loss(params, batch, jax.random.split(KEY)[0], train=train)[1]
 
     return run(params)
 
 
 def test_the_step_is_uphill_on_the_divergence_from_the_clean_predictions(monkeypatch, params):
-    _, delta, gradient, _ = uphill(monkeypatch, SIFT, params, train=False)
+    _, delta, gradient, _ = uphill(monkeypatch, SIFT, params, make_batch(), train=False)
     key = jax.random.split(KEY)[0]
     outputs = jax.jit(lambda delta: PLAIN.outputs(params, make_batch(), key, train=False, delta=delta)[1])
     clean = outputs(jnp.zeros_like(delta))
@@ -133,19 +135,24 @@ def test_the_step_is_uphill_on_the_divergence_from_the_clean_predictions(monkeyp
             "loss/plm",
         ),
         (Distillation(small_bert(N=1, types=0), small_bert(N=1), MASKING), "divergence/soft"),
+        (supervised(small_bert(N=1), options, "choice", PLAIN.pair_head.clone(C=1)), "loss/choice"),
     ],
-    ids=["electra", "xlnet", "distillation"],
+    ids=["electra", "xlnet", "distillation", "choice"],
 )
 def test_every_objective_is_wrapped_and_only_its_embeddings_are_changed(monkeypatch, objective, scored):
-    params = jax.tree.map(lambda x: 4 * x, jax.jit(objective.init)(KEY, make_batch()))
-    metrics, _, gradient, plain = uphill(monkeypatch, SiFT(objective), params, train=True)
+    rows = batch = make_batch()
+    if scored == "loss/choice":  # four questions of two options
+        batch = {name: batch[name].reshape(B // 2, 2, -1) for name in ("tokens", "mask", "types")}
+        batch |= {"labels": jnp.arange(B // 2) % 2, "example": rows["example"][: B // 2]}
+    params = jax.tree.map(lambda x: 4 * x, jax.jit(objective.init)(KEY, batch))
+    metrics, _, gradient, plain = uphill(monkeypatch, SiFT(objective), params, batch, train=True)
     for each, mean in plain.items():
         np.testing.assert_allclose(metrics[each].sum, mean.sum, rtol=1e-5, err_msg=each)
     # Were other elements dropped, other tokens masked, sampled or put in order, this would be far larger.
     assert 0 < metrics["loss/sift"].sum / metrics["loss/sift"].weight < 0.02
     assert metrics["loss/sift"].weight == plain[scored].weight
     size_BL = jnp.abs(gradient).max(-1)
-    real_BL = make_batch()["mask"] > 0
+    real_BL = rows["mask"] > 0
     assert size_BL.shape == real_BL.shape and not size_BL[~real_BL].any() and (size_BL[real_BL] > 0).mean() > 0.8
 
 

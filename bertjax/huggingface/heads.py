@@ -1,0 +1,44 @@
+"""Make the head of a task as the family of an encoder has it, so that a fine-tuned model can be written."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from bertjax.errors import InputError
+from bertjax.huggingface.convert import family_for
+from bertjax.huggingface.families import FAMILIES
+from bertjax.huggingface.table import Config, head_of
+
+
+class TaskHead(NamedTuple):
+    """A head to train.
+
+    pooler_of: the head of a pre-trained model whose pooler it begins with; empty for none. class_name: what
+    transformers calls such a model.
+    """
+
+    module: nn.Module
+    pooler_of: str
+    class_name: str
+
+
+def task_head(
+    name: str, encoder: Any, heads: Mapping[str, nn.Module], classes: int, config: Config, architecture: str = ""
+) -> TaskHead:
+    """Make the head `name` (published.TASKS) of so many classes for an encoder that came with `heads`.
+
+    config: config.json of the folder that the encoder came from, or empty. architecture: as in `save_hf`. Raises
+    InputError where the family has no such head.
+    """
+    family = FAMILIES[config["model_type"]] if config else family_for(encoder, heads, architecture)
+    config = config or family.stated(encoder)
+    head = next((head for head in family.heads if head.name == name and head.when(config)), None)
+    if head is None:
+        known = ", ".join(dict.fromkeys(head.name for head in family.heads))
+        raise InputError(f"{family.model_type} has no head {name!r}: it has {known}")
+    pooling = {row.theirs for row in family.pooler.rows} if family.pooler is not None else set()
+    shares = family.pooler is not None and pooling <= {row.theirs for row in head.rows}
+    pooler_of = family.pooler.name if shares and family.pooler is not None else ""
+    class_name = next((class_name for class_name, names in family.classes.items() if names == (name,)), "")
+    return TaskHead(head_of(head, encoder, config, classes), pooler_of, class_name)

@@ -1,0 +1,218 @@
+"""Fine-tuning: train an encoder and the head of a task on labels.
+
+    classes    mean over rows of the nll of the label
+    numbers    mean over rows of (y - label)²
+    tags       mean over scored tokens of the nll of the tag
+    options    mean over questions of the nll of the right option among the question's
+    spans      mean over rows of (nll of the first token + nll of the last) / 2, among the row's tokens
+    BeamSpans  the same, the last given the first, both among the context's, + weight · nll of there being an answer
+
+Devlin et al. 2018 (google-research/bert run_classifier.py, run_squad.py); Yang et al. 2019 (zihangdai/xlnet
+run_race.py, function_builder.py); Clark et al. 2020 (google-research/electra finetune/). Where we deviate: the softmax
+over a row's tokens leaves padding out, which BERT's counts; means are over labels, so rows of padding weigh nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bertjax.changes import changed_embeddings
+from bertjax.heads import scores
+from bertjax.models.deberta import DeBERTa
+from bertjax.models.xlnet import XLNet
+from bertjax.optim import EVERYTHING, STACKED
+from bertjax.published import LANGUAGE, Published, apply_head, one_by_one
+from bertjax.rules import Rules, match
+from bertjax.spans import HIDDEN, SpanLogits
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
+
+Head = Callable[..., Any]
+"""(x_BLD, more …) -> what the head of the task says: its parameters, the mask and the dropout are in it."""
+
+Score = Callable[[Head, Array, Batch], tuple[Metrics, Predictions]]
+"""(head, x_BLD, batch) -> the terms of the loss and what tells how good they are, and what is predicted."""
+
+
+def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score one of C labels for each row."""
+    logits_BC, real_B = head(x_BLD), _real(batch)
+    return scores("classify", logits_BC, batch["labels"], real_B), {"classify": (logits_BC, real_B)}
+
+
+def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score a number for each row: the head has one output."""
+    y_B1, real_B = head(x_BLD), _real(batch)
+    squares = Mean((real_B * jnp.square(y_B1[:, 0] - batch["labels"])).sum(), real_B.sum())
+    return {"loss/regress": squares}, {"regress": (y_B1, real_B)}
+
+
+def tags(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score a label for each token that has one, 0 or above."""
+    logits_BLC = head(x_BLD)
+    scored_BL = ((batch["labels"] >= 0) & (batch["mask"] > 0)).astype(jnp.float32)
+    labels_BL = jnp.maximum(batch["labels"], 0)
+    return scores("tags", logits_BLC, labels_BL, scored_BL), {"tags": (logits_BLC, scored_BL)}
+
+
+def options(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score the options of a question [B, C, L], a row each, whose head has one output."""
+    given_BC = batch["mask"].any(-1)  # a question may have fewer options than others
+    logits_BC = jnp.where(given_BC, head(x_BLD).reshape(given_BC.shape), HIDDEN)
+    return scores("choice", logits_BC, batch["labels"], _real(batch)), {"choice": (logits_BC, _real(batch))}
+
+
+def spans(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score the first and the last token of an answer; without one both are the classification token."""
+    logits_BL2 = jnp.where((batch["mask"] > 0)[..., None], head(x_BLD), HIDDEN)
+    return _ends(logits_BL2[..., 0], logits_BL2[..., 1], batch)
+
+
+@dataclass(frozen=True)
+class BeamSpans:
+    """Score answers with a conditional head, which is given the right start. weight: of there being an answer.
+
+    Raises ValueError for a weight below 0.
+    """
+
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight} must be 0 or more")
+
+    def __call__(self, head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+        said: SpanLogits = head(x_BLD, batch["labels"][:, 0])
+        metrics, predictions = _ends(said.start_BL, said.end_BL, batch)
+        real_B = _real(batch)
+        logits_B2 = jnp.stack([said.unanswerable_B, jnp.zeros_like(said.unanswerable_B)], axis=-1)
+        answerable = scores("answerable", logits_B2, batch["answerable"], real_B)
+        answerable["cross_entropy/answerable"] = answerable["loss/answerable"]
+        answerable["loss/answerable"] = Mean(self.weight * answerable["loss/answerable"].sum, real_B.sum())
+        return metrics | answerable, predictions | {"answerable": (logits_B2, real_B)}
+
+
+def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score the two ends of a span, as one term of the loss."""
+    real_B = _real(batch)
+    found: Metrics = {}
+    ends = {"start": start_BL, "end": end_BL}
+    for column, (name, logits_BL) in enumerate(ends.items()):
+        found |= scores(name, logits_BL, batch["labels"][:, column], real_B)
+    loss = (found.pop("loss/start").sum + found.pop("loss/end").sum) / 2
+    return {"loss/span": Mean(loss, real_B.sum())} | found, {
+        name: (logits_BL, real_B) for name, logits_BL in ends.items()
+    }
+
+
+def _real(batch: Batch) -> Array:
+    """Say which rows are not padding: f32 [B]."""
+    mask = batch["mask"]
+    return mask.any(tuple(range(1, mask.ndim))).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Train `model`, an encoder and one head, on the labels that `score` reads.
+
+    inherited: rules on names, True for what is taken of the model in an experiment's `init`. renewed: how many of its
+    top layers are not. pooler_of: the head of that model whose pooler the head begins with, where it brings none of its
+    own: BERT's and ALBERT's `pair`.
+    Raises ValueError where there is not one head for a task, or more layers are renewed than there are.
+    """
+
+    model: Published
+    score: Score
+    inherited: Rules = EVERYTHING
+    renewed: int = 0
+    pooler_of: str = ""
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.model.named_heads]
+        if len(names) != 1 or names[0] in LANGUAGE:
+            raise ValueError(f"fine-tuning needs one head, of a task: this model has {', '.join(names) or 'none'}")
+        if not 0 <= self.renewed <= self.encoder.N:
+            raise ValueError(f"renewed={self.renewed} top layers, but the encoder has N={self.encoder.N}")
+        if self.renewed and getattr(self.encoder, "shared", False):
+            raise ValueError(
+                f"renewed={self.renewed}: all layers of this encoder are one, so none can begin anew alone"
+            )
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder."""
+        return self.model.encoder
+
+    @property
+    def head(self) -> tuple[str, nn.Module]:
+        """The head and its name among the parameters."""
+        return self.model.named_heads[0]
+
+    @property
+    def objective(self) -> Published:
+        """What serves the trained model."""
+        return self.model
+
+    @property
+    def frozen(self) -> Rules:
+        """What an optimiser's rates must begin with: what only pre-training reads, and decay would wear away."""
+        if isinstance(self.encoder, XLNet):
+            return ((r"^encoder/mask_embedding$", 0.0),)
+        if isinstance(self.encoder, DeBERTa) and self.encoder.decoder:
+            return ((r"^encoder/decoder_positions/", 0.0),)
+        return ()
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {encoder, head: {name: …}}."""
+        return self.model.init(rng, one_by_one(batch))
+
+    def begin_with(self, found: Params) -> Params:
+        """Take what is inherited of the model in `init`; of stacked parameters the layers that are not renewed.
+
+        Raises ValueError for a model in parts.
+        """
+        if "encoder" not in found:
+            raise ValueError(f"fine-tuning begins with one encoder: name one of its parts, {' or '.join(found)}")
+        name, heads = self.head[0], found.get("head", {})
+        head = dict(heads.get(name, {}))
+        if self.pooler_of and "pooler" in heads.get(self.pooler_of, {}):
+            head.setdefault("pooler", heads[self.pooler_of]["pooler"])
+        params = {"encoder": found["encoder"], "head": {name: head}}
+        inherited, stacked = (flatten_dict(match(rules, params)) for rules in (self.inherited, STACKED))
+        taken = {path: leaf for path, leaf in flatten_dict(params).items() if inherited[path]}
+        taken = {path: leaf[: len(leaf) - self.renewed] if stacked[path] else leaf for path, leaf in taken.items()}
+        return unflatten_dict(taken)
+
+    def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
+        """Return the loss and its metrics."""
+        metrics, _ = self.outputs(params, batch, rng, train=train)
+        return total(metrics), metrics
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of rows, the options of a question each one."""
+        return self.model.encode(params, one_by_one(batch))
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what they are computed from. Raises ValueError without labels.
+
+        delta: what changes the embeddings, see `changed_embeddings`.
+        """
+        if "labels" not in batch:
+            raise ValueError("fine-tuning needs `labels` in the batch: use rows of a task")
+        encoder_key, head_key = jax.random.split(rng)
+        rows = one_by_one(batch)
+        with changed_embeddings(delta):
+            x_BLD = self.model.encode(params, rows, train=train, rngs={"dropout": encoder_key})
+        name, module = self.head
+        in_training = partial(apply_head, batch=rows, train=train, rngs={"dropout": head_key})
+        metrics, predictions = self.score(partial(in_training, module, params["head"][name]), x_BLD, batch)
+        real = (batch["mask"] > 0).sum(dtype=jnp.float32)
+        metrics["tokens/real"] = Mean(real, jnp.float32(batch["mask"].size))
+        return metrics, predictions

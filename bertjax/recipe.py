@@ -1,0 +1,103 @@
+"""Say how a model is fine-tuned: a recipe in numbers, and what it is applied to."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import optax
+
+from bertjax.config import Run
+from bertjax.data.tasks import Task
+from bertjax.depth import layerwise
+from bertjax.optim import BertLinear, Cosine, ElectraLinear, Optimizer, Polynomial
+from bertjax.rules import Rules
+
+_RUN = Run(log_every=50)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how a model is fine-tuned, in numbers.
+
+    steps: instead of epochs, where the recipe says so. warmup: a share of the steps, or so many where above 1. length:
+    of the longest row. decay, skipped, frozen: see depth.layerwise. renewed: so many top layers are made anew, and the
+    pooler with them. dropout: of the head; none: as its family has it. adversary: the weight of SiFT's divergence, 0
+    for none. schedule: made of peak, warm-up and all steps. both_orders: see TaskRows. Adam corrects its bias, where
+    BERT's does not: without, small data sets fail more often (Mosbach et al. 2020).
+    Raises ValueError for numbers out of their range.
+    """
+
+    learning_rate: float
+    batch_size: int = 32
+    epochs: float = 3.0
+    steps: int = 0
+    warmup: float = 0.1
+    length: int = 128
+    decay: float = 1.0
+    skipped: int = 0
+    frozen: int = 0
+    renewed: int = 0
+    dropout: float | None = None
+    adversary: float = 0.0
+    weight_decay: float = 0.01
+    b2: float = 0.999
+    eps: float = 1e-6
+    clip: float = 1.0
+    schedule: Callable[[float, int, int], Polynomial | BertLinear | ElectraLinear | Cosine] = Polynomial
+    moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
+    both_orders: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        if self.steps < 0 or (not self.steps and not 0 < self.epochs < math.inf):
+            raise ValueError(f"epochs={self.epochs}, steps={self.steps}: train for some of either")
+        if self.batch_size < 1 or self.warmup < 0:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more, warmup={self.warmup} 0 or more")
+
+    def count(self, rows: int) -> int:
+        """Count the updates on so many rows."""
+        return self.steps or max(1, round(self.epochs * rows / self.batch_size))
+
+    def optimizer(self, layers: int, steps: int, first: Rules) -> Optimizer:
+        """Build the optimiser of an encoder with so many layers. first: rules that its rates begin with."""
+        warmup = round(self.warmup * steps) if self.warmup <= 1 else min(steps, int(self.warmup))
+        return Optimizer(
+            self.schedule(self.learning_rate, warmup, steps),
+            moments=self.moments,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            rates=(*first, *layerwise(layers, self.decay, skipped=self.skipped, frozen=self.frozen)),
+        )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Hold everything that a fine-tuning is: which model, on which task, by which recipe, from which seeds on.
+
+    init: a trained model, as for `load`. head: of a span, `plain`, or the conditional one of `xlnet` or `electra`.
+    evaluations: in an epoch. stride, question, ending: see TaskRows.
+    """
+
+    task: Task
+    data: str
+    init: str
+    recipe: Recipe
+    seeds: int = 5
+    first_seed: int = 0
+    evaluations: int = 1
+    head: Literal["plain", "xlnet", "electra"] = "plain"
+    stride: int = 128
+    question: int = 64
+    ending: int = 128
+    dtype: str = "float32"
+    run: Run = _RUN
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.evaluations < 1:
+            raise ValueError(f"seeds={self.seeds}, evaluations={self.evaluations}: both ≥ 1")
+        if self.head != "plain" and self.task.kind != "span":
+            raise ValueError(f"head={self.head} chooses the spans of answers: task {self.task.name} has none")

@@ -1,0 +1,34 @@
+"""Your own task: fine-tuning on files train, validation and test of a folder, their columns named here.
+
+    bertjax finetune experiments/own.py kind=classify columns=text label=topic init=bert/ data=mine/ --workdir runs/mine
+    bertjax finetune experiments/own.py kind=tag columns=words label=tags init=bert/ data=mine/ --workdir runs/mine
+
+classify and regress read .tsv, .csv or .jsonl with one or two columns of text; tag reads .conll, or .jsonl with lists
+of words and of tags; span reads .json as SQuAD 2.0 has it; choice reads .jsonl with a context, a list of endings, and
+the number of the right one. The numbers are BERT's for GLUE, in one setting for all; set what you need.
+"""
+
+from typing import Literal
+
+from bertjax.data.tasks import own_task
+from bertjax.recipe import FineTuning, Recipe
+
+
+def experiment(
+    init: str,
+    data: str,
+    kind: Literal["classify", "regress", "tag", "span", "choice"] = "classify",
+    columns: tuple[str, ...] = ("text",),
+    label: str = "label",
+    head: Literal["plain", "xlnet", "electra"] = "plain",
+    seeds: int = 3,
+    epochs: float = 3.0,
+    learning_rate: float = 3e-5,
+    batch_size: int = 32,
+    length: int = 128,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> FineTuning:
+    """Build the fine-tuning."""
+    recipe = Recipe(learning_rate, batch_size, epochs=epochs, length=length)
+    room = {"question": min(64, length // 2), "ending": min(128, length // 2), "stride": min(128, length // 2)}
+    return FineTuning(own_task(kind, data, columns, label), data, init, recipe, seeds, head=head, dtype=dtype, **room)

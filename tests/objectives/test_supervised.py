@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import small_albert, small_bert, small_deberta, small_xlnet, supervised
+
+from bertjax.config import from_json, to_json
+from bertjax.heads import PairHead, TokenHead
+from bertjax.layers import Normal
+from bertjax.objectives import supervised as labelled
+from bertjax.objectives.supervised import BeamSpans, Supervised
+from bertjax.published import Published
+from bertjax.spans import Beams, SpanLogits, electra_span_head, xlnet_span_head
+
+KEY, B, L = jax.random.key(0), 3, 6
+MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+X = jax.random.normal(KEY, (B, L, 4))
+PAIR = PairHead(32, 3, Normal(), "float32")
+
+
+def nll(logits, label):
+    logits = np.asarray(logits, np.float64)
+    return np.log(np.exp(logits).sum()) - logits[label]
+
+
+def says(logits):
+    return lambda x, *more: logits
+
+
+def test_rows_of_padding_and_padded_options_do_not_count():
+    logits = jax.random.normal(KEY, (3, 3))
+    metrics, _ = labelled.classes(says(logits), X, {"mask": MASK, "labels": jnp.array([2, 0, 1])})
+    assert metrics["loss/classify"].weight == 2
+    np.testing.assert_allclose(metrics["loss/classify"].sum, nll(logits[0], 2) + nll(logits[1], 0), rtol=1e-5)
+    # Questions of three options, two and none; rows of the head: [B·C, 1].
+    mask = jnp.stack([MASK, MASK, MASK.at[1].set(0)], axis=1)
+    metrics, _ = labelled.options(says(logits.reshape(9, 1)), X, {"mask": mask, "labels": jnp.array([2, 1, 0])})
+    expected = nll(logits[0], 2) + nll(logits[1, :2], 1)
+    np.testing.assert_allclose(metrics["loss/choice"].sum, expected, rtol=1e-5)
+    assert metrics["loss/choice"].weight == 2
+
+
+def test_numbers_are_compared_by_their_squared_difference():
+    y, labels = jnp.array([[0.5], [2.0], [9.0]]), jnp.array([1.0, 4.0, 0.0])
+    metrics, predictions = labelled.numbers(says(y), X, {"mask": MASK, "labels": labels})
+    assert metrics["loss/regress"].sum == 0.25 + 4 and metrics["loss/regress"].weight == 2
+    assert predictions["regress"][0].shape == (3, 1)
+
+
+def test_tags_are_scored_where_there_is_one():
+    logits = jax.random.normal(KEY, (B, L, 5))
+    labels = jnp.full((B, L), -1).at[0, 1].set(3).at[1, 2].set(0)
+    metrics, _ = labelled.tags(says(logits), X, {"mask": MASK, "labels": labels})
+    assert metrics["loss/tags"].weight == 2
+    np.testing.assert_allclose(metrics["loss/tags"].sum, nll(logits[0, 1], 3) + nll(logits[1, 2], 0), rtol=1e-5)
+
+
+def test_spans_are_chosen_among_the_tokens_of_a_row():
+    logits, labels = jax.random.normal(KEY, (B, L, 2)), jnp.array([[1, 5], [0, 0], [0, 0]])
+    metrics, _ = labelled.spans(says(logits), X, {"mask": MASK, "labels": labels})
+    parts = [nll(logits[0, :, 0], 1), nll(logits[0, :, 1], 5), nll(logits[1, :4, 0], 0), nll(logits[1, :4, 1], 0)]
+    np.testing.assert_allclose(metrics["loss/span"].sum, sum(parts) / 2, rtol=1e-5)
+    assert metrics["loss/span"].weight == 2
+
+
+def test_answerability_has_a_weight_and_the_right_start_is_given_to_the_head():
+    seen = []
+
+    def head(x, starts):
+        seen.append(starts)
+        zeros = jnp.zeros((B, L))
+        return SpanLogits(zeros, zeros, jnp.array([2.0, -1.0, 5.0]))
+
+    labels, answerable = jnp.array([[1, 5], [0, 0], [0, 0]]), jnp.array([1, 0, 0])
+    batch = {"mask": MASK, "labels": labels, "answerable": answerable, "context": MASK}
+    metrics, _ = BeamSpans(weight=0.25)(head, X, batch)
+    np.testing.assert_array_equal(seen[0], [1, 0, 0])
+    # Binary cross-entropy of the logit of there being no answer.
+    expected = np.log1p(np.exp(2.0)) + np.log1p(np.exp(1.0))
+    np.testing.assert_allclose(metrics["cross_entropy/answerable"].sum, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/answerable"].sum, 0.25 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", [xlnet_span_head(4, Normal(1.0), "float32"), electra_span_head(4, "float32")])
+def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head):
+    """By the other path: the most likely starts, given one after another."""
+    context = jnp.array([[0, 1, 1, 1, 1, 0]] * B)
+    params = head.init(KEY, X, context)
+    beams = head.apply(params, X, context)
+    assert isinstance(beams, Beams)
+    for s in range(beams.starts_BS.shape[1]):
+        logits = head.apply(params, X, context, beams.starts_BS[:, s])
+        chances = jax.nn.log_softmax(logits.start_BL)
+        picked = jnp.take_along_axis(chances, beams.starts_BS[:, s : s + 1], 1)[:, 0]
+        np.testing.assert_allclose(beams.start_scores_BS[:, s], picked, atol=1e-5)
+        ends = jax.nn.log_softmax(logits.end_BL)
+        picked = jnp.take_along_axis(ends, beams.ends_BST[:, s], 1)
+        np.testing.assert_allclose(beams.end_scores_BST[:, s], picked, atol=1e-5)
+        np.testing.assert_allclose(beams.unanswerable_B, logits.unanswerable_B, atol=1e-5)
+    allowed = {1, 2, 3, 4, 5 if head.position else 0}
+    likely = beams.start_scores_BS > -100
+    assert set(np.asarray(beams.starts_BS)[likely].tolist()) <= allowed and int(likely.sum()) == B * min(5, head.starts)
+
+
+def test_a_model_begins_with_the_lower_layers_a_pooler_and_a_head_of_another():
+    objective = supervised(small_bert(), labelled.classes, "classify", PAIR, pooler_of="pair", renewed=1)
+    params = jax.eval_shape(objective.init, KEY, {"tokens": MASK, "mask": MASK})
+    found = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
+    found["head"] = {"pair": {"pooler": found["head"]["classify"]["pooler"], "classifier": {"kernel": np.ones(1)}}}
+    taken = objective.begin_with(found)
+    assert taken["head"] == {"classify": {"pooler": found["head"]["pair"]["pooler"]}}
+    assert taken["encoder"]["layers"]["feedforward"]["widen"]["kernel"].shape == (1, 32, 64)
+    assert taken["encoder"]["embeddings"]["word"]["table"].shape == (200, 32)
+    inherited = ((r"/pooler/", False), (".*", True))
+    again = supervised(small_bert(), labelled.classes, "classify", PAIR, pooler_of="pair", inherited=inherited)
+    assert "head" not in again.begin_with(found)
+    with pytest.raises(ValueError, match="name one of its parts, generator or discriminator"):
+        objective.begin_with({"generator": {}, "discriminator": {}})
+
+
+def test_what_only_pre_training_reads_is_frozen():
+    assert supervised(small_bert(), labelled.classes, "classify", PAIR).frozen == ()
+    assert supervised(small_xlnet(), labelled.classes, "classify", PAIR).frozen[0][1] == 0.0
+    assert "decoder" in supervised(small_deberta(decoder=1), labelled.classes, "classify", PAIR).frozen[0][0]
+
+
+def test_an_objective_is_described_and_rebuilt_and_serves_as_its_model():
+    objective = supervised(small_bert(), BeamSpans(0.3), "beams", electra_span_head(32, "float32"))
+    assert from_json(to_json(objective)) == objective
+    assert objective.objective == objective.model
+
+
+def test_objectives_that_cannot_train_are_refused():
+    with pytest.raises(ValueError, match="needs one head, of a task: this model has none"):
+        Supervised(Published(small_bert()), labelled.classes)
+    with pytest.raises(ValueError, match="renewed=3 top layers"):
+        supervised(small_bert(), labelled.classes, "classify", PAIR, renewed=3)
+    with pytest.raises(ValueError, match="all layers of this encoder are one"):
+        supervised(small_albert(), labelled.classes, "classify", PAIR, renewed=1)
+    with pytest.raises(ValueError, match="weight=-1"):
+        BeamSpans(-1)
+    with pytest.raises(ValueError, match="needs `labels`"):
+        objective = supervised(small_bert(), labelled.tags, "tags", TokenHead(32, 2, Normal(), "float32"))
+        jax.eval_shape(lambda: objective.loss({}, {"tokens": MASK, "mask": MASK}, KEY, train=False))

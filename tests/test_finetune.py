@@ -1,0 +1,132 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from contract import small_bert
+
+from bertjax import checkpoint, train
+from bertjax.config import Run, to_json
+from bertjax.data.tasks import own_task
+from bertjax.errors import InputError
+from bertjax.finetune import build, finetune
+from bertjax.heads import Pooler
+from bertjax.infer import load, save_hf
+from bertjax.layers import Normal
+from bertjax.optim import STACKED
+from bertjax.published import Published
+from bertjax.recipe import FineTuning, Recipe
+from bertjax.rules import match
+
+RECIPE = Recipe(1e-2, 8, epochs=5, length=16, decay=0.9, dropout=0.0)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module")
+def init(tokenizer, tmp_path_factory):
+    """A model that knows nothing, with a pooler."""
+    encoder = small_bert(V=tokenizer.vocabulary.size, positions=16, N=1, D=16, F=32, initializer=Normal(0.15))
+    model = Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),))
+    tokens = np.zeros((1, 1), np.int32)
+    params = model.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
+    folder = tmp_path_factory.mktemp("init") / "model"
+    checkpoint.export(folder, params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Texts that are good where they say so."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, rows in (("train", 64), ("dev", 20)):
+        lines = ["text\tlabel"]
+        for number in range(rows):
+            words = [
+                *rng.choice(["man", "day", "eye", "work", "case"], rng.integers(1, 9)),
+                "good" if number % 2 else "bad",
+            ]
+            lines.append(" ".join(rng.permutation(words)) + f"\t{'yes' if number % 2 else 'no'}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.fixture
+def tuning(init, data):
+    task = own_task("classify", data, ("text",), "label")
+    run = Run(log_every=8, checkpoint_every=8)
+    return FineTuning(task, data, init, RECIPE, seeds=1, run=run)
+
+
+def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tmp_path, monkeypatch):
+    straight = finetune(tuning, tmp_path / "straight")
+    assert straight["metrics"]["accuracy"]["median"] > 0.9 and not straight["failed"]
+    assert straight["programs"] == {"train": 2, "validation": 2}  # rows of at most 8 and of at most 16
+    assert not list((tmp_path / "straight").glob("seed-*/checkpoints"))
+    lines = (tmp_path / "straight/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    predicted = [json.loads(line) for line in lines]
+    right = [line["predicted"] == label for line, label in zip(predicted, ["no", "yes"] * 10, strict=True)]
+    assert np.mean(right) == straight["seeds"][0]["best"]["metrics"]["accuracy"]
+    assert "1 seeds, 0 failed" in (tmp_path / "straight" / "results.md").read_text()
+
+    place, calls = train.place_batch, iter(range(10**6))
+
+    def dying(*arguments):
+        if next(calls) == 20:
+            raise Killed
+        return place(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "place_batch", dying)
+        with pytest.raises(Killed):
+            finetune(tuning, tmp_path / "killed")
+    again = finetune(tuning, tmp_path / "killed")
+    assert again["metrics"] == straight["metrics"] and again["seeds"][0]["best"] == straight["seeds"][0]["best"]
+    both = finetune(dataclasses.replace(tuning, seeds=2), tmp_path / "killed")
+    assert both["seeds"][0] == again["seeds"][0] and both["seeds"][1]["seed"] == 1
+
+    model = load(tmp_path / "straight" / "best")
+    assert model.objective.labels == ("no", "yes")
+    save_hf(model, tmp_path / "written")
+    config = json.loads((tmp_path / "written" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    back = load(tmp_path / "written")
+    assert back.objective.labels == ("no", "yes")
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(back.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # A head that is there is trained on; of other labels it is made anew.
+    same, other = (build(dataclasses.replace(tuning, task=dataclasses.replace(tuning.task, labels=labels)), back)[1]
+                   for labels in (("no", "yes"), ("yes", "no")))  # fmt: skip
+    assert same.begin_with(back.params)["head"]["classify"].keys() == {"pooler", "classifier"}
+    assert other.begin_with(back.params)["head"]["classify"].keys() == {"pooler"}
+
+
+def test_renewed_layers_are_fresh_and_the_others_inherited(init, tuning, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, renewed=1, steps=1, learning_rate=1e-9)
+    states = []
+    fit = train.fit
+
+    def kept(*arguments, **options):
+        states.append(fit(*arguments, **options))
+        return states[-1]
+
+    monkeypatch.setattr("bertjax.finetune.fit", kept)
+    finetune(dataclasses.replace(tuning, recipe=recipe, seeds=1), tmp_path / "run")
+    source, params = jax.device_get((load(init).params["encoder"], states[0].params["encoder"]))
+    stacked = jax.tree.leaves(match(STACKED, params))
+    for theirs, ours, fresh in zip(jax.tree.leaves(source), jax.tree.leaves(params), stacked, strict=True):
+        if not fresh or theirs.std() == 0:  # norms and biases begin alike
+            np.testing.assert_allclose(theirs, ours, atol=1e-6)
+        else:
+            assert np.abs(theirs - ours).max() > 1e-2
+
+
+def test_rows_longer_than_the_model_are_refused(tuning, tmp_path):
+    long = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, length=17))
+    with pytest.raises(InputError, match=r"recipe.length=17, but .* has 16 positions"):
+        finetune(long, tmp_path)
