@@ -17,9 +17,11 @@ from typing import Any
 from bertjax.hlo import Program, Step, cycles, shapes
 from bertjax.topology import Slice
 from bertjax.work import (
+    BETWEEN,
     COLLECTIVES,
     FREE,
     Collective,
+    call_target,
     collectives,
     is_free_call,
     lookups_of,
@@ -74,11 +76,12 @@ def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
 
 def moved_by_kind(program: Program) -> dict[str, dict[str, float]]:
     """Count the collectives of one run by kind, and the bytes of the arrays that they move."""
-    found = {kind: {"count": 0.0, "bytes": 0.0} for kind in COLLECTIVES}
+    found: dict[str, dict[str, float]] = {}
     for one in collectives(program):
-        found[one.kind]["count"] += one.times
-        found[one.kind]["bytes"] += one.bytes * one.times
-    return {kind: counted for kind, counted in found.items() if counted["count"]}
+        counted = found.setdefault(one.kind, {"count": 0.0, "bytes": 0.0})
+        counted["count"] += one.times
+        counted["bytes"] += one.bytes * one.times
+    return dict(sorted(found.items()))
 
 
 def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
@@ -96,7 +99,7 @@ def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
         return op.opcode, PER_1024_BITS * elements / 1024
     if op.opcode == "sort":
         return op.opcode, PER_1024_SORTED * elements / 1024
-    if op.opcode == "custom-call":
+    if call_target(op) == "tpu_custom_call":
         said = re.search(r'"cost_estimate":\{"flops":"?(\d+)', op.attributes)
         return ("kernel", int(said[1]) / on.chip.cycle) if said else ("kernel without an estimate", 0.0)
     flops = sum(product.flops for product in products_of(program, step))
@@ -109,11 +112,10 @@ def _collective_seconds(program: Program, on: Slice, slices: int, *, hidden: boo
 
 def _seconds(one: Collective, on: Slice, slices: int) -> float:
     """Divide what a chip must send by what its links carry; between slices, by its share of the network."""
-    joined = len({device // on.devices for device in one.group}) if slices > 1 else 1
-    near = len(one.group) // joined
-    turns = {"all-reduce": 2.0, "collective-permute": 1.0}.get(one.kind, 1.0)
-    seconds = turns * one.bytes * (near - 1) / max(near, 1) / on.link_rate(near)
-    if joined > 1:
-        rate = on.chip.dcn_rate * 1e9 / on.chip.devices
-        seconds += turns * one.bytes / near * (joined - 1) / joined / rate
-    return seconds
+    if one.kind.endswith(BETWEEN):
+        parts, rate = slices, on.chip.dcn_rate * 1e9 / on.chip.devices
+    else:
+        parts, rate = len(one.group), on.link_rate(len(one.group))
+    turns = 2.0 if one.kind.startswith("all-reduce") else 1.0
+    whole = one.kind == "collective-permute"
+    return turns * one.bytes * (1.0 if whole else (parts - 1) / parts) / rate

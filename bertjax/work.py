@@ -19,7 +19,7 @@ class Collective(NamedTuple):
     """Hold a collective: its kind, the bytes of the whole array, the devices of one group, and how often it runs.
 
     bytes: what an all-reduce or an all-to-all is given, an all-gather returns, a reduce-scatter is given.
-    hidden: it runs beside other work.
+    hidden: it runs beside other work. Between slices, over the network, the group is unknown: empty.
     """
 
     kind: str
@@ -51,8 +51,12 @@ class Lookup(NamedTuple):
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
+BETWEEN = " between slices"
+"""What the kind of a collective over the network ends in."""
+
 # What does no work of its own: names, what ends an asynchronous operation, and what only carries other computations.
 FREE = frozenset({
+    "send", "send-done", "recv", "recv-done",
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "add-dependency", "copy-done", "slice-done", "async-done",
     "async-update", *(f"{kind}-done" for kind in COLLECTIVES),
@@ -67,12 +71,19 @@ _UPDATES = ("dynamic-update-slice", "scatter")
 def collectives(program: Program) -> tuple[Collective, ...]:
     """Find all collectives.
 
-    One that runs beside a fusion stands in three: where it starts, in the fusion, where it is done; it counts once. A
-    reduce-scatter is written as an all-reduce of which each device takes its part.
+    One that runs beside a fusion stands in three, where it starts, in the fusion, and where it is done: it counts once.
+    A reduce-scatter is written as an all-reduce of which each device takes its part. Between slices hosts do it: the
+    program sends to its own and receives.
     """
     found = []
     for step in program.schedule:
         for op, scope, times, within in program.inside(step):
+            between = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes)
+            if op.opcode == "send" and between:
+                kind = between[1].lower().replace("_", "-") + BETWEEN
+                sent = shapes(scope[op.operands[0]].shape)[0].bytes
+                found.append(Collective(kind, sent, (), times, False, source(op)))
+                continue
             kind = op.opcode.removesuffix("-start")
             beside = "chain_id=" in op.attributes
             if kind not in COLLECTIVES or (beside and not _starts(scope)):

@@ -60,6 +60,8 @@ LOOPS = {
     "in a fused condition": (loop("fusion(%j, %n), kind=kLoop, calls=%fused_condition"), 24),
     "from another start, in other steps": (loop(LESS, start=4, step=3), 7),
     "backwards": (loop("compare(%j, %n), direction=GT", start=30, step=-2), 3),
+    "backwards, to the bound itself": (loop("compare(%j, %n), direction=GE", start=30, step=-2), 4),
+    "backwards, the other way round": (loop("compare(%n, %j), direction=LT", start=30, step=-2), 3),
     "a fused step": (
         loop(LESS, "%f = (s32[], s32[]) fusion(%i), kind=kLoop, calls=%fused_next\n"
              "  %next = s32[]{:T(128)} get-tuple-element(%f), index=0"), 12),

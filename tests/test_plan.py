@@ -101,6 +101,8 @@ def test_the_picture_shows_each_part_of_memory_to_scale():
     bars = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if rect.get("height") == "22"]
     widths = [float(rect.get("width")) for rect in bars]
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.2) and widths[3] == widths[0] and widths[7] == 0
+    (line,) = root.iter("{http://www.w3.org/2000/svg}line")
+    assert float(line.get("x1")) - float(bars[0].get("x")) == pytest.approx(8 * widths[0], abs=0.5)
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a < b", "4.00 GiB", "8.00 GiB", "unknown", "optimizer"} <= set(texts)
 

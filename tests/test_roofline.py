@@ -53,12 +53,18 @@ def test_every_part_of_an_estimate_is_a_number_over_a_rate():
 
 
 def test_between_slices_the_network_is_the_limit():
-    entry = (
-        "  %a = f32[25000000]{0} parameter(0)\n  ROOT %r = f32[25000000]{0} all-reduce(%a), replica_groups=[1,8]<=[8]"
-    )
-    one = estimate(program(entry.replace("[1,8]<=[8]", "[2,4]<=[8]")), parse_slice("v5e:2x2"), slices=2)
-    two = estimate(program(entry), parse_slice("v5e:2x2"), slices=2)
-    assert two["of_which"]["waited"] - one["of_which"]["waited"] == pytest.approx(2 * 1e8 / 4 / 2 / 3.125e9)
+    named = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    entry = f"""  %a = f32[25000000]{{0:S(1)}} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[25000000]{{0}}, u32[], token[]) send(%a, %t), channel_id=2, {named}
+  %r = (f32[25000000]{{0}}, u32[], token[]) recv(%t), channel_id=1, {named}
+  %sd = token[] send-done(%s), channel_id=2
+  ROOT %rd = (f32[25000000]{{0}}, token[]) recv-done(%r), channel_id=1"""
+    found = program(entry)
+    assert moved_by_kind(found) == {"all-reduce between slices": {"count": 1, "bytes": 1e8}}
+    for slices in (2, 4):
+        seconds = estimate(found, parse_slice("v5e:2x2"), slices)["of_which"]["waited"]
+        assert seconds == pytest.approx(2 * 1e8 * (slices - 1) / slices / 3.125e9)
 
 
 def test_a_kernel_that_says_nothing_of_its_work_is_named():
