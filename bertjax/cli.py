@@ -597,6 +597,8 @@ def _plan(options: argparse.Namespace) -> None:
 
     if not options.topology and (options.search or options.picture):
         raise InputError("--search and --picture ask what fits a slice: name it with --topology, as v5e:4x4")
+    if options.picture and not options.picture.parent.is_dir():
+        raise InputError(f"--picture {options.picture}: there is no folder {options.picture.parent}: make it first")
     jax.config.update("jax_platforms", "cpu")  # nothing runs: leave a TPU that may be here to others
     experiment = load_experiment(options.experiment, options.override)
     if not options.topology:

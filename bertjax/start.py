@@ -32,11 +32,9 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
+    *_, inner = wrapped(objective)
     # What a name means depends on it: tables, or what is added to the other model's.
-    theirs, ours = (
-        next(filter(None, (to_json(each).get("sharing") for each in wrapped(x))), None)
-        for x in (model.objective, objective)
-    )
+    theirs, ours = (to_json(x).get("sharing") for x in (model.objective, inner))
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}

@@ -58,7 +58,10 @@ Metrics = dict[str, Mean]
 
 
 Predictions = dict[str, tuple[Array, Array]]
-"""name -> (logits [..., C], weights [...]): distributions that an objective scores, and which of them count."""
+"""name -> (logits [..., C], weights [...]): distributions that an objective scores, and which of them count.
+
+With C = 1 they are no logits: each is a number that the objective compares with another.
+"""
 
 
 @runtime_checkable

@@ -9,7 +9,9 @@ Recipe (experiments/language_model/mlm.sh, rtd.sh and their JSON files): 1M step
 decoder; version 2 has a convolution, and in the script 32 rows and 1k steps of warm-up. Version 3 tells replaced
 tokens; its generator is as wide and half as deep and has the mask decoder, all of its 15% are masked, the embeddings
 are disentangled; xsmall has 64 rows at 3e-4. The papers' batches are larger, 2048 rows. mDeBERTa is version 3 base with
-a vocabulary for 100 languages. Published hardware: version 1 large, 96 V100. Expected: no loss was published.
+a vocabulary for 100 languages: 251000 rows (microsoft/mdeberta-v3-base config.json), [MASK] at 250101
+(added_tokens.json of models fine-tuned from it, such as tmnam20/mdeberta-v3-base-vsmec-1). Published hardware: version
+1 large, 96 V100. Expected: no loss was published.
 
 Deviations: n-grams partition the words of a row (bertjax.masking). The original steps generator and discriminator in
 turn, with an optimiser for each; here one step trains both, and clips the gradients of both together. The weight of the

@@ -9,14 +9,16 @@
 
 Recipe (AnswerDotAI/ModernBERT yamls/modernbert, JHU-CLSP/ettin-encoder-vs-decoder pretraining/configs/standard): 30% of
 all positions masked, specials included; StableAdamW β .9/.98, eps 1e-6, fully decoupled decay, no clipping. `pretrain`:
-1.7T tokens in rows of 1024, warm-up and then a constant rate; large was restarted at a tenth of its rate after 900B.
+1.7T tokens in rows of 1024, warm-up and then a constant rate; large was restarted at a tenth of its rate after 900B,
+and has a tenth of its decay from there on, 1e-6 (modernbert-large-context-extension.yaml, …-learning-rate-decay.yaml).
 `extend`: 250B tokens in rows of 8192, theta 160,000 in global layers. `decay`: 50B tokens more, 1 − √progress. Ettin
 (17m to 1b) has theta 160,000 in all layers from `extend` on, falls by 1 − √progress in both stages, and masks 15% in
 the last. Published hardware: 8 H100; Ettin 4 H100 from 6 days (17m) to 90 (1b). Expected: no loss was published.
 
-Deviations: a fixed number of positions of a row is masked, and random ids are drawn from the whole vocabulary; held-out
-loss is at the rate of training, not at 15%; batches have their full size from the first step, not after 50B tokens;
-weight decay is not held back with the update (optim.py); Ettin did not pack, and its long rows had 7999 tokens.
+Deviations: large begins afresh, not as base tiled to its size (`init_from_checkpoint`, modernbert-large-pretrain.yaml);
+a fixed number of positions of a row is masked, and random ids are drawn from the whole vocabulary; held-out loss is at
+the rate of training, not at 15%; batches have their full size from the first step, not after 50B tokens; weight decay
+is not held back with the update (optim.py); Ettin did not pack, and its long rows had 7999 tokens.
 """
 
 from typing import Literal, NamedTuple

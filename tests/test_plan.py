@@ -107,6 +107,9 @@ def test_the_picture_shows_each_part_of_memory_to_scale():
     assert {"a < b", "4.00 GiB", "8.00 GiB", "unknown", "optimizer"} <= set(texts)
 
 
-def test_a_picture_or_a_search_needs_a_slice(capsys):
+def test_a_picture_or_a_search_needs_a_slice_and_a_folder(capsys, tmp_path):
     assert main(["plan", "experiments/bert.py", "--search"]) == 2
     assert "--topology" in capsys.readouterr().err
+    missing = tmp_path / "missing" / "memory.svg"
+    assert main(["plan", "experiments/bert.py", "--topology", "v3-8", "--picture", str(missing)]) == 2
+    assert "make it first" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
 from bertjax.optim import STACKED
 from bertjax.rules import Rules, match, name_of
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
 """What `Optimizer.rates` begin with, so that only the student is trained."""
@@ -197,11 +197,21 @@ class Distillation:
         The terms `loss/…` carry their weights, and the soft one its T²; `divergence/soft`, `cross_entropy/mlm` and
         `distance/cosine` do not.
         """
+        metrics, _ = self.outputs(params, batch, rng, train=train)
+        return total(metrics), metrics
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what the student says at every real token, unsoftened, under `mlm`.
+
+        delta: what changes the student's embeddings, see `changed_embeddings`; the teacher's stay.
+        """
         mask_key, dropout_key = jax.random.split(rng)
         masked = mask_tokens(mask_key, batch, self.masking)
         x_BLD, logits_BLV = _states_and_logits(
             self.student_objective, params["student"], batch, masked.tokens_BL,
-            train=train, rngs={"dropout": dropout_key},
+            delta=delta, train=train, rngs={"dropout": dropout_key},
         )  # fmt: skip
         taught = _states_and_logits(
             self.teacher_objective, jax.lax.stop_gradient(params["teacher"]), batch, masked.tokens_BL
@@ -219,7 +229,7 @@ class Distillation:
         if not train:
             metrics["targets/mlm"] = histogram(self.student.V, masked.targets_BP, masked.weights_BP)
         metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
-        return total(metrics), metrics
+        return metrics, {"mlm": (logits_BLV, real_BL)}
 
 
 def _states_and_logits(

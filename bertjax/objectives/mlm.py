@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import PairHead, histogram, scores
 from bertjax.layers import Initializer, apply
@@ -58,11 +59,21 @@ class LanguageEncoder(Protocol):
 
 
 def hidden(
-    encoder: LanguageEncoder, params: Params, batch: Batch, tokens_BL: Array, positions_BP: Array | None, **options: Any
+    encoder: LanguageEncoder,
+    params: Params,
+    batch: Batch,
+    tokens_BL: Array,
+    positions_BP: Array | None,
+    delta: Array | None = None,
+    **options: Any,
 ) -> tuple[Array, Array]:
-    """Run `encoder.hidden` with its part of `params`, on these tokens instead of the batch's."""
+    """Run `encoder.hidden` with its part of `params`, on these tokens instead of the batch's.
+
+    delta: what changes their embeddings, see `changed_embeddings`.
+    """
     inputs = (tokens_BL, batch["mask"], batch.get("types"), positions_BP)
-    states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
+    with changed_embeddings(delta):
+        states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
     return states
 
 
@@ -126,17 +137,20 @@ class MaskedLM:
         metrics, _ = self.outputs(params, batch, rng, train=train)
         return total(metrics), metrics
 
-    def outputs(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Metrics, Predictions]:
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
         """Return the metrics of `loss`, and what they are computed from, under `mlm` and `pair`.
 
-        Raises ValueError where the batch lacks something that the masking unit or the pair term reads.
+        delta: what changes the embeddings, see `changed_embeddings`. Raises ValueError where the batch lacks something
+        that the masking unit or the pair term reads.
         """
         if self.pair and "pair" not in batch:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
         masked = mask_tokens(mask_key, batch, self.masking)
         x_BLD, x_BPD = hidden(
-            self.encoder, params, batch, masked.tokens_BL, masked.positions_BP,
+            self.encoder, params, batch, masked.tokens_BL, masked.positions_BP, delta,
             train=train, rngs={"dropout": dropout_key},
         )  # fmt: skip
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import histogram, scores
 from bertjax.layers import apply
@@ -22,7 +23,7 @@ from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
 from bertjax.models.xlnet import Memory, XLNet
 from bertjax.objectives.mlm import hidden
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
 @dataclass(frozen=True)
@@ -82,31 +83,45 @@ class PermutationLM:
 
         Raises ValueError where rows are no whole number of windows, or do not hold what memory is made of.
         """
+        metrics, _ = self.outputs(params, batch, rng, train=train)
+        return total(metrics), metrics
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what they are computed from, window after window, under `plm`.
+
+        delta: what changes the embeddings of rows, see `changed_embeddings`; through memory also what later windows
+        see. The query stream's first vector is no embedding and stays. Raises ValueError as `loss`.
+        """
         order_key, dropout_key = jax.random.split(rng)
         windows = self._windows(batch)
         B, C = batch["tokens"].shape[0], windows["tokens"].shape[0] // batch["tokens"].shape[0]
         permuted = permute(order_key, windows, self.permutation)
 
-        def window(memory: Memory | None, inputs: Any) -> tuple[Memory | None, Metrics]:
-            number, batch, permuted = inputs
-            streams: Any = self.encoder.apply(
-                {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
-                ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
-                reuse=self.permutation.parts[0], train=train,
-                rngs={"dropout": jax.random.fold_in(dropout_key, number)}, method="streams",
-            )  # fmt: skip
+        def window(memory: Memory | None, inputs: Any) -> tuple[Memory | None, tuple[Metrics, Array]]:
+            number, batch, permuted, delta = inputs
+            with changed_embeddings(delta):
+                streams: Any = self.encoder.apply(
+                    {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
+                    ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
+                    reuse=self.permutation.parts[0], train=train,
+                    rngs={"dropout": jax.random.fold_in(dropout_key, number)}, method="streams",
+                )  # fmt: skip
             logits_BPV = apply(self.head, params["head"]["plm"], streams.query_BPD, word_table(params["encoder"]))
             metrics = scores("plm", logits_BPV, permuted.targets_BP, permuted.weights_BP)
-            return jax.lax.stop_gradient(streams.memory), metrics
+            return jax.lax.stop_gradient(streams.memory), (metrics, logits_BPV)
 
         memory = self.encoder.empty_memory(B, self.memory) if self.memory else None
-        in_turn = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted))
-        _, metrics = jax.lax.scan(window, memory, (jnp.arange(C), *in_turn))
+        if delta is not None:
+            delta = delta.reshape(B * C, self.permutation.window, -1)
+        in_turn = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted, delta))
+        _, (metrics, logits_CBPV) = jax.lax.scan(window, memory, (jnp.arange(C), *in_turn))
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
         if not train:
             metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
-        return total(metrics), metrics
+        return metrics, {"plm": (logits_CBPV, in_turn[1].weights_BP)}
 
     def _windows(self, batch: Batch) -> Batch:
         """Cut rows into windows: arrays [B · C, window], a row's one after another, each an example of its own."""

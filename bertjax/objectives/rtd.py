@@ -24,7 +24,7 @@ from bertjax.masking import Masked, Masking, mask_tokens, put
 from bertjax.models.encoder import word_table
 from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
 from bertjax.random import hash_bits, row_keys
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, total
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
 class SharingEncoder(LanguageEncoder, Protocol):
@@ -278,6 +278,17 @@ class ReplacedTokenDetection:
         replaced. Without `train` also the histograms `targets/mlm`, and `scores/rtd` [2, bins] of the discriminator's
         logits for original and replaced tokens.
         """
+        metrics, _ = self.outputs(params, batch, rng, train=train)
+        return total(metrics), metrics
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what the discriminator says: original or replaced, under `rtd`.
+
+        delta: what changes the discriminator's embeddings, see `changed_embeddings`; the generator's stay, so the same
+        rng replaces the same tokens.
+        """
         mask_key, generator_key, sample_key, discriminator_key = jax.random.split(rng, 4)
         params = self.complete(params)
         generator, discriminator = params["generator"], params["discriminator"]
@@ -295,8 +306,8 @@ class ReplacedTokenDetection:
         sampled_BP = sample(sample_key, batch, logits_BPV, self.temperature)
         tokens_BL = jax.vmap(put)(batch["tokens"], masked.positions_BP, sampled_BP, masked.weights_BP > 0)
         replaced_BL = (tokens_BL != batch["tokens"]).astype(jnp.float32)
-        x_BLD = apply(
-            self.discriminator, discriminator["encoder"], tokens_BL, batch["mask"], batch.get("types"),
+        x_BLD, _ = hidden(
+            self.discriminator, discriminator, batch, tokens_BL, None, delta,
             train=train, rngs={"dropout": discriminator_key},
         )  # fmt: skip
         logits_BL = apply(self.head, discriminator["head"]["rtd"], x_BLD, batch["mask"])
@@ -307,7 +318,8 @@ class ReplacedTokenDetection:
             metrics["targets/mlm"] = histogram(self.generator.V, masked.targets_BP, masked.weights_BP)
             metrics["scores/rtd"] = _histograms(logits_BL, replaced_BL, real_BL)
         metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
-        return total(metrics), metrics
+        logits_BLC = jnp.stack([jnp.zeros_like(logits_BL), logits_BL], axis=-1)
+        return metrics, {"rtd": (logits_BLC, real_BL)}
 
 
 def sample(rng: Key, batch: Batch, logits_BPV: Array, temperature: float) -> Array:

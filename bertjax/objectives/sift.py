@@ -2,27 +2,34 @@
 
     loss = loss of the objective  +  weight · mean over its predictions of KL(clean ‖ changed) + KL(changed ‖ clean)
 
-He et al. 2020 (DeBERTa), section 5; microsoft/DeBERTa sift/sift.py. The sum of embeddings is normed without scale and
-bias, so that a change means the same in all models, then changed by δ: first noise, then one step uphill on the
-divergence. The embeddings get no gradient through the changed pass, and in each divergence the distribution that is
-averaged over gets none.
+He et al. 2020 (DeBERTa), section 5; microsoft/DeBERTa sift/sift.py. Each token's embedding, standardised so that a
+change means the same in all models, is changed by δ: first noise, then one step uphill on the divergence. The
+embeddings get no gradient through the changed pass, and in each divergence the distribution that is averaged over gets
+none. A number that is predicted stands for a normal distribution around it: then the two divergences add up to the
+squared difference.
 
-Where we deviate: all passes drop the same elements and mask the same tokens, where the original draws dropout anew in
-each, so that what is measured is δ alone. The clean pass is not normed twice: a norm of what is normed changes nothing.
-The divergence is reported as such, where the original leaves out the entropies, which have no gradient there.
+Of two encoders the one that is kept for other tasks is changed, and its predictions are compared: the discriminator,
+with the same replaced tokens in all passes, or the student. The original adds SiFT to fine-tuning, when there is no
+other.
+
+Where we deviate: all passes drop the same elements, mask and replace the same tokens, where the original draws dropout
+anew in each, so that what is measured is δ alone. Embeddings go into their norm at their own scale, not standardised
+(`changed_embeddings`): a norm undoes that difference, and models without one (XLNet, NeoBERT) stay what they are. The
+divergence is reported as such, where the original leaves out the entropies, which have no gradient there; of numbers
+the original compares the squared difference only uphill, then a softmax over one class, which is always 0.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.layers import Norm, layer_norm
+from bertjax.changes import embedding_shape
 from bertjax.random import row_keys
+from bertjax.rules import Rules
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Objective, Params, Predictions, total
 
 
@@ -30,8 +37,14 @@ from bertjax.types import Array, Batch, Key, Mean, Metrics, Objective, Params, P
 class Predicts(Objective, Protocol):
     """What SiFT asks of an objective besides."""
 
-    def outputs(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and the logits that they are computed from."""
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states of the encoder whose embeddings are to be changed."""
+        ...
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what that encoder predicts, its embeddings changed by `delta`."""
         ...
 
 
@@ -41,7 +54,7 @@ class SiFT:
 
     Raises ValueError where a number is out of its range, or the objective does not offer what SiFT compares.
 
-    Costs two more passes forward and back. Its encoder must norm its embeddings (XLNet does not).
+    Costs two more passes forward and back.
     """
 
     objective: Predicts
@@ -52,13 +65,19 @@ class SiFT:
     def __post_init__(self) -> None:
         if not isinstance(self.objective, Predicts):
             raise ValueError(
-                f"a {type(self.objective).__name__} offers no `outputs` to compare: SiFT wraps objectives that do, "
-                "such as MaskedLM"
+                f"a {type(self.objective).__name__} offers no `outputs` and `encode` to compare: SiFT wraps objectives "
+                "that do, as all of bertjax's own"
             )
         if self.weight < 0:
             raise ValueError(f"weight={self.weight} is negative: the divergence would be made large")
         if min(self.noise, self.step) <= 0:
             raise ValueError(f"noise={self.noise} and step={self.step} must be above 0")
+
+    @property
+    def frozen(self) -> Rules:
+        """What the objective never trains: see Experiment."""
+        frozen: Rules = getattr(self.objective, "frozen", ())
+        return frozen
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Make the parameters of the objective."""
@@ -67,35 +86,19 @@ class SiFT:
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics: those of the objective, and `loss/sift`.
 
-        Raises ValueError where the objective runs no embeddings with a norm, or several.
+        Raises ValueError where the objective's encoder has no embeddings that can be changed.
         """
         objective_key, noise_key = jax.random.split(rng)
-
-        def run(params: Params, change: Callable[[Array], Array]) -> tuple[Metrics, Predictions]:
-            with _normed_embeddings(change):
-                return self.objective.outputs(params, batch, objective_key, train=train)
-
-        shapes: list[tuple[int, ...]] = []
-
-        def look(x: Array) -> Array:
-            shapes.append(x.shape)
-            return x
-
-        metrics, clean = run(params, look)
-        if len(shapes) != 1:
-            raise ValueError(
-                f"SiFT needs one embedding layer with a norm, but the objective runs {len(shapes)}: wrap one with a "
-                "single encoder that norms its embeddings, as all do but XLNet and NeoBERT"
-            )
-
-        def changed(params: Params, delta: Array) -> Predictions:
-            return run(params, lambda x: (jax.lax.stop_gradient(_standardised(x)) + delta).astype(x.dtype))[1]
-
+        outputs: Callable[..., Any] = partial(self.objective.outputs, batch=batch, rng=objective_key, train=train)
+        metrics, clean = outputs(params)
         fixed_params, fixed_clean = jax.lax.stop_gradient((params, clean))
-        uphill = jax.grad(lambda delta: divergence(changed(fixed_params, delta), fixed_clean).sum)
-        delta = self.first(noise_key, batch, shapes[0])
-        delta = self.ascend(delta, uphill(delta))
-        mean = divergence(changed(params, delta), clean)
+
+        def rise(delta: Array) -> Array:
+            return divergence(outputs(fixed_params, delta=delta)[1], fixed_clean).sum
+
+        delta = self.first(noise_key, batch, embedding_shape(self.objective.encode, params, batch))
+        delta = self.ascend(delta, jax.grad(rise)(delta))
+        mean = divergence(outputs(params, delta=delta)[1], clean)
         metrics["loss/sift"] = Mean(self.weight * mean.sum, mean.weight)
         return total(metrics), metrics
 
@@ -114,33 +117,20 @@ class SiFT:
 
 
 def divergence(one: Predictions, other: Predictions) -> Mean:
-    """Sum the symmetric KL divergence of the distributions in two sets of predictions."""
+    """Sum the symmetric KL divergence of the distributions, and of normals around the numbers, in two predictions."""
 
-    def one_way(p: Array, q: Array) -> Array:
+    def of_classes(p: Array, q: Array) -> Array:
+        p, q = jax.nn.log_softmax(p, axis=-1), jax.nn.log_softmax(q, axis=-1)
         p = jax.lax.stop_gradient(p)
         return (jnp.exp(p) * (p - q)).sum(-1)
 
-    total, weight = jnp.float32(0), jnp.float32(0)
-    for name, (logits, weights) in one.items():
-        p, q = (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (logits, other[name][0]))
-        total += (weights * (one_way(p, q) + one_way(q, p))).sum()
+    def of_numbers(p: Array, q: Array) -> Array:
+        return jnp.square(jax.lax.stop_gradient(p) - q)[..., 0] / 2
+
+    sum_, weight = jnp.float32(0), jnp.float32(0)
+    for name, (predicted, weights) in one.items():
+        p, q = predicted.astype(jnp.float32), other[name][0].astype(jnp.float32)
+        one_way = of_numbers if p.shape[-1] == 1 else of_classes
+        sum_ += (weights * (one_way(p, q) + one_way(q, p))).sum()
         weight += weights.sum()
-    return Mean(total, weight)
-
-
-def _standardised(x: Array) -> Array:
-    """Norm without scale and bias, in float32."""
-    x = x.astype(jnp.float32)
-    return layer_norm(x, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]), 1e-7)
-
-
-def _normed_embeddings(change: Callable[[Array], Array]) -> AbstractContextManager[None]:
-    """Change what goes into the norm of embeddings, in every encoder that runs inside."""
-
-    def intercept(run: Any, inputs: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, Norm) and context.module.path[-2:] == ("embeddings", "norm"):
-            inputs = (change(inputs[0]), *inputs[1:])
-        return run(*inputs, **options)
-
-    manager: AbstractContextManager[None] = nn.intercept_methods(intercept)
-    return manager
+    return Mean(sum_, weight)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bertjax.changes import changed_embeddings
 from bertjax.heads import scores
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.xlnet import XLNet
@@ -192,13 +193,23 @@ class Supervised:
         metrics, _ = self.outputs(params, batch, rng, train=train)
         return total(metrics), metrics
 
-    def outputs(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what they are computed from. Raises ValueError without labels."""
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states x_BLD of rows, the options of a question each one."""
+        return self.model.encode(params, one_by_one(batch))
+
+    def outputs(
+        self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
+    ) -> tuple[Metrics, Predictions]:
+        """Return the metrics of `loss`, and what they are computed from. Raises ValueError without labels.
+
+        delta: what changes the embeddings, see `changed_embeddings`.
+        """
         if "labels" not in batch:
             raise ValueError("fine-tuning needs `labels` in the batch: use rows of a task")
         encoder_key, head_key = jax.random.split(rng)
         rows = one_by_one(batch)
-        x_BLD = self.model.encode(params, rows, train=train, rngs={"dropout": encoder_key})
+        with changed_embeddings(delta):
+            x_BLD = self.model.encode(params, rows, train=train, rngs={"dropout": encoder_key})
         name, module = self.head
         in_training = partial(apply_head, batch=rows, train=train, rngs={"dropout": head_key})
         metrics, predictions = self.score(partial(in_training, module, params["head"][name]), x_BLD, batch)
