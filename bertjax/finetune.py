@@ -309,7 +309,8 @@ def summarise(tuning: FineTuning, prepared: Prepared, results: list[dict[str, An
                 "q3": q3,
                 "best": max(r["best"]["metrics"][name] for r in learned),
             }
-    best = max(learned, key=lambda result: result["best"]["metrics"][first], default=None)
+    judged = learned or [result for result in results if result["best"]]  # better one that failed than none
+    best = max(judged, key=lambda result: result["best"]["metrics"][first], default=None)
     return {
         "task": tuning.task.name,
         "init": tuning.init,
@@ -326,7 +327,7 @@ def summarise(tuning: FineTuning, prepared: Prepared, results: list[dict[str, An
 
 def table(summary: Mapping[str, Any]) -> str:
     """Write a summary as a table in Markdown."""
-    names = list(summary["metrics"])
+    names = next((list(result["last"]) for result in summary["seeds"] if result["last"]), [])
     lines = [
         f"# {summary['task']} from {summary['init']}",
         "",
@@ -339,7 +340,7 @@ def table(summary: Mapping[str, Any]) -> str:
         at_best = f"{best['metrics'][names[0]]:.4f} | {best['step']}" if best and names else "– | –"
         lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {result.get('failed', '')} |")
     for what in ("median", "q1", "q3"):
-        cells = [f"{summary['metrics'][name][what]:.4f}" for name in names]
+        cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
         lines.append(f"| {what} | {' | '.join(cells)} | | | |")
     lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
     return "\n".join(lines) + "\n"
