@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import small_bert
+from contract import MASKING, small_bert
 
 from bertjax import kernels
+from bertjax.flops import batch_shapes, model_flops
 from bertjax.layers import attend
+from bertjax.objectives.mlm import MaskedLM
 
 
 def test_splash_equals_the_plain_form_in_value_and_gradient(monkeypatch):
@@ -32,6 +34,9 @@ def test_elsewhere_it_is_the_plain_form_and_an_encoder_with_it_has_no_attention_
     with_kernel = small_bert(N=1, positions=512, attention_dropout=0.0, attend=kernels.splash)
     params = plain.init(jax.random.key(0), tokens, mask)
     np.testing.assert_array_equal(plain.apply(params, tokens, mask), with_kernel.apply(params, tokens, mask))
+    batch = batch_shapes(2, 512, ("types", "pair"))
+    counts = [model_flops(MaskedLM(encoder, MASKING), batch) for encoder in (plain, with_kernel)]
+    assert counts[0] == counts[1]
     with pytest.raises(
         ValueError, match="attend=splash cannot drop attention's probabilities: set attention_dropout=0"
     ):
