@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from bertjax.config import load_experiment as load_experiment
     from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
     from bertjax.embedding import embed as embed
-    from bertjax.infer import load as load
-    from bertjax.infer import save_hf as save_hf
+    from bertjax.export import save_hf as save_hf
     from bertjax.masking import Masking as Masking
     from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
     from bertjax.masking import permute as permute
+    from bertjax.model import load as load
     from bertjax.models.deberta import DeBERTa as DeBERTa
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
@@ -56,12 +56,12 @@ _HOMES = {
     "XLNet": "bertjax.models.xlnet",
     "embed": "bertjax.embedding",
     "fit": "bertjax.train",
-    "load": "bertjax.infer",
+    "load": "bertjax.model",
     "load_experiment": "bertjax.config",
     "load_tokenizer": "bertjax.data.tokenizer",
     "mask_tokens": "bertjax.masking",
     "permute": "bertjax.masking",
-    "save_hf": "bertjax.infer",
+    "save_hf": "bertjax.export",
 }
 
 __all__ = [*_HOMES, "infer"]

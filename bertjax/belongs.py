@@ -1,10 +1,10 @@
 """See that a model, its tokenizer and the texts given to it belong together, before any work is done."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from bertjax.data.coverage import coverage
 from bertjax.errors import InputError
-from bertjax.infer import Model
+from bertjax.model import Model
 
 UNUSED_ROWS = (128, 0.02)
 """A word table is padded by at most so many rows, or such a share of them: Ettin by 88, DeBERTa by 100."""
@@ -33,7 +33,15 @@ def check_tokenizer(model: Model, origin: str) -> None:
             )
 
 
-def check_texts(model: Model, texts: Iterable[str], say: Callable[[str], None]) -> None:
-    """Say which words of the texts the tokenizer does not know, or cuts into letters; nothing on what it knows."""
-    for warning in coverage(model.text, texts).warnings():
-        say(f"warning: {warning}")
+def check_texts(
+    model: Model, texts: Iterable[str], say: Callable[[str], None], said: Container[str] = ()
+) -> frozenset[str]:
+    """Say which words of the texts the tokenizer does not know, or cuts into letters; nothing on what it knows.
+
+    said: what was said of earlier texts, and is not again. Returns it with what is said now.
+    """
+    found = coverage(model.text, texts).warnings()
+    for kind, warning in found.items():
+        if kind not in said:
+            say(f"warning: {warning}")
+    return frozenset(found)

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from itertools import chain
+from contextlib import nullcontext
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,24 +101,33 @@ def _parser() -> argparse.ArgumentParser:
     _json(squad)
 
     predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
-    fill = _command(predict, "fill-mask", _fill_mask, "guess masked words",
-                    'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."')  # fmt: skip
-    _model(fill)
-    fill.add_argument("text", nargs="*", metavar="TEXT", help="texts with masks; default: lines of standard input")
+    fill = _predicting(predict, "fill-mask", _fill_mask, "guess masked words",
+                       'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."',
+                       "a text with masks")  # fmt: skip
     fill.add_argument("--top", type=_positive, default=5, metavar="K", help="guesses for each mask (default: 5)")
-    _json(fill)
 
-    embedding = _command(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
-                         'bertjax predict embed --model minilm "A sentence." "Another one." --json')  # fmt: skip
-    _model(embedding)
-    embedding.add_argument("text", nargs="*", metavar="TEXT", help="texts; default: lines of standard input")
+    embedding = _predicting(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
+                            'bertjax predict embed --model minilm "A sentence." "Another one." --json',
+                            "a text")  # fmt: skip
     embedding.add_argument(
         "--max-length", type=_positive, default=0, metavar="N", help="cut texts to N tokens (default: refuse long ones)"
     )
-    embedding.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (default: 32)"
-    )
-    _json(embedding)
+
+    _predicting(predict, "classify", _classify, "classify texts, or put a number on them",
+                'bertjax predict classify --model runs/sst2/best "A fine film." --json',
+                "a text, or two with a tab between")  # fmt: skip
+    _predicting(predict, "tag", _tag, "tag the words of texts, with the names among them",
+                'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."', "a text")  # fmt: skip
+    answer = _predicting(predict, "answer", _answer, "answer questions by pieces of a context",
+                         'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
+                         'Ada born?"', "a question; without --context a tab and its context follow")  # fmt: skip
+    answer.add_argument("--context", metavar="TEXT", help="of all questions")
+    answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
+    answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
+                        help="odds above which there is none (default: 0)")  # fmt: skip
+    _predicting(predict, "choose", _choose, "choose between ways to go on",
+                "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
+                "a context and its endings, with tabs between")  # fmt: skip
 
     data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
     build = _command(data, "build", _build, "turn text into a corpus",
@@ -135,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("corpus", metavar="DIR")
     _json(inspect)
 
-    tokenizers = commands.add_parser("tokenizer", help="train tokenizers")
+    tokenizers = commands.add_parser("tokenizer", help="train tokenizers, and look at them")
     tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
     train = _command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
                      "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "
@@ -147,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--sample-bytes", type=int, default=2**29, metavar="N", help="text to train on (default: 2^29)")
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
     _json(train)
+
+    looking = _command(tokenizer, "inspect", _inspect_tokenizer, "show what a model's tokenizer makes of texts",
+                       'bertjax tokenizer inspect --model bert-base-uncased "Магия реальна!"')  # fmt: skip
+    _model(looking)
+    looking.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, the vocabulary is described")
+    _json(looking)
 
     convert = _command(commands, "convert", _convert, "write a model, or one part of it, to a folder of its own",
                        "bertjax convert runs/electra:discriminator discriminator/")  # fmt: skip
@@ -185,6 +201,18 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
     parser.set_defaults(run=run)
+    return parser
+
+
+def _predicting(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str, text: str
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, run, summary, example)
+    _model(parser)
+    parser.add_argument("text", nargs="*", metavar="TEXT", help=f"{text}; default: lines of standard input")
+    parser.add_argument("--input", metavar="FILE", help="a file of such, a line each, instead")
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (default: 32)")
+    _json(parser)
     return parser
 
 
@@ -285,7 +313,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.data.source import evaluation_batches
     from bertjax.data.tokenizer import fingerprint
     from bertjax.evaluate import evaluator
-    from bertjax.infer import load
+    from bertjax.model import load
     from bertjax.sharding import ROWS_ALONE
     from bertjax.types import Objective
 
@@ -320,39 +348,157 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
     _print(options, score_predictions(gold, predictions, odds, threshold=options.null_threshold))
 
 
-def _fill_mask(options: argparse.Namespace) -> None:
-    from bertjax.compiler import keep_compiled_programs
-    from bertjax.infer import fill_mask, load
+def _predict(
+    options: argparse.Namespace,
+    run: Callable[[Any, list[Any]], Iterator[Any]],
+    read: Callable[[str, str], tuple[str, ...]],
+    show: Callable[[Any], str],
+) -> None:
+    """Run a model over texts as they come in, and print what it says of each, in order.
 
-    keep_compiled_programs()
+    read: where a text stands, the text -> its parts, none to pass over it. show: a result -> lines for a reader.
+    """
+    from bertjax.belongs import check_texts, check_tokenizer
+    from bertjax.model import load
+
     model = load(options.model)
-    texts = options.text or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    for filled in fill_mask(model, texts, top=options.top):
-        if options.json:
-            masks = [[guess._asdict() for guess in guesses] for guesses in filled.masks]
-            print(json.dumps(filled._asdict() | {"masks": masks}, ensure_ascii=False), flush=True)
-            continue
-        print(filled.text)
-        for guesses in filled.masks:
-            print("   ", "   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses), flush=True)
+    check_tokenizer(model, options.model)
+    said: frozenset[str] = frozenset()
+    lines = _texts(options)
+    while chunk := list(islice(lines, CHUNK * options.batch_size)):
+        parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
+        said |= check_texts(model, chain.from_iterable(parts), _tell, said)
+        given = [each[0] if len(each) == 1 else each for each in parts]
+        for result in run(model, given):
+            print(json.dumps(_plain(result), ensure_ascii=False) if options.json else show(result), flush=True)
+
+
+CHUNK = 16
+"""Batches of texts that are read, sorted by length and answered together."""
+
+
+def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield texts, each with where it stands: of the arguments, of a file, or of standard input, a line each."""
+    if options.text and options.input:
+        raise InputError("texts come as arguments or from --input: give one of the two")
+    if options.text:
+        yield from ((f"argument {number}", text) for number, text in enumerate(options.text, 1))
+        return
+    where = options.input or "standard input"
+    with Path(where).open(encoding="utf-8-sig") if options.input else nullcontext(sys.stdin) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield f"{where}:{number}", line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """Turn results, which are named tuples, into what JSON knows."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _whole(origin: str, text: str) -> tuple[str, ...]:
+    if not text.strip():
+        raise InputError(f"{origin}: an empty text: leave it out")
+    return (text,)
+
+
+def _by_tabs(least: int, most: int, what: str) -> Callable[[str, str], tuple[str, ...]]:
+    """Read a text of some parts with tabs between."""
+
+    def read(origin: str, text: str) -> tuple[str, ...]:
+        parts = tuple(text.split("\t"))
+        if not least <= len(parts) <= most or not all(part.strip() for part in parts):
+            raise InputError(f"{origin}: {len([p for p in parts if p.strip()])} texts, separated by tabs: give {what}")
+        return parts
+
+    return read
+
+
+def _fill_mask(options: argparse.Namespace) -> None:
+    from bertjax.fill import fill_mask
+
+    def show(filled: Any) -> str:
+        lines = ["   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses) for guesses in filled.masks]
+        return "\n".join([filled.text, *(f"    {line}" for line in lines)])
+
+    _predict(options, lambda model, texts: fill_mask(model, texts, top=options.top, batch_size=options.batch_size),
+             lambda origin, text: (text,) if text.strip() else (), show)  # fmt: skip
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from bertjax.compiler import keep_compiled_programs
     from bertjax.embedding import embed
-    from bertjax.infer import load
 
-    keep_compiled_programs()
-    model = load(options.model)
-    texts = options.text or [line.rstrip("\n") for line in sys.stdin]  # a blank one too: line n has vector n
-    vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
-    for text, vector in zip(texts, vectors, strict=True):
-        numbers = [round(float(number), 7) for number in vector]
-        if options.json:
-            print(json.dumps({"text": text, "embedding": numbers}, ensure_ascii=False), flush=True)
-            continue
-        print(text)
-        print("   ", " ".join(f"{number:+.4f}" for number in numbers[:8]), f"… ({len(numbers)} numbers)", flush=True)
+    def run(model: Any, texts: list[str]) -> Iterator[dict[str, Any]]:
+        vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
+        for text, vector in zip(texts, vectors, strict=True):
+            yield {"text": text, "embedding": [round(float(number), 7) for number in vector]}
+
+    def show(result: dict[str, Any]) -> str:
+        numbers = result["embedding"]
+        shown = " ".join(f"{number:+.4f}" for number in numbers[:8])
+        return f"{result['text']}\n    {shown} … ({len(numbers)} numbers)"
+
+    _predict(options, run, lambda origin, text: (text,), show)  # a blank one too: line n has vector n
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from bertjax.predict import classify
+
+    def show(result: Any) -> str:
+        said = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
+        return f"{said}   {' | '.join(result.texts)}"
+
+    _predict(options, lambda model, texts: classify(model, texts, batch_size=options.batch_size, say=_tell),
+             _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
+
+
+def _tag(options: argparse.Namespace) -> None:
+    from bertjax.predict import tag
+
+    def show(result: Any) -> str:
+        names = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
+        return "\n".join([result.text, *(names or ["    no names"])])
+
+    _predict(options, lambda model, texts: tag(model, texts, batch_size=options.batch_size, say=_tell), _whole, show)
+
+
+def _answer(options: argparse.Namespace) -> None:
+    from bertjax.predict import answer
+
+    def run(model: Any, questions: list[Any]) -> Iterator[Any]:
+        return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
+                      batch_size=options.batch_size, say=_tell)  # fmt: skip
+
+    def show(result: Any) -> str:
+        if not result.text:
+            return f"{result.question}\n    no answer"
+        return f"{result.question}\n    {result.text}   {result.start}–{result.end} {result.score:.1%}"
+
+    pair = _by_tabs(2, 2, "a question and its context, or --context")
+    _predict(options, run, pair if options.context is None else lambda _, text: (text, options.context), show)
+
+
+def _choose(options: argparse.Namespace) -> None:
+    from bertjax.predict import choose
+
+    def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
+        choices = [(context, endings) for context, *endings in rows]
+        return choose(model, choices, batch_size=options.batch_size, say=_tell)
+
+    def show(result: Any) -> str:
+        return f"{result.context}\n    {result.ending}   {result.scores[result.best]:.1%}"
+
+    _predict(options, run, _by_tabs(3, 1000, "a context and two endings or more"), show)
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -406,8 +552,35 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     _print(options, done | {"vocabulary": tokenizer.vocabulary.size, "fingerprint": fingerprint(tokenizer)})
 
 
+def _inspect_tokenizer(options: argparse.Namespace) -> None:
+    from bertjax.belongs import check_tokenizer
+    from bertjax.data.look import look, summary
+    from bertjax.frames import layout_of
+    from bertjax.model import load
+
+    model = load(options.model)
+    check_tokenizer(model, options.model)
+    if not options.text:
+        _print(options, summary(model.text))
+    for text in options.text:
+        found = look(model.text, text, layout_of(model))
+        if options.json:
+            print(json.dumps(_plain(found), ensure_ascii=False), flush=True)
+            continue
+        print(text)
+        print(f"    {'piece':<16} {'id':>7} mask segment offsets")
+        for token in found.tokens:
+            place = f"{token.start}–{token.end}" if token.start is not None else "special"
+            print(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
+        print(f"    decoded: {found.decoded!r} ({found.round_trip})")
+        for name, script in found.scripts.items():
+            print(f"    {name}: {_readable(script)}")
+        for warning in found.warnings:
+            print(f"    warning: {warning}")
+
+
 def _convert(options: argparse.Namespace) -> None:
-    from bertjax.infer import convert
+    from bertjax.export import convert
 
     for line in convert(options.source, options.destination, to=options.to):
         print(line, file=sys.stderr)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.infer import LanguageModel, Model
+from bertjax.model import LanguageModel, Model
 from bertjax.types import Array
 
 

@@ -23,14 +23,15 @@ from bertjax.answers import write_predictions
 from bertjax.belongs import check_texts, check_tokenizer
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.examples import Choice, Example, Question, Texts, Words
-from bertjax.data.layout import Layout, layout_for
 from bertjax.data.source import Batch
 from bertjax.data.supervised import Encoded, TaskRows
 from bertjax.data.tokenizer import Tokenizer, save_tokenizer
 from bertjax.errors import InputError
+from bertjax.export import architecture_of
+from bertjax.frames import is_cls_last, layout_of
 from bertjax.huggingface.heads import task_head
-from bertjax.infer import LanguageModel, Model, architecture_of, load
 from bertjax.judge import Judgement, constant_answer, judged
+from bertjax.model import Model, load
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised
 from bertjax.objectives.sift import SiFT
@@ -143,25 +144,6 @@ def build(tuning: FineTuning, source: Model) -> tuple[Published, Objective, dict
         notes = {"config": kept | ({"architectures": [class_name]} if class_name else {}), "ignored": {}}
     config = {"objective": to_json(model), "architecture": architecture} | ({"huggingface": notes} if original else {})
     return model, objective, config
-
-
-def layout_of(model: Model) -> Layout:
-    """Say how a model's texts are laid out; where it knows one segment, all of them are that."""
-    layout = layout_for(model.text, cls_last=is_cls_last(model))
-    if getattr(model.encoder, "types", 2) != 1:
-        return layout
-    templates = {
-        field.name: tuple((part, 0) for part, _ in getattr(layout, field.name))
-        for field in dataclasses.fields(layout)
-        if field.name != "left"
-    }
-    return dataclasses.replace(layout, **cast(Any, templates))
-
-
-def is_cls_last(model: Model) -> bool:
-    """Tell whether a model's texts end with the classification token."""
-    objective = model.objective
-    return isinstance(objective, LanguageModel) and not objective.around(model.text.vocabulary)[0]
 
 
 def texts_of(examples: Sequence[Example]) -> Iterator[str]:

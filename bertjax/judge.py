@@ -8,7 +8,7 @@ import numpy as np
 
 from bertjax.answers import Answered, WindowScores, answer_questions, window_scores
 from bertjax.data.examples import Question, Words
-from bertjax.data.source import Batch, bucketed
+from bertjax.data.source import bucketed
 from bertjax.data.supervised import Encoded
 from bertjax.data.tags import to_iob2
 from bertjax.data.tasks import Task
@@ -16,7 +16,7 @@ from bertjax.metrics import entity_f1, score_rows
 from bertjax.spans import Beams
 from bertjax.squad import Gold, score_predictions
 
-Logits = Callable[[Batch], Any]
+Logits = Callable[[Any], Any]
 """batch -> what the head of the task says of it: arrays whose first axis is the rows."""
 
 

@@ -28,7 +28,6 @@ from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, row_shapes
-from bertjax.infer import Start, warm_start
 from bertjax.optim import EVERYTHING
 from bertjax.processes import agree, failing_together, first, versions
 from bertjax.profile import Profile
@@ -36,6 +35,7 @@ from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
 from bertjax.sharding import gathered, held_rows, place_batch, replicated, stored_shardings
+from bertjax.start import Start, warm_start
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.watch import Watch, due
 from bertjax.workdir import claimed, lock_text, record_experiment

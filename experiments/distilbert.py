@@ -26,8 +26,8 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.infer import load
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation
 from bertjax.optim import Optimizer, Polynomial

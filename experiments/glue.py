@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Literal
 
 from bertjax.data.tasks import find_task
-from bertjax.infer import family_of
+from bertjax.export import family_of
 from bertjax.optim import BertLinear, Cosine, ElectraLinear
 from bertjax.recipe import FineTuning, Recipe
 

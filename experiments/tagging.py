@@ -13,7 +13,7 @@ import dataclasses
 from typing import Literal
 
 from bertjax.data.tasks import find_task
-from bertjax.infer import family_of
+from bertjax.export import family_of
 from bertjax.optim import BertLinear
 from bertjax.recipe import FineTuning, Recipe
 

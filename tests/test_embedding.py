@@ -10,8 +10,9 @@ from bertjax.cli import main
 from bertjax.config import to_json
 from bertjax.embedding import embed, mean_pooled
 from bertjax.errors import InputError
-from bertjax.infer import Model, save_hf
+from bertjax.export import save_hf
 from bertjax.masking import Masking
+from bertjax.model import Model
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
 

@@ -10,10 +10,11 @@ from bertjax import checkpoint, train
 from bertjax.config import Run, to_json
 from bertjax.data.tasks import own_task
 from bertjax.errors import InputError
+from bertjax.export import save_hf
 from bertjax.finetune import build, finetune
 from bertjax.heads import Pooler
-from bertjax.infer import load, save_hf
 from bertjax.layers import Normal
+from bertjax.model import load
 from bertjax.optim import STACKED
 from bertjax.published import Published
 from bertjax.recipe import FineTuning, Recipe

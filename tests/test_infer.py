@@ -16,8 +16,9 @@ from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import fingerprint, tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram
 from bertjax.errors import InputError
-from bertjax.infer import _with_masks, fill_mask, load
+from bertjax.fill import _with_masks, fill_mask
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.sift import SiFT
 from bertjax.optim import BertLinear, bert_adam

@@ -16,7 +16,7 @@ from processes_program import experiment
 
 from bertjax import processes, train
 from bertjax.errors import InputError
-from bertjax.infer import load
+from bertjax.model import load
 from bertjax.sharding import ROWS_ALONE, Layout
 from bertjax.train import Interrupted, fit
 

@@ -20,8 +20,8 @@ from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.infer import load
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.train import Interrupted, fit

@@ -54,18 +54,18 @@ class Coverage:
         """All words."""
         return sum(script.words for script in self.scripts.values())
 
-    def warnings(self) -> list[str]:
-        """Say what is wrong, one sentence each: none where there is nothing."""
-        said = []
+    def warnings(self) -> dict[str, str]:
+        """Say what is wrong, a sentence for unknown words and one for each script: none where there is nothing."""
+        said = {}
         unknown = sum(script.unknown for script in self.scripts.values())
         if unknown > MOST_UNKNOWN * self.words:
-            said.append(
+            said["unknown"] = (
                 f"{unknown:,} of {self.words:,} words ({unknown / self.words:.1%}) become unknown to this vocabulary: "
                 f"{_first(self.unknown)}"
             )
         for name, script in self.scripts.items():
             if script.shatters and script.words > MOST_UNKNOWN * self.words:
-                said.append(
+                said[name] = (
                     f"this vocabulary cuts {name.capitalize()} words into single letters, {script.pieces_of_letters:,} "
                     f"pieces for {script.letters:,} letters: {_first(script.shattered)}"
                 )

@@ -18,9 +18,11 @@ from bertjax.cli import main
 from bertjax.config import to_json
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.infer import Model, convert, fill_mask, load, save_hf, warm_start
+from bertjax.export import convert, save_hf
+from bertjax.fill import fill_mask
 from bertjax.layers import Normal
 from bertjax.masking import Masking, Permutation
+from bertjax.model import Model, load
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern, Norms
@@ -30,6 +32,7 @@ from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
 from bertjax.positions import Rotary
 from bertjax.rules import name_of
+from bertjax.start import warm_start
 
 TENSORS = bert_tensors()
 WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"

@@ -10,7 +10,7 @@ import pytest
 from folders import CONFIG, bert_tensors, write, write_shards
 
 from bertjax.errors import InputError
-from bertjax.infer import load
+from bertjax.model import load
 
 TENSORS = bert_tensors()
 WORD = "bert.embeddings.word_embeddings.weight"

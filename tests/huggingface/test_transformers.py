@@ -16,8 +16,9 @@ from test_convert import BATCH, TOKENS, own_model, own_objectives
 from test_infer import with_spaces_in_pieces
 
 from bertjax.embedding import embed
-from bertjax.infer import load, save_hf
+from bertjax.export import save_hf
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern, untied_transformed_head

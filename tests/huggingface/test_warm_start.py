@@ -14,13 +14,15 @@ from test_convert import BATCH, DECODER, PRETRAINING, WORD, pretraining_tensors
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.errors import InputError
-from bertjax.infer import fill_mask, load, warm_start
+from bertjax.fill import fill_mask
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.rules import name_of
+from bertjax.start import warm_start
 from bertjax.train import fit
 
 

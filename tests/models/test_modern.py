@@ -11,8 +11,8 @@ from contract import make_batch, small_crammed, small_modernbert, small_mosaicbe
 from bertjax import layers
 from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, to_json
 from bertjax.data.rows import PackedDocuments
-from bertjax.infer import load
 from bertjax.masking import Masking
+from bertjax.model import load
 from bertjax.models.encoder import word_table
 from bertjax.models.modern import Modern, Norms, post_norm
 from bertjax.objectives.mlm import MaskedLM

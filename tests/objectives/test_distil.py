@@ -16,13 +16,14 @@ from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, t
 from bertjax.data.rows import FullSentences
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, model_flops
-from bertjax.infer import load, warm_start
 from bertjax.masking import Masking, mask_tokens
+from bertjax.model import load
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation, divergence
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import ElectraLinear, Optimizer
 from bertjax.plan import plan
 from bertjax.rules import name_of
+from bertjax.start import warm_start
 from bertjax.train import fit
 
 KEY = jax.random.key(3)

@@ -14,8 +14,9 @@ from bertjax.config import Experiment, Phase, Run
 from bertjax.data.segments import Segments
 from bertjax.data.windows import Windows
 from bertjax.errors import InputError
-from bertjax.infer import fill_mask, load
+from bertjax.fill import fill_mask
 from bertjax.masking import Masking, Permutation
+from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 from test_huggingface_parity import read_cases, write_folder
 
-from bertjax.infer import load, save_hf
+from bertjax.export import save_hf
+from bertjax.model import load
 
 CASES = read_cases("heads")
 

@@ -12,8 +12,9 @@ import pytest
 from golden import FOLDER
 from safetensors.numpy import load_file, save_file
 
-from bertjax.infer import load, save_hf
+from bertjax.export import save_hf
 from bertjax.layers import apply
+from bertjax.model import load
 
 
 def read_cases(stem):

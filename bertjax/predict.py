@@ -1,0 +1,221 @@
+"""Use the head of a fine-tuned model: classify texts, tag words, answer questions, choose between endings.
+
+Each function yields a result for each input, in order. Texts are framed and cut as in training (data/supervised.py);
+what was cut is said. Raises InputError where the model has another head, and for an empty text.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bertjax.data.examples import Choice, Example, Question, Texts, Words
+from bertjax.data.supervised import Encoded, TaskRows, encode_examples
+from bertjax.data.tags import entities
+from bertjax.data.tasks import Kind, Task
+from bertjax.errors import InputError
+from bertjax.frames import layout_of
+from bertjax.judge import answers_of, of_rows, of_words
+from bertjax.model import Model
+from bertjax.published import Published
+
+Say = Callable[[str], None]
+"""Takes a sentence for the user."""
+
+_HEADS = {"classify": "classify", "tag": "tags", "span": "span", "choice": "choice"}
+_LONGEST = 512  # of models that take rows of any length
+
+
+class Classified(NamedTuple):
+    """A text or two, the likeliest label and its probability, and those of all; or a number (score), without labels."""
+
+    texts: tuple[str, ...]
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class TaggedWord(NamedTuple):
+    """A word, where it stands in the text, its tag and the tag's probability."""
+
+    word: str
+    start: int
+    end: int
+    tag: str
+    score: float
+
+
+class Name(NamedTuple):
+    """What the tags of consecutive words mean together: a piece of the text, its kind, its words' least probability."""
+
+    text: str
+    start: int
+    end: int
+    kind: str
+    score: float
+
+
+class Tagged(NamedTuple):
+    """A text, its words with their tags, and the names among them."""
+
+    text: str
+    words: list[TaggedWord]
+    names: list[Name]
+
+
+class Answer(NamedTuple):
+    """A question and its answer: characters start to end of the context, empty where there is none; its probability."""
+
+    question: str
+    text: str
+    start: int
+    end: int
+    score: float
+    null_odds: float
+
+
+class Chosen(NamedTuple):
+    """A context, the number of the likeliest ending, that ending, and the probabilities of all."""
+
+    context: str
+    best: int
+    ending: str
+    scores: list[float]
+
+
+def classify(
+    model: Model, texts: Sequence[str | tuple[str, ...]], *, batch_size: int = 32, say: Say = print
+) -> Iterator[Classified]:
+    """Classify texts or pairs of texts, or put a number on each where the model's head has one output."""
+    pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    C = _head(model, "classify").C
+    labels = _labels(model, C)
+    task = _task("regress" if C == 1 else "classify", labels)
+    examples = [Texts(f"text {number}", tuple(map(_full, pair))) for number, pair in enumerate(pairs, 1)]
+    encoded = _encoded(model, task, examples, say)
+    logits_BC = of_rows(model.logits, encoded, _rows(encoded, batch_size))
+    for pair, scores_C in zip(pairs, logits_BC if C == 1 else _softmax(logits_BC), strict=True):
+        best = int(scores_C.argmax())
+        scores = dict(zip(labels, map(float, scores_C), strict=True)) if C > 1 else {}
+        yield Classified(pair, labels[best] if C > 1 else "", float(scores_C[best]), scores)
+
+
+def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = print) -> Iterator[Tagged]:
+    """Tag the words of texts: runs of letters and digits, and each mark by itself, as in the data of such tasks."""
+    labels = _labels(model, _head(model, "tag").C)
+    found = [list(_WORD.finditer(_full(text))) for text in texts]
+    examples = [
+        Words(f"text {number}", tuple(match.group() for match in matches), (), number)
+        for number, matches in enumerate(found, 1)
+    ]
+    encoded = _encoded(model, _task("tag", labels), examples, say)
+    logits = of_words(model.logits, encoded, _rows(encoded, batch_size))
+    for text, matches, logits_WC in zip(texts, found, logits, strict=True):
+        scores_WC = _softmax(logits_WC)
+        words = [
+            TaggedWord(match.group(), match.start(), match.end(), labels[int(each.argmax())], float(each.max()))
+            for match, each in zip(matches, scores_WC, strict=True)
+        ]
+        yield Tagged(text, words, list(_names(text, words)))
+
+
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
+
+
+def _names(text: str, words: Sequence[TaggedWord]) -> Iterator[Name]:
+    for entity in entities([word.tag for word in words]):
+        start, end = words[entity.first].start, words[entity.last].end
+        least = min(word.score for word in words[entity.first : entity.last + 1])
+        yield Name(text[start:end], start, end, entity.kind, least)
+
+
+def answer(
+    model: Model,
+    questions: Sequence[tuple[str, str]],
+    *,
+    may_have_none: bool = False,
+    threshold: float = 0.0,
+    batch_size: int = 32,
+    say: Say = print,
+) -> Iterator[Answer]:
+    """Answer questions, each with its context, by a piece of the context.
+
+    may_have_none: some have no answer there; none is the answer whose odds exceed the threshold.
+    """
+    _head(model, "span")
+    task = _task("span", (), unanswerable=may_have_none)
+    examples = [
+        Question(f"question {number}", str(number), _full(question), _full(context), labelled=False)
+        for number, (question, context) in enumerate(questions, 1)
+    ]
+    encoded = _encoded(model, task, examples, say)
+    answered = answers_of(model.logits, encoded, _rows(encoded, batch_size), threshold=threshold)
+    for (question, _), each in zip(questions, answered, strict=True):
+        best = each.answer
+        yield Answer(question, best.text, best.start, best.end, best.probability, each.null_odds)
+
+
+def choose(
+    model: Model, choices: Sequence[tuple[str, Sequence[str]]], *, batch_size: int = 16, say: Say = print
+) -> Iterator[Chosen]:
+    """Choose between the endings of each context; they need not be equally many."""
+    _head(model, "choice")
+    most = max((len(endings) for _, endings in choices), default=0)
+    if min((len(endings) for _, endings in choices), default=2) < 2:
+        raise InputError("a choice needs two endings or more")
+    examples = [
+        Choice(f"choice {number}", _full(context), tuple(map(_full, endings)))
+        for number, (context, endings) in enumerate(choices, 1)
+    ]
+    encoded = _encoded(model, _task("choice", (), options=most), examples, say)
+    logits_BC = of_rows(model.logits, encoded, _rows(encoded, batch_size))
+    for (context, endings), scores_C in zip(choices, _softmax(logits_BC), strict=True):
+        best = int(scores_C.argmax())
+        yield Chosen(context, best, endings[best], [float(score) for score in scores_C[: len(endings)]])
+
+
+def _head(model: Model, kind: Kind) -> Any:
+    """Find the head for a kind of task. Raises InputError where the model has another."""
+    wanted = {_HEADS[kind]} | ({"beams"} if kind == "span" else set())
+    if not isinstance(model.objective, Published):
+        raise InputError(f"a {type(model.objective).__name__} has no head for {kind}: fine-tune it on a task first")
+    if model.objective.task not in wanted:
+        raise InputError(f"this model has a head for {model.objective.task}, not for {kind}: fine-tune one for that")
+    return model.objective.heads[model.objective.task]
+
+
+def _labels(model: Model, classes: int) -> tuple[str, ...]:
+    given: tuple[str, ...] = getattr(model.objective, "labels", ())
+    return given if len(given) == classes else tuple(f"LABEL_{number}" for number in range(classes))
+
+
+def _task(kind: Kind, labels: tuple[str, ...], **more: Any) -> Task:
+    return Task("prediction", kind, labels, ("accuracy",), (), **more)
+
+
+def _encoded(model: Model, task: Task, examples: Sequence[Example], say: Say) -> Encoded:
+    """Encode examples as the model was trained; say what was cut."""
+    length = model.encoder.max_length or _LONGEST
+    quarter = max(1, length // 4)
+    rows = TaskRows(task, "", "", layout_of(model), length, min(128, quarter), min(64, quarter), min(128, quarter))
+    encoded = encode_examples(rows, examples, model.text)
+    for what, count in encoded.notes.items():
+        say(f"{count:,} {what}")
+    return encoded
+
+
+def _rows(encoded: Encoded, batch_size: int) -> int:
+    """Choose a batch size that a few texts do not fill with padding: a power of two up to `batch_size`."""
+    return min(batch_size, 1 << max(0, len(encoded) - 1).bit_length())
+
+
+def _full(text: str) -> str:
+    if not text.strip():
+        raise InputError("an empty text: leave it out")
+    return text
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))

@@ -1,0 +1,128 @@
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import small_bert, small_xlnet
+
+from bertjax import checkpoint
+from bertjax.belongs import check_tokenizer
+from bertjax.cli import main
+from bertjax.config import to_json
+from bertjax.errors import InputError
+from bertjax.heads import PairHead, TokenHead
+from bertjax.infer import answer, choose, classify, tag
+from bertjax.layers import Normal
+from bertjax.model import Model
+from bertjax.published import Published
+from bertjax.spans import xlnet_span_head
+
+INIT = Normal(0.5)
+SILENT = {"say": lambda sentence: None}
+
+
+def trained(tokenizer, name, head, labels=(), encoder=small_bert, cls_last=False):
+    """A model with a head, of random numbers wide enough to differ."""
+    encoder = encoder(V=tokenizer.vocabulary.size, N=1, D=16, F=32, initializer=INIT)
+    model = Published(encoder, ((name, head),), cls_last, labels)
+    tokens = jnp.ones((1, 4), jnp.int32)
+    batch = {"tokens": tokens, "mask": tokens, "types": tokens}
+    params = jax.jit(model.init)(jax.random.key(0), batch)
+    return Model(model, params, tokenizer, {"objective": to_json(model)})
+
+
+@pytest.fixture(scope="module")
+def pairs(tokenizer):
+    return trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), ("no", "maybe", "yes"))
+
+
+def test_texts_are_classified_in_order_as_alone_and_by_the_names_of_labels(pairs, tokenizer):
+    texts = ["time person", ("year way", "day thing"), "man " * 20, "world"]
+    found = list(classify(pairs, texts, batch_size=2, **SILENT))
+    assert [each.texts for each in found] == [("time person",), ("year way", "day thing"), ("man " * 20,), ("world",)]
+    v = tokenizer.vocabulary
+    a, b = tokenizer.ids(["year way", "day thing"])
+    ids = [v.cls, *a, v.sep, *b, v.sep]
+    types = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    batch = {"tokens": jnp.array([ids]), "mask": jnp.ones((1, len(ids)), jnp.int32), "types": jnp.array([types])}
+    chances = np.asarray(jax.nn.softmax(pairs.logits(batch)))[0]
+    assert found[1].label == ("no", "maybe", "yes")[chances.argmax()]
+    np.testing.assert_allclose(list(found[1].scores.values()), chances, rtol=1e-4)
+    number = trained(tokenizer, "classify", PairHead(16, 1, INIT, "float32"))
+    (one,) = classify(number, [("year way", "day thing")], **SILENT)
+    np.testing.assert_allclose(one.score, number.logits(batch)[0, 0], rtol=1e-4)
+    assert one.label == ""
+
+
+def test_words_are_tagged_with_their_places_and_names(tokenizer):
+    labels = ("O", "B-PER", "I-PER")
+    model = trained(tokenizer, "tags", TokenHead(16, 3, INIT, "float32"), labels)
+    text = "Time-person's year,  way. Day"
+    (found,) = tag(model, [text], **SILENT)
+    assert [word.word for word in found.words] == ["Time-person's", "year", ",", "way", ".", "Day"]
+    assert all(text[word.start : word.end] == word.word and word.tag in labels for word in found.words)
+    assert all(text[name.start : name.end] == name.text for name in found.names)
+    assert sum(word.tag.startswith("B") for word in found.words) <= len(found.names)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_answers_are_pieces_of_their_contexts_also_in_many_windows(tokenizer, conditional):
+    context = "  time person year way day thing man world life hand " * 6
+    if conditional:
+        model = trained(tokenizer, "beams", xlnet_span_head(16, INIT, "float32"), (), small_xlnet, True)
+    else:
+        model = trained(tokenizer, "span", TokenHead(16, 2, INIT, "float32"))
+    found = list(answer(model, [("what man", context), ("what", "good case")], **SILENT))
+    assert found[0].text and found[0].text == context[found[0].start : found[0].end]
+    assert found[1].text in "good case" and 0 < found[1].score <= 1
+    none = list(answer(model, [("what man", context)], may_have_none=True, threshold=-1e9, **SILENT))
+    assert none[0].text == "" and np.isfinite(none[0].null_odds)
+    some = list(answer(model, [("what man", context)], may_have_none=True, threshold=1e9, **SILENT))
+    assert some[0].text == found[0].text
+
+
+def test_the_likeliest_ending_is_chosen_of_any_number(tokenizer):
+    model = trained(tokenizer, "choice", PairHead(16, 1, INIT, "float32"))
+    found = list(choose(model, [("man", ["year", "way", "day"]), ("man", ["way", "year"])], **SILENT))
+    assert [len(each.scores) for each in found] == [3, 2]
+    for each in found:
+        np.testing.assert_allclose(sum(each.scores), 1, rtol=1e-5)
+        assert each.scores[each.best] == max(each.scores)
+    # The same options in another order, among fewer.
+    np.testing.assert_allclose(
+        found[0].scores[0] / found[0].scores[1], found[1].scores[1] / found[1].scores[0], rtol=1e-3
+    )
+
+
+def test_another_head_empty_texts_and_foreign_tokenizers_are_refused(pairs, tokenizer):
+    with pytest.raises(InputError, match="has a head for classify, not for tag"):
+        next(tag(pairs, ["man"], **SILENT))
+    with pytest.raises(InputError, match="an empty text"):
+        next(classify(pairs, ["man", " "], **SILENT))
+    check_tokenizer(pairs, "model")
+    wide = dataclasses.replace(pairs, objective=Published(pairs.encoder.clone(V=2000), pairs.objective.named_heads))
+    with pytest.raises(InputError, match=r"ids for a word table of 2,000 rows: they do not belong together"):
+        check_tokenizer(wide, "model")
+    config = {"huggingface": {"config": {"pad_token_id": 7}}}
+    with pytest.raises(InputError, match=r"pad_token_id=7, its tokenizer has '\[PAD\]' at 0"):
+        check_tokenizer(dataclasses.replace(pairs, config=config), "model")
+
+
+def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, capsys, monkeypatch):
+    checkpoint.export(tmp_path / "model", pairs.params, experiment=pairs.config, tokenizer=pairs.tokenizer)
+    (tmp_path / "texts").write_bytes("time\tperson\r\nМагия реальна\n".encode())
+    command = ["predict", "classify", "--model", str(tmp_path / "model"), "--json"]
+    assert main([*command, "--input", str(tmp_path / "texts")]) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["texts"] for line in lines] == [["time", "person"], ["Магия реальна"]]
+    assert "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна" in err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])
+        assert main(command) == 2
+    assert "standard input:2: 3 texts, separated by tabs: give one text or two" in capsys.readouterr().err
+    assert main(["tokenizer", "inspect", "--model", str(tmp_path / "model"), "time Магия"]) == 0
+    assert "warning: 1 of 2 words" in capsys.readouterr().out
