@@ -30,7 +30,7 @@ def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -
 
     Once only what nothing `trained` enters, such as a teacher. batch: shapes and dtypes are enough. Recomputation is
     not counted, nor anything that is not a matrix product. Where a platform chooses between forms of the same
-    computation, the one with the fewest counts.
+    computation, the one with the fewest counts; a kernel's are those of the plain form beside it.
     """
     params = abstract_params(objective, batch)
     loss = partial(objective.loss, rng=jax.random.key(0), train=False)
@@ -72,13 +72,23 @@ def _matmul_flops(jaxpr: Any, trained: Sequence[bool]) -> tuple[float, float, li
         bodies = [body for value in equation.params.values() for body in _bodies(value)]
         found = [_body_flops(equation, body, into) for body in bodies]
         if equation.primitive.name == "cond":
-            found = [min(found, key=lambda counted: counted[0] + counted[1])]
+            told = [counted for counted, body in zip(found, bodies, strict=True) if not _has_kernel(body)]
+            found = [min(told or found, key=lambda counted: counted[0] + counted[1])]
         for inner_once, inner_thrice, inner_out in found:
             once, thrice = once + inner_once, thrice + inner_thrice
             # Of other forms, such as a loop's condition, the outputs are not those of the equation.
             out = inner_out if len(found) == 1 and len(inner_out) == len(out) else out
         reached.update(variable for variable, reaches in zip(equation.outvars, out, strict=True) if reaches)
     return once, thrice, [not isinstance(variable, Literal) and variable in reached for variable in jaxpr.outvars]
+
+
+def _has_kernel(jaxpr: Any) -> bool:
+    """Tell whether a kernel is called, which does not say what it computes."""
+    return any(
+        equation.primitive.name == "pallas_call"
+        or any(_has_kernel(body) for value in equation.params.values() for body in _bodies(value))
+        for equation in jaxpr.eqns
+    )
 
 
 def _bodies(value: Any) -> Iterator[Any]:

@@ -24,6 +24,12 @@ Activation = Callable[[Array], Array]
 Normalise = Callable[[Array, Array, Array | None, float], Array]
 """(x, scale_D, bias_D or None, eps) -> x, normalised over its last axis: `layer_norm` or `rms_norm`."""
 
+Drop = Callable[[Array], Array]
+"""What is done to attention's probabilities: dropout, or nothing."""
+
+Attend = Callable[[Array, Array, Array, Array, Drop], Array]
+"""(q_BLHK, k_BLHK, v_BLHK, mask_BL, dropout) -> mixed_BLHK: `attend`, or a kernel that equals it."""
+
 recomputed = partial(jax.checkpoint, prevent_cse=False)
 """Compute again in the backward pass, from the inputs: for what costs less than reading what it would keep."""
 
@@ -203,6 +209,11 @@ def attention(
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
 
 
+def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, dropout: Drop) -> Array:
+    """Attend to all of one's document."""
+    return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), dropout)
+
+
 def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
     """Attend within documents to `reach` keys to the left, the token itself, and `reach` keys to the right.
 
@@ -292,6 +303,7 @@ class SelfAttention(nn.Module):
     dropout: float
     initializer: Initializer
     dtype: str
+    attend: Attend = attend
 
     @nn.compact
     def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool) -> Array:
@@ -301,7 +313,7 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         drop = partial(Dropout(self.dropout), train=train)
-        mixed_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), drop)
+        mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
         return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BLHK)
 
 

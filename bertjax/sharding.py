@@ -167,12 +167,16 @@ def stored_shardings(mesh: Mesh, params: Any) -> Any:
     )
 
 
+def ambient_mesh() -> AbstractMesh | None:
+    """Find the mesh that a step is traced for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.axis_names != AXES else mesh
+
+
 def _ambient() -> AbstractMesh | None:
     """Find the mesh that a step is traced for, where it splits parameters."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.axis_names != AXES or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return None
-    return mesh
+    mesh = ambient_mesh()
+    return None if mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1 else mesh
 
 
 def splits_parameters() -> bool:

@@ -35,7 +35,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _IGNORED = {r"(^|\.)embeddings\.(position_ids|token_type_ids)$": "a buffer that counts, which nothing learns"}
 _HEAD_DROPOUT = ("dropout", "input_dropout")  # written where config.json has a key for it
-_NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype")
+_NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype", "attend")
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bertjax import layers
 from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, SelfAttention, Table
+from bertjax.layers import Activation, Attend, Dense, Dropout, FeedForward, Initializer, Norm, SelfAttention, Table
 from bertjax.sharding import gathered_columns
 from bertjax.types import Array, Params
 
@@ -41,6 +41,7 @@ class Encoder(nn.Module):
     tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
+    attend: Attend = layers.attend  # or `kernels.splash`, which needs attention_dropout=0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +52,10 @@ class Encoder(nn.Module):
             raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
+        if self.attend is not layers.attend and self.attention_dropout:
+            raise ValueError(
+                f"attend={self.attend.__name__} cannot drop attention's probabilities: set attention_dropout=0"
+            )
         layers.check_encoder(self)
 
     @property
@@ -114,7 +119,7 @@ class Encoder(nn.Module):
             initializing=self.is_initializing(),
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
-            self.norm_eps, self.initializer, self.dtype, train, name="layer" if self.shared else "layers",
+            self.norm_eps, self.initializer, self.dtype, self.attend, train, name="layer" if self.shared else "layers",
         )  # fmt: skip
         x_BLD, _ = layer(x_BLD, mask_BL)
         return x_BLD
@@ -158,11 +163,14 @@ class EncoderLayer(nn.Module):
     norm_eps: float
     initializer: Initializer
     dtype: str
+    attend: Attend
     train: bool
 
     @nn.compact
     def __call__(self, x_BLD: Array, mask_BL: Array) -> tuple[Array, None]:
-        attend = SelfAttention(self.D, self.H, self.attention_dropout, self.initializer, self.dtype, name="attention")
+        attend = SelfAttention(
+            self.D, self.H, self.attention_dropout, self.initializer, self.dtype, self.attend, name="attention"
+        )
         feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
         h_BLD = Dropout(self.dropout)(attend(x_BLD, mask_BL, train=self.train), train=self.train)
         x_BLD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
