@@ -260,6 +260,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
             return result | compiled_phase(changed, trial, on, per_token)
 
         largest = _largest(attempt, phase.rows.together)
+        say(f"remat={policy}: {largest['rows_per_device']:g} rows a device" if largest else f"remat={policy}: none fit")
         if largest is not None:
             found.append(largest)
     rows = phase.batch_size / phase.accumulate / places

@@ -7,6 +7,7 @@ begins anew, `--only TEXT` makes those whose name has TEXT.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -74,7 +75,12 @@ def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None
         done = subprocess.run(
             [sys.executable, "-m", "bertjax", *command, "--json"], cwd=HERE.parent, capture_output=True, text=True
         )
-        print(f"{' '.join(command)}: exit {done.returncode}, {time.monotonic() - begun:.0f} s", flush=True)
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        print(
+            f"{' '.join(command)}: exit {done.returncode}, {time.monotonic() - begun:.0f} s, "
+            f"at most {largest:.1f} GiB so far",
+            flush=True,
+        )
         if done.returncode not in (0, 3):
             print(done.stderr[-2000:], flush=True)
             return None
