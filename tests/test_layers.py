@@ -133,7 +133,7 @@ class Drops(nn.Module):
 
 
 def drops(rng, shared=False, remat="none", rows=8):
-    stack = layers.stack(Drops, 3, remat=remat, shared=shared)()
+    stack = layers.stack(Drops, 3, remat=remat, shared=shared, dtype="float32", initializing=False)()
     x = jnp.zeros((rows, 1))
     return stack.init_with_output({"params": KEY, "dropout": rng}, x)[0][1]
 
