@@ -72,7 +72,8 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
     """Add to `plan` what the step of each phase is on a slice: memory, collectives, FLOPs, an estimate of its time.
 
     Of the phase that needs most memory these stand at the top as well; `fits` says that all phases do. What is known
-    only of a program that fits is None for one that does not. say: is told of each compilation before it starts.
+    only of a program is None where the compiler refuses one that is too large. say: is told of each compilation before
+    it starts.
     Raises InputError without a compiler for TPUs.
     """
     planned = plan(experiment)
@@ -98,12 +99,13 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
     described: dict[str, Any] = {
         "rows_per_device": phase.batch_size / phase.accumulate / places,
         "bytes_per_device": compiled.memory,
-        "fits": compiled.text is not None,
+        "fits": not compiled.refused,
+        "refused": compiled.refused,
         "compile_seconds": round(compiled.seconds, 1),
     }
     if compiled.text is None:
         missing = ("flops_ratio", "collectives", "estimated_step_seconds", "estimated_utilisation", "estimate")
-        return described | {"refused": compiled.refused} | dict.fromkeys(missing)
+        return described | dict.fromkeys(missing)
     program = Program(compiled.text)
     found = estimate(program, on, slices)
     model = flops_per_token * tokens / devices
@@ -143,12 +145,12 @@ def _axes(spec: Iterable[Any]) -> str:
 
 
 class Compiled(NamedTuple):
-    """Hold a step compiled for a slice: its text, None where it does not fit, its memory, the seconds it took."""
+    """Hold a step compiled for a slice: its text, None where there is none, its memory, the seconds it took."""
 
     text: str | None
     memory: dict[str, float | None]
     seconds: float
-    refused: str  # by the compiler, in its words; "" where it fits
+    refused: str  # why it does not fit; "" where it does
 
 
 def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
@@ -168,7 +170,7 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
         "optimizer": _bytes_on_device(state.opt),
         "batch": _bytes_on_device(batch),
     }
-    capacity = on.chip.hbm / on.chip.devices * 2**30
+    capacity = on.chip.available * 2**30
     begun = time.perf_counter()
     try:
         executable = lowered.compile(compiler_options=flags_for(experiment, on))
@@ -186,7 +188,9 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     # Not the sum of arguments and `temp_size_in_bytes`, which counts gaps twice: up to a quarter more than is needed.
     peak = float(stats.peak_memory_in_bytes + stats.generated_code_size_in_bytes)
     memory |= {"activations": peak - stats.argument_size_in_bytes, "peak": peak, "capacity": capacity}
-    return Compiled(executable.as_text(), memory, seconds, "")
+    # The compiler refuses by what lives within a step alone: what is held between steps may still be too much.
+    refused = f"{peak / 2**30:.2f} GiB are needed, {on.chip.available} are there" if peak > capacity else ""
+    return Compiled(executable.as_text(), memory, seconds, refused)
 
 
 def mesh_on(experiment: Experiment, phase: Phase, on: Slice) -> Mesh:

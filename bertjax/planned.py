@@ -18,7 +18,7 @@ def explained(planned: Mapping[str, Any], on: Slice) -> list[str]:
     lines = [
         f"parameters       {planned['params']:,}, {planned['trained']:,} of them trained",
         f"slice            {planned['topology']}, mesh {planned['mesh']}: {planned['devices']} devices of "
-        f"{chip.tflops / chip.devices:,.1f} bfloat16 TFLOP/s, {chip.hbm / chip.devices:g} GiB of HBM at "
+        f"{chip.tflops / chip.devices:,.1f} bfloat16 TFLOP/s, {chip.available:g} GiB of HBM at "
         f"{chip.hbm_rate / chip.devices:,.0f} GB/s",
     ]
     if planned["flags"]:
@@ -40,7 +40,7 @@ def _of_phase(phase: Mapping[str, Any], on: Slice) -> Iterator[str]:
         yield "                 fewer rows at a time (phases.0.accumulate), remat=dots or full, or --search"
         return
     left = (memory["capacity"] - memory["peak"]) / 2**30
-    yield f"fits             {left:.2f} GiB left; a little less in truth, the runtime keeps some"
+    yield f"fits             {left:.2f} GiB left"
     yield (
         f"FLOPs per token  {phase['flops_per_token']:.4e} by the model, {phase['compiled_flops_per_token']:.4e} "
         f"compiled: ratio {phase['flops_ratio']:.3f}"

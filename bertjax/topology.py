@@ -18,7 +18,8 @@ from bertjax.errors import InputError
 class Chip:
     """Hold the limits of one chip. JAX may show a chip as two devices; a device has its share of everything.
 
-    tflops: dense bfloat16; products of float32 are rounded to it unless asked otherwise. hbm: GiB; hbm_rate: GB/s.
+    tflops: dense bfloat16; products of float32 are rounded to it unless asked otherwise. hbm: GiB, and of one device
+    what programs can have of it (`available`), since the system keeps some; hbm_rate: GB/s.
     links: to neighbours, two for each axis of the slice; link_rate: GB/s of one, one way. ring: an axis of a multiple
     of so many chips closes to a ring. dcn_rate: GB/s to other slices; 0 where slices cannot be joined. cycle: bfloat16
     FLOPs of one device in a cycle, of which the clock follows. cores: an accelerator's type counts these to a chip.
@@ -28,6 +29,7 @@ class Chip:
     devices: int
     tflops: float
     hbm: float
+    available: float
     hbm_rate: float
     links: int
     link_rate: float
@@ -45,16 +47,17 @@ class Chip:
 # cloud.google.com/tpu/docs/v2 … v6e and tpu7x: FLOPs, HBM, interconnect (both ways and all links there, one way of one
 # here) and network. v2, v3: 496 Gbit/s (Jouppi et al. 2020, "A domain-specific supercomputer", table 3) and 70 GB/s,
 # v4: 50 GB/s (Jouppi et al. 2023, "TPU v4", table 4) of one link. Networks: v4 as v5p, of v6e and 7x per chip; rings:
-# jax-ml.github.io/scaling-book/tpus. FLOPs of a cycle: matrix units times 2 · side², as the compiler counts them: its
-# estimates of large products are 86 to 98% of these, 70% on v6e.
+# jax-ml.github.io/scaling-book/tpus. Available memory: what libtpu 0.0.42 says as it refuses a program that is too
+# large; for v5p the documents count what the system leaves. FLOPs of a cycle: matrix units times 2 · side², as the
+# compiler counts them: its estimates of large products are 86 to 98% of these, 70% on v6e.
 CHIPS = {
-    "v2": Chip("TPU v2", 2, 46, 16, 700, 4, 62, 16, 0, 2**15, 2),
-    "v3": Chip("TPU v3", 2, 123, 32, 900, 4, 70, 32, 0, 2**16, 2),
-    "v4": Chip("TPU v4", 1, 275, 32, 1200, 6, 50, 4, 6.25, 2**18, 2),
-    "v5e": Chip("TPU v5 lite", 1, 197, 16, 819, 4, 50, 16, 3.125, 2**17, 1),
-    "v5p": Chip("TPU v5", 1, 459, 95, 2765, 6, 100, 4, 6.25, 2**18, 2),
-    "v6e": Chip("TPU v6 lite", 1, 918, 32, 1638, 4, 100, 16, 12.5, 2**19, 1),
-    "7x": Chip("TPU7x", 2, 2307, 192, 7380, 6, 100, 4, 12.5, 2**19, 2),
+    "v2": Chip("TPU v2", 2, 46, 16, 7.48, 700, 4, 62, 16, 0, 2**15, 2),
+    "v3": Chip("TPU v3", 2, 123, 32, 15.48, 900, 4, 70, 32, 0, 2**16, 2),
+    "v4": Chip("TPU v4", 1, 275, 32, 30.75, 1200, 6, 50, 4, 6.25, 2**18, 2),
+    "v5e": Chip("TPU v5 lite", 1, 197, 16, 15.75, 819, 4, 50, 16, 3.125, 2**17, 1),
+    "v5p": Chip("TPU v5", 1, 459, 95, 95.74, 2765, 6, 100, 4, 6.25, 2**18, 2),
+    "v6e": Chip("TPU v6 lite", 1, 918, 32, 31.25, 1638, 4, 100, 16, 12.5, 2**19, 1),
+    "7x": Chip("TPU7x", 2, 2307, 192, 94.75, 7380, 6, 100, 4, 12.5, 2**19, 2),
 }
 
 _ALSO = {"v5litepod": "v5e", "tpu7x": "7x"}

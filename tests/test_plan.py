@@ -1,11 +1,14 @@
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import jax
 import pytest
 
 from bertjax.cli import main
 from bertjax.config import load_experiment
 from bertjax.picture import memory_picture
-from bertjax.plan import _largest, _refusal, plan, with_remat
+from bertjax.plan import _largest, _refusal, plan, plan_on, with_remat
+from bertjax.topology import parse_slice
 
 # google-research/bert README.md and checkpoints; fairseq and albert likewise: parameters with pre-training heads
 PUBLISHED = [
@@ -113,3 +116,26 @@ def test_a_picture_or_a_search_needs_a_slice_and_a_folder(capsys, tmp_path):
     missing = tmp_path / "missing" / "memory.svg"
     assert main(["plan", "experiments/bert.py", "--topology", "v3-8", "--picture", str(missing)]) == 2
     assert "make it first" in capsys.readouterr().err
+
+
+def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):
+    """It looks at what lives within a step; what is held between steps comes on top."""
+
+    class Executable:
+        def memory_analysis(self):
+            GiB = 2**30
+            return SimpleNamespace(
+                peak_memory_in_bytes=16 * GiB, generated_code_size_in_bytes=0, argument_size_in_bytes=4 * GiB
+            )
+
+        def as_text(self):
+            return "HloModule m\n\nENTRY %main () -> f32[] {\n  ROOT %a = f32[] constant(1)\n}\n"
+
+    lowered = SimpleNamespace(compile=lambda compiler_options: Executable())
+    step = SimpleNamespace(lower=lambda state, batch: lowered)
+    monkeypatch.setattr("bertjax.plan.slice_devices", lambda on, slices: jax.devices()[:4])
+    monkeypatch.setattr("bertjax.plan.sharded_step", lambda experiment, phase, mesh: step)
+    experiment = load_experiment("experiments/bert.py", ["size=tiny", "long=0"])
+    planned = plan_on(experiment, parse_slice("v5e:2x2"))
+    assert not planned["fits"] and "16.00 GiB are needed, 15.75 are there" in planned["phases"][0]["refused"]
+    assert plan_on(experiment, parse_slice("v4-8"))["fits"]
