@@ -78,7 +78,7 @@ def keep_compiled_programs() -> None:
     Not on CPUs, unless JAX_COMPILATION_CACHE_DIR is set: there XLA loads machine code, which another CPU may not have
     the instructions for, and on many CPUs refuses its own (jax-ml/jax#38445, openxla/xla#44565, jaxlib 0.9 to 0.10).
     """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     if not accelerator_expected():
         return
@@ -93,7 +93,7 @@ def keep_compiled_programs() -> None:
 def accelerator_expected() -> bool:
     """Tell whether JAX will use an accelerator, without starting it: that must wait for `jax.distributed`."""
     # Set by the user, or by JAX as it finds TPU chips.
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    platforms = jax.config.values["jax_platforms"]
     if platforms:
         return not platforms.startswith("cpu")
     return Path("/dev/nvidiactl").exists() and bool(entry_points(group="jax_plugins"))
