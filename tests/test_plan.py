@@ -129,7 +129,9 @@ def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):
             )
 
         def as_text(self):
-            return "HloModule m\n\nENTRY %main () -> f32[] {\n  ROOT %a = f32[] constant(1)\n}\n"
+            product = "dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+            lines = ("%p = f32[8,8]{1,0} parameter(0)", f"ROOT %d = f32[8,8]{{1,0}} {product}")
+            return "HloModule m\n\nENTRY %main (p: f32[8,8]) -> f32[8,8] {\n  " + "\n  ".join(lines) + "\n}\n"
 
     lowered = SimpleNamespace(compile=lambda compiler_options: Executable())
     step = SimpleNamespace(lower=lambda state, batch: lowered)
