@@ -288,6 +288,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> None:
+    from bertjax import processes
     from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_described
     from bertjax.finetune import finetune, table
@@ -295,6 +296,8 @@ def _finetune(options: argparse.Namespace) -> None:
     from bertjax.report import Progress
     from bertjax.train import Interrupted
 
+    processes.join()
+    processes.only_one("fine-tuning")
     keep_compiled_programs()
     progress = Progress()
     try:

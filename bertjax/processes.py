@@ -123,6 +123,12 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def only_one(what: str) -> None:
+    """Raise InputError, on all, where there are several processes for something that is made for one."""
+    if jax.process_count() > 1:
+        raise InputError(f"{what} runs in one process, but this is one of {jax.process_count()}: use one host")
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Raise on every process the InputErrors that any of them meets inside, once all have come to the end."""

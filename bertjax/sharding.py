@@ -5,8 +5,8 @@
     tensor   attention heads, feed-forward width and the vocabulary: matrix products are split over it
 
 The compiler lays out whatever is not said here. What is said: where parameters are stored (`stored`), how matrix
-products meet them (`used`), and where rows go. Left to itself the compiler moves activations instead of parameters, a
-hundred times the bytes; so `gathered` says at each use, and the layers say for what they pass on (`over_rows`).
+products meet them (`used`), and where rows go. Told only where parameters are stored, the compiler moves activations
+instead of parameters, a hundred times the bytes; so each use says how it meets them (`gathered` and those beside it).
 The mesh reaches them as JAX's own ambient mesh (`jax.set_mesh`); without one they do nothing.
 """
 
@@ -247,15 +247,6 @@ _to_lookups = _mover(
         jax.lax.with_sharding_constraint(gradient, wanted), kept
     )
 )
-
-
-def over_rows(x: Any) -> Any:
-    """Keep the leading axis of each array split as rows are; without an ambient mesh, return `x`."""
-    mesh = _ambient()
-    if mesh is None:
-        return x
-    free = PartitionSpec.UNCONSTRAINED
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec(ROWS, *([free] * (a.ndim - 1)))), x)
 
 
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:

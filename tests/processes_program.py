@@ -65,6 +65,10 @@ def main(corpus: str, folder: Path) -> None:
             train.fit(odd, folder / name)
         except InputError as error:
             found[name] = str(error)
+    try:
+        processes.only_one("fine-tuning")
+    except InputError as error:
+        found["only one"] = str(error)
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 

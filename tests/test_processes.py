@@ -98,6 +98,7 @@ def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_o
         assert "the experiment is another on process" in found["experiment"]
         assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
         assert "init" not in found
+        assert "fine-tuning runs in one process, but this is one of 2" in found["only one"]
 
 
 def test_two_processes_begin_with_a_trained_model(two):

@@ -166,18 +166,27 @@ def json_lines(field: str) -> Reader:
     return read
 
 
+def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
+    """Open a split of a TFDS data set, and what describes it. Works without TensorFlow on ArrayRecord files.
+
+    Raises InputError where it cannot be found.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
+
+    try:
+        source: Any = tfds.data_source(name, split=split, data_dir=data_dir)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
+    return source, source.dataset_info
+
+
 def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Document | Bad]:
     """Read the train split of a TensorFlow data set by name, a document an example, its text in `field`.
 
     Works without TensorFlow on data sets prepared as ArrayRecord. Raises InputError where it cannot be found.
     """
-    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
-
-    try:
-        examples: Any = tfds.data_source(name, split="train", data_dir=data_dir)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
+    examples, _ = open_split(name, "train", data_dir)
     for index in range(len(examples)):
         origin = f"{name}[{index}]"
         text = examples[index].get(field)

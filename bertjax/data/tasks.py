@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bertjax.data.choices import Arc, Copa, JsonChoices, Options, Race
+from bertjax.data.corpus import open_split
 from bertjax.data.examples import Choice, Example, Texts, Words
 from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, Paraphrases, Squad, Table
 from bertjax.data.reading import Notes
-from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, open_split, plain
+from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, plain
 from bertjax.errors import InputError
 
 Kind = Literal["classify", "regress", "tag", "span", "choice"]

@@ -14,18 +14,6 @@ from bertjax.data.reading import Notes
 from bertjax.errors import InputError
 
 
-def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
-    """Open a split of a TFDS data set, and what describes it. Works without TensorFlow on ArrayRecord files."""
-    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
-
-    try:
-        source: Any = tfds.data_source(name, split=split, data_dir=data_dir)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
-    return source, source.dataset_info
-
-
 def plain(value: Any, feature: Any) -> Any:
     """Turn what TFDS gives into texts, numbers, lists and dicts; numbers of classes into names, unknown ones ''."""
     if isinstance(value, Mapping):
