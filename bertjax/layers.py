@@ -5,6 +5,7 @@ module casts its own parameters. Element-wise steps are recomputed in the backwa
 (`recomputed`): they cost less than reading what they would have kept.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +24,6 @@ Activation = Callable[[Array], Array]
 
 Normalise = Callable[[Array, Array, Array | None, float], Array]
 """(x, scale_D, bias_D or None, eps) -> x, normalised over its last axis: `layer_norm` or `rms_norm`."""
-
-Drop = Callable[[Array], Array]
-"""What is done to attention's probabilities: dropout, or nothing."""
-
-Attend = Callable[[Array, Array, Array, Array, Drop], Array]
-"""(q_BLHK, k_BLHK, v_BLHK, mask_BL, dropout) -> mixed_BLHK: `attend`, or a kernel that equals it."""
 
 recomputed = partial(jax.checkpoint, prevent_cse=False)
 """Compute again in the backward pass, from the inputs: for what costs less than reading what it would keep."""
@@ -151,16 +146,32 @@ def apply(module: Any, params: Params, *inputs: Any, **options: Any) -> Array:
     return cast(Array, module.apply({"params": params}, *inputs, **options))
 
 
+@dataclass(frozen=True)
+class Drop:
+    """Zero a share `rate` of an array, drawn from `rng`; pass it on where there is none."""
+
+    rate: float = 0.0
+    rng: Key | None = None
+
+    def __call__(self, x: Array) -> Array:
+        return x if self.rng is None else _dropout(x, self.rate, self.rng)
+
+
 class Dropout(nn.Module):
     """Zero a share `rate` of `x` in training, from the module's own stream of the `dropout` key; else pass `x` on."""
 
     rate: float
 
-    @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        if not train or self.rate == 0:
-            return x
-        return _dropout(x, self.rate, self.make_rng("dropout"))
+        return self.drawn(train=train)(x)
+
+    def drawn(self, *, train: bool) -> Drop:
+        """Draw the key of one use, for a kernel that drops where it computes."""
+        return Drop(self.rate, self.make_rng("dropout")) if train and self.rate else Drop()
+
+
+Attend = Callable[[Array, Array, Array, Array, Drop], Array]
+"""(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop) -> mixed_BLHK: `attend`, or a kernel that equals it."""
 
 
 def same_document(mask_BL: Array) -> Array:
@@ -209,9 +220,9 @@ def attention(
     return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
 
 
-def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, dropout: Drop) -> Array:
+def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
     """Attend to all of one's document."""
-    return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), dropout)
+    return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), drop)
 
 
 def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
@@ -259,10 +270,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=len(self.inputs))
-        if not self.use_bias:
-            return y
-        return add_bias(y, self.param("bias", nn.initializers.zeros_init(), self.outputs))
+        # As one axis to one: else the compiler lays heads, half as wide as a register, out along it.
+        width, leading = math.prod(self.inputs), x.shape[: x.ndim - len(self.inputs)]
+        y = x.reshape(*leading, width).astype(self.dtype) @ kernel.reshape(width, -1).astype(self.dtype)
+        if self.use_bias:
+            y = add_bias(y, self.param("bias", nn.initializers.zeros_init(), self.outputs).reshape(-1))
+        return y.reshape(*leading, *self.outputs)
 
 
 class Norm(nn.Module):
@@ -312,7 +325,7 @@ class SelfAttention(nn.Module):
             Dense((self.D,), heads, self.initializer, self.dtype, name=name)(x_BLD)
             for name in ("query", "key", "value")
         )
-        drop = partial(Dropout(self.dropout), train=train)
+        drop = Dropout(self.dropout).drawn(train=train)
         mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
         return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BLHK)
 

@@ -40,17 +40,23 @@ def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
     rows are shifted copies of each other.
     Two rounds of the 32-bit finaliser of MurmurHash3, keyed by the two words of `rng`; a bijection of `data`.
     """
-    word_0, word_1 = jax.random.key_data(rng).astype(jnp.uint32)[..., -2:]
-    row = _finalise(jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + word_0)
+    word_0, word_1 = key_words(rng)
+    row = finalise(jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + word_0)
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in range(len(shape) - 1, 0, -1):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
-    return _finalise(_finalise(index ^ word_1) ^ row ^ data)
+    return finalise(finalise(index ^ word_1) ^ row ^ data)
 
 
-def _finalise(x: Array) -> Array:
+def key_words(rng: Key) -> Array:
+    """Take the two words of a key that `hash_bits` hashes with: u32 [2]."""
+    return jax.random.key_data(rng).astype(jnp.uint32)[..., -2:]
+
+
+def finalise(x: Array) -> Array:
+    """Mix the bits of each u32, one to one: the 32-bit finaliser of MurmurHash3."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

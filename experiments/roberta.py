@@ -18,7 +18,7 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.kernels import splash
+from bertjax.kernels import fused_attend
 from bertjax.layers import Normal
 from bertjax.masking import Masking, stochastically_rounded
 from bertjax.models.encoder import Encoder
@@ -41,7 +41,7 @@ def experiment(
     batch_size: int = 8192,
     length: int = 512,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    kernel: bool = False,  # Splash attention on TPU: quicker, but without dropout of its probabilities
+    kernel: bool = False,  # attention by a kernel on TPU: quicker, and equal, dropout included
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else PUBLISHED
@@ -51,7 +51,7 @@ def experiment(
         **SIZES[size],
     )  # fmt: skip
     if kernel:
-        encoder = replace(encoder, attend=splash, attention_dropout=0.0)
+        encoder = replace(encoder, attend=fused_attend)
     # Random replacements exclude the specials that the vocabulary begins with: <s> <pad> </s> <unk>, not <mask>.
     leading = next(index for index in range(v.size) if index not in v[1:])
     masking = Masking(mask_id=v.mask, random_ids=(leading, v.size), count=stochastically_rounded)

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
-    attend: Attend = layers.attend  # or `kernels.splash`, which needs attention_dropout=0
+    attend: Attend = layers.attend  # or `kernels.fused_attend`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,10 +52,6 @@ class Encoder(nn.Module):
             raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
-        if self.attend is not layers.attend and self.attention_dropout:
-            raise ValueError(
-                f"attend={self.attend.__name__} cannot drop attention's probabilities: set attention_dropout=0"
-            )
         layers.check_encoder(self)
 
     @property
