@@ -48,7 +48,7 @@ def experiment(
     learning_rate: float = 1e-4,
     warmup: int = 10_000,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    kernel: bool = False,  # attention by a kernel on TPU: quicker, and equal, dropout included
+    kernel: bool = False,  # attention by a kernel on TPU from v4 on: quicker, and equal, dropout included
 ) -> Experiment:
     """Build the experiment."""
     if not 0 <= long <= 1:

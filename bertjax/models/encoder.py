@@ -42,6 +42,7 @@ class Encoder(nn.Module):
     remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
     dtype: str = "float32"  # of the computation; parameters are float32
     attend: Attend = layers.attend  # or `kernels.fused_attend`
+    unroll: bool = False  # layers one after another, not in a loop: quicker, but slower to compile
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +113,7 @@ class Encoder(nn.Module):
             )(x_BLE)
         layer = layers.stack(
             EncoderLayer, self.N, remat=self.remat, shared=self.shared, dtype=self.dtype,
-            initializing=self.is_initializing(),
+            initializing=self.is_initializing(), unroll=self.unroll,
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
             self.norm_eps, self.initializer, self.dtype, self.attend, train, name="layer" if self.shared else "layers",

@@ -85,12 +85,20 @@ def gradient_of(encoder, *, rows=8, train):
     return named(gradient(init(encoder)))
 
 
-@pytest.mark.parametrize(("family", "remat"), [("bert", "dots"), ("bert", "full"), ("albert", "full")])
-def test_remat_changes_no_gradient(family, remat):
-    plain, recomputed = (gradient_of(ENCODERS[family](remat=each, N=3), train=True) for each in ("none", remat))
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("bert", {"remat": "dots"}),
+        ("bert", {"remat": "full"}),
+        ("bert", {"remat": "full", "unroll": True}),
+        ("albert", {"remat": "full"}),
+    ],
+)
+def test_recomputation_and_unrolling_change_no_gradient(family, fields):
+    plain, changed = (gradient_of(ENCODERS[family](**each, N=3), train=True) for each in ({}, fields))
     for name, leaf in plain.items():
         atol = 1e-5 * jnp.abs(leaf).max() + 1e-5  # the latter for the biases of keys, which are 0 but for rounding
-        np.testing.assert_allclose(recomputed[name], leaf, rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(changed[name], leaf, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("family", ENCODERS)
