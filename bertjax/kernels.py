@@ -28,8 +28,8 @@ LANES = 128
 LONGEST = 512
 """Positions of a row whose pairs fit on the chip, several times over."""
 
-AT_ONCE = 1024
-"""Positions that one step of the kernel takes: so many short rows that its start does not count."""
+AT_ONCE = LONGEST**2
+"""Pairs of positions that one step of the kernel takes: so many short rows that its start does not count."""
 
 HIDDEN = -1e9
 """The score of a pair of two documents: finite, so that no sum becomes NaN."""
@@ -38,7 +38,8 @@ HIDDEN = -1e9
 def fused_attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
     """Attend within documents, as `layers.attend`: on TPU by the kernel, elsewhere by that.
 
-    By that also where rows are longer than 512 or no multiple of 128 long, and where heads do not fill registers.
+    By that also where rows are longer than 512 or no multiple of 128 long, and where heads do not fill registers. In
+    bfloat16 the kernel compiles for v4 and later: v3 has no product with a right side in bfloat16.
     """
     if not fits(*q_BLHK.shape[1:]):
         return attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
@@ -92,7 +93,7 @@ class _Run(NamedTuple):
                  mask_B1L: Array, *states_BLD: Array) -> list[Array]:  # fmt: skip
         """Run `body` on some rows and the heads of one register at a time, over all rows before the next heads."""
         B, L, D = states_BLD[0].shape
-        rows = next(rows for rows in range(max(1, AT_ONCE // L), 0, -1) if B % rows == 0)
+        rows = next(rows for rows in range(AT_ONCE // L**2, 0, -1) if B % rows == 0)
         width = max(self.K, LANES)
         states = pl.BlockSpec((rows, L, width), lambda group, block, *_: (block, 0, group))
         mask = pl.BlockSpec((rows, 1, L), lambda group, block, *_: (block, 0, 0))

@@ -356,13 +356,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
-        # What stands before and after, fused into these two products, would leave no room on the chip for large tiles.
+        # What stands before it, fused into this product backward, would leave no room on the chip for large tiles.
         x_BLD = jax.lax.optimization_barrier(x_BLD)
         h_BLF = self.activation(Dense((self.D,), (self.F,), self.initializer, self.dtype, name="widen")(x_BLD))
         h_BLF = Dropout(self.dropout)(h_BLF, train=train)
-        return jax.lax.optimization_barrier(
-            Dense((self.F,), (self.D,), self.initializer, self.dtype, name="narrow")(h_BLF)
-        )
+        return Dense((self.F,), (self.D,), self.initializer, self.dtype, name="narrow")(h_BLF)
 
 
 REMAT = {

@@ -17,7 +17,7 @@ from bertjax.sharding import AXES
 @pytest.mark.parametrize(("K", "rate"), [(64, 0.0), (32, 0.1), (128, 0.1)])
 def test_the_kernel_equals_the_plain_form_in_value_and_gradient_and_in_what_it_drops(K, rate, monkeypatch):
     """Two documents and padding in a row; steps of two rows; interpreted, since there is no TPU here."""
-    monkeypatch.setattr(kernels, "AT_ONCE", 256)
+    monkeypatch.setattr(kernels, "AT_ONCE", 2 * 128**2)
     q, k, v, weights = jax.random.normal(jax.random.key(0), (4, 4, 128, 256 // K, K))
     mask = jnp.asarray([[1] * 50 + [2] * 50 + [0] * 28, [1] * 128, [0] * 4 + [1] * 124, [1] * 128], jnp.int32)
     drop = Drop(rate, jax.random.key(7)) if rate else Drop()
