@@ -1,5 +1,5 @@
 import pytest
-from test_work import program
+from test_costs import program
 
 from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.topology import parse_slice
