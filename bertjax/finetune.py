@@ -20,7 +20,7 @@ import numpy as np
 
 from bertjax import checkpoint
 from bertjax.answers import write_predictions
-from bertjax.belongs import check_texts, check_tokenizer
+from bertjax.compatible import check_texts, check_tokenizer
 from bertjax.config import Experiment, Phase, to_json
 from bertjax.data.examples import Choice, Example, Question, Texts, Words
 from bertjax.data.source import Batch
@@ -28,9 +28,9 @@ from bertjax.data.supervised import Encoded, TaskRows
 from bertjax.data.tokenizer import Tokenizer, save_tokenizer
 from bertjax.errors import InputError
 from bertjax.export import architecture_of
-from bertjax.frames import is_cls_last, layout_of
 from bertjax.huggingface.heads import task_head
 from bertjax.judge import Judgement, constant_answer, judged
+from bertjax.layouts import is_cls_last, layout_of
 from bertjax.model import Model, load
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised

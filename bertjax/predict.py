@@ -16,8 +16,8 @@ from bertjax.data.supervised import Encoded, TaskRows, encode_examples
 from bertjax.data.tags import entities
 from bertjax.data.tasks import Kind, Task
 from bertjax.errors import InputError
-from bertjax.frames import layout_of
 from bertjax.judge import answers_of, of_rows, of_words
+from bertjax.layouts import layout_of
 from bertjax.model import Model
 from bertjax.published import Published
 

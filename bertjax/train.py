@@ -35,8 +35,8 @@ from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
 from bertjax.sharding import gathered, held_rows, place_batch, replicated, stored_shardings
-from bertjax.start import Start, warm_start
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
+from bertjax.warm_start import Start, warm_start
 from bertjax.watch import Watch, due
 from bertjax.workdir import claimed, lock_text, record_experiment
 

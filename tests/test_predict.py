@@ -9,8 +9,8 @@ import pytest
 from contract import small_bert, small_xlnet
 
 from bertjax import checkpoint
-from bertjax.belongs import check_tokenizer
 from bertjax.cli import main
+from bertjax.compatible import check_tokenizer
 from bertjax.config import to_json
 from bertjax.errors import InputError
 from bertjax.heads import PairHead, TokenHead

@@ -18,11 +18,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from bertjax.cli import main
 from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes, model_flops
-from bertjax.hlo import Program, cycles
-from bertjax.plan import compile_step
-from bertjax.roofline import moved_by_kind
+from bertjax.plan.costs import collectives, lookups, products
+from bertjax.plan.hlo import Program, cycles
+from bertjax.plan.roofline import moved_by_kind
+from bertjax.plan.step import compile_step
 from bertjax.topology import parse_slice, slice_devices
-from bertjax.work import collectives, lookups, products
 
 SMALL = ["size=mini", "objective.encoder.N=2", "long=0", "batch_size=64", "dtype=bfloat16"]
 

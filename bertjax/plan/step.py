@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from bertjax.compiler import SLICES_FLAGS, TPU_FLAGS
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
-from bertjax.hlo import Program
 from bertjax.layers import REMAT
-from bertjax.roofline import estimate, moved_by_kind
+from bertjax.plan.hlo import Program
+from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.rules import name_of, split
 from bertjax.sharding import ROWS, by_row, replicated, stored, used
 from bertjax.topology import Slice, slice_devices
