@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from bertjax.layers import Drop, attend
-from bertjax.sharding import ROWS, ambient_mesh
+from bertjax.sharding import AXES, ROWS, ambient_mesh
 from bertjax.types import Array
 
 SHORTEST = 512
@@ -40,8 +40,11 @@ def on_devices(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array) -> A
     if mesh is None or mesh.size == 1:
         return of_device(q_BLHK, k_BLHK, v_BLHK, mask_BL)
     heads = None if q_BLHK.shape[2] % mesh.shape["tensor"] else "tensor"
-    each, rows = PartitionSpec(ROWS, None, heads, None), PartitionSpec(ROWS, None)
-    run = jax.shard_map(of_device, in_specs=(each, each, each, rows), out_specs=each, check_vma=False)
+    left = set(AXES) - set(mesh.manual_axes)  # within `by_copy` some are taken apart already
+    over = tuple(axis for axis in ROWS if axis in left)
+    each, rows = PartitionSpec(over, None, heads, None), PartitionSpec(over, None)
+    specs = (each, each, each, rows)
+    run = jax.shard_map(of_device, in_specs=specs, out_specs=each, axis_names=left, check_vma=False)
     return run(q_BLHK, k_BLHK, v_BLHK, mask_BL)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.random import hash_bits
-from bertjax.sharding import GATHERED, gathered_layer, gathered_rows, splits_parameters
+from bertjax.sharding import all_but_gathered, first_row, gathered_layer, looked_up, splits_parameters
 from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
@@ -131,8 +131,8 @@ def _rescaled(y: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Arr
 
 
 @partial(recomputed, static_argnums=(1,))
-def _dropout(x: Array, rate: float, rng: Key) -> Array:
-    keep = hash_bits(rng, x.shape) >= jnp.uint32(int(rate * 2**32))
+def _dropout(x: Array, rate: float, rng: Key, first: Array | int) -> Array:
+    keep = hash_bits(rng, x.shape, first=first) >= jnp.uint32(int(rate * 2**32))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -155,12 +155,13 @@ class Dropout(nn.Module):
     """Zero a share `rate` of `x` in training, from the module's own stream of the `dropout` key; else pass `x` on."""
 
     rate: float
+    by_row: bool = True  # the leading axis of `x` is the batch's; else all rows share `x`
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         if not train or self.rate == 0:
             return x
-        return _dropout(x, self.rate, self.make_rng("dropout"))
+        return _dropout(x, self.rate, self.make_rng("dropout"), first_row(len(x)) if self.by_row else 0)
 
 
 def same_document(mask_BL: Array) -> Array:
@@ -291,8 +292,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         table = self.param("table", self.initializer, (self.rows, self.width))
-        table = gathered_rows(table, "/".join((*self.path, "table")))
-        return table.at[ids].get(mode="promise_in_bounds").astype(self.dtype)
+        return looked_up(table, ids, "/".join((*self.path, "table")), self.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -345,7 +345,7 @@ REMAT = {
 def remat_policy(remat: str) -> Any:
     """Find the policy of a name in REMAT; None where everything is kept. What was gathered never is."""
     if REMAT[remat] is None and splits_parameters():
-        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+        return all_but_gathered
     return REMAT[remat]
 
 

@@ -34,7 +34,7 @@ from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
-from bertjax.sharding import gathered, held_rows, place_batch, replicated, stored_shardings
+from bertjax.sharding import added_up, by_copy, gathered, held_rows, place_batch, replicated, stored_shardings
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 from bertjax.warm_start import Start, warm_start
 from bertjax.watch import Watch, due
@@ -153,8 +153,13 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
 
     Exact where micro-batches weigh differently: every term of the loss is divided by its weight in the whole batch.
     Those weights come first, from a pass whose forward computation the compiler drops, since they depend on data alone.
-    Each micro-batch has random draws of its own.
+    Each micro-batch has random draws of its own. Each copy of the parameters adds up the gradient of its own rows; over
+    copies they are summed once, after the last micro-batch.
     """
+    return by_copy(partial(_accumulated, loss, parts))(params, batch, rng)
+
+
+def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key) -> tuple[Params, Metrics]:
     # Every parts-th row, so that a batch split over devices stays where it is.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     inputs = (micro, jax.vmap(lambda part: jax.random.fold_in(rng, part))(jnp.arange(parts)))
@@ -163,18 +168,20 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
         metrics = loss(params, *part)[1]
         return {name: mean.weight for name, mean in metrics.items() if name.startswith("loss/")}
 
-    weights = {name: jnp.maximum(weight.sum(), 1e-9) for name, weight in jax.lax.map(weigh, inputs).items()}
+    weights = added_up(jax.tree.map(jnp.sum, jax.lax.map(weigh, inputs)))
 
     def share(params: Params, part: tuple[Batch, Key]) -> tuple[Array, Metrics]:
         metrics = loss(params, *part)[1]
-        return sum((metrics[name].sum / weight for name, weight in weights.items()), jnp.float32(0)), metrics
+        terms = (metrics[name].sum / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
+        return sum(terms, jnp.float32(0)), metrics
 
     def add(carry: tuple[Params, Metrics], part: tuple[Batch, Key]) -> tuple[tuple[Params, Metrics], None]:
         return jax.tree.map(jnp.add, carry, jax.grad(share, has_aux=True)(params, part)), None
 
     shapes = jax.eval_shape(jax.grad(share, has_aux=True), params, jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, inputs)[0]
+    found: tuple[Params, Metrics] = added_up(jax.lax.scan(add, zeros, inputs)[0])
+    return found
 
 
 def fit(
