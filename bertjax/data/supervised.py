@@ -37,6 +37,7 @@ class TaskRows:
     data: a folder, or TFDS, as for load_examples. tokenizer: a file, or a folder with one. length: of the longest row.
     stride: pieces from one window of a context to the next. question, ending: pieces of the longest question and of the
     longest ending of a choice. both_orders: train on each pair of texts in both orders (ELECTRA, on MRPC and STS-B).
+    unit_range: train on numbers as shares of their task's range, 0 to 1 (RoBERTa and ELECTRA, on STS-B).
     """
 
     task: Task
@@ -48,6 +49,7 @@ class TaskRows:
     question: int = 64
     ending: int = 128
     both_orders: bool = False
+    unit_range: bool = False
     together: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class TaskRows:
         if self.length - taken < 8:
             beside = f" beside a question of {taken}" if taken else ""
             raise ValueError(f"rows of length {self.length} have no room{beside}: use longer ones")
+        if self.unit_range and self.task.scale is None:
+            raise ValueError(f"unit_range: task {self.task.name} predicts no number of a range, so leave it out")
         if min(self.stride, self.question, self.ending) < 1:
             raise ValueError(f"stride={self.stride}, question={self.question}, ending={self.ending}: all ≥ 1")
 
@@ -105,6 +109,9 @@ class TaskRows:
                 ]
                 examples = [*examples, *turned]
         encoded = encode_examples(self, examples, self.load_tokenizer())
+        if split == "train" and self.unit_range and self.task.scale and encoded.labels is not None:
+            low, high = self.task.scale
+            encoded.labels = (encoded.labels - low) / (high - low)
         encoded.notes.update(+notes)
         return encoded
 

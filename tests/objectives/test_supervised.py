@@ -15,6 +15,7 @@ from bertjax.spans import Beams, SpanLogits, electra_span_head, xlnet_span_head
 KEY, B, L = jax.random.key(0), 3, 6
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
 X = jax.random.normal(KEY, (B, L, 4))
+NARROW = small_bert(D=4, initializer=Normal(1.0))
 PAIR = PairHead(32, 3, Normal(), "float32")
 
 
@@ -81,7 +82,7 @@ def test_answerability_has_a_weight_and_the_right_start_is_given_to_the_head():
     np.testing.assert_allclose(metrics["loss/answerable"].sum, 0.25 * expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [xlnet_span_head(4, Normal(1.0), "float32"), electra_span_head(4, "float32")])
+@pytest.mark.parametrize("head", [xlnet_span_head(NARROW, -1), electra_span_head(NARROW, 0)])
 def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head):
     """By the other path: the most likely starts, given one after another."""
     context = jnp.array([[0, 1, 1, 1, 1, 0]] * B)
@@ -125,7 +126,7 @@ def test_what_only_pre_training_reads_is_frozen():
 
 
 def test_an_objective_is_described_and_rebuilt_and_serves_as_its_model():
-    objective = supervised(small_bert(), BeamSpans(0.3), "beams", electra_span_head(32, "float32"))
+    objective = supervised(small_bert(), BeamSpans(0.3), "beams", electra_span_head(small_bert(), 0))
     assert from_json(to_json(objective)) == objective
     assert objective.objective == objective.model
 
