@@ -55,7 +55,8 @@ class State(NamedTuple):
     opt: Any
 
 
-Step = Callable[[State, Batch], tuple[State, Metrics]]
+Step = Callable[[State, Batch, Key], tuple[State, Metrics]]
+"""(state, batch, key of the run) -> what comes after. The key is no part of the program, so all seeds share one."""
 
 
 class Interrupted(Exception):
@@ -105,9 +106,9 @@ def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
     That comes in with the rows of each process, where there are several, so that all learn it of the same step.
     """
 
-    def stepped(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def stepped(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         asked = {"stop": Mean(batch["stop"].max(), jnp.float32(1))} if "stop" in batch else {}
-        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"})
+        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"}, key)
         return after, metrics | asked | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
 
     return stepped
@@ -115,14 +116,12 @@ def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
 
 def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
     """Make the step of a phase for a mesh, to be traced under `jax.set_mesh(mesh)`. It writes over the state given."""
-    step = partial(
-        train_step,
-        loss=partial(experiment.objective.loss, train=True),
-        tx=experiment.optimizer.transform(),
-        key=stream(experiment.seed, "train"),
-        parts=phase.accumulate,
-        trained=experiment.optimizer.trained,
-    )
+    loss, tx = partial(experiment.objective.loss, train=True), experiment.optimizer.transform()
+    parts, trained = phase.accumulate, experiment.optimizer.trained
+
+    def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        return train_step(state, batch, loss=loss, tx=tx, key=key, parts=parts, trained=trained)
+
     after = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(experiment, mesh))
     return jax.jit(
         with_rate(step, experiment.optimizer.learning_rate),
@@ -212,6 +211,7 @@ def fit(
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
+        key = jax.device_put(stream(experiment.seed, "train"), replicated(mesh))
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
@@ -226,7 +226,7 @@ def fit(
                 waiting = time.perf_counter()
                 batch = place_batch(next(batches), mesh, phase.batch_size)
                 waited = time.perf_counter() - waiting
-                state, metrics = update(state, batch)
+                state, metrics = update(state, batch, key)
                 step += 1
                 if profile.after(step, metrics):
                     watch.restart(step)  # writing a trace is not the speed of a step
@@ -376,9 +376,9 @@ def initial_state(
     for each in shapes:
         abstract_params(experiment.objective, each)
 
-    def fresh() -> State:
+    def fresh(key: Key) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
-        params = experiment.objective.init(stream(experiment.seed, "init"), batch)
+        params = experiment.objective.init(key, batch)
         return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
 
     def taken(path: Any, ours: Array) -> Array:
@@ -392,7 +392,8 @@ def initial_state(
 
     like = state_shapes(experiment, mesh)
     if not checkpoint.has_checkpoint(folder):
-        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
+        key = jax.device_put(stream(experiment.seed, "init"), replicated(mesh))
+        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(key)
         return state._replace(params=jax.tree_util.tree_map_with_path(taken, state.params))
     newest = checkpoint.latest_step(folder)
     info = checkpoint.read_info(newest)

@@ -134,7 +134,7 @@ def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):
             return "HloModule m\n\nENTRY %main (p: f32[8,8]) -> f32[8,8] {\n  " + "\n  ".join(lines) + "\n}\n"
 
     lowered = SimpleNamespace(compile=lambda compiler_options: Executable())
-    step = SimpleNamespace(lower=lambda state, batch: lowered)
+    step = SimpleNamespace(lower=lambda state, batch, key: lowered)
     monkeypatch.setattr("bertjax.plan.step.slice_devices", lambda on, slices: jax.devices()[:4])
     monkeypatch.setattr("bertjax.plan.step.sharded_step", lambda experiment, phase, mesh: step)
     experiment = load_experiment("experiments/bert.py", ["size=tiny", "long=0"])
