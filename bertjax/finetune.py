@@ -11,7 +11,8 @@
 import dataclasses
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,7 +29,7 @@ from bertjax.data.tokenizer import Tokenizer, save_tokenizer
 from bertjax.errors import InputError
 from bertjax.export import architecture_of
 from bertjax.huggingface.heads import TaskHead, task_head
-from bertjax.judge import Judgement, constant_answer, judged
+from bertjax.judge import Judgement, constant_answer, judged, need_labels
 from bertjax.layouts import is_cls_last, layout_of
 from bertjax.model import Model, load
 from bertjax.models.xlnet import XLNet
@@ -43,7 +44,7 @@ from bertjax.rules import Rules, name_of
 from bertjax.sharding import Layout as Mesh
 from bertjax.sharding import gathered, place_batch
 from bertjax.spans import xlnet_span_head
-from bertjax.train import fit
+from bertjax.train import Step, fit, sharded_step
 from bertjax.types import Objective, Params
 from bertjax.workdir import claimed
 
@@ -65,8 +66,11 @@ class Built(NamedTuple):
     config: dict[str, Any]
 
 
+MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
+
+
 class Prepared(NamedTuple):
-    """What all seeds have in common: splits holds the encoded data."""
+    """What all seeds have in common. splits: the encoded data. make_step, logits: compiled once, by the first seed."""
 
     model: Published
     objective: Objective
@@ -74,6 +78,8 @@ class Prepared(NamedTuple):
     tokenizer: Tokenizer
     rows: TaskRows
     splits: dict[str, Encoded]
+    make_step: MakeStep
+    logits: Callable[[Params, Any], Any]
 
 
 def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -86,6 +92,8 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
     check_tokenizer(source, tuning.init)
     with claimed(workdir) as folder:
         prepared = prepare(tuning, source, folder, progress)
+        with _mendable():
+            experiment_of(tuning, prepared, tuning.first_seed)
         results = []
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
             results.append(_run_seed(tuning, prepared, seed, folder, progress))
@@ -103,18 +111,45 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     if longest is not None and recipe.length > longest:
         raise InputError(f"recipe.length={recipe.length}, but {tuning.init} has {longest} positions: use fewer")
     save_tokenizer(tokenizer, folder / "tokenizer")
-    layout = layout_of(source)
-    rows = TaskRows(
-        tuning.task, tuning.data, str(folder / "tokenizer"), layout, recipe.length,
-        tuning.stride, tuning.question, tuning.ending, recipe.both_orders, recipe.unit_range,
-    )  # fmt: skip
+    with _mendable():
+        built = build(tuning, source)
+        rows = TaskRows(
+            tuning.task, tuning.data, str(folder / "tokenizer"), layout_of(source), recipe.length,
+            tuning.stride, tuning.question, tuning.ending, recipe.both_orders, recipe.unit_range,
+        )  # fmt: skip
     others = [split for split in rows.splits() if split.startswith("validation_")]
     splits = {split: rows.open(split) for split in ("train", "validation", *others)}
     for split, encoded in splits.items():
+        if split != "train":
+            need_labels(encoded)
         for what, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
     check_texts(source, every_text(splits["train"].examples), progress.say)
-    return Prepared(*build(tuning, source), tokenizer, rows, splits)
+    logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
+    return Prepared(*built, tokenizer, rows, splits, _made_once(sharded_step), logits)
+
+
+def _made_once(make_step: MakeStep) -> MakeStep:
+    """Give all seeds, whose experiments differ in nothing else, the step that the first of them makes."""
+    made: list[Step] = []
+
+    def make(experiment: Experiment, phase: Phase, mesh: jax.sharding.Mesh) -> Step:
+        if not made:
+            made.append(make_step(experiment, phase, mesh))
+        return made[0]
+
+    return make
+
+
+@contextmanager
+def _mendable() -> Iterator[None]:
+    """Turn what objects refuse at construction into what a user is told to mend."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{error}") from error
 
 
 def build(tuning: FineTuning, source: Model) -> Built:
@@ -197,7 +232,10 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
     judge = _Judge(tuning, prepared, folder)
     result: Result = {"seed": seed}
     try:
-        fit(experiment_of(tuning, prepared, seed), folder, progress=progress, judge=judge)
+        fit(
+            experiment_of(tuning, prepared, seed), folder, progress=progress, judge=judge,
+            make_step=prepared.make_step, source=prepared.splits["train"],
+        )  # fmt: skip
     except FloatingPointError as error:
         result |= {"failed": str(error)}
     best = read_json(folder / "best.json")
@@ -216,7 +254,6 @@ class _Judge:
     def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
         self._mesh = Mesh().mesh(tuning.recipe.batch_size)
-        self._logits = jax.jit(lambda params, batch: prepared.model.task_logits(gathered(params), batch))
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics; the model with the best first one is written to `best`."""
@@ -225,7 +262,7 @@ class _Judge:
             params = _in_range(params, task.scale)
 
         def logits(batch: Batch) -> Any:
-            return self._logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
+            return self._prepared.logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
 
         metrics: dict[str, float] = {}
         judgements = {}

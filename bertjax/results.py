@@ -32,6 +32,7 @@ def summarise(results: Sequence[Result], first: str) -> Result:
     candidates = learned or [result for result in results if result["best"]]
     chosen = max(candidates, key=lambda result: result["best"]["metrics"][first], default=None)
     return {
+        "chosen_by": first,
         "metrics": metrics,
         "best_seed": chosen["seed"] if chosen else None,
         "failed": {result["seed"]: result["failed"] for result in results if "failed" in result},
@@ -41,17 +42,19 @@ def summarise(results: Sequence[Result], first: str) -> Result:
 
 def table(summary: Mapping[str, Any]) -> str:
     """Write a summary, with its task and init, as a table in Markdown."""
+    first = summary["chosen_by"]
     names = next((list(result["last"]) for result in summary["seeds"] if result["last"]), [])
+    names.sort(key=lambda name: name != first)
     lines = [
         f"# {summary['task']} from {summary['init']}",
         "",
-        f"| seed | {' | '.join(names)} | at its best | step | note |",
+        f"| seed | {' | '.join(names)} | best {first} | step | note |",
         f"|---|{'---:|' * (len(names) + 2)}---|",
     ]
     for result in summary["seeds"]:
         last, best = result["last"], result["best"]
         cells = [f"{last[name]:.4f}" if name in last else "–" for name in names]
-        at_best = f"{best['metrics'][names[0]]:.4f} | {best['step']}" if best and names else "– | –"
+        at_best = f"{best['metrics'][first]:.4f} | {best['step']}" if best else "– | –"
         lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {result.get('failed', '')} |")
     for what in ("median", "q1", "q3"):
         cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]

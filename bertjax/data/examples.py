@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A text and the character of the context where it begins."""
+    """A text and the character of the context where it begins, -1 where it does not stand where the data say."""
 
     text: str
     start: int

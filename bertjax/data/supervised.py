@@ -369,12 +369,13 @@ def _tags(rows: TaskRows, examples: list[Words], tokenizer: Tokenizer, notes: No
 
 def _tag_numbers(task: Task, example: Words, notes: Notes) -> list[int]:
     """Number the tags of a sentence, in whatever scheme they are; IOB2 is what is learned."""
-    for tag in example.tags:
+    for place, tag in enumerate(example.tags, 1):
         if tag != "O" and not re.fullmatch(r"[BIELSU]-.+", tag):
-            raise InputError(f"{example.origin}: {tag!r} is no tag: O, or B-, I-, E-, S-, L-, U- and a type")
+            where = f"{example.origin}, word {place}"
+            raise InputError(f"{where}: {tag!r} is no tag: O, or B-, I-, E-, S-, L-, U- and a type")
     tags = to_iob2(example.tags)
     notes["tags in another scheme than IOB2, converted"] += sum(a != b for a, b in zip(tags, example.tags, strict=True))
-    return [task.number(example.origin, tag) for tag in tags]
+    return [task.number(f"{example.origin}, word {place}", tag) for place, tag in enumerate(tags, 1)]
 
 
 def _pieces_of_words(example: Words, tokenizer: Tokenizer, notes: Notes) -> tuple[np.ndarray, np.ndarray]:
@@ -469,10 +470,10 @@ def sliding_windows(size: int, room: int, stride: int) -> Iterable[tuple[int, in
 
 
 def _pieces_of_answer(example: Question, context: Encoding) -> tuple[int, int] | None:
-    """Find the first and the last piece of the first answer; none where it has none."""
-    if not example.answers:
+    """Find the first and the last piece of the first answer that is in the context; none where there is none."""
+    answer = next((answer for answer in example.answers if answer.start >= 0), None)
+    if answer is None:
         return None
-    answer = example.answers[0]
     touched = np.flatnonzero(
         (context.offsets[:, 0] < answer.start + len(answer.text)) & (context.offsets[:, 1] > answer.start)
     )

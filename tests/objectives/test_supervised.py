@@ -103,6 +103,32 @@ def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head)
     assert set(np.asarray(beams.starts_BS)[likely].tolist()) <= allowed and int(likely.sum()) == B * min(5, head.starts)
 
 
+def test_alberts_head_is_xlnets_with_the_classification_token_first():
+    """Against google-research/albert squad_utils.py create_v2_model, derived anew in numpy."""
+    head, context, starts = xlnet_span_head(NARROW, 0), jnp.array([[0, 1, 1, 1, 1, 0]] * B), np.array([2, 4, 0])
+    params = head.init(KEY, X, context)["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), params)
+    p, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, X))
+    hidden = np.array([[False, False, False, False, False, True]] * B)  # the rest is context, or the first token
+
+    def dense(name, inputs):
+        return inputs @ p[name]["kernel"] + p[name].get("bias", 0.0)
+
+    start = dense("start", x)[..., 0]
+    chances = np.where(hidden, 0, np.exp(start))
+    expected = np.einsum("bl,bld->bd", chances / chances.sum(-1, keepdims=True), x)
+    none = dense("answer", np.tanh(dense("answer_hidden", np.concatenate([expected, x[:, 0]], -1))))[:, 0]
+    given = np.repeat(x[np.arange(B), starts][:, None], L, axis=1)
+    joined = np.tanh(dense("end_hidden", np.concatenate([x, given], -1)))
+    normed = (joined - joined.mean(-1, keepdims=True)) / np.sqrt(joined.var(-1, keepdims=True) + 1e-12)
+    end = dense("end", normed * p["end_norm"]["scale"] + p["end_norm"]["bias"])[..., 0]
+    said = head.apply({"params": params}, X, context, starts)
+    np.testing.assert_allclose(said.start_BL[~hidden], start[~hidden], atol=1e-4)
+    np.testing.assert_allclose(said.end_BL[~hidden], end[~hidden], atol=1e-4)
+    np.testing.assert_allclose(said.unanswerable_B, none, atol=1e-4)
+    assert "bias" not in p["answer"] and float(said.start_BL[0, 5]) < -1e8
+
+
 def test_a_model_begins_with_the_lower_layers_a_pooler_and_a_head_of_another():
     objective = supervised(small_bert(), labelled.classes, "classify", PAIR, pooler_of="pair", renewed=1)
     params = jax.eval_shape(objective.init, KEY, {"tokens": MASK, "mask": MASK})
