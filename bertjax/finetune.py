@@ -46,7 +46,7 @@ from bertjax.sharding import gathered, place_batch
 from bertjax.spans import xlnet_span_head
 from bertjax.train import Step, fit, sharded_step
 from bertjax.types import Objective, Params
-from bertjax.workdir import claimed
+from bertjax.workdir import claimed, record_experiment
 
 _SCORES: Mapping[str, tuple[str, Score]] = {
     "classify": ("classify", supervised.classes),
@@ -70,13 +70,17 @@ MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
 
 
 class Prepared(NamedTuple):
-    """What all seeds have in common. splits: the encoded data. make_step, logits: compiled once, by the first seed."""
+    """What all seeds have in common.
+
+    digest: of data and tokenizer. splits: the encoded data. make_step, logits: compiled once, by the first seed.
+    """
 
     model: Published
     objective: Objective
     config: dict[str, Any]
     tokenizer: Tokenizer
     rows: TaskRows
+    digest: str
     splits: dict[str, Encoded]
     make_step: MakeStep
     logits: Callable[[Params, Any], Any]
@@ -126,7 +130,7 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
     check_texts(source, every_text(splits["train"].examples), progress.say)
     logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
-    return Prepared(*built, tokenizer, rows, splits, _made_once(sharded_step), logits)
+    return Prepared(*built, tokenizer, rows, rows.digest(), splits, _made_once(sharded_step), logits)
 
 
 def _made_once(make_step: MakeStep) -> MakeStep:
@@ -224,18 +228,19 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
 
 
 def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> Result:
-    """Train one seed, or read its result where it has one already."""
-    folder = workdir / f"seed-{seed}"
+    """Train one seed, or read its result where it has one already. Raises InputError for one of other settings."""
+    folder, experiment = workdir / f"seed-{seed}", experiment_of(tuning, prepared, seed)
     if found := read_json(folder / "result.json"):
+        record_experiment(folder, experiment)
+        if found.get("data") != prepared.digest:
+            raise InputError(f"{folder} has a result on other data than {tuning.data}: choose another --workdir")
         return found
     progress.say(f"seed {seed}")
     judge = _Judge(tuning, prepared, folder)
-    result: Result = {"seed": seed}
+    result: Result = {"seed": seed, "data": prepared.digest}
     try:
-        fit(
-            experiment_of(tuning, prepared, seed), folder, progress=progress, judge=judge,
-            make_step=prepared.make_step, source=prepared.splits["train"],
-        )  # fmt: skip
+        source = prepared.splits["train"]
+        fit(experiment, folder, progress=progress, judge=judge, make_step=prepared.make_step, source=source)
     except FloatingPointError as error:
         result |= {"failed": str(error)}
     best = read_json(folder / "best.json")

@@ -42,7 +42,7 @@ def said(logits: Logits, encoded: Encoded, batch_size: int) -> Iterator[Said]:
 _READ = ("tokens", "mask", "types", "context")
 
 
-def of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
+def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
     """Return what is said of rows, or of the options of each, in order: logits [R, C]."""
     found = {each.row: each.logits for each in said(logits, encoded, batch_size)}
     scores_RC = np.stack([found[row] for row in range(len(encoded))])
@@ -51,7 +51,7 @@ def of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
     return scores_RC
 
 
-def of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
+def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
     """Return for each sentence the logits [words, C] at the first pieces of its words."""
     found: list[dict[int, np.ndarray]] = [{} for _ in encoded.examples]
     for row, logits_LC, length in said(logits, encoded, batch_size):
@@ -129,11 +129,11 @@ def judged(encoded: Encoded, logits: Logits, batch_size: int) -> Judgement:
     if task.kind == "span":
         return _judged_answers(encoded, answers_of(logits, encoded, batch_size))
     if task.kind == "tag":
-        tags = tags_of(task, of_words(logits, encoded, batch_size))
+        tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
         return Judgement({"entity_f1": entity_f1(gold, tags)}, tags)
     assert encoded.labels is not None  # all examples have one
-    scores_RC = of_rows(logits, encoded, batch_size)
+    scores_RC = logits_of_rows(logits, encoded, batch_size)
     predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
     return Judgement(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
 

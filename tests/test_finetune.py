@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -115,7 +116,14 @@ def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(
     short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=3), seeds=2)
     both = finetune(short, tmp_path / "both")
     assert sorted(opened) == ["train", "validation"] and len(made) == 1
-    assert made[0]._cache_size() == both["programs"]["train"] - (len(both["programs"]) > 2)
+    assert made[0]._cache_size() == 2  # for rows of at most 8 and of at most 16
+    # What is there is of these settings and data: others are refused.
+    with pytest.raises(InputError, match=r"learning_rate.*is 0\.01 there, 0\.02 here"):
+        finetune(dataclasses.replace(short, recipe=short.recipe.changed(learning_rate=0.02)), tmp_path / "both")
+    other = shutil.copytree(tuning.data, tmp_path / "other")
+    (other / "dev.tsv").write_text("text\tlabel\ngood\tyes\n")
+    with pytest.raises(InputError, match="seed-0 has a result on other data"):
+        finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
     alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
     assert alone["seeds"][0]["last"] == both["seeds"][1]["last"]
     logs = [(tmp_path / run / "seed-1" / "log.jsonl").read_bytes() for run in ("both", "alone")]
