@@ -185,13 +185,20 @@ def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key)
 
 
 def fit(
-    experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None, judge: Judge | None = None
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    progress: Progress | None = None,
+    judge: Judge | None = None,
+    make_step: Callable[[Experiment, Phase, Mesh], Step] = sharded_step,
+    source: Source | None = None,
 ) -> State:
     """Train an experiment in a work folder, from its newest checkpoint if it has one, and return the final state.
 
-    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. Raises
-    InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no longer
-    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. make_step,
+    source: of runs that differ in their seeds alone, one step that is compiled once, and training rows that are open
+    already. Raises InputError for whatever can be told before training, FloatingPointError where the loss or the
+    gradient is no longer finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress = progress or Progress()
     run = experiment.run
@@ -225,8 +232,9 @@ def fit(
             if step >= end:
                 continue
             judging = judge or _loss_held_out(experiment, phase, mesh, progress)
-            batches = _batches(experiment, phase, mesh, step - begin, stop, progress)
-            update = sharded_step(experiment, phase, mesh)
+            rows = source or opened(phase.rows, "train", progress)
+            batches = _batches(experiment, phase, rows, mesh, step - begin, stop)
+            update = make_step(experiment, phase, mesh)
             watch.start_phase(phase)
             while step < end:
                 profile.before(step + 1, state)
@@ -263,11 +271,10 @@ def _loss_held_out(experiment: Experiment, phase: Phase, mesh: Mesh, progress: P
 
 
 def _batches(
-    experiment: Experiment, phase: Phase, mesh: Mesh, start: int, stop: "_Stop", progress: Progress
+    experiment: Experiment, phase: Phase, source: Source, mesh: Mesh, start: int, stop: "_Stop"
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield what this process holds of each batch of a phase and, if there are others, whether it was asked to stop."""
     held = held_rows(mesh, phase.batch_size)
-    source = opened(phase.rows, "train", progress)
     for rows in training_batches(source, phase.batch_size, phase.steps, experiment.seed, start=start, held=held):
         if jax.process_count() > 1:
             rows["stop"] = np.full(len(held), stop.signal > 0, np.int32)

@@ -68,9 +68,10 @@ def _finetune(options: argparse.Namespace) -> None:
     from bertjax import processes
     from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_described
-    from bertjax.finetune import finetune, table
+    from bertjax.finetune import finetune
     from bertjax.recipe import FineTuning
     from bertjax.report import Progress
+    from bertjax.results import table
     from bertjax.train import Interrupted
 
     processes.join()
