@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.random import hash_bits
-from bertjax.sharding import all_but_gathered, first_row, gathered_layer, looked_up, splits_parameters
+from bertjax.sharding import first_row, gathered_layer, looked_up, splits_parameters
 from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
@@ -339,14 +339,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing."""
+"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing.
 
-
-def remat_policy(remat: str) -> Any:
-    """Find the policy of a name in REMAT; None where everything is kept. What was gathered never is."""
-    if REMAT[remat] is None and splits_parameters():
-        return all_but_gathered
-    return REMAT[remat]
+Everything is also its parameters where they were gathered, 2 bytes each: a policy that keeps all but these would reach
+into what is `recomputed`, and keep six arrays [B, L, D] of a layer instead.
+"""
 
 
 def check_encoder(encoder: Any) -> None:
@@ -378,7 +375,7 @@ def stack(
     """
     if splits_parameters():
         layer = nn.map_variables(layer, "params", partial(gathered_layer, dtype=dtype), init=initializing)
-    if (policy := remat_policy(remat)) is not None:
+    if (policy := REMAT[remat]) is not None:
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
     return nn.scan(
         layer,

@@ -185,15 +185,6 @@ def splits_parameters() -> bool:
     return _ambient() is not None
 
 
-def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keep everything for the backward pass but what was moved by `_moved`: a policy of `jax.checkpoint`.
-
-    To keep what was gathered would keep the whole model. A name (`checkpoint_name`) does not prevent that: what it is
-    given to is then kept in its place.
-    """
-    return primitive.name != "linear_call"
-
-
 def by_copy(function: Callable[[Params, Any, Key], Any]) -> Callable[[Params, Any, Key], Any]:
     """Run a function (params, batch, rng) beside each copy of the parameters, on the rows of the batch that are there.
 
