@@ -11,7 +11,8 @@ head=electra for ELECTRA. transformers knows the plain ones, and XLNet's for XLN
 BERT-base 81 exact and 88.5 F1 on 1.1, BERT-large about 83 F1 on 2.0.
 
 Deviations: Adam corrects its bias; XLNet's decay by layer scales updates, where its own code scales gradients, which
-Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token.
+Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token;
+answers have at most 30 pieces, where XLNet's had 64.
 """
 
 from typing import Literal
