@@ -136,7 +136,8 @@ def latest_step(run: Path) -> Path:
     steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     if not steps:
         raise InputError(
-            f"no checkpoint in {run}: give the work folder of a run, one of its checkpoints, or a Hugging Face folder"
+            f"no checkpoint in {run}: give the work folder of a run, one of its checkpoints, `best` of a fine-tuning, "
+            "or a Hugging Face folder"
             if run.is_dir()
             else f"there is no folder {run}"
         )

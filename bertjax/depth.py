@@ -12,8 +12,10 @@ def layerwise(N: int, decay: float = 1.0, *, skipped: int = 0, frozen: int = 0) 
 
     Embeddings, and whatever else lies under the layers, come after the first layer. skipped: 1 is ELECTRA as published,
     -1 gives the last layer the rate of the head, as XLNet. frozen: so many of the lowest layers, and the embeddings
-    under them, are not trained. Layers that are all one (ALBERT) have the last one's rate. Raises ValueError for a
-    decay that is no share in (0, 1], and for more frozen layers than there are.
+    under them, are not trained. That keeps what they know, but saves no time unless all layers are frozen: a scan runs
+    back through all of them, so their gradients are computed and dropped. Layers that are all one (ALBERT) have the
+    last one's rate. Raises ValueError for a decay that is no share in (0, 1], and for more frozen layers than there
+    are.
 
     XLNet's own code scales gradients, which Adam undoes, and leaves the embeddings; here updates are scaled.
     """

@@ -6,7 +6,8 @@ from typing import Literal
 from bertjax import checkpoint
 from bertjax.config import from_json
 from bertjax.errors import InputError
-from bertjax.huggingface.convert import family_for, write_model
+from bertjax.huggingface.configuration import family_for
+from bertjax.huggingface.convert import write_model
 from bertjax.huggingface.folder import is_huggingface, read_config
 from bertjax.model import Model, Wrapping, load, part_of, served, what_was_said
 from bertjax.models.encoder import Encoder

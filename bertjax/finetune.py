@@ -3,15 +3,16 @@
 <workdir>/tokenizer/        the model's, with which the texts are encoded
           seed-0/, …        a run each: see bertjax.workdir; its checkpoints go once its result is there
           seed-0/result.json   the metrics of its best evaluation and of its last one
-          best/             the best model of all seeds, to be loaded, and what it predicts on the validation split
+          seed-0/predictions/  what its best model says of each validation split
+          best/             the best model of all seeds, to be loaded
           results.json      all of it: median and quartiles over seeds, which of them failed
 """
 
 import dataclasses
-import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,18 +20,17 @@ import jax
 import numpy as np
 
 from bertjax import checkpoint
-from bertjax.answers import write_predictions
-from bertjax.belongs import check_texts, check_tokenizer
+from bertjax.compatible import check_texts, check_tokenizer
 from bertjax.config import Experiment, Phase, to_json
-from bertjax.data.examples import Choice, Example, Question, Texts, Words
+from bertjax.data.examples import every_text
 from bertjax.data.source import Batch
 from bertjax.data.supervised import Encoded, TaskRows
 from bertjax.data.tokenizer import Tokenizer, save_tokenizer
 from bertjax.errors import InputError
 from bertjax.export import architecture_of
-from bertjax.frames import is_cls_last, layout_of
-from bertjax.huggingface.heads import task_head
-from bertjax.judge import Judgement, constant_answer, judged
+from bertjax.huggingface.heads import TaskHead, task_head
+from bertjax.judge import Judgement, constant_answer, judged, need_labels
+from bertjax.layouts import is_cls_last, layout_of
 from bertjax.model import Model, load
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised
@@ -39,13 +39,14 @@ from bertjax.objectives.supervised import BeamSpans, Score, Supervised
 from bertjax.published import Published
 from bertjax.recipe import FineTuning
 from bertjax.report import Progress
-from bertjax.rules import Rules
+from bertjax.results import Result, last_metrics, read_json, summarise, table, timing, write_json, write_predicted
+from bertjax.rules import Rules, name_of
 from bertjax.sharding import Layout as Mesh
 from bertjax.sharding import gathered, place_batch
-from bertjax.spans import BeamSpanHead, electra_span_head, xlnet_span_head
-from bertjax.train import fit
+from bertjax.spans import xlnet_span_head
+from bertjax.train import Step, fit, sharded_step
 from bertjax.types import Objective, Params
-from bertjax.workdir import claimed
+from bertjax.workdir import claimed, record_experiment
 
 _SCORES: Mapping[str, tuple[str, Score]] = {
     "classify": ("classify", supervised.classes),
@@ -57,15 +58,32 @@ _SCORES: Mapping[str, tuple[str, Score]] = {
 """Kind of task -> its head among published.TASKS, and how it is scored."""
 
 
-class Prepared(NamedTuple):
-    """What all seeds have in common. config: what a model that comes of it is written with."""
+class Built(NamedTuple):
+    """A model with the head of a task, what trains it, and what is written beside its parameters."""
 
-    objective: Objective
     model: Published
+    objective: Objective
+    config: dict[str, Any]
+
+
+MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
+
+
+class Prepared(NamedTuple):
+    """What all seeds have in common.
+
+    digest: of data and tokenizer. splits: the encoded data. make_step, logits: compiled once, by the first seed.
+    """
+
+    model: Published
+    objective: Objective
     config: dict[str, Any]
     tokenizer: Tokenizer
     rows: TaskRows
+    digest: str
     splits: dict[str, Encoded]
+    make_step: MakeStep
+    logits: Callable[[Params, Any], Any]
 
 
 def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -78,11 +96,13 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
     check_tokenizer(source, tuning.init)
     with claimed(workdir) as folder:
         prepared = prepare(tuning, source, folder, progress)
+        with _mendable():
+            experiment_of(tuning, prepared, tuning.first_seed)
         results = []
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
             results.append(_run_seed(tuning, prepared, seed, folder, progress))
-            summary = summarise(tuning, prepared, results)
-            _write_json(folder / "results.json", summary)
+            summary = _about(tuning, prepared) | summarise(results, tuning.task.metrics[0])
+            write_json(folder / "results.json", summary)
             (folder / "results.md").write_text(table(summary))
             _keep_best(folder, summary)
     return summary
@@ -95,69 +115,92 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     if longest is not None and recipe.length > longest:
         raise InputError(f"recipe.length={recipe.length}, but {tuning.init} has {longest} positions: use fewer")
     save_tokenizer(tokenizer, folder / "tokenizer")
-    layout = layout_of(source)
-    rows = TaskRows(
-        tuning.task, tuning.data, str(folder / "tokenizer"), layout, recipe.length,
-        tuning.stride, tuning.question, tuning.ending, recipe.both_orders,
-    )  # fmt: skip
+    with _mendable():
+        built = build(tuning, source)
+        rows = TaskRows(
+            tuning.task, tuning.data, str(folder / "tokenizer"), layout_of(source), recipe.length,
+            tuning.stride, tuning.question, tuning.ending, recipe.both_orders, recipe.unit_range,
+        )  # fmt: skip
     others = [split for split in rows.splits() if split.startswith("validation_")]
     splits = {split: rows.open(split) for split in ("train", "validation", *others)}
     for split, encoded in splits.items():
+        if split != "train":
+            need_labels(encoded)
         for what, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
-    check_texts(source, texts_of(splits["train"].examples), progress.say)
-    model, objective, config = build(tuning, source)
-    return Prepared(objective, model, config, tokenizer, rows, splits)
+    check_texts(source, every_text(splits["train"].examples), progress.say)
+    logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
+    return Prepared(*built, tokenizer, rows, rows.digest(), splits, _made_once(sharded_step), logits)
 
 
-def build(tuning: FineTuning, source: Model) -> tuple[Published, Objective, dict[str, Any]]:
+def _made_once(make_step: MakeStep) -> MakeStep:
+    """Give all seeds, whose experiments differ in nothing else, the step that the first of them makes."""
+    made: list[Step] = []
+
+    def make(experiment: Experiment, phase: Phase, mesh: jax.sharding.Mesh) -> Step:
+        if not made:
+            made.append(make_step(experiment, phase, mesh))
+        return made[0]
+
+    return make
+
+
+@contextmanager
+def _mendable() -> Iterator[None]:
+    """Turn what objects refuse at construction into what a user is told to mend."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{error}") from error
+
+
+def build(tuning: FineTuning, source: Model) -> Built:
     """Put the head of the task on the encoder of a trained model; say what of that model is taken over."""
     task, recipe = tuning.task, tuning.recipe
-    name, score = _SCORES[task.kind]
-    notes = source.config.get("huggingface", {})
-    original, architecture = dict(notes.get("config", {})), architecture_of(source)
-    heads = dict(getattr(source.objective, "heads", {}))
-    cls_last = is_cls_last(source)
-    encoder = source.encoder.clone(dtype=tuning.dtype)
-    classes = {"classify": len(task.labels), "tag": len(task.labels), "span": 2}.get(task.kind, 1)
-    if tuning.head == "plain":
-        head, pooler_of, class_name = task_head(name, encoder, heads, classes, original, architecture)
-    else:
-        name, score = "beams", BeamSpans()
-        head, pooler_of, class_name = conditional_head(tuning.head, encoder, cls_last=cls_last), "", ""
-        if encoder.__class__ is XLNet and tuning.head == "xlnet":
-            class_name = "XLNetForQuestionAnswering"
-    if recipe.dropout is not None:
-        rates = {field: recipe.dropout for field in ("dropout", "input_dropout") if getattr(head, field, 0)}
-        head = head.clone(**cast(Any, {"dropout": recipe.dropout} | rates))
+    encoder, cls_last = source.encoder.clone(dtype=tuning.dtype), is_cls_last(source)
+    name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
+    head = _head(tuning, source, encoder, name)
     labels = task.labels if task.kind in ("classify", "tag") else ()
-    model = Published(encoder, ((name, head),), cls_last, labels)
+    model = Published(encoder, ((name, head.module),), cls_last, labels)
     inherited: Rules = ((r".*", True),)
-    if name in heads and not _same_classes(source.objective, heads[name], head, labels):
+    theirs = getattr(source.objective, "heads", {}).get(name)
+    if theirs is not None and (recipe.unit_range or not _same_classes(source.objective, theirs, head.module, labels)):
         inherited = ((r"^head/\w+/classifier/", False), *inherited)
     if recipe.renewed:
         inherited = ((r"^head/\w+/pooler/", False), *inherited)
-    plain = Supervised(model, score, inherited, recipe.renewed, pooler_of)
+    plain = Supervised(model, score, inherited, recipe.renewed, head.pooler_of)
     objective = SiFT(plain, weight=recipe.adversary) if recipe.adversary else plain
-    if original:
+    config = {"objective": to_json(model), "architecture": architecture_of(source)}
+    if original := _original(source):
         kept = {key: value for key, value in original.items() if key != "architectures"}
-        notes = {"config": kept | ({"architectures": [class_name]} if class_name else {}), "ignored": {}}
-    config = {"objective": to_json(model), "architecture": architecture} | ({"huggingface": notes} if original else {})
-    return model, objective, config
+        named = {"architectures": [head.class_name]} if head.class_name else {}
+        config["huggingface"] = {"config": kept | named, "ignored": {}}
+    return Built(model, objective, config)
 
 
-def texts_of(examples: Sequence[Example]) -> Iterator[str]:
-    """Yield all texts of examples."""
-    for example in examples:
-        match example:
-            case Texts(texts=texts):
-                yield from texts
-            case Words(words=words):
-                yield " ".join(words)
-            case Question(question=question, context=context):
-                yield from (question, context)
-            case Choice(context=context, endings=endings):
-                yield from (context, *endings)
+def _original(source: Model) -> dict[str, Any]:
+    """Return config.json of the Hugging Face folder that a model came from at first; empty where from none."""
+    return dict(source.config.get("huggingface", {}).get("config", {}))
+
+
+def _head(tuning: FineTuning, source: Model, encoder: Any, name: str) -> TaskHead:
+    """Make the head of the task, with the dropout of the recipe."""
+    task, dropout = tuning.task, tuning.recipe.dropout
+    if tuning.head is None:
+        classes = {"classify": len(task.labels), "tag": len(task.labels), "span": 2}.get(task.kind, 1)
+        heads = dict(getattr(source.objective, "heads", {}))
+        head = task_head(name, encoder, heads, classes, _original(source), architecture_of(source))
+    else:
+        # Of conditional heads transformers has XLNet's alone.
+        theirs = isinstance(encoder, XLNet) and tuning.head is xlnet_span_head
+        made = tuning.head(encoder, -1 if is_cls_last(source) else 0)
+        head = TaskHead(made, "", "XLNetForQuestionAnswering" if theirs else "")
+    if dropout is None:
+        return head
+    others = {field: dropout for field in ("input_dropout",) if getattr(head.module, field, 0)}
+    return head._replace(module=head.module.clone(**cast(Any, {"dropout": dropout} | others)))
 
 
 def _same_classes(objective: Any, theirs: Any, ours: Any, labels: tuple[str, ...]) -> bool:
@@ -165,15 +208,6 @@ def _same_classes(objective: Any, theirs: Any, ours: Any, labels: tuple[str, ...
     given = getattr(objective, "labels", ())
     named = any(not re.fullmatch(r"LABEL_\d+", label) for label in given)
     return getattr(theirs, "C", 0) == getattr(ours, "C", 0) and (not named or given == labels)
-
-
-def conditional_head(family: str, encoder: Any, *, cls_last: bool) -> BeamSpanHead:
-    """Make the span head of XLNet or of ELECTRA for any encoder."""
-    if family == "xlnet":
-        head = xlnet_span_head(encoder.D, encoder.initializer, encoder.dtype)
-    else:
-        head = electra_span_head(encoder.D, encoder.dtype)
-    return head.clone(position=-1 if cls_last else 0)
 
 
 def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experiment:
@@ -193,25 +227,28 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
     )
 
 
-def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> dict[str, Any]:
-    """Train one seed, or read its result where it has one already."""
-    folder = workdir / f"seed-{seed}"
-    if (folder / "result.json").exists():
-        found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> Result:
+    """Train one seed, or read its result where it has one already. Raises InputError for one of other settings."""
+    folder, experiment = workdir / f"seed-{seed}", experiment_of(tuning, prepared, seed)
+    if found := read_json(folder / "result.json"):
+        record_experiment(folder, experiment)
+        if found.get("data") != prepared.digest:
+            raise InputError(f"{folder} has a result on other data than {tuning.data}: choose another --workdir")
         return found
     progress.say(f"seed {seed}")
     judge = _Judge(tuning, prepared, folder)
-    result: dict[str, Any] = {"seed": seed}
+    result: Result = {"seed": seed, "data": prepared.digest}
     try:
-        fit(experiment_of(tuning, prepared, seed), folder, progress=progress, judge=judge)
+        source = prepared.splits["train"]
+        fit(experiment, folder, progress=progress, judge=judge, make_step=prepared.make_step, source=source)
     except FloatingPointError as error:
         result |= {"failed": str(error)}
-    best = _read_json(folder / "best.json")
-    last, first = _last_metrics(folder), tuning.task.metrics[0]
+    best = read_json(folder / "best.json")
+    last, first = last_metrics(folder), tuning.task.metrics[0]
     if "failed" not in result and last[first] <= constant_answer(prepared.splits["validation"]):
         result |= {"failed": "no better than always the same answer"}
-    result |= {"best": best, "last": last} | _timing(folder)
-    _write_json(folder / "result.json", result)
+    result |= {"best": best, "last": last} | timing(folder)
+    write_json(folder / "result.json", result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # with moments, three times the model
     return result
 
@@ -222,24 +259,26 @@ class _Judge:
     def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
         self._mesh = Mesh().mesh(tuning.recipe.batch_size)
-        self._logits = jax.jit(lambda params, batch: prepared.model.task_logits(gathered(params), batch))
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics; the model with the best first one is written to `best`."""
+        task, recipe = self._tuning.task, self._tuning.recipe
+        if recipe.unit_range and task.scale:
+            params = _in_range(params, task.scale)
 
         def logits(batch: Batch) -> Any:
-            return self._logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
+            return self._prepared.logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
 
         metrics: dict[str, float] = {}
         judgements = {}
         for split, encoded in self._prepared.splits.items():
             if split == "train":
                 continue
-            judgements[split] = judged(encoded, logits, self._tuning.recipe.batch_size)
+            judgements[split] = judged(encoded, logits, recipe.batch_size)
             of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
             metrics |= {f"{name}{of_split}": value for name, value in judgements[split].metrics.items()}
-        best = _read_json(self._folder / "best.json")
-        first = self._tuning.task.metrics[0]
+        best = read_json(self._folder / "best.json")
+        first = task.metrics[0]
         if not best or metrics[first] > best["metrics"][first]:
             self._keep(step, params, metrics, judgements)
         return metrics
@@ -254,63 +293,24 @@ class _Judge:
         shutil.rmtree(self._folder / "best", ignore_errors=True)
         partial.rename(self._folder / "best")
         for split, judgement in judgements.items():
-            _write_predictions(self._folder / "predictions" / split, self._prepared.splits[split], judgement)
-        _write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+            write_predicted(self._folder / "predictions" / split, self._prepared.splits[split], judgement)
+        write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
 
 
-def _write_predictions(folder: Path, encoded: Encoded, judgement: Judgement) -> None:
-    """Write what was predicted: of SQuAD the official files, else a JSON line an example."""
-    task = encoded.rows_of.task
-    if task.kind == "span":
-        write_predictions(folder, judgement.predicted, unanswerable=task.unanswerable)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    names = task.labels if task.kind == "classify" else ()
-    lines = [
-        {"example": example.origin, "predicted": names[said] if names else said}
-        for example, said in zip(encoded.examples, judgement.predicted, strict=True)
-    ]
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def _in_range(params: Params, scale: tuple[float, float]) -> Params:
+    """Let a model that learned shares of a range predict numbers of that range, by its last layer."""
+    low, high = scale
+
+    def stretched(path: Any, leaf: Any) -> Any:
+        if not re.search(r"^head/\w+/classifier/", name_of(path)):
+            return leaf
+        return leaf * (high - low) + (low if name_of(path).endswith("/bias") else 0.0)
+
+    return cast(Params, jax.tree_util.tree_map_with_path(stretched, params))
 
 
-def _timing(folder: Path) -> dict[str, float]:
-    """Add up what the run's timing says: milliseconds of a step, and the share of them that it waited for data."""
-    path = folder / "timing.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not lines:  # too short a run to be timed
-        return {}
-    step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
-    return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}
-
-
-def _last_metrics(folder: Path) -> dict[str, float]:
-    """Read the metrics of the last evaluation from the log of a run."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    found = [line for line in lines if any(name.startswith("validation/") for name in line)]
-    return (
-        {name.removeprefix("validation/"): value for name, value in found[-1].items() if name != "step"}
-        if found
-        else {}
-    )
-
-
-def summarise(tuning: FineTuning, prepared: Prepared, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put the results of seeds together: median and quartiles of the last evaluation, over the seeds that learned."""
-    learned = [result for result in results if "failed" not in result]
-    first = tuning.task.metrics[0]
-    metrics = {}
-    for name in learned[0]["last"] if learned else ():
-        values = [result["last"][name] for result in learned]
-        if values:
-            q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-            metrics[name] = {
-                "median": median,
-                "q1": q1,
-                "q3": q3,
-                "best": max(r["best"]["metrics"][name] for r in learned),
-            }
-    judged = learned or [result for result in results if result["best"]]  # better one that failed than none
-    best = max(judged, key=lambda result: result["best"]["metrics"][first], default=None)
+def _about(tuning: FineTuning, prepared: Prepared) -> Result:
+    """Say what the results are of. programs: how many lengths rows come in, so many programs are compiled."""
     return {
         "task": tuning.task.name,
         "init": tuning.init,
@@ -318,32 +318,7 @@ def summarise(tuning: FineTuning, prepared: Prepared, results: list[dict[str, An
         "train": len(prepared.splits["train"].examples),
         "validation": len(prepared.splits["validation"].examples),
         "programs": {name: len(np.unique(rows.buckets)) for name, rows in prepared.splits.items()},
-        "metrics": metrics,
-        "best_seed": best["seed"] if best else None,
-        "failed": {result["seed"]: result["failed"] for result in results if "failed" in result},
-        "seeds": results,
     }
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """Write a summary as a table in Markdown."""
-    names = next((list(result["last"]) for result in summary["seeds"] if result["last"]), [])
-    lines = [
-        f"# {summary['task']} from {summary['init']}",
-        "",
-        f"| seed | {' | '.join(names)} | at its best | step | note |",
-        f"|---|{'---:|' * (len(names) + 2)}---|",
-    ]
-    for result in summary["seeds"]:
-        last, best = result["last"], result["best"]
-        cells = [f"{last[name]:.4f}" if name in last else "–" for name in names]
-        at_best = f"{best['metrics'][names[0]]:.4f} | {best['step']}" if best and names else "– | –"
-        lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {result.get('failed', '')} |")
-    for what in ("median", "q1", "q3"):
-        cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
-        lines.append(f"| {what} | {' | '.join(cells)} | | | |")
-    lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
-    return "\n".join(lines) + "\n"
 
 
 def _keep_best(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -357,14 +332,3 @@ def _keep_best(folder: Path, summary: Mapping[str, Any]) -> None:
             kept.rename(folder / "best")
         else:
             shutil.rmtree(kept)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file at once: a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)

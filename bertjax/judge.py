@@ -9,9 +9,10 @@ import numpy as np
 from bertjax.answers import Answered, WindowScores, answer_questions, window_scores
 from bertjax.data.examples import Question, Words
 from bertjax.data.source import bucketed
-from bertjax.data.supervised import Encoded
+from bertjax.data.supervised import Encoded, is_labelled
 from bertjax.data.tags import to_iob2
 from bertjax.data.tasks import Task
+from bertjax.errors import InputError
 from bertjax.metrics import entity_f1, score_rows
 from bertjax.spans import Beams
 from bertjax.squad import Gold, score_predictions
@@ -41,7 +42,7 @@ def said(logits: Logits, encoded: Encoded, batch_size: int) -> Iterator[Said]:
 _READ = ("tokens", "mask", "types", "context")
 
 
-def of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
+def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
     """Return what is said of rows, or of the options of each, in order: logits [R, C]."""
     found = {each.row: each.logits for each in said(logits, encoded, batch_size)}
     scores_RC = np.stack([found[row] for row in range(len(encoded))])
@@ -50,7 +51,7 @@ def of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
     return scores_RC
 
 
-def of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
+def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
     """Return for each sentence the logits [words, C] at the first pieces of its words."""
     found: list[dict[int, np.ndarray]] = [{} for _ in encoded.examples]
     for row, logits_LC, length in said(logits, encoded, batch_size):
@@ -67,7 +68,7 @@ def tags_of(task: Task, logits: list[np.ndarray]) -> list[list[str]]:
 def answers_of(
     logits: Logits, encoded: Encoded, batch_size: int, *, threshold: float = 0.0, n_best: int = 20, longest: int = 30
 ) -> list[Answered]:
-    """Answer the questions of `encoded`. See squad.answer_questions.
+    """Answer the questions of `encoded`. See answers.answer_questions.
 
     A conditional head says itself how likely it is that there is no answer: its logit, the lowest of all windows, is
     what exceeds the threshold.
@@ -101,6 +102,7 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
 
 
 def _decided(answered: Answered, odds: float, threshold: float) -> Answered:
+    """Decide anew whether a question has an answer, by other odds."""
     some = next((guess for guess in answered.best if guess.text), None)
     none = next(guess for guess in answered.best if not guess.text)
     return answered._replace(null_odds=odds, answer=some if some is not None and odds <= threshold else none)
@@ -113,18 +115,25 @@ class Judgement(NamedTuple):
     predicted: Any
 
 
+def need_labels(encoded: Encoded) -> None:
+    """Raise InputError where an example has no label, or question no answer, that predictions could be judged by."""
+    for example in encoded.examples:
+        if not is_labelled(example) and not (isinstance(example, Question) and example.answers):
+            raise InputError(f"{example.origin}: no label: models are judged by this split, so all of it needs labels")
+
+
 def judged(encoded: Encoded, logits: Logits, batch_size: int) -> Judgement:
-    """Run the rows of a labelled split and score them. Raises ValueError where labels are missing."""
+    """Run the rows of a labelled split and score them. Raises InputError where labels are missing: see need_labels."""
+    need_labels(encoded)
     task = encoded.rows_of.task
     if task.kind == "span":
         return _judged_answers(encoded, answers_of(logits, encoded, batch_size))
-    if encoded.labels is None:
-        raise ValueError(f"the split of task {task.name} has rows without label: nothing can be judged by it")
     if task.kind == "tag":
-        tags = tags_of(task, of_words(logits, encoded, batch_size))
+        tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
         return Judgement({"entity_f1": entity_f1(gold, tags)}, tags)
-    scores_RC = of_rows(logits, encoded, batch_size)
+    assert encoded.labels is not None  # all examples have one
+    scores_RC = logits_of_rows(logits, encoded, batch_size)
     predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
     return Judgement(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
 

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from bertjax.layers import Drop, attend
 from bertjax.random import finalise, key_words
-from bertjax.sharding import ROWS, ambient_mesh
+from bertjax.sharding import AXES, ROWS, ambient_mesh, first_row
 from bertjax.types import Array
 
 LANES = 128
@@ -62,18 +62,19 @@ def on_devices(
     """
     B, L, H, K = q_BLHK.shape
     word_0, word_1 = jnp.zeros(2, jnp.uint32) if drop.rng is None else key_words(drop.rng)
-    rows_B = finalise(jnp.arange(B, dtype=jnp.uint32) + word_0)
+    rows_B = finalise(jnp.arange(B, dtype=jnp.uint32) + (word_0 + jnp.uint32(first_row(B))))
     heads_H = jnp.arange(H, dtype=jnp.uint32)
     inputs = q_BLHK, k_BLHK, v_BLHK, mask_BL, rows_B, heads_H, word_1
     mesh = ambient_mesh()
     of_device = partial(_of_device, _Run(K, drop.rate, interpret))
     if mesh is None or mesh.size == 1:
         return of_device(*inputs)
-    split = fits(L, H // mesh.shape["tensor"], K) and H % mesh.shape["tensor"] == 0
-    heads = "tensor" if split else None
-    each = PartitionSpec(ROWS, None, heads, None)
-    specs = each, each, each, PartitionSpec(ROWS, None), PartitionSpec(ROWS), PartitionSpec(heads), PartitionSpec()
-    return jax.shard_map(of_device, in_specs=specs, out_specs=each, check_vma=False)(*inputs)
+    left = set(AXES) - set(mesh.manual_axes)  # within `by_copy` some are taken apart already
+    over = tuple(axis for axis in ROWS if axis in left)
+    heads = "tensor" if H % mesh.shape["tensor"] == 0 and fits(L, H // mesh.shape["tensor"], K) else None
+    each = PartitionSpec(over, None, heads, None)
+    specs = each, each, each, PartitionSpec(over, None), PartitionSpec(over), PartitionSpec(heads), PartitionSpec()
+    return jax.shard_map(of_device, in_specs=specs, out_specs=each, axis_names=left, check_vma=False)(*inputs)
 
 
 def _of_device(

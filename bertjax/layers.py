@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.random import hash_bits
-from bertjax.sharding import GATHERED, gathered_layer, gathered_rows, splits_parameters
+from bertjax.sharding import first_row, gathered_layer, looked_up, splits_parameters
 from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
@@ -140,8 +140,8 @@ def _rescaled(y: Array, variance: Array, scale_D: Array, bias_D: Array | None, e
 
 
 @partial(recomputed, static_argnums=(1,))
-def _dropout(x: Array, rate: float, rng: Key) -> Array:
-    keep = hash_bits(rng, x.shape) >= jnp.uint32(int(rate * 2**32))
+def _dropout(x: Array, rate: float, rng: Key, first: Array | int) -> Array:
+    keep = hash_bits(rng, x.shape, first=first) >= jnp.uint32(int(rate * 2**32))
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -166,22 +166,24 @@ class Drop:
 
     rate: float = 0.0
     rng: Key | None = None
+    by_row: bool = True  # the leading axis is the batch's; else all rows share the array
 
     def __call__(self, x: Array) -> Array:
-        return x if self.rng is None else _dropout(x, self.rate, self.rng)
+        return x if self.rng is None else _dropout(x, self.rate, self.rng, first_row(len(x)) if self.by_row else 0)
 
 
 class Dropout(nn.Module):
     """Zero a share `rate` of `x` in training, from the module's own stream of the `dropout` key; else pass `x` on."""
 
     rate: float
+    by_row: bool = True  # the leading axis of `x` is the batch's; else all rows share `x`
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         return self.drawn(train=train)(x)
 
     def drawn(self, *, train: bool) -> Drop:
         """Draw the key of one use, for a kernel that drops where it computes."""
-        return Drop(self.rate, self.make_rng("dropout")) if train and self.rate else Drop()
+        return Drop(self.rate, self.make_rng("dropout"), self.by_row) if train and self.rate else Drop()
 
 
 Attend = Callable[[Array, Array, Array, Array, Drop], Array]
@@ -318,8 +320,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         table = self.param("table", self.initializer, (self.rows, self.width))
-        table = gathered_rows(table, "/".join((*self.path, "table")))
-        return table.at[ids].get(mode="promise_in_bounds").astype(self.dtype)
+        return looked_up(table, ids, "/".join((*self.path, "table")), self.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -368,14 +369,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing."""
+"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing.
 
-
-def remat_policy(remat: str) -> Any:
-    """Find the policy of a name in REMAT; None where everything is kept. What was gathered never is."""
-    if REMAT[remat] is None and splits_parameters():
-        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-    return REMAT[remat]
+Everything is also its parameters where they were gathered, 2 bytes each: a policy that keeps all but these would reach
+into what is `recomputed`, and keep six arrays [B, L, D] of a layer instead.
+"""
 
 
 def check_encoder(encoder: Any) -> None:
@@ -409,7 +407,7 @@ def stack(
     """
     if splits_parameters():
         layer = nn.map_variables(layer, "params", partial(gathered_layer, dtype=dtype), init=initializing)
-    if (policy := remat_policy(remat)) is not None:
+    if (policy := REMAT[remat]) is not None:
         layer = nn.remat(layer, policy=policy, prevent_cse=unroll)
     return nn.scan(
         layer,

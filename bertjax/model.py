@@ -14,8 +14,9 @@ from bertjax.config import from_json, to_json
 from bertjax.data.tokenizer import Tokenizer, Vocabulary
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_folder, some, without_decoder
+from bertjax.huggingface.convert import read_folder, without_decoder
 from bertjax.huggingface.folder import is_huggingface
+from bertjax.huggingface.tensors import some
 from bertjax.models.xlnet import XLNet
 from bertjax.published import Published
 from bertjax.types import Array, Batch, Params

@@ -16,8 +16,8 @@ from bertjax.data.supervised import Encoded, TaskRows, encode_examples
 from bertjax.data.tags import entities
 from bertjax.data.tasks import Kind, Task
 from bertjax.errors import InputError
-from bertjax.frames import layout_of
-from bertjax.judge import answers_of, of_rows, of_words
+from bertjax.judge import answers_of, logits_of_rows, logits_of_words
+from bertjax.layouts import layout_of
 from bertjax.model import Model
 from bertjax.published import Published
 
@@ -95,7 +95,7 @@ def classify(
     task = _task("regress" if C == 1 else "classify", labels)
     examples = [Texts(f"text {number}", tuple(map(_full, pair))) for number, pair in enumerate(pairs, 1)]
     encoded = _encoded(model, task, examples, say)
-    logits_BC = of_rows(model.logits, encoded, _rows(encoded, batch_size))
+    logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
     for pair, scores_C in zip(pairs, logits_BC if C == 1 else _softmax(logits_BC), strict=True):
         best = int(scores_C.argmax())
         scores = dict(zip(labels, map(float, scores_C), strict=True)) if C > 1 else {}
@@ -111,7 +111,7 @@ def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = 
         for number, matches in enumerate(found, 1)
     ]
     encoded = _encoded(model, _task("tag", labels), examples, say)
-    logits = of_words(model.logits, encoded, _rows(encoded, batch_size))
+    logits = logits_of_words(model.logits, encoded, _rows(encoded, batch_size))
     for text, matches, logits_WC in zip(texts, found, logits, strict=True):
         scores_WC = _softmax(logits_WC)
         words = [
@@ -170,7 +170,7 @@ def choose(
         for number, (context, endings) in enumerate(choices, 1)
     ]
     encoded = _encoded(model, _task("choice", (), options=most), examples, say)
-    logits_BC = of_rows(model.logits, encoded, _rows(encoded, batch_size))
+    logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
     for (context, endings), scores_C in zip(choices, _softmax(logits_BC), strict=True):
         best = int(scores_C.argmax())
         yield Chosen(context, best, endings[best], [float(score) for score in scores_C[: len(endings)]])

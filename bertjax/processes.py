@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertjax.errors import InputError
+from bertjax.workdir import differences
 
 
 def join(timeout: int = 55) -> None:
@@ -146,36 +147,48 @@ def failing_together() -> Iterator[None]:
 
 
 def gather(text: str) -> dict[str, str]:
-    """Collect a text of at most 900 bytes from every process, by its number and host."""
-    said = np.zeros(1024, np.uint8)
-    encoded = f"{socket.gethostname()[:99]}\0{text}".encode()[:1000]
-    said[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    """Collect a text from every process, by its number and host."""
+    said = np.frombuffer(f"{socket.gethostname()}\0{text}".encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(said)))))
+    padded = np.zeros(-(-longest // 1024) * 1024, np.uint8)
+    padded[: len(said)] = said
     found = {}
-    for index, row in enumerate(np.atleast_2d(multihost_utils.process_allgather(said))):
-        host, text = row.tobytes().rstrip(b"\0").decode(errors="ignore").partition("\0")[::2]
+    for index, row in enumerate(np.atleast_2d(multihost_utils.process_allgather(padded))):
+        host, text = row.tobytes().rstrip(b"\0").decode().partition("\0")[::2]
         found[f"process {index} on {host}"] = text
     return found
 
 
 def agree(facts: Mapping[str, object]) -> None:
-    """See that facts are equal on all processes. Raises InputError, on all, that names the fact and the odd process."""
+    """See that facts are equal on all processes. Raises InputError, on all, that names what differs, and where."""
     if jax.process_count() == 1:
         return
-    digests = {name: _digest(json.dumps(value, sort_keys=True).encode()) for name, value in facts.items()}
-    found = {process: json.loads(text) for process, text in gather(json.dumps(digests)).items()}
-    for name in digests:
-        usual = Counter(held[name] for held in found.values()).most_common(1)[0][0]
-        odd = [process for process, held in found.items() if held[name] != usual]
+    found = gather(json.dumps(facts))
+    if problem := disagreement({process: json.loads(text) for process, text in found.items()}):
+        raise InputError(problem)
+
+
+def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
+    """Say which facts are not those of most processes, on which ones, and where they begin to differ; else nothing."""
+    said = []
+    for name in next(iter(found.values())):
+        texts = {process: json.dumps(facts[name], sort_keys=True) for process, facts in found.items()}
+        usual = Counter(texts.values()).most_common(1)[0][0]
+        odd = [process for process, text in texts.items() if text != usual]
         if odd:
-            raise InputError(f"{name} is another on {', '.join(odd)} than on the rest: make it the same on all hosts")
+            changes = list(differences(json.loads(usual), found[odd[0]][name]))
+            fields = [f"{field or 'it'} is {json.dumps(b)}, not {json.dumps(a)}" for field, a, b in changes[:3]]
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            said.append(f"{name} is another on {', '.join(odd)} than on the rest ({'; '.join(fields)}{more})")
+    return "; ".join(said) + ": make it the same on all hosts" if said else ""
 
 
 def versions() -> dict[str, object]:
     """Say what has to be alike for hosts to compute the same: the source files of this package, what is installed."""
     root = Path(__file__).parent
-    code = b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in sorted(root.rglob("*.py")))
-    installed = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
-    return {"the code of bertjax": _digest(code), "what is installed": installed}
+    code = {f"{path.relative_to(root)}": _digest(path.read_bytes()) for path in sorted(root.rglob("*.py"))}
+    installed = dict(sorted((found.name, found.version) for found in importlib.metadata.distributions()))
+    return {"the code of bertjax": code, "what is installed": installed}
 
 
 def _digest(content: bytes) -> str:

@@ -72,7 +72,7 @@ class Published:
         found = {name for name, module in self.named_heads if not isinstance(module, Pooler)}
         name = next((name for name in TASKS if name in found), None)
         if name is None:
-            raise InputError(f"this model has no task head: {self._has()}")
+            raise InputError(f"this model has no task head: {self._has()}; fine-tune it on a task first")
         return name
 
     def task_logits(self, params: Params, batch: Batch) -> Any:

@@ -10,6 +10,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+from bertjax.sharding import first_row
 from bertjax.types import Array, Batch, Key
 
 
@@ -23,8 +24,8 @@ def row_keys(rng: Key, batch: Batch) -> Key:
 
     With `example` in the batch the draws of a row do not depend on what else is in the batch.
     """
-    tokens_BL = batch["tokens"]
-    number_B = batch.get("example", jnp.arange(tokens_BL.shape[0], dtype=jnp.uint32))
+    rows = len(batch["tokens"])
+    number_B = batch.get("example", jnp.arange(rows, dtype=jnp.uint32) + jnp.uint32(first_row(rows)))
     return jax.vmap(lambda number: jax.random.fold_in(rng, number))(number_B)
 
 
@@ -33,15 +34,16 @@ def unit_interval(bits: Array) -> Array:
     return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0) -> Array:
+def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0, first: Array | int = 0) -> Array:
     """Draw 32 random bits for each element of `shape`: u32, from `rng`, the element's index and its u32 `data`.
 
+    first: what the leading axis counts from, where `shape` is a part of a larger array.
     The leading axis is hashed apart from the others: a global batch of over 2^32 elements repeats nothing, and no two
     rows are shifted copies of each other.
     Two rounds of the 32-bit finaliser of MurmurHash3, keyed by the two words of `rng`; a bijection of `data`.
     """
     word_0, word_1 = key_words(rng)
-    row = finalise(jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + word_0)
+    row = finalise(jax.lax.broadcasted_iota(jnp.uint32, shape, 0) + (word_0 + jnp.uint32(first)))
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in range(len(shape) - 1, 0, -1):

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import optax
 
@@ -12,6 +12,7 @@ from bertjax.data.tasks import Task
 from bertjax.depth import layerwise
 from bertjax.optim import BertLinear, Cosine, ElectraLinear, Optimizer, Polynomial
 from bertjax.rules import Rules
+from bertjax.spans import SpanHead
 
 _RUN = Run(log_every=50)
 
@@ -23,8 +24,8 @@ class Recipe:
     steps: instead of epochs, where the recipe says so. warmup: a share of the steps, or so many where above 1. length:
     of the longest row. decay, skipped, frozen: see depth.layerwise. renewed: so many top layers are made anew, and the
     pooler with them. dropout: of the head; none: as its family has it. adversary: the weight of SiFT's divergence, 0
-    for none. schedule: made of peak, warm-up and all steps. both_orders: see TaskRows. Adam corrects its bias, where
-    BERT's does not: without, small data sets fail more often (Mosbach et al. 2020).
+    for none. schedule: made of peak, warm-up and all steps. both_orders, unit_range: see TaskRows. Adam corrects its
+    bias, where BERT's does not: without, small data sets fail more often (Mosbach et al. 2020).
     Raises ValueError for numbers out of their range.
     """
 
@@ -47,6 +48,7 @@ class Recipe:
     schedule: Callable[[float, int, int], Polynomial | BertLinear | ElectraLinear | Cosine] = Polynomial
     moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
     both_orders: bool = False
+    unit_range: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -55,6 +57,16 @@ class Recipe:
             raise ValueError(f"epochs={self.epochs}, steps={self.steps}: train for some of either")
         if self.batch_size < 1 or self.warmup < 0:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more, warmup={self.warmup} 0 or more")
+
+    def changed(
+        self, *, learning_rate: float = 0.0, batch_size: int = 0, epochs: float = 0.0, length: int = 0
+    ) -> "Recipe":
+        """Set what is given, which 0 is not. Epochs replace steps, and a tenth of them a warm-up counted in steps."""
+        numbers = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length}
+        given: dict[str, Any] = {name: number for name, number in numbers.items() if number}
+        if epochs:
+            given |= {"epochs": epochs, "steps": 0, "warmup": min(self.warmup, 0.1)}
+        return replace(self, **given)
 
     def count(self, rows: int) -> int:
         """Count the updates on so many rows."""
@@ -78,8 +90,8 @@ class Recipe:
 class FineTuning:
     """Hold everything that a fine-tuning is: which model, on which task, by which recipe, from which seeds on.
 
-    init: a trained model, as for `load`. head: of a span, `plain`, or the conditional one of `xlnet` or `electra`.
-    evaluations: in an epoch. stride, question, ending: see TaskRows.
+    init: a trained model, as for `load`. head: makes a conditional head for spans; none: the family's own, whose starts
+    and ends do not know of each other. evaluations: in an epoch. stride, question, ending: see TaskRows.
     """
 
     task: Task
@@ -89,7 +101,7 @@ class FineTuning:
     seeds: int = 5
     first_seed: int = 0
     evaluations: int = 1
-    head: Literal["plain", "xlnet", "electra"] = "plain"
+    head: SpanHead | None = None
     stride: int = 128
     question: int = 64
     ending: int = 128
@@ -99,5 +111,5 @@ class FineTuning:
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError(f"seeds={self.seeds}, evaluations={self.evaluations}: both ≥ 1")
-        if self.head != "plain" and self.task.kind != "span":
-            raise ValueError(f"head={self.head} chooses the spans of answers: task {self.task.name} has none")
+        if self.head is not None and self.task.kind != "span":
+            raise ValueError(f"head={self.head.__name__} chooses the spans of answers: task {self.task.name} has none")

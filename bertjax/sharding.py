@@ -18,20 +18,21 @@ from functools import partial
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import linear_call
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bertjax.errors import InputError
 from bertjax.rules import Rules, name_of
-from bertjax.types import Array, Params
+from bertjax.types import Array, Key, Params
 
 AXES = ("slice", "data", "fsdp", "tensor")
 ROWS = ("slice", "data", "fsdp")
 
-GATHERED = "gathered"
-"""The checkpoint name of parameters that were gathered: a policy that kept them would keep the whole model."""
+COPIES = ("slice", "data")
+"""The axes over which each parameter has copies, and its gradient is summed."""
 
 SMALLEST = 2**14
 """Elements of a tensor, of one layer, that is worth splitting: below, a gather costs more than the memory it saves."""
@@ -184,35 +185,114 @@ def splits_parameters() -> bool:
     return _ambient() is not None
 
 
+def by_copy(function: Callable[[Params, Any, Key], Any]) -> Callable[[Params, Any, Key], Any]:
+    """Run a function (params, batch, rng) beside each copy of the parameters, on the rows of the batch that are there.
+
+    What it returns has to be the same everywhere: `added_up` does that. So sums over several steps move once, where the
+    compiler, which sees one whole batch, moves them in each step.
+    """
+    mesh = ambient_mesh()
+    if mesh is None or math.prod(mesh.shape[axis] for axis in COPIES) == 1:
+        return function
+    everywhere, specs = PartitionSpec(), (PartitionSpec(), PartitionSpec(COPIES), PartitionSpec())
+    return jax.shard_map(function, in_specs=specs, out_specs=everywhere, axis_names=set(COPIES), check_vma=False)
+
+
+def added_up(tree: Any) -> Any:
+    """Add up over all copies, within `by_copy`; elsewhere nothing is left to add."""
+    return jax.lax.psum(tree, COPIES) if _within_copy() else tree
+
+
+def first_row(rows: int) -> Array | int:
+    """Number, in the batch, the first of the `rows` that the code sees: 0, but within `by_copy`."""
+    return jax.lax.axis_index(COPIES) * rows if _within_copy() else 0
+
+
+def _within_copy() -> bool:
+    mesh = ambient_mesh()
+    return mesh is not None and set(COPIES) <= set(mesh.manual_axes)
+
+
 def gathered_layer(params: Params, dtype: str) -> Params:
     """Bring the parameters of one layer to where matrix products use them, in `dtype`.
 
     Their gradients are summed over rows straight to where they are stored. Does nothing, like all that follow, without
     an ambient mesh that splits parameters.
     """
-    return _gathered(params, lambda name: True, lambda leaf, *specs: _to_products(leaf.astype(dtype), *specs))
+    return _gathered(params, lambda name: True, dtype)
 
 
 def gathered(params: Params) -> Params:
     """Bring parameters to where they are used, but for those of layers and what is gathered as a table."""
-    return _gathered(params, lambda name: not (IN_LAYERS.search(name) or TABLES.search(name)), _to_products)
+    return _gathered(params, lambda name: not (IN_LAYERS.search(name) or TABLES.search(name)))
 
 
-def gathered_rows(table: Array, name: str) -> Array:
-    """Bring a table of this name to where its rows are looked up.
+def looked_up(table: Array, ids: Array, name: str, dtype: str) -> Array:
+    """Look rows of a table of this name up, in `dtype`; the leading axis of `ids` is the batch's.
 
-    The gradient is first added up on every device for its own rows of the batch, then summed to where it is stored:
-    the compiler by itself splits that addition over the width, and for this moves all states.
+    The table is gathered over `fsdp`. Every device adds the gradient up for its own rows of the batch, in float32, and
+    sends each other one, in `dtype`, its part of the table, which that one adds up in float32. The compiler by itself
+    splits the first addition over the width, and for this moves all states; a `psum_scatter` it writes, where devices
+    are a grid, as the sum of the whole table on all of them.
     """
-    return cast(Array, _gathered({name: table}, lambda name: True, _to_lookups)[name])
+    mesh = _ambient()
+    if mesh is None:
+        return table.at[ids].get(mode="promise_in_bounds").astype(dtype)
+    kept = (*stored(mesh, name, table.shape), None, None)[:2]
+    over = tuple(axis for axis in ROWS if axis not in mesh.manual_axes)
+    summed = tuple(axis for axis in over if mesh.shape[axis] > 1 and axis not in kept)
+    held = tuple(
+        size // mesh.shape[axis] if axis == "tensor" else size for size, axis in zip(table.shape, kept, strict=True)
+    )
+    rows = PartitionSpec(over)
+    states = PartitionSpec(over, *(None for _ in ids.shape[1:]), "tensor" if kept[1] == "tensor" else None)
+    split = partial(jax.shard_map, axis_names={*over, "tensor"}, check_vma=False)
+
+    def here(ids: Array) -> tuple[Array, Array]:
+        """Number the rows that this device has, and say which are its own."""
+        if kept[0] != "tensor":
+            return ids, jnp.ones_like(ids, bool)
+        ids = ids - jax.lax.axis_index("tensor") * held[0]
+        return jnp.clip(ids, 0, held[0] - 1), (ids >= 0) & (ids < held[0])
+
+    def of_device(part: Array, ids: Array) -> Array:
+        part = part.astype(dtype)
+        if "fsdp" in kept:
+            part = jax.lax.all_gather(part, "fsdp", axis=kept.index("fsdp"), tiled=True)
+        ids, own = here(ids)
+        found = jnp.where(own[..., None], part.at[ids].get(mode="promise_in_bounds"), 0)
+        return jax.lax.psum(found, "tensor") if kept[0] == "tensor" else found
+
+    def back(ids: Array, gradient: Array) -> Array:
+        ids, own = here(ids)
+        gradient = jnp.where(own[..., None], gradient.astype(table.dtype), 0)
+        part = jnp.zeros(held, table.dtype).at[ids].add(gradient, mode="promise_in_bounds")
+        if "fsdp" in kept:
+            parts = jnp.stack(jnp.split(part.astype(dtype), mesh.shape["fsdp"], axis=kept.index("fsdp")))
+            parts = jax.lax.all_to_all(parts, "fsdp", split_axis=0, concat_axis=0, tiled=True)
+            part = parts.astype(table.dtype).sum(0)
+        return jax.lax.psum(part, summed)
+
+    @jax.custom_vjp
+    def look_up(table: Array, ids: Array) -> Array:
+        return cast(Array, split(of_device, in_specs=(PartitionSpec(*kept), rows), out_specs=states)(table, ids))
+
+    look_up.defvjp(
+        lambda table, ids: (look_up(table, ids), ids),
+        lambda ids, gradient: (
+            split(back, in_specs=(rows, states), out_specs=PartitionSpec(*kept))(ids, gradient),
+            None,
+        ),
+    )
+    return look_up(table, ids)
 
 
 def gathered_columns(table: Array, name: str) -> Array:
     """Bring a table of this name to where a matrix product uses it."""
-    return cast(Array, _gathered({name: table}, lambda name: True, _to_products)[name])
+    return cast(Array, _gathered({name: table}, lambda name: True)[name])
 
 
-def _gathered(params: Params, chosen: Callable[[str], bool], move: Callable[..., Array]) -> Params:
+def _gathered(params: Params, chosen: Callable[[str], bool], dtype: str | None = None) -> Params:
     mesh = _ambient()
     if mesh is None:
         return params
@@ -222,31 +302,21 @@ def _gathered(params: Params, chosen: Callable[[str], bool], move: Callable[...,
         kept, wanted = stored(mesh, name, leaf.shape), used(mesh, name, leaf.shape)
         if kept == wanted == PartitionSpec() or not chosen(name):
             return leaf
-        return move(leaf, kept, wanted)
+        return _moved(leaf, kept, wanted, dtype or leaf.dtype)
 
     return cast(Params, jax.tree_util.tree_map_with_path(gather, params))
 
 
-def _mover(back: Callable[[Array, PartitionSpec, PartitionSpec], Array]) -> Callable[..., Array]:
-    """Make a function (x, kept, wanted) that moves x forward, and its gradient `back`."""
+def _moved(x: Array, kept: PartitionSpec, wanted: PartitionSpec, dtype: Any) -> Array:
+    """Move x in `dtype` from where it is kept to where it is wanted, and its gradient back."""
 
-    @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-    def move(x: Array, kept: PartitionSpec, wanted: PartitionSpec) -> Array:
-        return checkpoint_name(jax.lax.with_sharding_constraint(x, wanted), GATHERED)
+    def forward(_: tuple[()], x: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x.astype(dtype), wanted)
 
-    def forward(x: Array, kept: PartitionSpec, wanted: PartitionSpec) -> tuple[Array, None]:
-        return move(x, kept, wanted), None
+    def backward(_: tuple[()], gradient: Array) -> Array:
+        return jax.lax.with_sharding_constraint(gradient, kept).astype(x.dtype)
 
-    move.defvjp(forward, lambda kept, wanted, _, gradient: (back(gradient, kept, wanted),))
-    return move
-
-
-_to_products = _mover(lambda gradient, kept, wanted: jax.lax.with_sharding_constraint(gradient, kept))
-_to_lookups = _mover(
-    lambda gradient, kept, wanted: jax.lax.with_sharding_constraint(
-        jax.lax.with_sharding_constraint(gradient, wanted), kept
-    )
-)
+    return cast(Array, linear_call(forward, backward, (), x))
 
 
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:

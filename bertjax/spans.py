@@ -1,14 +1,17 @@
-"""The conditional span heads of XLNet and ELECTRA: the end of an answer is chosen for a given start.
+"""The conditional span heads of XLNet, ALBERT and ELECTRA: the end of an answer is chosen for a given start.
 
-    start_l = w·x_l                        end_l|s = v·act([x_l; x_s] W + b), XLNet with a norm before v
+    start_l = w·x_l                        end_l|s = v·act([x_l; x_s] W + b), but ELECTRA with a norm before v
     unanswerable = u·act([Σ_l p(start = l) x_l; x_cls] W' + b')
 
-zihangdai/xlnet function_builder.py get_qa_outputs; google-research/electra finetune/qa/qa_tasks.py. In training s is
-the first token of the answer, afterwards each of the most likely starts. Only the context and the classification token
-can start or end an answer. Where we deviate: ELECTRA's [x_cls; Σ p x] is XLNet's, the other way round.
+zihangdai/xlnet function_builder.py get_qa_outputs; google-research/albert squad_utils.py create_v2_model, the same but
+for where the classification token stands; google-research/electra finetune/qa/qa_tasks.py. In training s is the first
+token of the answer, afterwards each of the most likely starts. Only the context and the classification token can start
+or end an answer. Where we deviate: ELECTRA joins its vectors the other way round, [x_s; x_l] and [x_cls; Σ p x], on
+which no result depends.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -116,13 +119,18 @@ def _only(allowed: Array, logits: Array) -> Array:
     return jnp.where(allowed, logits.astype(jnp.float32), HIDDEN)
 
 
-def xlnet_span_head(D: int, initializer: Initializer, dtype: str, norm_eps: float = 1e-12) -> BeamSpanHead:
-    """Make XLNet's: as wide as the model, tanh, a norm; five starts with five ends each."""
+SpanHead = Callable[[Any, int], BeamSpanHead]
+"""(encoder, position of the classification token) -> a head for it."""
+
+
+def xlnet_span_head(encoder: Any, position: int) -> BeamSpanHead:
+    """Make XLNet's and ALBERT's: as wide as the model, tanh, a norm; five starts with five ends each."""
+    D, initializer = encoder.D, encoder.initializer
     return BeamSpanHead(
-        D, D, layers.tanh, norm_eps, initializer, dtype, position=-1, starts=5, ends=5, answer_bias=False, dropout=0.1
+        D, D, layers.tanh, 1e-12, initializer, encoder.dtype, position, 5, 5, answer_bias=False, dropout=0.1
     )
 
 
-def electra_span_head(D: int, dtype: str) -> BeamSpanHead:
-    """Make ELECTRA's: 512 wide, GELU, TensorFlow's initialiser."""
-    return BeamSpanHead(D, 512, layers.gelu, None, GlorotUniform(), dtype)
+def electra_span_head(encoder: Any, position: int) -> BeamSpanHead:
+    """Make ELECTRA's: 512 wide, GELU, TensorFlow's initialiser; twenty starts with twenty ends each."""
+    return BeamSpanHead(encoder.D, 512, layers.gelu, None, GlorotUniform(), encoder.dtype, position)

@@ -34,9 +34,9 @@ from bertjax.profile import Profile
 from bertjax.random import stream
 from bertjax.report import Progress
 from bertjax.rules import Rules, joined, name_of, split
-from bertjax.sharding import gathered, held_rows, place_batch, replicated, stored_shardings
-from bertjax.start import Start, warm_start
+from bertjax.sharding import added_up, by_copy, gathered, held_rows, place_batch, replicated, stored_shardings
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
+from bertjax.warm_start import Start, warm_start
 from bertjax.watch import Watch, due
 from bertjax.workdir import claimed, lock_text, record_experiment
 
@@ -55,7 +55,8 @@ class State(NamedTuple):
     opt: Any
 
 
-Step = Callable[[State, Batch], tuple[State, Metrics]]
+Step = Callable[[State, Batch, Key], tuple[State, Metrics]]
+"""(state, batch, key of the run) -> what comes after. The key is no part of the program, so all seeds share one."""
 
 
 class Interrupted(Exception):
@@ -105,9 +106,9 @@ def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
     That comes in with the rows of each process, where there are several, so that all learn it of the same step.
     """
 
-    def stepped(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def stepped(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         asked = {"stop": Mean(batch["stop"].max(), jnp.float32(1))} if "stop" in batch else {}
-        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"})
+        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"}, key)
         return after, metrics | asked | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
 
     return stepped
@@ -115,14 +116,12 @@ def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
 
 def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
     """Make the step of a phase for a mesh, to be traced under `jax.set_mesh(mesh)`. It writes over the state given."""
-    step = partial(
-        train_step,
-        loss=partial(experiment.objective.loss, train=True),
-        tx=experiment.optimizer.transform(),
-        key=stream(experiment.seed, "train"),
-        parts=phase.accumulate,
-        trained=experiment.optimizer.trained,
-    )
+    loss, tx = partial(experiment.objective.loss, train=True), experiment.optimizer.transform()
+    parts, trained = phase.accumulate, experiment.optimizer.trained
+
+    def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        return train_step(state, batch, loss=loss, tx=tx, key=key, parts=parts, trained=trained)
+
     after = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(experiment, mesh))
     return jax.jit(
         with_rate(step, experiment.optimizer.learning_rate),
@@ -154,8 +153,13 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
 
     Exact where micro-batches weigh differently: every term of the loss is divided by its weight in the whole batch.
     Those weights come first, from a pass whose forward computation the compiler drops, since they depend on data alone.
-    Each micro-batch has random draws of its own.
+    Each micro-batch has random draws of its own. Each copy of the parameters adds up the gradient of its own rows; over
+    copies they are summed once, after the last micro-batch.
     """
+    return by_copy(partial(_accumulated, loss, parts))(params, batch, rng)
+
+
+def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key) -> tuple[Params, Metrics]:
     # Every parts-th row, so that a batch split over devices stays where it is.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
     inputs = (micro, jax.vmap(lambda part: jax.random.fold_in(rng, part))(jnp.arange(parts)))
@@ -164,28 +168,37 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
         metrics = loss(params, *part)[1]
         return {name: mean.weight for name, mean in metrics.items() if name.startswith("loss/")}
 
-    weights = {name: jnp.maximum(weight.sum(), 1e-9) for name, weight in jax.lax.map(weigh, inputs).items()}
+    weights = added_up(jax.tree.map(jnp.sum, jax.lax.map(weigh, inputs)))
 
     def share(params: Params, part: tuple[Batch, Key]) -> tuple[Array, Metrics]:
         metrics = loss(params, *part)[1]
-        return sum((metrics[name].sum / weight for name, weight in weights.items()), jnp.float32(0)), metrics
+        terms = (metrics[name].sum / jnp.maximum(weight, 1e-9) for name, weight in weights.items())
+        return sum(terms, jnp.float32(0)), metrics
 
     def add(carry: tuple[Params, Metrics], part: tuple[Batch, Key]) -> tuple[tuple[Params, Metrics], None]:
         return jax.tree.map(jnp.add, carry, jax.grad(share, has_aux=True)(params, part)), None
 
     shapes = jax.eval_shape(jax.grad(share, has_aux=True), params, jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, inputs)[0]
+    found: tuple[Params, Metrics] = added_up(jax.lax.scan(add, zeros, inputs)[0])
+    return found
 
 
 def fit(
-    experiment: Experiment, workdir: str | Path, *, progress: Progress | None = None, judge: Judge | None = None
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    progress: Progress | None = None,
+    judge: Judge | None = None,
+    make_step: Callable[[Experiment, Phase, Mesh], Step] = sharded_step,
+    source: Source | None = None,
 ) -> State:
     """Train an experiment in a work folder, from its newest checkpoint if it has one, and return the final state.
 
-    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. Raises
-    InputError for whatever can be told before training, FloatingPointError where the loss or the gradient is no longer
-    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    judge: what evaluates instead of the loss on the held-out split, before the checkpoint of the same step. make_step,
+    source: of runs that differ in their seeds alone, one step that is compiled once, and training rows that are open
+    already. Raises InputError for whatever can be told before training, FloatingPointError where the loss or the
+    gradient is no longer finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress = progress or Progress()
     run = experiment.run
@@ -212,21 +225,23 @@ def fit(
             save(step, state.params, state.opt)  # the source may change; this run goes on from what it took
         watch = Watch(experiment, folder, step, progress)
         profile = held.enter_context(closing(Profile(folder, run.profile, progress)))
+        key = jax.device_put(stream(experiment.seed, "train"), replicated(mesh))
         end = 0
         for phase in experiment.phases:
             begin, end = end, end + phase.steps
             if step >= end:
                 continue
             judging = judge or _loss_held_out(experiment, phase, mesh, progress)
-            batches = _batches(experiment, phase, mesh, step - begin, stop, progress)
-            update = sharded_step(experiment, phase, mesh)
+            rows = source or opened(phase.rows, "train", progress)
+            batches = _batches(experiment, phase, rows, mesh, step - begin, stop)
+            update = make_step(experiment, phase, mesh)
             watch.start_phase(phase)
             while step < end:
                 profile.before(step + 1, state)
                 waiting = time.perf_counter()
                 batch = place_batch(next(batches), mesh, phase.batch_size)
                 waited = time.perf_counter() - waiting
-                state, metrics = update(state, batch)
+                state, metrics = update(state, batch, key)
                 step += 1
                 if profile.after(step, metrics):
                     watch.restart(step)  # writing a trace is not the speed of a step
@@ -256,11 +271,10 @@ def _loss_held_out(experiment: Experiment, phase: Phase, mesh: Mesh, progress: P
 
 
 def _batches(
-    experiment: Experiment, phase: Phase, mesh: Mesh, start: int, stop: "_Stop", progress: Progress
+    experiment: Experiment, phase: Phase, source: Source, mesh: Mesh, start: int, stop: "_Stop"
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield what this process holds of each batch of a phase and, if there are others, whether it was asked to stop."""
     held = held_rows(mesh, phase.batch_size)
-    source = opened(phase.rows, "train", progress)
     for rows in training_batches(source, phase.batch_size, phase.steps, experiment.seed, start=start, held=held):
         if jax.process_count() > 1:
             rows["stop"] = np.full(len(held), stop.signal > 0, np.int32)
@@ -376,9 +390,9 @@ def initial_state(
     for each in shapes:
         abstract_params(experiment.objective, each)
 
-    def fresh() -> State:
+    def fresh(key: Key) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
-        params = experiment.objective.init(stream(experiment.seed, "init"), batch)
+        params = experiment.objective.init(key, batch)
         return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
 
     def taken(path: Any, ours: Array) -> Array:
@@ -392,7 +406,8 @@ def initial_state(
 
     like = state_shapes(experiment, mesh)
     if not checkpoint.has_checkpoint(folder):
-        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))()
+        key = jax.device_put(stream(experiment.seed, "init"), replicated(mesh))
+        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(key)
         return state._replace(params=jax.tree_util.tree_map_with_path(taken, state.params))
     newest = checkpoint.latest_step(folder)
     info = checkpoint.read_info(newest)

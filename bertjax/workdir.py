@@ -58,7 +58,8 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     path = folder / "experiment.json"
     if path.exists():
         there, here = _computed(json.loads(path.read_text())), _computed(to_json(experiment))
-        changes = [change for change in _differences(there, here, "") if change]
+        found = differences(there, here)
+        changes = [f"{name} is {json.dumps(a)} there, {json.dumps(b)} here" for name, a, b in found]
         if changes:
             more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
             raise InputError(
@@ -77,12 +78,13 @@ def _computed(described: dict[str, Any]) -> dict[str, Any]:
     return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
 
 
-def _differences(there: Any, here: Any, name: str) -> Iterator[str]:
+def differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Find where two descriptions differ: the dotted name of a field, what it is there, what it is here."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in there.keys() | here.keys():
-            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+        for key in sorted(there.keys() | here.keys()):
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for index, (a, b) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(a, b, f"{name}.{index}")
+            yield from differences(a, b, f"{name}.{index}".lstrip("."))
     elif there != here:
-        yield f"{name} is {json.dumps(there)} there, {json.dumps(here)} here"
+        yield name, there, here

@@ -10,7 +10,6 @@ Deviations: RoBERTa's rate is fixed in its recipe, as here after a warm-up of no
 ARC have no recipe of these authors: they take that of the family's RACE, in smaller batches.
 """
 
-import dataclasses
 from typing import Literal
 
 from bertjax.data.tasks import find_task
@@ -30,8 +29,8 @@ RECIPES = {
     "roberta": Recipe(1e-5, 16, epochs=5, warmup=0, length=512, weight_decay=0.1, b2=0.98, schedule=fixed),
     "xlnet": Recipe(2e-5, 32, steps=12000, warmup=1000, length=512, weight_decay=0.0),
 }
-SMALL = {"copa": {"epochs": 10.0, "length": 64}, "arc_easy": {"epochs": 5.0, "length": 128},
-         "arc_challenge": {"epochs": 5.0, "length": 128}, "swag": {"length": 128}}  # fmt: skip
+SMALL = {"copa": (10.0, 64), "arc_easy": (5.0, 128), "arc_challenge": (5.0, 128), "swag": (3.0, 128)}
+"""Epochs and length of what is smaller than RACE."""
 
 
 def experiment(
@@ -49,11 +48,7 @@ def experiment(
     """Build the fine-tuning."""
     recipe = RECIPES.get(family or family_of(init), RECIPES["bert"])
     if task in SMALL:
-        few = {"steps": 0, "warmup": min(recipe.warmup, 0.1), "epochs": 3.0} | SMALL[task]
-        recipe = dataclasses.replace(recipe, **few)
-    given = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value})
-    if epochs:
-        recipe = dataclasses.replace(recipe, epochs=epochs, steps=0, warmup=min(recipe.warmup, 0.1))
+        recipe = recipe.changed(epochs=SMALL[task][0], length=SMALL[task][1])
+    recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
     ending = min(128, recipe.length // 2)
     return FineTuning(find_task(task), data, init, recipe, seeds, ending=ending, dtype=dtype)

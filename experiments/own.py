@@ -12,6 +12,9 @@ from typing import Literal
 
 from bertjax.data.tasks import own_task
 from bertjax.recipe import FineTuning, Recipe
+from bertjax.spans import electra_span_head, xlnet_span_head
+
+HEADS = {"plain": None, "xlnet": xlnet_span_head, "electra": electra_span_head}  # of spans
 
 
 def experiment(
@@ -31,4 +34,5 @@ def experiment(
     """Build the fine-tuning."""
     recipe = Recipe(learning_rate, batch_size, epochs=epochs, length=length)
     room = {"question": min(64, length // 2), "ending": min(128, length // 2), "stride": min(128, length // 2)}
-    return FineTuning(own_task(kind, data, columns, label), data, init, recipe, seeds, head=head, dtype=dtype, **room)
+    task = own_task(kind, data, columns, label)
+    return FineTuning(task, data, init, recipe, seeds, head=HEADS[head], dtype=dtype, **room)

@@ -3,22 +3,25 @@
     bertjax finetune experiments/squad.py task=squad init=bert-base-uncased/ data=squad/ seeds=3 --workdir runs/squad
     bertjax evaluate squad --data squad/dev-v1.1.json --predictions .../predictions.json   # of a seed of that run
 
-Sources: google-research/bert run_squad.py; google-research/albert run_squad_v1.py; google-research/electra
-finetune/qa; zihangdai/xlnet scripts; transformers for RoBERTa. `head` chooses between independent starts and ends, and
-the conditional heads of XLNet and ELECTRA, which also learn whether there is an answer. Expected on the development
-sets: BERT-base 81 exact and 88.5 F1 on 1.1, BERT-large about 83 F1 on 2.0.
+Sources: google-research/bert run_squad.py; google-research/albert run_squad_v1.py and run_squad_v2.py;
+google-research/electra finetune/qa; zihangdai/xlnet scripts; transformers for RoBERTa. `head` chooses between
+independent starts and ends (plain), and the conditional heads of XLNet and ELECTRA, which also learn whether there is
+an answer. Published numbers are with head=xlnet for XLNet, and for ALBERT on 2.0, whose head is the same; with
+head=electra for ELECTRA. transformers knows the plain ones, and XLNet's for XLNet. Expected on the development sets:
+BERT-base 81 exact and 88.5 F1 on 1.1, BERT-large about 83 F1 on 2.0.
 
 Deviations: Adam corrects its bias; XLNet's decay by layer scales updates, where its own code scales gradients, which
-Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token.
+Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token;
+answers have at most 30 pieces, where XLNet's had 64.
 """
 
-import dataclasses
 from typing import Literal
 
 from bertjax.data.tasks import find_task
 from bertjax.export import family_of
 from bertjax.optim import BertLinear, ElectraLinear
 from bertjax.recipe import FineTuning, Recipe
+from bertjax.spans import electra_span_head, xlnet_span_head
 
 RECIPES = {
     "bert": Recipe(3e-5, 24, epochs=2, length=384, schedule=BertLinear),
@@ -32,6 +35,7 @@ NEAREST = {
     "distilbert": "bert", "xlm-roberta": "roberta", "modernbert": "roberta", "deberta": "roberta",
     "deberta-v2": "roberta",
 }  # fmt: skip
+HEADS = {"plain": None, "xlnet": xlnet_span_head, "electra": electra_span_head}
 
 
 def experiment(
@@ -53,8 +57,5 @@ def experiment(
     if family not in RECIPES and family not in NEAREST:
         raise ValueError(f"family={family!r} has no recipe: choose one of {', '.join([*RECIPES, *NEAREST])}")
     recipe = RECIPES[NEAREST.get(family, family)]
-    given = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value})
-    if epochs:
-        recipe = dataclasses.replace(recipe, epochs=epochs, steps=0, warmup=min(recipe.warmup, 0.1))
-    return FineTuning(find_task(task), data, init, recipe, seeds, head=head, stride=stride, dtype=dtype)
+    recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
+    return FineTuning(find_task(task), data, init, recipe, seeds, head=HEADS[head], stride=stride, dtype=dtype)

@@ -9,7 +9,6 @@ Expected on CoNLL-2003's development set: BERT-base 96.4 F1 with documents.
 Deviations: Adam corrects its bias; a linear layer without the CRF that some add.
 """
 
-import dataclasses
 from typing import Literal
 
 from bertjax.data.tasks import find_task
@@ -19,7 +18,7 @@ from bertjax.recipe import FineTuning, Recipe
 
 BERT = Recipe(5e-5, 32, epochs=3, length=128, schedule=BertLinear)
 RECIPES = {
-    "bert": {"conll2003": dataclasses.replace(BERT, length=512, batch_size=16), "wnut17": BERT},
+    "bert": {"conll2003": BERT.changed(length=512, batch_size=16), "wnut17": BERT},
     "deberta": {"": Recipe(2e-5, 16, epochs=15, length=512, dropout=0.0)},
     "deberta-large": {"": Recipe(1e-5, 16, epochs=15, length=512, dropout=0.0)},
     "deberta-xlarge": {"": Recipe(7e-6, 16, epochs=15, length=512, dropout=0.0)},
@@ -46,6 +45,5 @@ def experiment(
     family = family or family_of(init)
     table = RECIPES.get(NEAREST.get(family, family), RECIPES["bert"])
     recipe = table.get(task) or table[""]
-    given = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length, "epochs": epochs}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value})
+    recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
     return FineTuning(find_task(task), data, init, recipe, seeds, dtype=dtype)

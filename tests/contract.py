@@ -146,7 +146,7 @@ OBJECTIVES = {
     "tags": supervised(small_roberta(N=1), labelled.tags, "tags", TokenHead(32, 5, INIT, "float32", dropout=0.1)),
     "options": supervised(small_bert(N=1), labelled.options, "choice", PairHead(32, 1, INIT, "float32", dropout=0.1)),
     "spans": supervised(small_bert(N=1), labelled.spans, "span", TokenHead(32, 2, INIT, "float32")),
-    "beam spans": supervised(small_bert(N=1), BeamSpans(), "beams", electra_span_head(32, "float32")),
+    "beam spans": supervised(small_bert(N=1), BeamSpans(), "beams", electra_span_head(small_bert(), 0)),
     # Weights with which the masks outweigh a teacher that knows nothing.
     "distillation": Distillation(
         small_bert(N=1, types=0), small_bert(tied_head=False), MASKING, layers=(1,), soft_weight=0.05, mlm_weight=1.0

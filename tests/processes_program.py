@@ -60,11 +60,18 @@ def main(corpus: str, folder: Path) -> None:
             ours, phases=tuple(replace(p, rows=replace(p.rows, corpus="nowhere")) for p in ours.phases)
         ) if jax.process_index() else ours,
         "init": replace(ours, init=str(folder / "straight")),
+        "folder": ours,
     }.items():  # fmt: skip
         try:
-            train.fit(odd, folder / name)
+            train.fit(odd, folder / (f"folder of {jax.process_index()}" if name == "folder" else name))
         except InputError as error:
             found[name] = str(error)
+    try:
+        with processes.failing_together():
+            if jax.process_index() == 1:
+                raise InputError("long " * 1000 + "and not cut")
+    except InputError as error:
+        found["long"] = str(error)
     try:
         processes.only_one("fine-tuning")
     except InputError as error:

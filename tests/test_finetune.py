@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,11 +9,13 @@ from contract import small_bert
 
 from bertjax import checkpoint, train
 from bertjax.config import Run, to_json
+from bertjax.data.supervised import TaskRows
 from bertjax.data.tasks import own_task
 from bertjax.errors import InputError
 from bertjax.export import save_hf
 from bertjax.finetune import build, finetune
 from bertjax.heads import Pooler
+from bertjax.infer import classify
 from bertjax.layers import Normal
 from bertjax.model import load
 from bertjax.optim import STACKED
@@ -86,8 +89,7 @@ def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tm
             finetune(tuning, tmp_path / "killed")
     again = finetune(tuning, tmp_path / "killed")
     assert again["metrics"] == straight["metrics"] and again["seeds"][0]["best"] == straight["seeds"][0]["best"]
-    both = finetune(dataclasses.replace(tuning, seeds=2), tmp_path / "killed")
-    assert both["seeds"][0] == again["seeds"][0] and both["seeds"][1]["seed"] == 1
+    assert finetune(tuning, tmp_path / "killed") == again and again["chosen_by"] == "accuracy"
 
     model = load(tmp_path / "straight" / "best")
     assert model.objective.labels == ("no", "yes")
@@ -105,6 +107,69 @@ def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tm
                    for labels in (("no", "yes"), ("yes", "no")))  # fmt: skip
     assert same.begin_with(back.params)["head"]["classify"].keys() == {"pooler", "classifier"}
     assert other.begin_with(back.params)["head"]["classify"].keys() == {"pooler"}
+
+
+def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(tuning, tmp_path, monkeypatch):
+    opened, made, (opening, making) = [], [], (TaskRows.open, train.sharded_step)
+    monkeypatch.setattr(TaskRows, "open", lambda rows, split: opened.append(split) or opening(rows, split))
+    monkeypatch.setattr("bertjax.finetune.sharded_step", lambda *given: made.append(making(*given)) or made[-1])
+    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=3), seeds=2)
+    both = finetune(short, tmp_path / "both")
+    assert sorted(opened) == ["train", "validation"] and len(made) == 1
+    assert made[0]._cache_size() == 2  # for rows of at most 8 and of at most 16
+    # What is there is of these settings and data: others are refused.
+    with pytest.raises(InputError, match=r"learning_rate.*is 0\.01 there, 0\.02 here"):
+        finetune(dataclasses.replace(short, recipe=short.recipe.changed(learning_rate=0.02)), tmp_path / "both")
+    other = shutil.copytree(tuning.data, tmp_path / "other")
+    (other / "dev.tsv").write_text("text\tlabel\ngood\tyes\n")
+    with pytest.raises(InputError, match="seed-0 has a result on other data"):
+        finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
+    alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
+    assert alone["seeds"][0]["last"] == both["seeds"][1]["last"]
+    logs = [(tmp_path / run / "seed-1" / "log.jsonl").read_bytes() for run in ("both", "alone")]
+    assert logs[0] == logs[1]
+
+
+def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tscore\nman\t4\nday\t4.5\neye\t3.5\nwork\t4\n")
+    task = dataclasses.replace(own_task("regress", str(tmp_path), ("text",), "score"), scale=(2.0, 5.0))
+    recipe = dataclasses.replace(RECIPE, steps=12, unit_range=True)
+    finetune(FineTuning(task, str(tmp_path), init, recipe, seeds=1, run=Run(log_every=8)), tmp_path / "run")
+    lines = (tmp_path / "run/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    predicted = [json.loads(line)["predicted"] for line in lines]
+    assert min(predicted) > 3 and max(predicted) < 5  # as shares they are between 0.5 and 0.84
+    served = [each.score for each in classify(load(tmp_path / "run" / "best"), ["man", "day", "eye", "work"])]
+    np.testing.assert_allclose(served, predicted, rtol=1e-4)
+
+
+def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, data, tmp_path):
+    def refused(match, **changes):
+        with pytest.raises(InputError, match=match):
+            finetune(dataclasses.replace(tuning, **changes), tmp_path / "run")
+        assert not list((tmp_path / "run").glob("seed-*"))
+
+    refused("frozen=2 of the lowest layers, but there are 1", recipe=dataclasses.replace(RECIPE, frozen=2))
+    refused("renewed=2 top layers", recipe=dataclasses.replace(RECIPE, renewed=2))
+    squad = {"task": own_task("span", questions(tmp_path), (), ""), "data": str(tmp_path)}
+    refused("rows of length 16 have no room beside a question of 64", **squad)
+    refused("dev.json: question 2: no label: models are judged by this split", **squad, question=4)
+
+
+def questions(folder):
+    """Write questions whose development set has one without the field for answers."""
+    answered = {"id": "1", "question": "who", "answers": [{"text": "man", "answer_start": 0}]}
+    for name, entries in (("train", [answered]), ("dev", [answered, {"id": "2", "question": "what"}])):
+        content = {"data": [{"paragraphs": [{"context": "man day", "qas": entries}]}]}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_recipes_are_changed_by_what_is_given():
+    recipe = Recipe(1e-5, 32, steps=1000, warmup=100, length=512)
+    assert recipe.changed() == recipe
+    assert recipe.changed(epochs=2, length=64) == Recipe(1e-5, 32, epochs=2, warmup=0.1, length=64)
+    assert Recipe(1e-5, warmup=0.06).changed(epochs=1, batch_size=8) == Recipe(1e-5, 8, epochs=1, warmup=0.06)
 
 
 def test_renewed_layers_are_fresh_and_the_others_inherited(init, tuning, tmp_path, monkeypatch):

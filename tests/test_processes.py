@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -95,10 +97,35 @@ def test_all_stop_at_one_step_where_one_was_asked_to_and_go_on_as_if_none_had(tw
 def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
     for number in range(2):
         found = json.loads((two / f"{number}.json").read_text())
-        assert "the experiment is another on process" in found["experiment"]
+        assert "the experiment is another on process 1" in found["experiment"]
+        assert "(seed is 1, not 0): make it the same" in found["experiment"]
+        assert "the work folder is another on process 1" in found["folder"]
+        assert found["long"].startswith("process 1 on") and found["long"].endswith("long and not cut")
         assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
         assert "init" not in found
         assert "fine-tuning runs in one process, but this is one of 2" in found["only one"]
+
+
+def test_the_odd_one_of_several_is_named_with_what_differs_there(tmp_path, monkeypatch):
+    def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
+        (tmp_path / "odd.py").write_text(code)
+        monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
+        packages = [SimpleNamespace(name="jax", version="0.10.2"), SimpleNamespace(name="numpy", version=numpy)]
+        monkeypatch.setattr(processes.importlib.metadata, "distributions", lambda: packages)
+        return {"the data": list(data), "the work folder": folder} | processes.versions()
+
+    assert not processes.disagreement({"process 0": facts(), "process 1": facts(), "process 2": facts()})
+    for odd, said in {
+        "code": ("x = 2", r"the code of bertjax is another on process 1 than on the rest \(odd.py is \"\w+\", not"),
+        "numpy": ("2.1", r"what is installed is another on process 1 .*\(numpy is \"2.1\", not \"2.0\"\): make it"),
+        "data": (("ab",), r"the data is another on process 1 .*\(0 is \"ab\", not \"aa\"\)"),
+        "folder": ("", r"the work folder is another on process 1 .*\(it is \"\", not \"process 7 on a\"\)"),
+    }.items():
+        value, message = said
+        found = processes.disagreement({"process 0": facts(), "process 1": facts(**{odd: value}), "process 2": facts()})
+        assert re.fullmatch(f"{message}.*", found), found
+    several = processes.disagreement({"process 0": facts(), "process 1": facts(numpy="3", folder="")})
+    assert "the work folder is" in several and "what is installed is" in several
 
 
 def test_two_processes_begin_with_a_trained_model(two):

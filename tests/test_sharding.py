@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +10,21 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from bertjax import sharding
 from bertjax.errors import InputError
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.sharding import AXES, ROWS_ALONE, Layout, by_row, gathered, held_rows, stored, stored_shardings, used
+from bertjax.plan.costs import collectives
+from bertjax.plan.hlo import Program
+from bertjax.sharding import (
+    AXES,
+    ROWS_ALONE,
+    Layout,
+    by_row,
+    gathered,
+    held_rows,
+    replicated,
+    stored,
+    stored_shardings,
+    used,
+)
+from bertjax.train import accumulated_gradient
 
 P = PartitionSpec
 
@@ -93,6 +110,18 @@ def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(
         split = jax.jit(jax.value_and_grad(loss, has_aux=True))(jax.device_put(params, places))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7)
+
+
+def test_gradients_of_micro_batches_are_summed_over_devices_once():
+    objective, batch, mesh = MaskedLM(small_bert(N=1), MASKING), make_batch(rows=32), ROWS_ALONE.mesh(8)
+    params = jax.eval_shape(objective.init, jax.random.key(0), batch)
+    loss, places = partial(objective.loss, train=True), (replicated(mesh), by_row(mesh), replicated(mesh))
+    with jax.set_mesh(mesh):
+        accumulate = jax.jit(partial(accumulated_gradient, loss, parts=4), in_shardings=places)
+        text = accumulate.lower(params, batch, jax.random.key(0)).compile().as_text()
+    moved = sum(one.bytes * one.times for one in collectives(Program(text)))
+    gradients = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert gradients <= moved <= gradients + 1024
 
 
 def test_every_row_of_a_batch_is_held_once():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_documents, wordpiece_files
-from contract import small_bert
+from contract import V, make_batch, small_bert
 
 from bertjax import checkpoint, train
 from bertjax.config import Experiment, Phase, Run
@@ -24,7 +24,9 @@ from bertjax.masking import Masking
 from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
-from bertjax.train import Interrupted, fit
+from bertjax.random import stream
+from bertjax.sharding import by_row, replicated
+from bertjax.train import Interrupted, State, fit, sharded_step
 from bertjax.types import Mean
 from bertjax.watch import Watch
 
@@ -80,6 +82,24 @@ def test_a_run_killed_at_any_step_ends_bit_equal_to_an_undisturbed_one(experimen
         assert (folder / "log.jsonl").read_bytes() != log
         assert same(fit(experiment, folder), undisturbed), step
         assert (folder / "log.jsonl").read_bytes() == log, step
+
+
+def test_a_seed_is_no_part_of_the_program_of_a_step_yet_decides_what_is_dropped(experiment):
+    """So that the programs of one seed serve all, also from the cache of compiled programs."""
+    masking = dataclasses.replace(experiment.objective.masking, seed=0)  # masks that stay: what is left is dropout
+    objective = dataclasses.replace(experiment.objective, encoder=small_bert(V=V, N=1), masking=masking)
+    mesh, phase, batch = experiment.mesh.mesh(16), experiment.phases[0], make_batch(rows=16)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    state = State(jnp.int32(0), params, experiment.optimizer.transform().init(params))
+    keys = jax.device_put([stream(seed, "train") for seed in (0, 1)], replicated(mesh))
+    steps = [dataclasses.replace(experiment, objective=objective, seed=seed) for seed in (0, 1)]
+    with jax.set_mesh(mesh):
+        state, batch = jax.device_put((state, batch), (replicated(mesh), by_row(mesh)))
+        steps = [sharded_step(each, phase, mesh).lower(state, batch, keys[0]) for each in steps]
+        assert steps[0].as_text() == steps[1].as_text()
+        step = steps[0].compile()
+        losses = [step(jax.tree.map(jnp.copy, state), batch, key)[1]["loss/mlm"].sum for key in (*keys, keys[0])]
+    assert losses[0] == losses[2] != losses[1]
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertjax.planned import HONESTLY
+from bertjax.plan.explained import HONESTLY
 from bertjax.topology import Slice, parse_slice
 
 HERE = Path(__file__).parent

@@ -3,6 +3,7 @@
 `origin` is `file:line`, or the place in a data set of another kind, for errors. Labels stand as the data spell them.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -24,7 +25,7 @@ class Words(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A text and the character of the context where it begins."""
+    """A text and the character of the context where it begins, -1 where it does not stand where the data say."""
 
     text: str
     start: int
@@ -54,3 +55,17 @@ class Choice(NamedTuple):
 
 
 Example = Texts | Words | Question | Choice
+
+
+def every_text(examples: Iterable[Example]) -> Iterator[str]:
+    """Yield all texts of examples."""
+    for example in examples:
+        match example:
+            case Texts(texts=texts):
+                yield from texts
+            case Words(words=words):
+                yield " ".join(words)
+            case Question(question=question, context=context):
+                yield from (question, context)
+            case Choice(context=context, endings=endings):
+                yield from (context, *endings)

@@ -170,7 +170,8 @@ class Conll:
 class Squad:
     """Read SQuAD's JSON. unanswerable: questions may have no answer (version 2).
 
-    Of a question whose answers do not stand where `answer_start` says, those are left out and counted.
+    Answers that do not stand where `answer_start` says are counted: nothing is learned from them, but predictions are
+    scored against them, as officially.
     """
 
     unanswerable: bool
@@ -184,7 +185,7 @@ class Squad:
                     yield self._question(path, context, entry, notes)
 
     def _question(self, path: Path, context: str, entry: Any, notes: Notes) -> Question:
-        need_columns(f"{path}", entry, ("id", "question"))
+        need_columns(f"{path}", entry, ("id",))
         origin = f"{path}: question {entry['id']}"
         question = text_of(origin, entry, "question")
         labelled = "answers" in entry or "is_impossible" in entry
@@ -196,15 +197,16 @@ class Squad:
         return self.checked(Question(origin, str(entry["id"]), question, context, answers, labelled), notes)
 
     def checked(self, question: Question, notes: Notes) -> Question:
-        """Leave out answers that are not in the context; raise InputError where one was needed and none was given."""
+        """Mark answers that are not in the context; raise InputError where one was needed and none was given."""
         if question.labelled and not question.answers and not self.unanswerable:
             raise InputError(f"{question.origin} has no answer: give one, or use the task of version 2, squad2")
-        found = tuple(a for a in question.answers if a.text and question.context.startswith(a.text, a.start))
-        if lost := len(question.answers) - len(found):
-            notes["answers that are not in their context where they should be, left out"] += lost
-        return question._replace(
-            answers=found, labelled=question.labelled and len(found) >= min(1, len(question.answers))
+        answers = tuple(
+            a if a.text and question.context.startswith(a.text, a.start) else a._replace(start=-1)
+            for a in question.answers
         )
+        lost = sum(answer.start < 0 for answer in answers)
+        notes["answers that are not in their context where they should be, not learned from"] += lost
+        return question._replace(answers=answers, labelled=question.labelled and (lost < len(answers) or not answers))
 
 
 @dataclass(frozen=True)

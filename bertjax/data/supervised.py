@@ -37,6 +37,7 @@ class TaskRows:
     data: a folder, or TFDS, as for load_examples. tokenizer: a file, or a folder with one. length: of the longest row.
     stride: pieces from one window of a context to the next. question, ending: pieces of the longest question and of the
     longest ending of a choice. both_orders: train on each pair of texts in both orders (ELECTRA, on MRPC and STS-B).
+    unit_range: train on numbers as shares of their task's range, 0 to 1 (RoBERTa and ELECTRA, on STS-B).
     """
 
     task: Task
@@ -48,6 +49,7 @@ class TaskRows:
     question: int = 64
     ending: int = 128
     both_orders: bool = False
+    unit_range: bool = False
     together: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class TaskRows:
         if self.length - taken < 8:
             beside = f" beside a question of {taken}" if taken else ""
             raise ValueError(f"rows of length {self.length} have no room{beside}: use longer ones")
+        if self.unit_range and self.task.scale is None:
+            raise ValueError(f"unit_range: task {self.task.name} predicts no number of a range, so leave it out")
         if min(self.stride, self.question, self.ending) < 1:
             raise ValueError(f"stride={self.stride}, question={self.question}, ending={self.ending}: all ≥ 1")
 
@@ -105,6 +109,9 @@ class TaskRows:
                 ]
                 examples = [*examples, *turned]
         encoded = encode_examples(self, examples, self.load_tokenizer())
+        if split == "train" and self.unit_range and self.task.scale and encoded.labels is not None:
+            low, high = self.task.scale
+            encoded.labels = (encoded.labels - low) / (high - low)
         encoded.notes.update(+notes)
         return encoded
 
@@ -362,12 +369,13 @@ def _tags(rows: TaskRows, examples: list[Words], tokenizer: Tokenizer, notes: No
 
 def _tag_numbers(task: Task, example: Words, notes: Notes) -> list[int]:
     """Number the tags of a sentence, in whatever scheme they are; IOB2 is what is learned."""
-    for tag in example.tags:
+    for place, tag in enumerate(example.tags, 1):
         if tag != "O" and not re.fullmatch(r"[BIELSU]-.+", tag):
-            raise InputError(f"{example.origin}: {tag!r} is no tag: O, or B-, I-, E-, S-, L-, U- and a type")
+            where = f"{example.origin}, word {place}"
+            raise InputError(f"{where}: {tag!r} is no tag: O, or B-, I-, E-, S-, L-, U- and a type")
     tags = to_iob2(example.tags)
     notes["tags in another scheme than IOB2, converted"] += sum(a != b for a, b in zip(tags, example.tags, strict=True))
-    return [task.number(example.origin, tag) for tag in tags]
+    return [task.number(f"{example.origin}, word {place}", tag) for place, tag in enumerate(tags, 1)]
 
 
 def _pieces_of_words(example: Words, tokenizer: Tokenizer, notes: Notes) -> tuple[np.ndarray, np.ndarray]:
@@ -462,10 +470,10 @@ def sliding_windows(size: int, room: int, stride: int) -> Iterable[tuple[int, in
 
 
 def _pieces_of_answer(example: Question, context: Encoding) -> tuple[int, int] | None:
-    """Find the first and the last piece of the first answer; none where it has none."""
-    if not example.answers:
+    """Find the first and the last piece of the first answer that is in the context; none where there is none."""
+    answer = next((answer for answer in example.answers if answer.start >= 0), None)
+    if answer is None:
         return None
-    answer = example.answers[0]
     touched = np.flatnonzero(
         (context.offsets[:, 0] < answer.start + len(answer.text)) & (context.offsets[:, 1] > answer.start)
     )

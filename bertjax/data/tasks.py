@@ -238,8 +238,8 @@ def _own_labels(kind: Kind, examples: list[Example], path: Path) -> tuple[str, .
     if kind == "tag":
         tags = {tag for example in examples if isinstance(example, Words) for tag in example.tags}
         return iob2_labels(tuple(sorted({tag.partition("-")[2] for tag in tags - {"O"}})))
-    labels = tuple(sorted({example.label for example in examples if isinstance(example, Texts)}))
-    if kind == "classify" and (not 2 <= len(labels) <= 1000 or "" in labels):
+    labels = tuple(sorted({example.label for example in examples if isinstance(example, Texts)} - {""}))
+    if kind == "classify" and not 2 <= len(labels) <= 1000:
         raise InputError(f"{path} has {len(labels)} labels ({', '.join(labels)[:60]}): 2 to 1000 different ones")
     return labels
 

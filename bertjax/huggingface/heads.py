@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from bertjax.errors import InputError
-from bertjax.huggingface.convert import family_for
+from bertjax.huggingface.configuration import family_for
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.table import Config, head_of
 

@@ -50,11 +50,10 @@ LAST_DROPOUT = Drop("summary_last_dropout", 0.1)
 
 
 def _beams(e: XLNet, config: Config, C: int) -> BeamSpanHead:
-    head = xlnet_span_head(e.D, e.initializer, e.dtype, e.norm_eps)
     tops = [config.get(key, 5) for key in ("start_n_top", "end_n_top")]
     if not all(type(top) is int and 0 < top <= MOST_BEAMS for top in tops):
         raise InputError(f"start_n_top and end_n_top are {tops}: 1 to {MOST_BEAMS} beams are searched")
-    return head.clone(starts=tops[0], ends=tops[1])
+    return xlnet_span_head(e, -1).clone(norm_eps=e.norm_eps, starts=tops[0], ends=tops[1])
 
 
 MOST_BEAMS = 100

@@ -370,7 +370,7 @@ class DisentangledAttention(nn.Module):
 
         query, key = project("query"), project("key", use_bias=self.key_bias)
         q_BPHK, k_BMHK, v_BMHK = query(x_BPD), key(seen_BMD), project("value")(seen_BMD)
-        table_RD = Dropout(self.dropout)(table_RD, train=self.train)
+        table_RD = Dropout(self.dropout, by_row=False)(table_RD, train=self.train)
         added_BHPM = None
         if C2P in self.terms:
             to_keys = key if self.shared_projections else project("position_key", use_bias=False)

@@ -214,7 +214,7 @@ class Modern(nn.Module):
             inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first)
             return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)
 
-        if (policy := layers.remat_policy(self.remat)) is not None:
+        if (policy := layers.REMAT[self.remat]) is not None:
             one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(0,))
 
         views = [(None, turn)] + [(self.reach, local_turn)] * (self.global_every - 1)

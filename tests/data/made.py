@@ -1,10 +1,11 @@
 """Write and read corpora by hand: what is written is given token by token, what is read is parsed by protobuf."""
 
+import json
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bertjax.data.records import (
@@ -99,3 +100,25 @@ def read_documents(folder, split):
 def files_of(folder):
     """Return the files of a folder and what they hold."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def write_tfds(folder, name, split, features, rows):
+    """Write a split of a data set as TFDS does; rows: texts as bytes, numbers as int."""
+    import tensorflow_datasets as tfds  # slow to import, and few tests need it
+
+    base, _, config = name.partition("/")
+    place = Path(folder) / name / "1.0.0"
+    place.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(place / f"{base}-{split}.array_record-00000-of-00001"), "group_size:1")
+    for row in rows:
+        example = tf_example_pb2.Example()
+        for key, value in row.items():
+            feature = example.features.feature[key]
+            (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+        writer.write(example.SerializeToString())
+    writer.close()
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    shards = {"name": split, "shardLengths": [str(len(rows))], "numBytes": "1", "filepathTemplate": template}
+    info = {"name": base, "configName": config, "version": "1.0.0", "fileFormat": "array_record", "splits": [shards]}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    tfds.features.FeaturesDict(features).save_config(str(place))

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import zstandard
-from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorflow_datasets.proto import tf_example_pb2
+from made import write_tfds
+from tensorflow_datasets import features as features_of_tfds
 
 from bertjax.data import corpus
 from bertjax.data.corpus import (
@@ -229,38 +229,9 @@ def test_a_missing_path_and_a_folder_without_files_are_errors_that_name_them(tmp
 @pytest.fixture
 def made(tmp_path):
     """Write a TFDS data set of one split as ArrayRecord."""
-    folder = tmp_path / "made" / "1.0.0"
-    folder.mkdir(parents=True)
     texts = [b"one\n\ntwo", b" ", b"\xff", "ünï".encode(), b"a\0b"]
-    writer = ArrayRecordWriter(str(folder / "made-train.array_record-00000-of-00001"), "group_size:1")
-    for text in texts:
-        example = tf_example_pb2.Example()
-        example.features.feature["text"].bytes_list.value.append(text)
-        example.features.feature["label"].int64_list.value.append(3)
-        writer.write(example.SerializeToString())
-    writer.close()
-    split = {
-        "name": "train",
-        "shardLengths": [str(len(texts))],
-        "numBytes": "1",
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    }
-    info = {"name": "made", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    features = "tensorflow_datasets.core.features"
-    content = {
-        "text": {"pythonClassName": f"{features}.text_feature.Text", "text": {}},
-        "label": {
-            "pythonClassName": f"{features}.scalar.Scalar",
-            "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
-        },
-    }
-    dictionary = {
-        "type": f"{features}.features_dict.FeaturesDict",
-        "content": {"features": content},
-        "proto_cls": "tensorflow_datasets.FeaturesDict",
-    }
-    (folder / "features.json").write_text(json.dumps(dictionary))
+    features = {"text": features_of_tfds.Text(), "label": np.int64}
+    write_tfds(tmp_path, "made", "train", features, [{"text": text, "label": 3} for text in texts])
     return str(tmp_path)
 
 

@@ -62,6 +62,17 @@ def test_numbers_are_float_and_xlnet_is_padded_on_the_left(tokenizer):
     assert batch["labels"].tolist() == [2.5] and batch["labels"].dtype == np.float32
 
 
+def test_numbers_are_learned_as_shares_of_their_range_and_judged_as_they_are(tokenizer, tmp_path):
+    rows = "sentence1\tsentence2\tscore\ngood\tbad\t2.500\nman\tday\t5.000\n"
+    folder = write(tmp_path, {"train.tsv": rows, "dev.tsv": rows})
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    stsb = TaskRows(find_task("stsb"), folder, str(tmp_path / "tokenizer"), BERT, 16, unit_range=True)
+    assert stsb.open("train").labels.tolist() == [0.5, 1.0]
+    assert stsb.open("validation").labels.tolist() == [2.5, 5.0]
+    with pytest.raises(ValueError, match="unit_range: task sst2 predicts no number of a range"):
+        rows_of("sst2", unit_range=True)
+
+
 def test_a_tag_stands_at_the_first_piece_of_its_word(tokenizer):
     # "world's" is three pieces, "\u200b" none: it is read as unknown, so that every word is scored.
     example = Words("f:1", ("good", "world's", "\u200b", "abc"), ("O", "I-person", "I-person", "S-group"))
@@ -76,7 +87,7 @@ def test_a_tag_stands_at_the_first_piece_of_its_word(tokenizer):
     assert (places.tolist(), words.tolist()) == ([1, 2, 5, 6], [0, 1, 2, 3])
     assert encoded.notes["words of which the vocabulary has no piece, read as unknown"] == 1
     assert encoded.notes["tags in another scheme than IOB2, converted"] == 2
-    with pytest.raises(InputError, match="f:1: 'person' is no tag"):
+    with pytest.raises(InputError, match="f:1, word 2: 'person' is no tag"):
         encode_examples(rows_of("wnut17"), [example._replace(tags=("O", "person", "O", "O"))], tokenizer)
 
 

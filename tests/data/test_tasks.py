@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made import write_tfds
 
 from bertjax.config import from_json, to_json
 from bertjax.data import tasks
@@ -73,14 +74,14 @@ def test_data_sets_are_read_in_their_own_formats(tmp_path, name, files, expected
     assert available(task, str(tmp_path)) == ("train",)
 
 
-def test_an_answer_that_is_not_in_its_context_is_counted_and_its_question_not_learned(tmp_path):
+def test_an_answer_that_is_not_in_its_context_is_counted_and_not_learned_but_scored(tmp_path):
     paragraphs = {"version": "1.1", "data": [{"title": "", "paragraphs": [SQUAD]}]}
     loaded = load_examples(find_task("squad"), write(tmp_path, {"train-v1.1.json": json.dumps(paragraphs)}), "train")
     first, second = loaded.examples
     origin = f"{tmp_path}/train-v1.1.json: question"
     assert first == Question(f"{origin} 1", "1", "Who?", SQUAD["context"], (Answer("cat", 15),))
-    assert second == Question(f"{origin} 2", "2", "Where?", SQUAD["context"], labelled=False)
-    assert loaded.notes == {"answers that are not in their context where they should be, left out": 1}
+    assert second == Question(f"{origin} 2", "2", "Where?", SQUAD["context"], (Answer("cat", -1),), labelled=False)
+    assert loaded.notes == {"answers that are not in their context where they should be, not learned from": 1}
 
 
 def test_what_is_treated_is_counted(tmp_path):
@@ -232,6 +233,27 @@ def test_tfds_gives_the_same_examples(monkeypatch):
     assert loaded.examples == expected
     with pytest.raises(InputError, match="TFDS has no train split of task wnut17"):
         load_examples(find_task("wnut17"), "tfds", "train")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "split", "texts", "names", "row", "expected"),
+    [
+        ("copa", "super_glue/copa", "train", ("premise", "choice1", "choice2", "question"), ["choice1", "choice2"],
+         (b"I fell.", b"It rained.", b"I slipped.", b"cause", 1),
+         Choice("", "I fell. What was the cause of this?", ("It rained.", "I slipped."), 1)),
+        # The labels of GLUE's test sets are secret: -1.
+        ("ax", "glue/ax", "test", ("premise", "hypothesis"), ["entailment", "neutral", "contradiction"],
+         (b"A cat sat.", b"It sat.", -1), Texts("", ("A cat sat.", "It sat."))),
+    ],
+)  # fmt: skip
+def test_data_sets_that_tfds_wrote_are_read(tmp_path, task, name, split, texts, names, row, expected):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    label = tfds.features.ClassLabel(names=names)
+    features = {text: tfds.features.Text() for text in texts} | {"label": label, "idx": np.int32}
+    write_tfds(tmp_path, name, split, features, [dict(zip((*texts, "label", "idx"), (*row, 0), strict=True))])
+    assert available(find_task(task), f"tfds:{tmp_path}")[0] == split
+    (found,) = load_examples(find_task(task), f"tfds:{tmp_path}", split).examples
+    assert found == expected._replace(origin=f"{name}[0]")
 
 
 def test_a_tfds_data_set_that_is_not_there_is_named(tmp_path):

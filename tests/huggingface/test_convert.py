@@ -32,7 +32,7 @@ from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
 from bertjax.positions import Rotary
 from bertjax.rules import name_of
-from bertjax.start import warm_start
+from bertjax.warm_start import warm_start
 
 TENSORS = bert_tensors()
 WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"

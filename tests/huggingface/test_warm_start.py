@@ -22,8 +22,8 @@ from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import BertLinear, bert_adam
 from bertjax.rules import name_of
-from bertjax.start import warm_start
 from bertjax.train import fit
+from bertjax.warm_start import warm_start
 
 
 def experiment(objective, corpus, init, **optimizer):

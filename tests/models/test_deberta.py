@@ -12,7 +12,7 @@ from test_relative import primitives
 from bertjax import layers
 from bertjax.config import load_experiment
 from bertjax.models.deberta import Convolution, DeBERTa, DeBERTaLayer, DisentangledAttention, DistanceRows, View
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 
 KEY = jax.random.key(0)
 PUBLISHED = {

@@ -11,7 +11,7 @@ from contract import ENCODERS, make_batch, small_albert, small_bert, small_rober
 
 from bertjax import layers
 from bertjax.config import load_experiment
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 from bertjax.rules import name_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

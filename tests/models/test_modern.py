@@ -17,7 +17,7 @@ from bertjax.models.encoder import word_table
 from bertjax.models.modern import Modern, Norms, post_norm
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import Triangle, stable_adamw
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 from bertjax.positions import Alibi, Rotary, ScaledSinusoids, alibi_slopes, rotate, sinusoids, turns
 from bertjax.rules import name_of
 from bertjax.train import fit

@@ -12,7 +12,7 @@ from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
 from bertjax.models.xlnet import Memory, XLNet
 from bertjax.optim import NOT_NORM_NOR_BIAS
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 from bertjax.rules import match, name_of
 
 KEY = jax.random.key(0)

@@ -21,10 +21,10 @@ from bertjax.model import load
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation, divergence
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim import ElectraLinear, Optimizer
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 from bertjax.rules import name_of
-from bertjax.start import warm_start
 from bertjax.train import fit
+from bertjax.warm_start import warm_start
 
 KEY = jax.random.key(3)
 RATES = (*FROZEN_TEACHER, (".*", 1.0))

@@ -13,7 +13,7 @@ from bertjax.heads import TiedHead
 from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
 from bertjax.objectives.plm import PermutationLM
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 
 KEY = jax.random.key(0)
 WINDOWS = without_dropout(

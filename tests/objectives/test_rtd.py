@@ -14,7 +14,7 @@ from bertjax.masking import mask_tokens
 from bertjax.models.encoder import Encoder
 from bertjax.objectives import rtd
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, SeparateEmbeddings, SharedEmbeddings
-from bertjax.plan import plan
+from bertjax.plan.step import plan
 from bertjax.rules import name_of
 
 KEY = jax.random.key(0)

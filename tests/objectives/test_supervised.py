@@ -15,6 +15,7 @@ from bertjax.spans import Beams, SpanLogits, electra_span_head, xlnet_span_head
 KEY, B, L = jax.random.key(0), 3, 6
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
 X = jax.random.normal(KEY, (B, L, 4))
+NARROW = small_bert(D=4, initializer=Normal(1.0))
 PAIR = PairHead(32, 3, Normal(), "float32")
 
 
@@ -81,7 +82,7 @@ def test_answerability_has_a_weight_and_the_right_start_is_given_to_the_head():
     np.testing.assert_allclose(metrics["loss/answerable"].sum, 0.25 * expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [xlnet_span_head(4, Normal(1.0), "float32"), electra_span_head(4, "float32")])
+@pytest.mark.parametrize("head", [xlnet_span_head(NARROW, -1), electra_span_head(NARROW, 0)])
 def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head):
     """By the other path: the most likely starts, given one after another."""
     context = jnp.array([[0, 1, 1, 1, 1, 0]] * B)
@@ -100,6 +101,32 @@ def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head)
     allowed = {1, 2, 3, 4, 5 if head.position else 0}
     likely = beams.start_scores_BS > -100
     assert set(np.asarray(beams.starts_BS)[likely].tolist()) <= allowed and int(likely.sum()) == B * min(5, head.starts)
+
+
+def test_alberts_head_is_xlnets_with_the_classification_token_first():
+    """Against google-research/albert squad_utils.py create_v2_model, derived anew in numpy."""
+    head, context, starts = xlnet_span_head(NARROW, 0), jnp.array([[0, 1, 1, 1, 1, 0]] * B), np.array([2, 4, 0])
+    params = head.init(KEY, X, context)["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape), params)
+    p, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, X))
+    hidden = np.array([[False, False, False, False, False, True]] * B)  # the rest is context, or the first token
+
+    def dense(name, inputs):
+        return inputs @ p[name]["kernel"] + p[name].get("bias", 0.0)
+
+    start = dense("start", x)[..., 0]
+    chances = np.where(hidden, 0, np.exp(start))
+    expected = np.einsum("bl,bld->bd", chances / chances.sum(-1, keepdims=True), x)
+    none = dense("answer", np.tanh(dense("answer_hidden", np.concatenate([expected, x[:, 0]], -1))))[:, 0]
+    given = np.repeat(x[np.arange(B), starts][:, None], L, axis=1)
+    joined = np.tanh(dense("end_hidden", np.concatenate([x, given], -1)))
+    normed = (joined - joined.mean(-1, keepdims=True)) / np.sqrt(joined.var(-1, keepdims=True) + 1e-12)
+    end = dense("end", normed * p["end_norm"]["scale"] + p["end_norm"]["bias"])[..., 0]
+    said = head.apply({"params": params}, X, context, starts)
+    np.testing.assert_allclose(said.start_BL[~hidden], start[~hidden], atol=1e-4)
+    np.testing.assert_allclose(said.end_BL[~hidden], end[~hidden], atol=1e-4)
+    np.testing.assert_allclose(said.unanswerable_B, none, atol=1e-4)
+    assert "bias" not in p["answer"] and float(said.start_BL[0, 5]) < -1e8
 
 
 def test_a_model_begins_with_the_lower_layers_a_pooler_and_a_head_of_another():
@@ -125,7 +152,7 @@ def test_what_only_pre_training_reads_is_frozen():
 
 
 def test_an_objective_is_described_and_rebuilt_and_serves_as_its_model():
-    objective = supervised(small_bert(), BeamSpans(0.3), "beams", electra_span_head(32, "float32"))
+    objective = supervised(small_bert(), BeamSpans(0.3), "beams", electra_span_head(small_bert(), 0))
     assert from_json(to_json(objective)) == objective
     assert objective.objective == objective.model
 

@@ -31,7 +31,7 @@ def memory_picture(programs: Sequence[tuple[str, Mapping[str, float | None]]], t
             lines.append(f'<rect x="{at:.1f}" y="{top}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
             at += length
         size = f"{memory['peak'] / 2**30:.2f} GiB" if memory["peak"] is not None else "unknown"
-        lines.append(f'<text x="{at + 5:.1f}" y="{top + 16}">{size}</text>')
+        lines.append(f'<text x="{LEFT + WIDTH + 5}" y="{top + 16}">{size}</text>')
     end, at = height - 40, LEFT + capacity / longest * WIDTH
     lines.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="38" y2="{end}" stroke="black" stroke-dasharray="4 3"/>')
     lines.append(f'<text x="{at:.1f}" y="36" text-anchor="middle">{capacity / 2**30:.2f} GiB</text>')

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bertjax.picture import memory_picture
+from bertjax.plan.picture import memory_picture
 from bertjax.topology import Slice
 
 HONESTLY = (

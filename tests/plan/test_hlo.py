@@ -2,7 +2,7 @@
 
 import pytest
 
-from bertjax.hlo import Program, cycles, root, shapes
+from bertjax.plan.hlo import Program, cycles, root, shapes
 
 COST = 'backend_config={{"flag_configs":[],"window_config":{{"estimated_cycles":"{}"}},"lists":[]}}'.format
 

@@ -6,8 +6,8 @@ import pytest
 
 from bertjax.cli import main
 from bertjax.config import load_experiment
-from bertjax.picture import memory_picture
-from bertjax.plan import _largest, _refusal, plan, plan_on, with_remat
+from bertjax.plan.picture import memory_picture
+from bertjax.plan.step import _largest, _refusal, plan, plan_on, with_remat
 from bertjax.topology import parse_slice
 
 # google-research/bert README.md and checkpoints; fairseq and albert likewise: parameters with pre-training heads
@@ -134,9 +134,9 @@ def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):
             return "HloModule m\n\nENTRY %main (p: f32[8,8]) -> f32[8,8] {\n  " + "\n  ".join(lines) + "\n}\n"
 
     lowered = SimpleNamespace(compile=lambda compiler_options: Executable())
-    step = SimpleNamespace(lower=lambda state, batch: lowered)
-    monkeypatch.setattr("bertjax.plan.slice_devices", lambda on, slices: jax.devices()[:4])
-    monkeypatch.setattr("bertjax.plan.sharded_step", lambda experiment, phase, mesh: step)
+    step = SimpleNamespace(lower=lambda state, batch, key: lowered)
+    monkeypatch.setattr("bertjax.plan.step.slice_devices", lambda on, slices: jax.devices()[:4])
+    monkeypatch.setattr("bertjax.plan.step.sharded_step", lambda experiment, phase, mesh: step)
     experiment = load_experiment("experiments/bert.py", ["size=tiny", "long=0"])
     planned = plan_on(experiment, parse_slice("v5e:2x2"))
     assert not planned["fits"] and "16.00 GiB are needed, 15.75 are there" in planned["phases"][0]["refused"]

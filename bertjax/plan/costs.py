@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.hlo import Computation, Op, Program, Shape, Step, called, parameter, root, shapes, source
+from bertjax.plan.hlo import Computation, Op, Program, Shape, Step, called, parameter, root, shapes, source
 
 
 class Collective(NamedTuple):

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from bertjax.compiler import SLICES_FLAGS, TPU_FLAGS
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
-from bertjax.hlo import Program
 from bertjax.layers import REMAT
-from bertjax.roofline import estimate, moved_by_kind
+from bertjax.plan.hlo import Program
+from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.rules import name_of, split
-from bertjax.sharding import ROWS, by_row, stored, used
+from bertjax.sharding import ROWS, by_row, replicated, stored, used
 from bertjax.topology import Slice, slice_devices
 from bertjax.train import sharded_step, state_shapes
 
@@ -162,9 +162,10 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
     state = state_shapes(experiment, mesh)
     rows = row_shapes(phase.rows, phase.batch_size)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_row(mesh)), rows)
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
     step: Any = sharded_step(experiment, phase, mesh)
     with jax.set_mesh(mesh):
-        lowered = step.lower(state, batch)
+        lowered = step.lower(state, batch, key)
     memory: dict[str, float | None] = {
         "params": _bytes_on_device(state.params),
         "optimizer": _bytes_on_device(state.opt),

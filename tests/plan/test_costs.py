@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bertjax.hlo import Program
-from bertjax.work import collectives, lookups, products, traffic
+from bertjax.plan.costs import collectives, lookups, products, traffic
+from bertjax.plan.hlo import Program
 
 
 def program(entry, other=""):

@@ -1,7 +1,7 @@
 import pytest
-from test_work import program
+from test_costs import program
 
-from bertjax.roofline import estimate, moved_by_kind
+from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.topology import parse_slice
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"3005981"}}'  # 2 ms of v5e's clock

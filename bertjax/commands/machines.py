@@ -1,0 +1,91 @@
+"""The commands about what there is to run on, and what a model is kept in: plan, doctor, convert."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bertjax.commands.arguments import command, print_result, takes_experiment, takes_json
+from bertjax.errors import InputError
+
+NOT_FITTING = 3
+"""The exit code of a plan for devices with too little memory."""
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to those of `bertjax`."""
+    convert = command(commands, "convert", _convert, "write a model, or one part of it, to a folder of its own",
+                       "bertjax convert runs/electra:discriminator discriminator/")  # fmt: skip
+    convert.add_argument(
+        "source", metavar="SRC", help="a work folder, one checkpoint, `folder:part`, or a Hugging Face folder"
+    )
+    convert.add_argument("destination", metavar="DST", help="a new folder")
+    convert.add_argument("--to", choices=("bertjax", "huggingface"), default="bertjax",
+                         help="huggingface: config.json, model.safetensors and tokenizer files for transformers "
+                         "(default: %(default)s)")  # fmt: skip
+
+    plan = command(commands, "plan", _plan, "count parameters and work, see what fits a TPU slice, without running",
+                    "bertjax plan experiments/bert.py size=large dtype=bfloat16 --topology v5e:4x4")  # fmt: skip
+    takes_experiment(plan)
+    plan.add_argument(
+        "--topology", metavar="SLICE", help="compile the step for a TPU slice, as v5e:4x4 or v3-8, and describe it; "
+        "exit code 3 where it does not fit. Needs no TPU, but libtpu: pip install '.[plan]'",
+    )  # fmt: skip
+    plan.add_argument("--search", action="store_true",
+                      help="find the largest batch of a device that fits, for each way to recompute")  # fmt: skip
+    plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as SVG")
+    takes_json(plan)
+
+    doctor = command(commands, "doctor", _doctor, "say what is wrong with this machine, and how to mend it",
+                      "bertjax doctor --workdir runs/base")  # fmt: skip
+    doctor.add_argument("--workdir", type=Path, default=Path(), metavar="DIR", help="whose disk (default: this folder)")
+    doctor.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="for devices to answer (default: %(default)g)"
+    )
+    takes_json(doctor)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from bertjax.export import convert
+
+    for line in convert(options.source, options.destination, to=options.to):
+        print(line, file=sys.stderr)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import jax
+
+    from bertjax.config import load_experiment
+    from bertjax.plan.explained import explained, pictured, searched
+    from bertjax.plan.step import plan, plan_on, search
+    from bertjax.report import Progress
+    from bertjax.topology import parse_slice
+
+    if not options.topology and (options.search or options.picture):
+        raise InputError("--search and --picture ask what fits a slice: name it with --topology, as v5e:4x4")
+    if options.picture and not options.picture.parent.is_dir():
+        raise InputError(f"--picture {options.picture}: there is no folder {options.picture.parent}: make it first")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: leave a TPU that may be here to others
+    experiment = load_experiment(options.experiment, options.override)
+    if not options.topology:
+        print_result(options, plan(experiment))
+        return
+    on, say = parse_slice(options.topology), Progress().say
+    planned = search(experiment, on, say) if options.search else plan_on(experiment, on, say)
+    if options.picture:
+        options.picture.write_text(pictured(planned, on))
+    if options.json:
+        print(json.dumps(planned))
+    else:
+        print("\n".join(searched(planned, on) if options.search else explained(planned, on)))
+    options.exit_code = 0 if planned["fits"] else NOT_FITTING
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from bertjax.doctor import as_json, collect, diagnose, report
+
+    facts = collect(options.workdir, seconds=options.seconds)
+    findings = diagnose(facts)
+    print(json.dumps(as_json(facts, findings)) if options.json else report(facts, findings), end="\n" * options.json)
+    options.exit_code = 2 if any(finding.stops for finding in findings) else 0

@@ -1,0 +1,196 @@
+"""The commands that use a model on texts: predict, and tokenizer inspect, which shows what a model reads."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell
+from bertjax.errors import InputError
+
+CHUNK = 16
+"""Batches of texts that are read, sorted by length and answered together."""
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to those of `bertjax`."""
+    predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
+    fill = _predicting(predict, "fill-mask", _fill_mask, "guess masked words",
+                       'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."',
+                       "a text with masks")  # fmt: skip
+    fill.add_argument("--top", type=positive, default=5, metavar="K", help="guesses for each mask (default: 5)")
+
+    embedding = _predicting(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
+                            'bertjax predict embed --model minilm "A sentence." "Another one." --json',
+                            "a text")  # fmt: skip
+    embedding.add_argument(
+        "--max-length", type=positive, default=0, metavar="N", help="cut texts to N tokens (default: refuse long ones)"
+    )
+
+    _predicting(predict, "classify", _classify, "classify texts, or put a number on them",
+                'bertjax predict classify --model runs/sst2/best "A fine film." --json',
+                "a text, or two with a tab between")  # fmt: skip
+    _predicting(predict, "tag", _tag, "tag the words of texts, with the names among them",
+                'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."', "a text")  # fmt: skip
+    answer = _predicting(predict, "answer", _answer, "answer questions by pieces of a context",
+                         'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
+                         'Ada born?"', "a question; without --context a tab and its context follow")  # fmt: skip
+    answer.add_argument("--context", metavar="TEXT", help="of all questions")
+    answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
+    answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
+                        help="odds above which there is none (default: 0)")  # fmt: skip
+    _predicting(predict, "choose", _choose, "choose between ways to go on",
+                "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
+                "a context and its endings, with tabs between")  # fmt: skip
+
+
+def _predicting(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str, text: str
+) -> argparse.ArgumentParser:
+    parser = command(commands, name, run, summary, example)
+    takes_model(parser)
+    parser.add_argument("text", nargs="*", metavar="TEXT", help=f"{text}; default: lines of standard input")
+    parser.add_argument("--input", metavar="FILE", help="a file of such, a line each, instead")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="texts at a time (default: 32)")
+    takes_json(parser)
+    return parser
+
+
+def _predict(
+    options: argparse.Namespace,
+    run: Callable[[Any, list[Any]], Iterator[Any]],
+    read: Callable[[str, str], tuple[str, ...]],
+    show: Callable[[Any], str],
+) -> None:
+    """Run a model over texts as they come in, and print what it says of each, in order.
+
+    read: where a text stands, the text -> its parts, none to pass over it. show: a result -> lines for a reader.
+    """
+    from bertjax.compatible import check_texts, check_tokenizer
+    from bertjax.model import load
+
+    model = load(options.model)
+    check_tokenizer(model, options.model)
+    said: frozenset[str] = frozenset()
+    lines = _texts(options)
+    while chunk := list(islice(lines, CHUNK * options.batch_size)):
+        parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
+        said |= check_texts(model, chain.from_iterable(parts), tell, said)
+        given = [each[0] if len(each) == 1 else each for each in parts]
+        for result in run(model, given):
+            print(json.dumps(plain(result), ensure_ascii=False) if options.json else show(result), flush=True)
+
+
+def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield texts, each with where it stands: of the arguments, of a file, or of standard input, a line each."""
+    if options.text and options.input:
+        raise InputError("texts come as arguments or from --input: give one of the two")
+    if options.text:
+        yield from ((f"argument {number}", text) for number, text in enumerate(options.text, 1))
+        return
+    where = options.input or "standard input"
+    with Path(where).open(encoding="utf-8-sig") if options.input else nullcontext(sys.stdin) as file:
+        try:
+            for number, line in enumerate(file, 1):
+                yield f"{where}:{number}", line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
+
+
+def _whole(origin: str, text: str) -> tuple[str, ...]:
+    if not text.strip():
+        raise InputError(f"{origin}: an empty text: leave it out")
+    return (text,)
+
+
+def _by_tabs(least: int, most: int, what: str) -> Callable[[str, str], tuple[str, ...]]:
+    """Read a text of some parts with tabs between."""
+
+    def read(origin: str, text: str) -> tuple[str, ...]:
+        parts = tuple(text.split("\t"))
+        if not least <= len(parts) <= most or not all(part.strip() for part in parts):
+            raise InputError(f"{origin}: {len([p for p in parts if p.strip()])} texts, separated by tabs: give {what}")
+        return parts
+
+    return read
+
+
+def _fill_mask(options: argparse.Namespace) -> None:
+    from bertjax.fill import fill_mask
+
+    def show(filled: Any) -> str:
+        lines = ["   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses) for guesses in filled.masks]
+        return "\n".join([filled.text, *(f"    {line}" for line in lines)])
+
+    _predict(options, lambda model, texts: fill_mask(model, texts, top=options.top, batch_size=options.batch_size),
+             lambda origin, text: (text,) if text.strip() else (), show)  # fmt: skip
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from bertjax.embedding import embed
+
+    def run(model: Any, texts: list[str]) -> Iterator[dict[str, Any]]:
+        vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
+        for text, vector in zip(texts, vectors, strict=True):
+            yield {"text": text, "embedding": [round(float(number), 7) for number in vector]}
+
+    def show(result: dict[str, Any]) -> str:
+        numbers = result["embedding"]
+        shown = " ".join(f"{number:+.4f}" for number in numbers[:8])
+        return f"{result['text']}\n    {shown} … ({len(numbers)} numbers)"
+
+    _predict(options, run, lambda origin, text: (text,), show)  # a blank one too: line n has vector n
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from bertjax.predict import classify
+
+    def show(result: Any) -> str:
+        said = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
+        return f"{said}   {' | '.join(result.texts)}"
+
+    _predict(options, lambda model, texts: classify(model, texts, batch_size=options.batch_size, say=tell),
+             _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
+
+
+def _tag(options: argparse.Namespace) -> None:
+    from bertjax.predict import tag
+
+    def show(result: Any) -> str:
+        names = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
+        return "\n".join([result.text, *(names or ["    no names"])])
+
+    _predict(options, lambda model, texts: tag(model, texts, batch_size=options.batch_size, say=tell), _whole, show)
+
+
+def _answer(options: argparse.Namespace) -> None:
+    from bertjax.predict import answer
+
+    def run(model: Any, questions: list[Any]) -> Iterator[Any]:
+        return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
+                      batch_size=options.batch_size, say=tell)  # fmt: skip
+
+    def show(result: Any) -> str:
+        if not result.text:
+            return f"{result.question}\n    no answer"
+        return f"{result.question}\n    {result.text}   {result.start}–{result.end} {result.score:.1%}"
+
+    pair = _by_tabs(2, 2, "a question and its context, or --context")
+    _predict(options, run, pair if options.context is None else lambda _, text: (text, options.context), show)
+
+
+def _choose(options: argparse.Namespace) -> None:
+    from bertjax.predict import choose
+
+    def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
+        choices = [(context, endings) for context, *endings in rows]
+        return choose(model, choices, batch_size=options.batch_size, say=tell)
+
+    def show(result: Any) -> str:
+        return f"{result.context}\n    {result.ending}   {result.scores[result.best]:.1%}"
+
+    _predict(options, run, _by_tabs(3, 1000, "a context and two endings or more"), show)

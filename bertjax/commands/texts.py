@@ -1,0 +1,166 @@
+"""The commands that make corpora and tokenizers of texts, and look at them: data, tokenizer."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model
+
+if TYPE_CHECKING:
+    from bertjax.data.corpus import Bad, Document
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to those of `bertjax`."""
+    data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
+    build = command(data, "build", _build, "turn text into a corpus",
+                     "bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/")  # fmt: skip
+    _text_input(build)
+    build.add_argument("--tokenizer", required=True, metavar="T",
+                       help="vocab.txt, vocab.json, tokenizer.json, a .model file, or a folder with one")  # fmt: skip
+    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new corpus")
+    build.add_argument("--holdout", type=float, default=0.01, help="share of documents held out (default: 0.01)")
+    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core")
+    build.add_argument("--seed", type=int, default=0, help="of the choice of held-out documents (default: 0)")
+    build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens a shard (default: 2^26)")
+    takes_json(build)
+    inspect = command(data, "inspect", _inspect, "show what a corpus holds", "bertjax data inspect corpus/")
+    inspect.add_argument("corpus", metavar="DIR")
+    takes_json(inspect)
+
+    tokenizers = commands.add_parser("tokenizer", help="train tokenizers, and look at them")
+    tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
+    train = command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
+                     "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "
+                     "--out tokenizer/")  # fmt: skip
+    _text_input(train)
+    train.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), default="wordpiece")
+    train.add_argument("--size", type=int, required=True, metavar="V", help="pieces in the vocabulary")
+    train.add_argument("--lowercase", action="store_true", help="lower-case and strip accents")
+    train.add_argument("--sample-bytes", type=int, default=2**29, metavar="N", help="text to train on (default: 2^29)")
+    train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
+    takes_json(train)
+
+    looking = command(tokenizer, "inspect", _inspect_tokenizer, "show what a model's tokenizer makes of texts",
+                       'bertjax tokenizer inspect --model bert-base-uncased "Магия реальна!"')  # fmt: skip
+    takes_model(looking)
+    looking.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, the vocabulary is described")
+    takes_json(looking)
+
+
+def _text_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", nargs="+", metavar="INPUT", help="files or folders (.gz and .zst too), or a TFDS name")
+    parser.add_argument(
+        "--format", required=True, choices=("plain", "sentences", "wikiextractor", "jsonl", "markdown", "tfds"),
+        help="plain: a document a file; sentences: a sentence a line, blank lines between documents; jsonl: a document "
+        "a line; markdown: a book a file",
+    )  # fmt: skip
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and tfds (default: text)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
+    parser.add_argument("--longest-line", type=int, default=10**6, metavar="BYTES", help="longer lines are bad input")
+    parser.add_argument("--skip-bad", action="store_true", help="count and leave out what cannot be read")
+
+
+def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[Any], int]:
+    """Open the input: its documents, what identifies it, and its size in bytes, as far as known."""
+    from bertjax.data import corpus
+
+    if options.format == "tfds":
+        names = [corpus.tfds(name, options.text_field, options.data_dir) for name in options.input]
+        return chain.from_iterable(names), [options.text_field, options.data_dir, *options.input], 0
+    readers = {
+        "plain": corpus.plain,
+        "sentences": corpus.sentences,
+        "wikiextractor": corpus.wikiextractor,
+        "jsonl": corpus.json_lines(options.text_field),
+        "markdown": corpus.markdown,
+    }
+    files = corpus.find_files(options.input)
+    read = readers[options.format]
+    identity: list[Any] = [options.format, options.text_field, options.longest_line]
+    identity += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
+    return chain.from_iterable(read(file, options.longest_line) for file in files), identity, size
+
+
+def _build(options: argparse.Namespace) -> None:
+    from bertjax.data.build import BuildSettings, build, one_sentence
+    from bertjax.data.corpus import split_sentences
+    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.report import Progress
+
+    settings = BuildSettings(
+        split_sentences=one_sentence if options.format == "sentences" else split_sentences,
+        holdout=options.holdout,
+        seed=options.seed,
+        skip_bad=options.skip_bad,
+        workers=options.workers,
+        shard_tokens=options.shard_tokens,
+    )
+    tokenizer = load_tokenizer(options.tokenizer)
+    documents, identity, _ = _documents(options)
+    progress, begun = Progress(), time.monotonic()
+
+    def report(read: int, tokens: int) -> None:
+        rate = tokens / max(1e-9, time.monotonic() - begun)
+        progress.line(f"{read:,} documents  {tokens:,} tokens  {rate:,.0f} tokens/s")
+
+    manifest = build(documents, tokenizer, options.out, settings, identity=identity, report=report)
+    totals = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}
+    print_result(options, totals | {"dropped": manifest.dropped, "seconds": round(time.monotonic() - begun, 1)})
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from bertjax.data.inspect import inspect_corpus
+
+    print_result(options, inspect_corpus(options.corpus))
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    from bertjax.data import vocabulary
+    from bertjax.data.tokenizer import fingerprint, load_tokenizer
+
+    train = {
+        "wordpiece": vocabulary.train_wordpiece,
+        "bpe": vocabulary.train_byte_level_bpe,
+        "unigram": vocabulary.train_unigram,
+    }[options.kind]
+    documents, _, size = _documents(options)
+    done = vocabulary.train_vocabulary(
+        documents, train, size=options.size, lowercase=options.lowercase, input_bytes=size,
+        sample_bytes=options.sample_bytes, skip_bad=options.skip_bad, out=options.out,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(options.out)
+    print_result(options, done | {"vocabulary": tokenizer.vocabulary.size, "fingerprint": fingerprint(tokenizer)})
+
+
+def _inspect_tokenizer(options: argparse.Namespace) -> None:
+    from bertjax.compatible import check_tokenizer
+    from bertjax.data.look import look, summary
+    from bertjax.layouts import layout_of
+    from bertjax.model import load
+
+    model = load(options.model)
+    check_tokenizer(model, options.model)
+    if not options.text:
+        print_result(options, summary(model.text))
+    for text in options.text:
+        found = look(model.text, text, layout_of(model))
+        if options.json:
+            print(json.dumps(plain(found), ensure_ascii=False), flush=True)
+            continue
+        print(text)
+        print(f"    {'piece':<16} {'id':>7} mask segment offsets")
+        for token in found.tokens:
+            place = f"{token.start}–{token.end}" if token.start is not None else "special"
+            print(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
+        print(f"    decoded: {found.decoded!r} ({found.round_trip})")
+        for name, script in found.scripts.items():
+            print(f"    {name}: {readable(script)}")
+        for warning in found.warnings:
+            print(f"    warning: {warning}")

@@ -1,0 +1,129 @@
+"""The commands that train and evaluate: pretrain, finetune, evaluate."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from bertjax.commands.arguments import command, positive, print_result, takes_experiment, takes_json
+from bertjax.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to those of `bertjax`."""
+    pretrain = command(commands, "pretrain", _pretrain, "train an experiment, or go on with it",
+                        "bertjax pretrain experiments/bert.py size=base data=corpus/ --workdir runs/base")  # fmt: skip
+    takes_experiment(pretrain)
+    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
+
+    finetune = command(commands, "finetune", _finetune, "fine-tune a model on a task, with several seeds",
+                        "bertjax finetune experiments/glue.py task=sst2 init=bert-base/ data=glue/ "
+                        "--workdir runs/sst2")  # fmt: skip
+    takes_experiment(finetune)
+    finetune.add_argument("--workdir", required=True, metavar="DIR", help="where models, logs and results go")
+    takes_json(finetune)
+
+    evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text, or score predictions",
+                        "bertjax evaluate --model runs/base")  # fmt: skip
+    evaluate.add_argument("--model", metavar="DIR", help="the work folder of a run, or one checkpoint")
+    evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
+    evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
+    evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    takes_json(evaluate)
+
+    scored = evaluate.add_subparsers(title="predictions of others, without a model", metavar="TASK")
+    squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
+                     "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
+    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with their answers")
+    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="an answer for each id")
+    squad.add_argument("--null-odds", type=Path, metavar="JSON",
+                       help="how likely each id has no answer, by any number: adds the best thresholds")  # fmt: skip
+    squad.add_argument("--null-threshold", type=float, default=1.0, metavar="X",
+                       help="odds above which an answer counts as none (default: 1.0, as officially)")  # fmt: skip
+    takes_json(squad)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from bertjax import processes
+    from bertjax.compiler import keep_compiled_programs
+    from bertjax.config import load_experiment
+    from bertjax.report import Progress
+    from bertjax.train import Interrupted, fit
+
+    processes.join()
+    keep_compiled_programs()
+    experiment = load_experiment(options.experiment, options.override)
+    progress = Progress(shown=processes.first())
+    try:
+        state = fit(experiment, options.workdir, progress=progress)
+    except Interrupted as stopped:
+        progress.say(str(stopped))
+        options.exit_code = 128 + stopped.signal
+        return
+    progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from bertjax import processes
+    from bertjax.compiler import keep_compiled_programs
+    from bertjax.config import load_described
+    from bertjax.finetune import finetune
+    from bertjax.recipe import FineTuning
+    from bertjax.report import Progress
+    from bertjax.results import table
+    from bertjax.train import Interrupted
+
+    processes.join()
+    processes.only_one("fine-tuning")
+    keep_compiled_programs()
+    progress = Progress()
+    try:
+        summary = finetune(load_described(options.experiment, options.override, FineTuning), options.workdir)
+    except Interrupted as stopped:
+        progress.say(str(stopped))
+        options.exit_code = 128 + stopped.signal
+        return
+    print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bertjax.compiler import keep_compiled_programs
+    from bertjax.config import from_json
+    from bertjax.data.records import read_manifest
+    from bertjax.data.source import evaluation_batches
+    from bertjax.data.tokenizer import fingerprint
+    from bertjax.evaluate import evaluator
+    from bertjax.model import load
+    from bertjax.sharding import ROWS_ALONE
+    from bertjax.types import Objective
+
+    keep_compiled_programs()
+    if options.model is None:
+        raise InputError("evaluate what? a model, --model DIR, or predictions: bertjax evaluate squad --help")
+    model = load(options.model)
+    if not isinstance(model.objective, Objective):
+        raise InputError(
+            f"{options.model} alone has no loss to evaluate: evaluate the run it is part of, or train it (init=)"
+        )
+    rows = from_json(model.config["phases"][-1]["rows"])
+    rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
+    manifest = read_manifest(rows.corpus)
+    if manifest.tokenizer != fingerprint(model.text):
+        raise InputError(
+            f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
+            f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
+        )
+    mesh = ROWS_ALONE.mesh(options.batch_size)
+    batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
+    print_result(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
+
+
+def _evaluate_squad(options: argparse.Namespace) -> None:
+    from bertjax.squad import read_answers, read_gold, score_predictions
+
+    gold, predictions = read_gold(options.data), read_answers(options.predictions)
+    if not gold.answers.keys() & predictions.keys():
+        raise InputError(f"{options.predictions} answers no question of {options.data}: are they of another data set?")
+    odds = read_answers(options.null_odds, float) if options.null_odds else None
+    print_result(options, score_predictions(gold, predictions, odds, threshold=options.null_threshold))

@@ -1,0 +1,247 @@
+"""Say in the words of config.json what a model of ours is, and build the model that these words describe.
+
+What is written is read back and compared, so that nothing is lost which config.json cannot say.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from bertjax.config import field_names
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.errors import InputError
+from bertjax.huggingface.families import FAMILIES
+from bertjax.huggingface.folder import Tensor
+from bertjax.huggingface.table import TIE, Family, Field, Head, head_dropout, head_of
+from bertjax.models.deberta import DeBERTa
+from bertjax.models.encoder import Encoder
+
+_HEAD_DROPOUT = ("dropout", "input_dropout")  # written where config.json has a key for it
+_NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype", "attend")
+
+
+def family_of(config: Mapping[str, Any], folder: Path) -> Family:
+    """Find the family that config.json names. Raises InputError for one that we do not read."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"{folder / 'config.json'} has model_type={model_type!r}: bertjax reads {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str) -> Family:
+    """Choose the family that has such an encoder: what several could be is BERT."""
+    if architecture:
+        if architecture not in FAMILIES:
+            raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
+        if not isinstance(encoder, FAMILIES[architecture].encoder):
+            raise InputError(
+                f"{architecture} of transformers has the encoder {FAMILIES[architecture].encoder.__name__}, not "
+                f"{type(encoder).__name__}"
+            )
+        return FAMILIES[architecture]
+    if isinstance(encoder, DeBERTa):
+        return FAMILIES["deberta-v2" if encoder.key_bias else "deberta"]
+    if not isinstance(encoder, Encoder):
+        return next(family for family in FAMILIES.values() if family.encoder is type(encoder))
+    if encoder.shared:
+        return FAMILIES["albert"]
+    if encoder.E is not None or "rtd" in heads:
+        return FAMILIES["electra"]
+    return FAMILIES["roberta" if encoder.first_position else "bert"]
+
+
+def make_encoder(family: Family, config: Mapping[str, Any], folder: Path, heads: Iterable[Head] = ()) -> Any:
+    """Build our encoder from config.json, and what its heads say of it.
+
+    Raises InputError for a missing key, and for what we cannot compute.
+    """
+    fields: dict[str, Any] = dict(family.fixed)
+    for field in family.fields:
+        if field.theirs not in config and field.absent is None:
+            raise InputError(f"{folder / 'config.json'} has no {field.theirs}: add it, nothing is guessed")
+        try:
+            fields[field.ours] = _value(field, config)
+        except InputError as error:
+            raise InputError(f"{folder / 'config.json'}: {field.theirs}: {error}") from error
+    for head in heads:
+        fields |= head.fields
+    try:
+        encoder = family.encoder(**fields)
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
+    for key, value in family.unsupported.items():
+        expected = value(encoder) if callable(value) else value
+        if config.get(key) not in (None, expected):
+            raise InputError(
+                f"{folder / 'config.json'}: {key}={config[key]!r} is not supported, only {expected!r} is for "
+                f"{family.model_type}"
+            )
+    return encoder
+
+
+def _value(field: Field, config: Mapping[str, Any]) -> Any:
+    given = config[field.theirs] if field.theirs in config or field.absent is None else field.absent(config)
+    return field.value.read(given, config)
+
+
+def make_head(head: Head, encoder: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
+    """Build the module of a head. Raises InputError where config.json asks for one that we do not have."""
+    try:
+        return head_of(head, encoder, config, _count_classes(config))
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
+
+
+def all_heads(family: Family, config: Mapping[str, Any]) -> tuple[Head, ...]:
+    """List the heads that a folder can have: of those with the same tensors, the one of its class."""
+    needed = family.classes.get(_architecture(config), ())
+    return tuple(
+        head
+        for head in family.heads
+        if head.when(config) and (head.name in needed or not (config and head.shared_names))
+    )
+
+
+def heads_of_folder(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Head]:
+    """List the heads that the folder carries: those whose tensors it has, and besides those of its class."""
+    needed = family.classes.get(_architecture(config), ())
+    pooling = {row.theirs for row in family.pooler.rows} if family.pooler else set()
+    heads = all_heads(family, config)
+    there = [head for head in heads if ({row.theirs for row in head.rows} - pooling) & tensors.keys()]
+    names = {head.name for head in there}
+    found = [
+        head
+        for head in heads
+        if head in there or (head.name in needed and head.name not in names and not head.classless)
+    ]
+    if family.pooler and pooling & tensors.keys() and not pooling & {row.theirs for h in found for row in h.rows}:
+        found.append(family.pooler)
+    return found
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _count_classes(config: Mapping[str, Any]) -> int:
+    """Count the classes of a task head as transformers does: its labels, or two."""
+    labels = config.get("id2label")
+    found = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    if type(found) is not int or not 0 < found < 2**31:
+        raise InputError(f"num_labels={found!r} is not a number of labels")
+    return found
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the classes of a task head; none where the config gives them no names, or not one for each."""
+    given = config.get("id2label")
+    names = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    known = [name for name in names if isinstance(name, str)]
+    return tuple(known) if len(known) == len(names) else ()
+
+
+def make_config(
+    family: Family,
+    encoder: Any,
+    original: Mapping[str, Any],
+    class_name: str,
+    heads: Mapping[str, nn.Module],
+    tokenizer: Tokenizer | None,
+    labels: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Describe our encoder and heads in the words of config.json, on top of what a source folder said."""
+    config = {"dtype": "float32", TIE: True, **original}
+    config = dict(family.stated(encoder)) | config if not original else config
+    config |= {"model_type": family.model_type, "architectures": [class_name]}
+    for field in family.fields:
+        ours = getattr(encoder, field.ours)
+        stated = field.theirs in original or (original and field.absent is not None)
+        if not stated or _value(field, original) != ours:
+            config[field.theirs] = field.value.write(ours, encoder)
+    if tokenizer is not None and not original:
+        for key, role in family.specials.items():
+            index = getattr(tokenizer.vocabulary, role)
+            if config.setdefault(key, index) != index:
+                raise InputError(
+                    f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
+                    f"first_position; the tokenizer has it at {index}"
+                )
+    _describe_classes(family, encoder, config, heads, labels)
+    return config
+
+
+def _describe_classes(
+    family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]
+) -> None:
+    """Write the names of the classes of a head, and its dropout, where config.json says other ones."""
+    counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
+    if counts and (counts[0] != _count_classes(config) or (labels and labels != labels_of(config))):
+        labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
+    for head in family.heads:
+        if head.name in heads and head.drop is not None and head.drop.key:
+            rate = getattr(heads[head.name], "dropout", 0.0)
+            if rate != head_dropout(head.drop, encoder, config):
+                config[head.drop.key] = rate
+
+
+def class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, nn.Module], heads: list[Head]) -> str:
+    """Name the class of transformers with these heads; that of the source where there was one."""
+    if original and _architecture(original):
+        return _architecture(original)
+    classifying = {head.name for head in heads if head is not family.pooler and not head.classless}
+    if not classifying and set(given) <= {head.name for head in heads}:
+        return family.base_class
+    asked = set(given) - {head.name for head in heads if head.classless}
+    found = next((name for name, names in family.classes.items() if set(names) == asked == classifying), None)
+    if found is None:
+        known = "; ".join(f"{name}: {', '.join(names)}" for name, names in family.classes.items())
+        raise InputError(
+            f"transformers has no {family.model_type} class with the heads {', '.join(given)}; it has {known}"
+        )
+    return found
+
+
+def check_alike(
+    family: Family,
+    config: Mapping[str, Any],
+    encoder: Any,
+    given: Mapping[str, nn.Module],
+    heads: list[Head],
+    folder: Path,
+) -> None:
+    """Read the new config.json back and compare: whatever it cannot say would be lost without a word."""
+    again = make_encoder(family, config, folder, heads)
+    pairs: list[tuple[str, Any, Any]] = [("encoder", encoder, again)]
+    pairs += [(head.name, given[head.name], make_head(head, again, config, folder)) for head in heads]
+    for name, ours, theirs in pairs:
+        if type(ours) is not type(theirs):
+            raise InputError(
+                f"{family.model_type} of transformers cannot have a {type(ours).__name__} as its {name}, only a "
+                f"{type(theirs).__name__}"
+            )
+        for field in field_names(ours):
+            dropped = name != "encoder" and field in _HEAD_DROPOUT
+            if not dropped and field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
+                where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))
+                raise InputError(
+                    f"{family.model_type} of transformers cannot have {where}={_plain(mine)} in its {name}, only "
+                    f"{_plain(other)}"
+                )
+
+
+def _difference(where: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """Name the first field in which two values differ, where they are dataclasses of one kind."""
+    if not is_dataclass(ours) or type(ours) is not type(theirs):
+        return where, ours, theirs
+    name = next(name for name in field_names(ours) if getattr(ours, name) != getattr(theirs, name))
+    return f"{where}.{name}", getattr(ours, name), getattr(theirs, name)
+
+
+def _plain(value: Any) -> str:
+    return getattr(value, "__name__", repr(value))
