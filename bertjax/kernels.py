@@ -31,6 +31,9 @@ LONGEST = 512
 AT_ONCE = LONGEST**2
 """Pairs of positions that one step of the kernel takes: so many short rows that its start does not count."""
 
+OLDER = ("TPU v2", "TPU v3")
+"""Devices without the kernel."""
+
 HIDDEN = -1e9
 """The score of a pair of two documents: finite, so that no sum becomes NaN."""
 
@@ -38,14 +41,21 @@ HIDDEN = -1e9
 def fused_attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
     """Attend within documents, as `layers.attend`: on TPU by the kernel, elsewhere by that.
 
-    By that also where rows are longer than 512 or no multiple of 128 long, and where heads do not fill registers. In
-    bfloat16 the kernel compiles for v4 and later: v3 has no product with a right side in bfloat16.
+    By that also where rows are longer than 512 or no multiple of 128 long, and where heads do not fill registers, and
+    on v2 and v3, which have no product with a right side in bfloat16.
     """
-    if not fits(*q_BLHK.shape[1:]):
+    if not fits(*q_BLHK.shape[1:]) or _device_kind() in OLDER:
         return attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
     return jax.lax.platform_dependent(
         q_BLHK, k_BLHK, v_BLHK, mask_BL, tpu=partial(on_devices, drop=drop), default=partial(attend, drop=drop)
     )
+
+
+def _device_kind() -> str:
+    """Name the device that is compiled for, which need not be here."""
+    mesh = ambient_mesh()
+    device = mesh.abstract_device if mesh is not None else None
+    return str((device or jax.devices()[0]).device_kind)
 
 
 def fits(L: int, H: int, K: int) -> bool:

@@ -56,6 +56,14 @@ def test_elsewhere_it_is_the_plain_form():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize(("kind", "there"), [("TPU v3", False), ("TPU v4", True)])
+def test_the_first_generations_do_without_it(kind, there, monkeypatch):
+    monkeypatch.setattr(kernels, "_device_kind", lambda: kind)
+    states, mask = jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    traced = jax.make_jaxpr(lambda *given: kernels.fused_attend(*given, Drop()))(states, states, states, mask)
+    assert ("pallas_call" in str(traced)) is there
+
+
 def test_which_shapes_the_kernel_takes():
     assert kernels.fits(512, 16, 64) and kernels.fits(128, 1, 128) and kernels.fits(256, 6, 128)
     assert not kernels.fits(640, 16, 64)  # longer than the chip holds

@@ -37,9 +37,9 @@ class Model(NamedTuple):
 
 BOTH = ("generator", "discriminator")
 MODELS = (
-    Model("BERT-large, L 128", "bert", ("size=large", "long=0"), 128),
-    Model("BERT-large, L 512", "bert", ("size=large", "long=1"), 512),
-    Model("RoBERTa-large", "roberta", ("size=large",), 512),
+    Model("BERT-large, L 128", "bert", ("size=large", "long=0", "kernel=true"), 128),
+    Model("BERT-large, L 512", "bert", ("size=large", "long=1", "kernel=true"), 512),
+    Model("RoBERTa-large", "roberta", ("size=large", "kernel=true"), 512),
     Model("ELECTRA-large", "electra", ("size=large",), 512, BOTH),
     Model("XLNet-large", "xlnet", ("size=large",), 512, slices=(*SLICES, "v3:16x16")),
     Model("DeBERTa-v3-large", "deberta", ("size=v3-large",), 512, BOTH),
@@ -147,8 +147,9 @@ def _write(lines: list[str], missing: list[str]) -> None:
         "# Plans of the published models",
         "",
         f"Made by `python tpu/make_plans.py` on a CPU. {HONESTLY} Every row is `bertjax plan EXPERIMENT … --topology "
-        "SLICE` in bfloat16 with the dropout of the recipe and all parameters on every device. The batch is chosen to "
-        "fill memory (512 tokens a device and GiB, a power of two), remat is the first of none, dots, full that fits. "
+        "SLICE` in bfloat16 with the dropout of the recipe and all parameters on every device; attention of BERT and "
+        "RoBERTa is the kernel on chips that have it, and layers are a loop. The batch is chosen to fill memory (512 "
+        "tokens a device and GiB, a power of two), remat is the first of none, dots, full that fits. "
         "*Scheduled* is the compiler's cycles and the model of what it gives none for, *waited* the collectives that "
         "nothing runs beside, *FLOPs ratio* compiled over the model's own.",
         "",

@@ -34,6 +34,12 @@ from bertjax.topology import Slice
 # scatter, for 1024 words drawn, for 1024 keys sorted (rows of 512; on v3 twice as many).
 PER_SLICE, PER_1024_BITS, PER_1024_SORTED = 15, 5.5, 305
 
+# The same of a kernel, by what it says that it does: a sum of these two gives what the schedules of attention's kernel
+# have on v5e, 1,592 thousand bundles forward and back for 16 heads of 16 rows of 512, 674 thousand for 64 rows of 128.
+PER_1024_EXPONENTIALS, PER_1024_BYTES = 9.34, 2.04
+
+_SAID = re.compile(r'"(flops|transcendentals|bytes_accessed)":"?(\d+)')
+
 
 def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
     """Estimate the seconds of one run of a program on one of `slices` slices, with every number that enters."""
@@ -100,8 +106,11 @@ def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
     if op.opcode == "sort":
         return op.opcode, PER_1024_SORTED * elements / 1024
     if call_target(op) == "tpu_custom_call":
-        said = re.search(r'"cost_estimate":\{"flops":"?(\d+)', op.attributes)
-        return ("kernel", int(said[1]) / on.chip.cycle) if said else ("kernel without an estimate", 0.0)
+        said = {name: int(number) for name, number in _SAID.findall(op.attributes)}
+        if "flops" not in said:
+            return "kernel without an estimate", 0.0
+        bundles = PER_1024_EXPONENTIALS * said["transcendentals"] + PER_1024_BYTES * said["bytes_accessed"]
+        return "kernel", max(said["flops"] / on.chip.cycle, bundles / 1024)
     flops = sum(product.flops for product in products_of(program, step))
     return ("others", flops / on.chip.cycle) if flops or elements >= 1024 else ("", 0.0)
 

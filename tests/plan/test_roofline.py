@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from test_costs import program
 
@@ -5,7 +7,7 @@ from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.topology import parse_slice
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"3005981"}}'  # 2 ms of v5e's clock
-KERNEL = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"197000000000","transcendentals":"0"}}}'
+KERNEL = 'backend_config={"cost_estimate":{"flops":"197000000000","transcendentals":"0","bytes_accessed":"9"}}'
 OTHER = """%looked_up (t: f32[50000,1000], i: s32[30000]) -> f32[30000,1000] {
   %t = f32[50000,1000]{1,0} parameter(0)
   %i = s32[30000]{0} parameter(1)
@@ -65,6 +67,21 @@ def test_between_slices_the_network_is_the_limit():
     for slices in (2, 4):
         seconds = estimate(found, parse_slice("v5e:2x2"), slices)["of_which"]["waited"]
         assert seconds == pytest.approx(2 * 1e8 * (slices - 1) / slices / 3.125e9)
+
+
+@pytest.mark.parametrize(("rows", "length", "thousands"), [(16, 512, 1592), (64, 128, 674)])
+def test_attention_by_a_kernel_takes_what_its_schedule_has(rows, length, thousands):
+    pairs, states = 16 * rows * length**2, 2 * rows * length * 1024
+    calls = ""
+    for name, products, arrays in (("forward", 2, 4), ("backward", 5, 7)):
+        said = {"flops": 2 * products * pairs * 64, "transcendentals": pairs, "bytes_accessed": arrays * states}
+        config = json.dumps(
+            {"cost_estimate": {what: str(number) for what, number in said.items()}}, separators=(",", ":")
+        )
+        call = f'custom-call(%a), custom_call_target="tpu_custom_call", backend_config={config}'
+        calls += f"  %{name} = f32[9]{{0:S(1)}} {call}\n"
+    found = estimate(program(f"  %a = f32[9]{{0:S(1)}} parameter(0)\n{calls}"), parse_slice("v5e:1x1"))
+    assert found["modelled"]["kernel"] == {"count": 2, "seconds": pytest.approx(1e3 * thousands / 1.503e9, rel=5e-3)}
 
 
 def test_a_kernel_that_says_nothing_of_its_work_is_named():
