@@ -55,7 +55,7 @@ def embedding_shape(encode: Callable[..., Any], *inputs: Any) -> tuple[int, ...]
 
 def _intercepted(change: Callable[[Array], Array]) -> AbstractContextManager[None]:
     def intercept(run: Any, inputs: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
-        if _takes_the_sum(context.module):
+        if context.method_name == "__call__" and _takes_the_sum(context.module):
             inputs = (change(inputs[0]), *inputs[1:])
         return run(*inputs, **options)
 
