@@ -233,18 +233,29 @@ def test_rows_of_padding_weigh_nothing(case):
         np.testing.assert_allclose(found[name].sum, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("parts", [2])
-def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(unlike, parts, monkeypatch):
-    """Some of them on two copies of the parameters, one with each split over two devices: they draw what one would."""
-    case = unlike
-    copies = 2 if case in map(CASES, ("bert", "xlnet", "deberta v3, remat dots", "sift", "tags")) else 1
+# One of each objective, for it is the objective that weighs. Some are on copies of the parameters, one of which splits
+# each over two devices: they draw what one device would.
+WEIGHED = {
+    "bert": Layout(data=2),
+    "xlnet": Layout(data=2),
+    "electra": Layout(data=1),
+    "deberta v3, remat dots": Layout(data=2, fsdp=2),
+    "sift": Layout(data=2),
+    "distillation": Layout(data=1),
+    "tags": Layout(data=2),
+    "beam spans": Layout(data=1),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(name, monkeypatch):
+    case, layout, parts = CASES(name), WEIGHED[name], 2
     monkeypatch.setattr(sharding, "SMALLEST", 1)
     loss = partial(case.objective.loss, train=True)
 
     def on_devices(params, batch, rng):
         return loss(gathered(params), batch, rng)
 
-    layout = Layout(data=copies, fsdp=2 if case is CASES("deberta v3, remat dots") else 1)
     mesh = layout.mesh(B // parts, jax.devices()[: layout.data * layout.fsdp])
     places = stored_shardings(mesh, case.params), by_row(mesh)
     with jax.set_mesh(mesh):
