@@ -9,8 +9,8 @@ Rows are encoded and put into batches once, by bertjax, and both sides train on 
 dropout on. The other side is eager, with fused AdamW, and leaves out rows of padding. Each run has a process of its
 own, with all the cores; the sides take turns. Both are judged by bertjax's metrics on the validation split. Printed:
 medians over seeds of the metrics, and the wall-clock time of training, without judging: ours over theirs, run by run,
-with our compilation and checkpoints, and by the median of windows of 50 steps, which compilation hardly touches. Of
-SQuAD 10,000 training questions are drawn.
+with our compilation and checkpoints, and by the median of windows of 50 steps, which compilation hardly touches; and
+the share of our steps that was spent waiting for data. Of SQuAD 10,000 training questions are drawn.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> Non
     from bertjax.judge import judged
     from bertjax.model import load
     from bertjax.report import Progress
+    from bertjax.results import timing
     from bertjax.train import fit
 
     tuning, progress, spent = tuning_of(options), Progress(every_seconds=60), [0.0]
@@ -84,7 +85,9 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> Non
         seconds = time.perf_counter() - begun - spent[0]
         timed = [json.loads(line) for line in (folder / "run" / "timing.jsonl").read_text().splitlines()]
         step = float(np.median([line["step_ms"] for line in timed])) / 1000 if timed else seconds / experiment.steps
-        pipe.send({"metrics": metrics, "seconds": seconds, "steps": experiment.steps, "median_step": step})
+        waited = timing(folder / "run").get("data_wait", 0.0)
+        of_run = {"metrics": metrics, "seconds": seconds, "steps": experiment.steps}
+        pipe.send(of_run | {"median_step": step, "data_wait": waited})
 
 
 def run_torch(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
@@ -215,6 +218,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {side: [run["seconds"] for run in runs] for side, runs in found.items()},
         "ratio": {"median": float(np.median(whole)), "smallest": min(whole), "largest": max(whole)},
         "ratio_of_median_steps": {"median": float(np.median(steady)), "smallest": min(steady), "largest": max(steady)},
+        "data_wait": [run["data_wait"] for run in found["bertjax"]],
     }
 
 
@@ -238,6 +242,7 @@ def main() -> None:
     for what, name in (("ratio", "wall-clock, ours over theirs"), ("ratio_of_median_steps", "… of the median step")):
         ratio = result[what]
         print(f"{name}: {ratio['median']:.2f} ({ratio['smallest']:.2f} to {ratio['largest']:.2f})")
+    print(f"ours waits for data: {max(result['data_wait']):.1%} of a step, in the worst run")
 
 
 if __name__ == "__main__":
