@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.random import hash_bits
-from bertjax.sharding import first_row, gathered_layer, looked_up, splits_parameters
+from bertjax.sharding import first_row, gathered_layer, looked_up, splits_parameters, summed_first
 from bertjax.types import Array, Key, Params
 
 Activation = Callable[[Array], Array]
@@ -336,6 +336,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool) -> Array:
         heads = (self.H, self.D // self.H)
+        x_BLD = summed_first(x_BLD)
         q_BLHK, k_BLHK, v_BLHK = (
             Dense((self.D,), heads, self.initializer, self.dtype, name=name)(x_BLD)
             for name in ("query", "key", "value")

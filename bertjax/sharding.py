@@ -185,6 +185,24 @@ def splits_parameters() -> bool:
     return _ambient() is not None
 
 
+def summed_first(x: Array) -> Array:
+    """Return x; the gradients of what reads it here are added to each other before those of what reads it elsewhere.
+
+    Where devices split heads, the gradient of each projection is a part of a sum over them. In this order the compiler
+    adds the projections' parts and moves one sum, in the order in which JAX adds them by itself, each.
+    """
+    mesh = ambient_mesh()
+    return x if mesh is None or mesh.shape["tensor"] == 1 else _summed_first(x)
+
+
+@jax.custom_vjp
+def _summed_first(x: Array) -> Array:
+    return x
+
+
+_summed_first.defvjp(lambda x: (x, None), lambda _, gradient: (gradient,))
+
+
 def by_copy(function: Callable[[Params, Any, Key], Any]) -> Callable[[Params, Any, Key], Any]:
     """Run a function (params, batch, rng) beside each copy of the parameters, on the rows of the batch that are there.
 

@@ -127,6 +127,17 @@ def test_split_storage_moves_parameters_and_no_activations():
     assert sum(moved.get(kind, 0) for kind in ("all-reduce", *scatters)) <= 2 * (params + table) + 4 * small
 
 
+def test_split_products_sum_states_twice_forward_and_twice_backward_in_a_layer():
+    """What queries, keys and values give to the gradient of their input is added up before it moves."""
+    experiment = load_experiment("experiments/bert.py", [*SMALL, "mesh=tensor:2"])
+    compiled = compile_step(experiment, experiment.phases[0], parse_slice("v5e:2x2"))
+    pairs = [one for one in collectives(Program(compiled.text)) if one.group == (0, 1)]
+    states, layers = 2 * 32 * 128 * 256, 2
+    # Besides those, the rows of the word table that each has a part of, and of the decoder what is masked.
+    moved = sum(one.bytes * one.times for one in pairs)
+    assert 4 * layers + 1 <= moved / states <= 4 * layers + 1.5
+
+
 def test_what_does_not_fit_is_a_plan_with_numbers_and_an_exit_code(capsys):
     large = ["size=large", "long=1", "dtype=bfloat16"]  # refused before it is scheduled, within seconds
     code = main(["plan", "experiments/bert.py", *large, "--topology", "v5e-4", "--json"])
