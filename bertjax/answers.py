@@ -7,6 +7,7 @@ candidate is none is answered by none, instead of by the word "empty".
 
 import heapq
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +148,8 @@ def _distinct(guesses: Iterable[Guess], n_best: int) -> list[Guess]:
 
 def _shares(guesses: Sequence[Guess]) -> tuple[Guess, ...]:
     """Give guesses their probabilities among themselves."""
+    if not guesses:
+        return ()
     totals = np.array([guess.start_score + guess.end_score for guess in guesses])
     shares = np.exp(totals - totals.max())
     return tuple(x._replace(probability=float(p)) for x, p in zip(guesses, shares / shares.sum(), strict=True))
@@ -164,6 +167,19 @@ def _answered_or_not(id: str, guesses: Iterable[Guess], none: Guess, n_best: int
     odds = null - (some.start_score + some.end_score if some else 0.0)
     answer = some if some is not None and odds <= threshold else next(guess for guess in best if not guess.text)
     return Answered(id, answer, best, odds)
+
+
+def decided(answered: Answered, odds: float, threshold: float) -> Answered:
+    """Decide whether a question has an answer by a classifier: `odds` is its logit that there is none.
+
+    Its probability is shared among the spans, whose scores are log-probabilities of another kind.
+    """
+    found = [guess for guess in answered.best if guess.text]
+    absent = 1 / (1 + math.exp(-odds)) if found else 1.0
+    spans = [guess._replace(probability=guess.probability * (1 - absent)) for guess in _shares(found)]
+    none = next(guess for guess in answered.best if not guess.text)._replace(probability=absent)
+    best = sorted([*spans, none], key=lambda guess: -guess.probability)
+    return Answered(answered.id, spans[0] if spans and odds <= threshold else none, tuple(best), odds)
 
 
 def write_predictions(folder: Path, answered: Sequence[Answered], *, unanswerable: bool) -> None:

@@ -1,7 +1,8 @@
 """The command `bertjax`: thin, every command is a function of the package.
 
 Errors that a user can mend are one line and exit code 2; a run that diverged exits with 1, one that was stopped after
-its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM), a plan that does not fit its devices exits with 3.
+its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM), a plan that does not fit its devices exits with 3, a process that
+does not meet the others of its run exits with 75.
 """
 
 import argparse
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from bertjax.commands import machines, predicting, texts, training
-from bertjax.errors import InputError
+from bertjax.errors import InputError, PassingError
+
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: tpu/watch.py begins such a run again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except InputError as error:
         print(f"bertjax: {error}", file=sys.stderr)
-        return 2
+        return TRY_AGAIN if isinstance(error, PassingError) else 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -233,8 +233,9 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 
 def _environment(root: Path) -> dict[str, str]:
     """Read the variables that this process was given: JAX sets some of its own as it is imported."""
-    texts = (root / "proc/self/environ").read_bytes().decode(errors="replace").split("\0")
-    found = dict(text.split("=", 1) for text in texts if "=" in text)
+    path = root / "proc/self/environ"
+    texts = path.read_bytes().decode(errors="replace").split("\0") if path.exists() else []
+    found = dict(text.split("=", 1) for text in texts if "=" in text) if path.exists() else dict(os.environ)
     return {name: value for name, value in sorted(found.items()) if _VARIABLES.match(name)}
 
 
@@ -275,8 +276,10 @@ def _holders(root: Path) -> dict[int, str]:
             holders.add(int(link.parts[-3]))
     lock, locks = root / LOCK.relative_to("/"), root / "proc/locks"
     if lock.exists() and locks.exists():
-        held = re.findall(r"(\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ", locks.read_text())
-        holders |= {int(process) for process, inode in held if int(inode) == lock.stat().st_ino}
+        file = lock.stat()
+        place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+        held = re.findall(r" (\d+) ([0-9a-f]+:[0-9a-f]+:\d+) ", locks.read_text())  # process -1: of no one that is seen
+        holders |= {int(process) for process, where in held if where == place}
     return {process: _command(root, process) for process in sorted(holders)}
 
 

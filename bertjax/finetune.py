@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,8 @@ MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
 class Prepared(NamedTuple):
     """What all seeds have in common.
 
-    digest: of data and tokenizer. splits: the encoded data. make_step, logits: compiled once, by the first seed.
+    digest: of data, tokenizer and the parameters of `init`. splits: the encoded data. make_step, logits: compiled once,
+    by the first seed.
     """
 
     model: Published
@@ -87,7 +89,7 @@ class Prepared(NamedTuple):
 
 
 def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Run all seeds that have no result yet, and return what `results.json` holds.
+    """Run all seeds that have no result yet, and return what `results.json` holds: of these and those of earlier runs.
 
     Raises InputError for whatever can be told before training, Interrupted as `fit`. A seed that diverges is a result.
     """
@@ -98,10 +100,11 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
         prepared = prepare(tuning, source, folder, progress)
         with _mendable():
             experiment_of(tuning, prepared, tuning.first_seed)
-        results = []
+        results = _earlier(tuning, prepared, folder)
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
-            results.append(_run_seed(tuning, prepared, seed, folder, progress))
-            summary = _about(tuning, prepared) | summarise(results, tuning.task.metrics[0])
+            results[seed] = results.get(seed) or _run_seed(tuning, prepared, seed, folder, progress)
+            of_all = [result for _, result in sorted(results.items())]
+            summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metrics[0])
             write_json(folder / "results.json", summary)
             (folder / "results.md").write_text(table(summary))
             _keep_best(folder, summary)
@@ -129,8 +132,9 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
         for what, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
     check_texts(source, every_text(splits["train"].examples), progress.say)
+    digest = hashlib.sha256(f"{rows.digest()} {checkpoint.checksums(source.params)}".encode()).hexdigest()[:16]
     logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
-    return Prepared(*built, tokenizer, rows, rows.digest(), splits, _made_once(sharded_step), logits)
+    return Prepared(*built, tokenizer, rows, digest, splits, _made_once(sharded_step), logits)
 
 
 def _made_once(make_step: MakeStep) -> MakeStep:
@@ -227,17 +231,27 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
     )
 
 
+def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> dict[int, Result]:
+    """Read the results that are there, by seed. Raises InputError for one of other settings, data or parameters."""
+    results = {}
+    for path in workdir.glob("seed-*/result.json"):
+        found = read_json(path)
+        record_experiment(path.parent, experiment_of(tuning, prepared, found["seed"]))
+        if found.get("inputs") != prepared.digest:
+            raise InputError(
+                f"{path.parent} has a result from other data than {tuning.data} or other parameters than "
+                f"{tuning.init}: choose another --workdir"
+            )
+        results[found["seed"]] = found
+    return results
+
+
 def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> Result:
-    """Train one seed, or read its result where it has one already. Raises InputError for one of other settings."""
+    """Train one seed."""
     folder, experiment = workdir / f"seed-{seed}", experiment_of(tuning, prepared, seed)
-    if found := read_json(folder / "result.json"):
-        record_experiment(folder, experiment)
-        if found.get("data") != prepared.digest:
-            raise InputError(f"{folder} has a result on other data than {tuning.data}: choose another --workdir")
-        return found
     progress.say(f"seed {seed}")
     judge = _Judge(tuning, prepared, folder)
-    result: Result = {"seed": seed, "data": prepared.digest}
+    result: Result = {"seed": seed, "inputs": prepared.digest}
     try:
         source = prepared.splits["train"]
         fit(experiment, folder, progress=progress, judge=judge, make_step=prepared.make_step, source=source)

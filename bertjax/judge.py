@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax.answers import Answered, WindowScores, answer_questions, window_scores
+from bertjax.answers import Answered, WindowScores, answer_questions, decided, window_scores
 from bertjax.data.examples import Question, Words
 from bertjax.data.source import bucketed
 from bertjax.data.supervised import Encoded, is_labelled
@@ -85,7 +85,7 @@ def answers_of(
     answered = answer_questions(encoded, scores, n_best=n_best, longest=longest, threshold=threshold)
     if not none or not encoded.rows_of.task.unanswerable:
         return answered
-    return [_decided(each, none[number], threshold) for number, each in enumerate(answered)]
+    return [decided(each, none[number], threshold) for number, each in enumerate(answered)]
 
 
 def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> WindowScores:
@@ -99,13 +99,6 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
     end_scores, null = np.asarray(beams.end_scores_BST), float(beams.unanswerable_B)
     kept = (starts >= 0) & (ends >= starts) & (ends < window.size)
     return WindowScores(starts[kept], ends[kept], start_scores[kept], end_scores[kept], null, 0.0)
-
-
-def _decided(answered: Answered, odds: float, threshold: float) -> Answered:
-    """Decide anew whether a question has an answer, by other odds."""
-    some = next((guess for guess in answered.best if guess.text), None)
-    none = next(guess for guess in answered.best if not guess.text)
-    return answered._replace(null_odds=odds, answer=some if some is not None and odds <= threshold else none)
 
 
 class Judgement(NamedTuple):
@@ -140,8 +133,7 @@ def judged(encoded: Encoded, logits: Logits, batch_size: int) -> Judgement:
 
 def _judged_answers(encoded: Encoded, answered: list[Answered]) -> Judgement:
     """Score answers, of questions without one also at the threshold that is best for them."""
-    questions = [example for example in encoded.examples if isinstance(example, Question)]
-    gold = Gold({x.id: [answer.text for answer in x.answers] for x in questions}, encoded.rows_of.task.unanswerable)
+    gold = _gold(encoded)
     predictions = {each.id: each.answer.text for each in answered}
     if not gold.unanswerable:
         scores = score_predictions(gold, predictions)
@@ -156,9 +148,17 @@ def _judged_answers(encoded: Encoded, answered: list[Answered]) -> Judgement:
     return Judgement(kept, answered)
 
 
+def _gold(encoded: Encoded) -> Gold:
+    questions = [example for example in encoded.examples if isinstance(example, Question)]
+    return Gold({x.id: [answer.text for answer in x.answers] for x in questions}, encoded.rows_of.task.unanswerable)
+
+
 def constant_answer(encoded: Encoded) -> float:
     """Return the first metric of the best answer that is the same for all rows: a model at it has learned nothing."""
     task = encoded.rows_of.task
+    if task.kind == "span":
+        gold = _gold(encoded)
+        return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metrics[0]])
     if task.kind not in ("classify", "choice") or encoded.labels is None:
         return 0.0
     constant = [np.full_like(encoded.labels, label) for label in np.unique(encoded.labels)]

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -19,19 +20,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bertjax.errors import InputError
+from bertjax.errors import InputError, PassingError
 from bertjax.workdir import differences
+
+_FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
 
 
 def join(timeout: int = 55) -> None:
     """Join the other processes of this run, if there are any: before anything else that asks JAX for devices.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; without these what JAX finds out on
-    Cloud TPU, Slurm and the like. timeout: seconds until missing processes are an InputError that names them.
+    Cloud TPU, Slurm and the like. timeout: seconds until missing processes are a PassingError that names them.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [os.environ.get(name, "") for name in names]
     if all(given):
+        for name, text, form, meant in zip(names, given, _FORMS, ("host:port", "a number", "a number"), strict=True):
+            if not re.fullmatch(form, text):
+                raise InputError(f"{name}={text} is not {meant}")
         address, count, index = given[0], int(given[1]), int(given[2])
     elif any(given):
         missing = [name for name, text in zip(names, given, strict=True) if not text]
@@ -46,7 +52,7 @@ def join(timeout: int = 55) -> None:
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except RuntimeError as error:
-        raise InputError(f"cannot join the processes of this run at {address}: {error}") from error
+        raise PassingError(f"cannot join the processes of this run at {address}: {error}") from error
 
 
 def _found(timeout: int) -> tuple[str, int, int]:
@@ -65,7 +71,7 @@ def _found(timeout: int) -> tuple[str, int, int]:
 
 
 def roll_call(address: str, count: int, index: int, timeout: float) -> None:
-    """Wait until all processes have called process 0. Raises InputError, on all that came, naming those that did not.
+    """Wait until all processes have called process 0. Raises PassingError, on all that came, naming who did not.
 
     address: host:port, where nothing listens yet.
     """
@@ -73,7 +79,7 @@ def roll_call(address: str, count: int, index: int, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     problem = _call(host, int(port), index, deadline) if index else _hear(int(port), count, deadline)
     if problem:
-        raise InputError(problem)
+        raise PassingError(problem)
 
 
 def _hear(port: int, count: int, deadline: float) -> str:
@@ -187,7 +193,9 @@ def versions() -> dict[str, object]:
     """Say what has to be alike for hosts to compute the same: the source files of this package, what is installed."""
     root = Path(__file__).parent
     code = {f"{path.relative_to(root)}": _digest(path.read_bytes()) for path in sorted(root.rglob("*.py"))}
-    installed = dict(sorted((found.name, found.version) for found in importlib.metadata.distributions()))
+    # What was half removed is there without a name.
+    found = [each for each in importlib.metadata.distributions() if each.name]
+    installed = dict(sorted((each.name, each.version) for each in found))
     return {"the code of bertjax": code, "what is installed": installed}
 
 

@@ -15,6 +15,12 @@ from bertjax.rules import Rules
 from bertjax.spans import SpanHead
 
 _RUN = Run(log_every=50)
+_DECIDED = {
+    "evaluate_every": "`evaluations` says how often it is judged",
+    "evaluate_batches": "it is judged by the whole split",
+    "keep": "the best model is kept, and of checkpoints the newest until there is a result",
+    "keep_every": "the best model is kept, and of checkpoints the newest until there is a result",
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,9 @@ class FineTuning:
     run: Run = _RUN
 
     def __post_init__(self) -> None:
+        for name, instead in _DECIDED.items():
+            if getattr(self.run, name) != getattr(_RUN, name):
+                raise ValueError(f"run.{name}={getattr(self.run, name)} has no effect on fine-tuning: {instead}")
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError(f"seeds={self.seeds}, evaluations={self.evaluations}: both ≥ 1")
         if self.head is not None and self.task.kind != "span":

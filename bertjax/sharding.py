@@ -84,7 +84,10 @@ class Layout:
             if name not in (known := [field.name for field in fields(cls)]) or not size.isdigit() or name in sizes:
                 raise InputError(f"mesh={text}: {part!r} is no axis and size such as fsdp:8, of {', '.join(known)}")
             sizes[name] = int(size)
-        return cls(**sizes)
+        try:
+            return cls(**sizes)
+        except ValueError as error:
+            raise InputError(f"mesh={text}: {error}") from error
 
     def __str__(self) -> str:
         return ",".join(f"{field.name}:{getattr(self, field.name)}" for field in fields(self))
@@ -105,13 +108,20 @@ class Layout:
         # Plain Linen needs the compiler to choose intermediate layouts; JAX's new default, Explicit, breaks it.
         auto = (AxisType.Auto,) * len(AXES)
         found = {getattr(device, "slice_index", 0) for device in devices}
-        if self.slices > 1 and len(found) > 1:
-            if len(found) != self.slices:
-                raise InputError(f"mesh=slices:{self.slices}, but the devices are of {len(found)} slices")
-            shape = (1, data, self.fsdp, self.tensor)
-            grid = mesh_utils.create_hybrid_device_mesh(shape, (self.slices, 1, 1, 1), devices)
-            return Mesh(grid, AXES, axis_types=auto)
-        return jax.make_mesh((self.slices, data, self.fsdp, self.tensor), AXES, devices=devices, axis_types=auto)
+        if len(found) > 1 and len(found) != self.slices:
+            raise InputError(f"mesh=slices:{self.slices}, but the devices are of {len(found)} slices: say slices")
+
+        def grid(**how: bool) -> np.ndarray:
+            within = (data, self.fsdp, self.tensor)
+            if len(found) > 1:
+                return mesh_utils.create_hybrid_device_mesh((1, *within), (self.slices, 1, 1, 1), devices, **how)
+            return mesh_utils.create_device_mesh((self.slices, *within), devices, **how)
+
+        try:
+            placed = grid()
+        except NotImplementedError:  # no axis of the mesh is whole axes of the chips: neighbours as far as it goes
+            placed = grid(allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=auto)
 
 
 ROWS_ALONE = Layout()

@@ -3,11 +3,21 @@ import json
 import numpy as np
 import pytest
 
-from bertjax.answers import WindowScores, answer_questions, widest_context, window_scores, write_predictions
-from bertjax.data.examples import Question
+from bertjax.answers import (
+    Answered,
+    Guess,
+    WindowScores,
+    answer_questions,
+    decided,
+    widest_context,
+    window_scores,
+    write_predictions,
+)
+from bertjax.data.examples import Answer, Question
 from bertjax.data.layout import BERT, XLNET
 from bertjax.data.supervised import TaskRows, encode_examples
 from bertjax.data.tasks import find_task
+from bertjax.judge import constant_answer
 from bertjax.squad import read_answers
 
 CONTEXT = "Time, person's year way (day) thing man world: life hand part child eye woman place work."
@@ -31,6 +41,29 @@ def test_a_span_lies_inside_the_context_and_begins_before_it_ends(tokenizer):
     )
     assert spans == [(0, 0, 8.0), (0, 1, 3.0), (1, 1, 7.0)]
     assert (scores.null_start, scores.null_end) == (3.0, 4.0)
+
+
+def test_a_classifier_says_whether_there_is_an_answer_and_scores_of_spans_which():
+    """Scores of spans are log-probabilities, its logit is not: 4 of no answer is not more than -1 of a span."""
+    spans = [Guess("1800", 0, 4, -0.5, -0.5, 0.1), Guess("18", 0, 2, -1.0, -1.0, 0.03)]
+    none = Guess("", 0, 0, 4.0, 0.0, 0.87)
+    answered = Answered("1", none, (none, *spans), 5.0)
+    found = decided(answered, -2.0, 0.0)
+    absent = 1 / (1 + np.exp(2.0))
+    shares = np.exp([-1.0, -2.0]) / np.exp([-1.0, -2.0]).sum()
+    assert [guess.text for guess in found.best] == ["1800", "18", ""]
+    expected = [*(shares * (1 - absent)), absent]
+    np.testing.assert_allclose([guess.probability for guess in found.best], expected)
+    assert found.answer == found.best[0] and found.null_odds == -2.0
+    assert decided(answered, 2.0, 0.0).answer.text == "" and decided(answered, 2.0, 3.0).answer.text == "1800"
+    assert decided(answered._replace(best=(none,)), -2.0, 0.0).answer == none._replace(probability=1.0)
+
+
+def test_who_never_answers_has_learned_nothing(tokenizer):
+    """Of two questions one has no answer: half of the points are for nothing."""
+    rows = TaskRows(find_task("squad2"), "", "", BERT, 16, question=2)
+    questions = [Question("", "1", "good", "time", (Answer("time", 0),)), Question("", "2", "bad", "year")]
+    assert constant_answer(encode_examples(rows, questions, tokenizer)) == 50.0
 
 
 def by_loops(encoded, rows, logits, longest):

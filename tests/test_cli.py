@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import WORDS
 
+from bertjax import processes
 from bertjax.cli import main
+from bertjax.errors import InputError
 
 TINY = ["experiments/smoke.py", "steps=4", "batch_size=8", "length=32"]
 
@@ -307,3 +310,25 @@ def test_a_build_that_is_stopped_goes_on(wiki, built, tmp_path):
             twin = tmp_path / "stopped" / path.relative_to(tmp_path / "straight")
             assert twin.read_bytes() == path.read_bytes(), path.name
     assert not list(Path(tmp_path / "stopped").glob("*.partial"))
+
+
+def test_processes_that_do_not_meet_end_with_a_code_of_their_own(capsys, monkeypatch, tmp_path):
+    """Nothing listens at the address: process 0 is not there yet."""
+    given = {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}
+    for name, text in given.items():
+        monkeypatch.setenv(f"JAX_{name}", text)
+    monkeypatch.setattr(processes.time, "monotonic", iter([0.0, 1e6]).__next__)
+    code, out, err = run(capsys, "pretrain", *TINY, "data=x", "--workdir", tmp_path / "run")
+    assert code == 75 and not out and err.startswith("bertjax: process 0 does not answer at localhost:1")
+
+
+def test_an_experiment_that_fails_on_one_host_fails_on_all(capsys, monkeypatch, tmp_path):
+    @contextmanager
+    def together():
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"process 1: {error}") from error
+
+    monkeypatch.setattr(processes, "failing_together", together)
+    fails(capsys, "process 1: .*nowhere", "pretrain", *TINY, "data=nowhere", "--workdir", tmp_path / "run")

@@ -107,8 +107,10 @@ def machine(tmp_path):
     (tmp_path / "proc/41/fd").mkdir()
     os.symlink("/dev/accel0", tmp_path / "proc/41/fd/5")
     os.symlink("/dev/null", tmp_path / "proc/41/fd/6")
-    inode = (tmp_path / "tmp/libtpu_lockfile").stat().st_ino
-    (tmp_path / "proc/locks").write_text(f"1: POSIX  ADVISORY  WRITE 42 08:01:{inode} 0 EOF\n")
+    lock = (tmp_path / "tmp/libtpu_lockfile").stat()
+    place = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
+    lines = [f"42 {place}", f"-1 {place}", f"43 ff:0f:{lock.st_ino}"]  # no one that is seen; another disk's
+    (tmp_path / "proc/locks").write_text("".join(f"1: FLOCK  ADVISORY  WRITE {line} 0 EOF\n" for line in lines))
     return tmp_path
 
 
@@ -120,6 +122,13 @@ def test_who_holds_a_tpu_is_read_from_files_and_devices_are_left_alone(machine, 
     assert (facts.memory, facts.memory_available) == (2**20, 2**19) and "[madvise]" in facts.huge_pages
     assert any(finding.what == "process 41 holds the TPU: python train.py" for finding in diagnose(facts))
     assert all("no devices" not in finding.what for finding in diagnose(facts))
+
+
+def test_a_system_without_proc_is_described_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(doctor, "ask_devices", lambda *_: Devices("cpu", ("cpu",), (0,), 1, 1))
+    facts = collect(tmp_path, root=tmp_path)
+    assert facts.environment["JAX_PLATFORMS"] == "cpu" and "HOME" not in facts.environment
 
 
 def test_devices_are_asked_where_nothing_holds_them(machine, monkeypatch):

@@ -122,12 +122,22 @@ def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(
         finetune(dataclasses.replace(short, recipe=short.recipe.changed(learning_rate=0.02)), tmp_path / "both")
     other = shutil.copytree(tuning.data, tmp_path / "other")
     (other / "dev.tsv").write_text("text\tlabel\ngood\tyes\n")
-    with pytest.raises(InputError, match="seed-0 has a result on other data"):
+    with pytest.raises(InputError, match="seed-0 has a result from other data"):
         finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
+    # What one run found, the next one of more or fewer seeds keeps; `best` is the best of all.
+    assert finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "both") == both
+    monkeypatch.setattr("bertjax.finetune.load", lambda path: shifted(load(path)))
+    with pytest.raises(InputError, match=r"seed-0 has a result from .* other parameters than"):
+        finetune(short, tmp_path / "both")
+    monkeypatch.setattr("bertjax.finetune.load", load)
     alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
     assert alone["seeds"][0]["last"] == both["seeds"][1]["last"]
     logs = [(tmp_path / run / "seed-1" / "log.jsonl").read_bytes() for run in ("both", "alone")]
     assert logs[0] == logs[1]
+
+
+def shifted(model):
+    return dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
 
 
 def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp_path):
@@ -151,6 +161,8 @@ def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, 
 
     refused("frozen=2 of the lowest layers, but there are 1", recipe=dataclasses.replace(RECIPE, frozen=2))
     refused("renewed=2 top layers", recipe=dataclasses.replace(RECIPE, renewed=2))
+    with pytest.raises(ValueError, match=r"run.evaluate_every=5 has no effect.*`evaluations`"):
+        dataclasses.replace(tuning, run=Run(evaluate_every=5))
     squad = {"task": own_task("span", questions(tmp_path), (), ""), "data": str(tmp_path)}
     refused("rows of length 16 have no room beside a question of 64", **squad)
     refused("dev.json: question 2: no label: models are judged by this split", **squad, question=4)

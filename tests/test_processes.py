@@ -17,7 +17,7 @@ import pytest
 from processes_program import experiment
 
 from bertjax import processes, train
-from bertjax.errors import InputError
+from bertjax.errors import InputError, PassingError
 from bertjax.model import load
 from bertjax.sharding import ROWS_ALONE, Layout
 from bertjax.train import Interrupted, fit
@@ -110,7 +110,8 @@ def test_the_odd_one_of_several_is_named_with_what_differs_there(tmp_path, monke
     def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
         (tmp_path / "odd.py").write_text(code)
         monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
-        packages = [SimpleNamespace(name="jax", version="0.10.2"), SimpleNamespace(name="numpy", version=numpy)]
+        installed = [("jax", "0.10.2"), ("numpy", numpy), (None, None)]  # the last as where METADATA is missing
+        packages = [SimpleNamespace(name=name, version=version) for name, version in installed]
         monkeypatch.setattr(processes.importlib.metadata, "distributions", lambda: packages)
         return {"the data": list(data), "the work folder": folder} | processes.versions()
 
@@ -139,7 +140,7 @@ def test_a_process_that_does_not_come_is_named():
     def call(index):
         try:
             processes.roll_call(address, 4, index, timeout=1.5)
-        except InputError as error:
+        except PassingError as error:
             found[index] = str(error)
 
     threads = [Thread(target=call, args=(index,)) for index in (0, 2)]
@@ -155,3 +156,20 @@ def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match="set JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID too"):
         processes.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("ADDRESS", "localhost", "JAX_COORDINATOR_ADDRESS=localhost is not host:port"),
+        ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is not a number"),
+        ("PROCESS_ID", "1.0", "JAX_PROCESS_ID=1.0 is not a number"),
+        ("PROCESS_ID", "2", "JAX_PROCESS_ID=2 is not one of 2 processes"),
+    ],
+)
+def test_variables_that_do_not_say_who_the_processes_are_are_named(monkeypatch, name, text, message):
+    given = {"ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"} | {name: text}
+    for key, value in given.items():
+        monkeypatch.setenv(f"JAX_{'COORDINATOR_' * (key == 'ADDRESS')}{key}", value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        processes.join(timeout=1)

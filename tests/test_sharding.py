@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -42,6 +43,8 @@ def test_a_layout_is_read_from_text_and_written_back():
             Layout.parse(wrong)
     with pytest.raises(ValueError, match="1 device or more"):
         Layout(fsdp=0)
+    with pytest.raises(InputError, match=r"mesh=fsdp:0: .* 1 device or more"):
+        Layout.parse("fsdp:0")
 
 
 def test_a_mesh_has_all_devices_and_rows_divide_over_it():
@@ -53,6 +56,9 @@ def test_a_mesh_has_all_devices_and_rows_divide_over_it():
         Layout(data=2, fsdp=2).mesh(8)
     with pytest.raises(InputError, match="12 rows does not divide over 8 devices"):
         ROWS_ALONE.mesh(12)
+    of_slices = [SimpleNamespace(slice_index=number // 4) for number in range(8)]
+    with pytest.raises(InputError, match="mesh=slices:1, but the devices are of 2 slices: say slices"):
+        ROWS_ALONE.mesh(8, of_slices)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,9 @@ elif verb == "delete":
     assert "--force" in words and "--quiet" in words
     preempt("gone")
     shutil.rmtree(path.parent)
+elif verb == "scp" and "--recurse" in words:
+    source = homes[0] / words[4].split(":")[1]
+    shutil.copytree(source, pathlib.Path(words[5]) / source.name)
 elif verb == "scp":
     for home in homes:
         shutil.copy(next(word for word in words if word.endswith(".tar.gz")), home)
@@ -267,8 +270,9 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
     assert sorted(path.name for path in cloud.bucket("complete").iterdir()) == ["20", "30"]
     assert not (cloud.folder / "slices/bert").exists()
     cloud.run("slices.py", "fetch", "bert", *ZONE, tmp_path / "here", "--gcs=gs://mine/run")
-    assert sorted(path.name for path in (tmp_path / "here/checkpoints").iterdir()) == ["20", "30"]
-    assert (tmp_path / "here/checkpoints/30/params").read_text() == "30"
+    assert sorted(path.name for path in (tmp_path / "here/work/checkpoints").iterdir()) == ["20", "30"]
+    assert (tmp_path / "here/work/checkpoints/30/params").read_text() == "30"
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["work"]
 
 
 def test_a_dead_worker_has_its_slice_replaced(cloud, monkeypatch):
@@ -317,6 +321,8 @@ def test_a_run_is_stopped_after_a_checkpoint_and_copied(cloud):
     cloud.run("slices.py", "stop", *target)
     assert '"code": 143' in cloud.run("slices.py", "status", *target).stdout
     assert (cloud.bucket("complete") / "10").exists() and len(cloud.bucket("work/log.jsonl").read_bytes().split()) == 30
+    cloud.run("slices.py", "fetch", *target, cloud.folder / "here")  # not from the bucket
+    assert (cloud.folder / "here/work/checkpoints/10/params").read_text() == "10"
     cloud.run("slices.py", "delete", *target)
     assert "NOT_FOUND" in cloud.run("slices.py", "status", *target, code=2).stderr
 
@@ -358,11 +364,13 @@ class Script:
             raise look
         return look
 
-    def watch(self, **patience):
+    def watch(self, *, delete=False, **patience):
         target = self.module.Target("bert", "here", "", False, 1.0)
         wanted = self.module.Patience(**{"interval": 60, "restarts": 2, "looks": 2, "stall": 3600} | patience)
         run = lambda: self.done.append("run")  # noqa: E731
-        return self.module.watch(target, create=lambda: self.done.append("create"), run=run, patience=wanted)
+        return self.module.watch(
+            target, create=lambda: self.done.append("create"), run=run, patience=wanted, delete=delete
+        )
 
 
 ABSENT = [{"state": "absent", "step": -1}]
@@ -384,6 +392,82 @@ def test_only_progress_buys_more_restarts(monkeypatch):
 def test_a_mistake_is_not_tried_again(monkeypatch, capsys):
     script = Script(monkeypatch, [ABSENT, look("ended", -1, code=2)])
     assert script.watch() == 2 and script.done == ["install", "run"] and "to be mended" in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_where_nothing_else_went_wrong(monkeypatch):
+    judge = Script(monkeypatch, []).module.judge
+
+    def verdict(*codes):
+        return judge([each for code in codes for each in look("running" if code is None else "ended", 3, code, 2)])
+
+    assert verdict(2, 2) == verdict(2, 0) == "mistake" and verdict(0, 0) == "done"
+    assert verdict(2, None) == judge(look("ended", 3, 2, 2) + look("starting", -1, None, 2)) == "running"
+    assert verdict(2, 75) == verdict(2, 134) == verdict(None, 75) == verdict(75, 75) == "broken"
+    assert judge(look("ended", 3, 2, 2) + look("lost", 3, None, 2)) == "broken"
+
+
+def test_a_slice_that_cannot_be_deleted_is_named(monkeypatch, capsys):
+    script = Script(monkeypatch, [])
+    failing = []
+
+    def delete(target):
+        script.done.append("delete")
+        if failing:
+            raise failing.pop()
+
+    monkeypatch.setattr(script.module.slices, "delete", delete)
+    offline, gone = (script.module.CloudError(["delete"], 1, text) for text in ("Connection reset", "NOT_FOUND: bert"))
+    refused = script.module.CloudError(["delete"], 1, "PERMISSION_DENIED")
+    for errors, ending, times, code in (
+        ([offline], 0, 2, 0), ([gone], 0, 1, 0), ([offline] * 2, 0, 2, 1), ([refused], 0, 1, 1), ([refused], 2, 1, 2)
+    ):  # fmt: skip
+        script.looks, script.done[:], failing[:] = [look("ended", 4, code=ending)], [], errors
+        assert script.watch(delete=True) == code and script.done == ["delete"] * times
+        said = capsys.readouterr().out
+        assert ("is paid for, until: slices.py delete bert --zone here" in said) == (code == 1 or ending == 2)
+
+
+def test_after_a_reboot_the_disk_is_not_set_back_to_an_older_copy(cloud, monkeypatch):
+    monkeypatch.syspath_prepend(str(TPU))
+    import worker
+
+    share = cloud.folder / "share"
+
+    def lay(root, step, log):
+        (root / f"work/checkpoints/{step}").mkdir(parents=True)
+        (root / f"work/checkpoints/{step}/params").touch()
+        (root / "work/log.jsonl").write_text(log)
+
+    lay(share, 20, "newer")
+    for step, log in ((20, "newer"), (30, "bucket")):
+        lay(cloud.bucket("."), step, "bucket")
+        cloud.bucket("complete").mkdir(exist_ok=True)
+        cloud.bucket(f"complete/{step}").touch()
+        worker.pull(share, "gs://mine/run")
+        assert (share / "work/log.jsonl").read_text() == log
+    assert (share / "work/checkpoints/30/params").exists()
+
+
+def test_without_gcloud_it_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for words in (["state", "bert"], ["fetch", "bert", str(tmp_path), "--gcs=gs://b/r"], ["logs", "bert"]):
+        command = [sys.executable, "-S", str(TPU / "slices.py"), *words, *ZONE]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "gcloud is not installed, or not in PATH: https://" in done.stderr
+        assert "Traceback" not in done.stderr
+    monkeypatch.syspath_prepend(str(TPU))
+    import slices
+
+    with pytest.raises(slices.CloudError) as caught:
+        slices.state(slices.Target("bert", "here", "", False, 1.0))
+    assert caught.value.final
+
+
+def test_a_variable_without_a_value_is_refused(cloud):
+    for script, words in (("slices.py", ["run", "bert"]), ("watch.py", ["bert", "--type=v6e-16"])):
+        done = cloud.run(script, *words, *ZONE, "--env", "FOO", "--", "e.py", code=2)
+        assert "argument --env: 'FOO' is not NAME=VALUE" in done.stderr
+    assert not (cloud.folder / "calls").exists()
 
 
 def test_a_run_that_hangs_is_begun_again(monkeypatch):

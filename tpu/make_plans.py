@@ -66,9 +66,8 @@ def commands(model: Model, on: Slice) -> Iterator[list[str]]:
 
 def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None:
     """Plan a model on a slice with the policy that recomputes least of those that fit; keep what was found."""
-    kept = CACHE / f"{model.name.replace(', ', ' ').replace(' ', '-')}.{slice_name.replace(':', '-')}.json"
-    if kept.is_file() and not fresh:
-        return json.loads(kept.read_text())
+    if not fresh and (found := kept(model, slice_name)):
+        return found
     found = None
     for command in commands(model, parse_slice(slice_name)):
         begun = time.monotonic()
@@ -88,8 +87,19 @@ def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None
         if found["fits"]:
             break
     CACHE.mkdir(exist_ok=True)
-    kept.write_text(json.dumps(found))
+    _place(model, slice_name).write_text(json.dumps(found))
     return found
+
+
+def kept(model: Model, slice_name: str) -> dict[str, Any] | None:
+    """Read the plan of an earlier run, if it was made by a command that would make it now."""
+    path = _place(model, slice_name)
+    found = json.loads(path.read_text()) if path.is_file() else None
+    return found if found and found["command"] in commands(model, parse_slice(slice_name)) else None
+
+
+def _place(model: Model, slice_name: str) -> Path:
+    return CACHE / f"{model.name.replace(', ', ' ').replace(' ', '-')}.{slice_name.replace(':', '-')}.json"
 
 
 def row(model: Model, slice_name: str, plan: dict[str, Any]) -> str:
@@ -132,9 +142,8 @@ def main() -> None:
     for model in MODELS:
         for slice_name in model.slices:
             wanted = options.only in f"{model.name} {slice_name}" and not options.write
-            kept = CACHE / f"{model.name.replace(', ', ' ').replace(' ', '-')}.{slice_name.replace(':', '-')}.json"
             plan = planned(model, slice_name, options.fresh) if wanted else None
-            plan = plan or (json.loads(kept.read_text()) if kept.is_file() else None)
+            plan = plan or kept(model, slice_name)
             if plan is None:
                 missing.append(f"{model.name} on {slice_name}")
             else:

@@ -44,9 +44,9 @@ INSTALL = (
 class CloudError(Exception):
     """gcloud failed; `final` where trying again would not help."""
 
-    def __init__(self, words: Sequence[str], code: int, error: str) -> None:
+    def __init__(self, words: Sequence[str], code: int, error: str, *, final: bool = False) -> None:
         super().__init__(f"exit code {code}: {error.strip()[-2000:] or shlex.join(words)}")
-        self.final = bool(
+        self.final = final or bool(
             re.search(r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|unrecognized arguments", error)
         )
         self.missing = "NOT_FOUND" in error
@@ -80,16 +80,27 @@ def gcloud(target: Target, *words: str, seconds: float | None = None) -> str:
     """
     command = ["gcloud", "compute", "tpus", *words, f"--zone={target.zone}"]
     command += [f"--project={target.project}"] * bool(target.project)
+    return _call(target, command, seconds or target.seconds)
+
+
+def _call(target: Target, command: Sequence[str], seconds: float | None) -> str:
     print("+", shlex.join(command), file=sys.stderr, flush=True)
     if target.dry_run:
         return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds or target.seconds)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except FileNotFoundError as error:
+        raise _not_installed(command) from error
     except subprocess.TimeoutExpired as error:
         raise CloudError(command, 124, f"no answer within {error.timeout:g} seconds") from error
     if done.returncode:
         raise CloudError(command, done.returncode, done.stderr)
     return done.stdout
+
+
+def _not_installed(command: Sequence[str]) -> CloudError:
+    text = "gcloud is not installed, or not in PATH: https://cloud.google.com/sdk/docs/install"
+    return CloudError(command, 127, text, final=True)
 
 
 def ssh(target: Target, command: str, *, worker: str = "all", seconds: float | None = None) -> str:
@@ -202,30 +213,24 @@ def stop(target: Target) -> None:
 
 
 def fetch(target: Target, folder: str, gcs: str) -> None:
-    """Copy the work folder here: from Cloud Storage where it is kept there, else from worker 0."""
-    if not gcs:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    """Copy the work folder to FOLDER/work: from Cloud Storage where it is kept there, else from worker 0."""
+    work = Path(folder) / "work"
+    if not target.dry_run:
+        (work if gcs else work.parent).mkdir(parents=True, exist_ok=True)
+    if not gcs:  # copied into the folder, under its own name
         source = f"{target.name}:bertjax-runs/{target.name}/share/work"
         gcloud(target, "queued-resources", "scp", source, folder, "--recurse", "--node=0", "--worker=0", seconds=3600)
         return
     gcs = gcs.rstrip("/")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    _storage(target, "rsync", "--recursive", r"--exclude=^checkpoints/.*", f"{gcs}/work", folder)
+    _storage(target, "rsync", "--recursive", r"--exclude=^checkpoints/.*", f"{gcs}/work", str(work))
     for line in _storage(target, "ls", f"{gcs}/complete/**").splitlines():
         step = line.rsplit("/", 1)[-1]
-        (Path(folder) / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
-        _storage(target, "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", f"{folder}/checkpoints/{step}")
+        (work / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+        _storage(target, "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", f"{work}/checkpoints/{step}")
 
 
 def _storage(target: Target, *words: str) -> str:
-    command = ["gcloud", "storage", *words]
-    print("+", shlex.join(command), file=sys.stderr, flush=True)
-    if target.dry_run:
-        return ""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise CloudError(command, done.returncode, done.stderr)
-    return done.stdout
+    return _call(target, ["gcloud", "storage", *words], None)  # a large copy takes its time
 
 
 def delete(target: Target) -> None:
@@ -240,7 +245,10 @@ def logs(target: Target, worker: str, lines: int) -> None:
     command += [f"--command=tail -n {lines} -F bertjax-runs/{target.name}/output.log"]
     print("+", shlex.join(command), file=sys.stderr, flush=True)
     if not target.dry_run:
-        os.execvp(command[0], command)
+        try:
+            os.execvp(command[0], command)
+        except FileNotFoundError as error:
+            raise _not_installed(command) from error
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -255,7 +263,12 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 def add_create(parser: argparse.ArgumentParser) -> None:
     """Add what a slice is."""
     parser.add_argument("--type", required=True, help="accelerator type, such as v3-8, v4-32, v5litepod-16, v6e-64")
-    parser.add_argument("--slices", type=int, default=1, help="how many, joined over the data centre's network")
+    parser.add_argument(
+        "--slices",
+        type=int,
+        default=1,
+        help="how many, joined over the data centre's network; the run needs mesh=slices:N",
+    )
     parser.add_argument("--spot", action="store_true", help="cheap, and preempted when others pay more")
     parser.add_argument("--runtime", default="", help="default: the one that Google names for the generation")
     parser.add_argument(
@@ -268,12 +281,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work folder is kept")
     parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus that `bertjax data build` made")
     parser.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="for the run, such as LIBTPU_INIT_ARGS=…"
-    )
+        "--env", type=variable, action="append", default=[], metavar="NAME=VALUE",
+        help="for the run, such as LIBTPU_INIT_ARGS=…",
+    )  # fmt: skip
     parser.add_argument(
         "--push-seconds", type=float, default=300.0, help="between copies to --gcs (default: %(default)g)"
     )
     parser.add_argument("words", nargs="+", metavar="EXPERIMENT key=value", help="of `bertjax pretrain`, after --")
+
+
+def variable(text: str) -> str:
+    """Check that an environment variable comes with its value."""
+    if not re.match(r"\w+=", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return text
 
 
 def target_of(options: argparse.Namespace) -> Target:
@@ -293,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         "status": "say how it is, a line a worker",
         "logs": "follow the output of a worker",
         "stop": "stop the training after a checkpoint",
-        "fetch": "copy the work folder here",
+        "fetch": "copy the work folder to FOLDER/work",
         "delete": "delete the slice and its disks",
     }
     for name, text in described.items():
@@ -307,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--worker", default="0")
             command.add_argument("--lines", type=int, default=50)
         elif name == "fetch":
-            command.add_argument("folder")
+            command.add_argument("folder", help="the work folder becomes FOLDER/work")
             command.add_argument("--gcs", default="", metavar="gs://…", help="where the run keeps its work folder")
     return parser
 
@@ -320,9 +341,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _do(options, target)
     except (CloudError, ValueError) as error:
         print(f"slices: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"slices: exit code {error.returncode}: {shlex.join(error.cmd)}", file=sys.stderr)
         return 2
     return 0
 

@@ -82,11 +82,36 @@ def watch(
             break
         time.sleep(pause)
     say(f"{'done' if code == 0 else 'ended'} at step {course.step}, {course.total} restart(s)")
-    if delete:
-        slices.delete(target)
-    else:
-        say(f"the slice stays until: slices.py delete {target.name} --zone {target.zone}")
+    return leave(target, code, patience, delete=delete)
+
+
+def leave(target: Target, code: int, patience: Patience, *, delete: bool) -> int:
+    """Delete the slice, or say how to; where it cannot be deleted return 1 instead of 0."""
+    project = f" --project {target.project}" * bool(target.project)
+    by_hand = f"slices.py delete {target.name} --zone {target.zone}{project}"
+    if not delete:
+        say(f"the slice stays until: {by_hand}")
+    elif not deleted(target, patience):
+        say(f"the slice is still there, and is paid for, until: {by_hand}")
+        return code or 1
     return code
+
+
+def deleted(target: Target, patience: Patience) -> bool:
+    """Delete the slice, trying as often as workers may fail to answer."""
+    for look in range(max(1, patience.looks)):
+        if look:
+            time.sleep(patience.interval)
+        try:
+            slices.delete(target)
+            return True
+        except CloudError as error:
+            if error.missing:
+                return True
+            say(str(error))
+            if error.final:
+                break
+    return False
 
 
 def created(create: Callable[[], None], course: Course) -> bool:
@@ -144,20 +169,19 @@ def attend(target: Target, run: Callable[[], None], course: Course, patience: Pa
 def judge(statuses: Sequence[dict]) -> str:
     """Tell from what workers say: unanswered, absent, running, done, mistake or broken.
 
-    How many there are those know that have a run.
+    How many there are those know that have a run. A mistake is one only where no worker ended otherwise: those that
+    miss a worker that was lost end with codes of their own.
     """
     count = max([1, *(each.get("hosts", 1) for each in statuses)])
     states = {each.get("state", "absent") for each in statuses}
     codes = {each["code"] for each in statuses if "code" in each}
     if len(statuses) < count:
         return "unanswered"
-    if MISTAKE in codes:
-        return "mistake"
-    if states == {"ended"} and codes == {0}:
-        return "done"
+    if states == {"ended"} and codes <= {0, MISTAKE}:
+        return "mistake" if MISTAKE in codes else "done"
     if states == {"absent"}:
         return "absent"
-    if states <= {"starting", "running", "ended"} and codes <= {0}:
+    if states <= {"starting", "running", "ended"} and codes <= {0, MISTAKE}:  # the others end soon
         return "running"
     return "broken"
 

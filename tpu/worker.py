@@ -170,12 +170,16 @@ def mount(share: Path, primary: str, seconds: float) -> None:
 
 
 def pull(share: Path, gcs: str) -> None:
-    """Copy a run from Cloud Storage, of its checkpoints those that are complete."""
-    if not _listed(gcs):
+    """Copy a run from Cloud Storage, of its checkpoints those that are complete.
+
+    Nothing where this disk is as far, as after a reboot: its log is the newer one.
+    """
+    here, there = _steps(share / "work"), _complete(gcs)
+    if (here and here[-1] >= max(map(int, there), default=-1)) or not _listed(gcs):
         return
     exclude = r"^(work/checkpoints|complete)/.*"
     _run("gcloud", "storage", "rsync", "--recursive", f"--exclude={exclude}", gcs, str(share))
-    for step in _complete(gcs):
+    for step in there:
         folder = share / "work/checkpoints" / step
         if not folder.exists():
             partial = share / "work/pulled.partial"

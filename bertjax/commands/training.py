@@ -53,7 +53,8 @@ def _pretrain(options: argparse.Namespace) -> None:
 
     processes.join()
     keep_compiled_programs()
-    experiment = load_experiment(options.experiment, options.override)
+    with processes.failing_together():  # else the others wait for one that lacks the corpus
+        experiment = load_experiment(options.experiment, options.override)
     progress = Progress(shown=processes.first())
     try:
         state = fit(experiment, options.workdir, progress=progress)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bertjax.errors import InputError
 from bertjax.plan.picture import memory_picture
 from bertjax.topology import Slice
 
@@ -109,6 +110,8 @@ def searched(found: Mapping[str, Any], on: Slice) -> list[str]:
 def pictured(planned: Mapping[str, Any], on: Slice) -> str:
     """Draw the memory of a device, for each phase of a plan or each way to recompute that a search tried."""
     if "found" in planned:
+        if not planned["found"]:
+            raise InputError("--picture: no way to recompute fits, so there is nothing to draw")
         named = [(f"remat={one['remat']}, {one['rows_per_device']:g} rows", one) for one in planned["found"]]
     else:
         named = [(f"{one['batch_size']} rows of {one['length']}", one) for one in planned["phases"]]

@@ -54,6 +54,7 @@ def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
             modelled[kind]["count"] += step.times
             modelled[kind]["seconds"] += seconds * step.times
     computed = sum(product.flops * product.times for product in products(program))
+    computed += sum(_said(step).get("flops", 0) * step.times for step in program.schedule)
     moved = sum(traffic(program, step) * step.times for step in program.schedule)
     of_which = {
         "cycles": counted / chip.clock,
@@ -78,6 +79,13 @@ def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
         "modelled": dict(modelled),
         "unknown_loops": list(program.unknown_loops),
     }
+
+
+def _said(step: Step) -> dict[str, int]:
+    """Read what a kernel says that it does; empty of all else."""
+    if call_target(step.op) != "tpu_custom_call":
+        return {}
+    return {name: int(number) for name, number in _SAID.findall(step.op.attributes)}
 
 
 def moved_by_kind(program: Program) -> dict[str, dict[str, float]]:
@@ -106,7 +114,7 @@ def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
     if op.opcode == "sort":
         return op.opcode, PER_1024_SORTED * elements / 1024
     if call_target(op) == "tpu_custom_call":
-        said = {name: int(number) for name, number in _SAID.findall(op.attributes)}
+        said = _said(step)
         if "flops" not in said:
             return "kernel without an estimate", 0.0
         bundles = PER_1024_EXPONENTIALS * said["transcendentals"] + PER_1024_BYTES * said["bytes_accessed"]

@@ -22,9 +22,21 @@ from bertjax.plan.costs import collectives, lookups, products
 from bertjax.plan.hlo import Program, cycles
 from bertjax.plan.roofline import moved_by_kind
 from bertjax.plan.step import compile_step
+from bertjax.sharding import Layout
 from bertjax.topology import parse_slice, slice_devices
 
 SMALL = ["size=mini", "objective.encoder.N=2", "long=0", "batch_size=64", "dtype=bfloat16"]
+
+
+@pytest.mark.parametrize("name", ["v6e:4x4", "v4:4x4x4", "v3:4x4", "v5e:4x4"])
+def test_every_split_of_a_slice_is_a_mesh(name):
+    """Also where no axis of the mesh is whole axes of the chips."""
+    devices = slice_devices(parse_slice(name))
+    for fsdp, tensor in ((8, 2), (2, 2), (2, 8), (len(devices), 1), (1, 4)):
+        mesh = Layout(fsdp=fsdp, tensor=tensor).mesh(len(devices), devices)
+        assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+    two = Layout(slices=2, fsdp=8, tensor=2).mesh(32, slice_devices(parse_slice("v5e:4x4"), 2))
+    assert two.shape["data"] == 1 and len({device.slice_index for device in two.devices[0].flat}) == 1
 
 
 def test_a_program_of_known_counts():
