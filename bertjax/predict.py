@@ -117,8 +117,6 @@ def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = 
     Combining marks, such as vowel signs and decomposed accents, belong to the word or mark that they stand on.
     """
     labels = _labels(model, _head(model, "tag").C)
-    if not texts:
-        return
     found = [
         list(_WORD.finditer(_without_combining(_full(f"text {number}", text)))) for number, text in enumerate(texts, 1)
     ]
@@ -173,8 +171,6 @@ def answer(
     may_have_none: some have no answer there; none is the answer whose odds exceed the threshold.
     """
     _head(model, "span")
-    if not questions:
-        return
     task = _task("span", (), unanswerable=may_have_none)
     examples = [
         Question(place, str(number), _full(place, question), _full(f"{place}, its context", context), labelled=False)
