@@ -14,8 +14,8 @@ def layerwise(N: int, decay: float = 1.0, *, skipped: int = 0, frozen: int = 0) 
     -1 gives the last layer the rate of the head, as XLNet. frozen: so many of the lowest layers, and the embeddings
     under them, are not trained. That keeps what they know, but saves no time unless all layers are frozen: a scan runs
     back through all of them, so their gradients are computed and dropped. Layers that are all one (ALBERT) have the
-    last one's rate. Raises ValueError for a decay that is no share in (0, 1], and for more frozen layers than there
-    are.
+    last one's rate, or are all frozen; where only some would be, no rule covers them, which `match` refuses. Raises
+    ValueError for a decay that is no share in (0, 1], and for more frozen layers than there are.
 
     XLNet's own code scales gradients, which Adam undoes, and leaves the embeddings; here updates are scaled.
     """
@@ -25,9 +25,11 @@ def layerwise(N: int, decay: float = 1.0, *, skipped: int = 0, frozen: int = 0) 
         raise ValueError(f"frozen={frozen} of the lowest layers, but there are {N}")
     rates = tuple(0.0 if layer < frozen else decay ** (N - layer + skipped) for layer in range(N))
     last, below = decay ** (1 + skipped), 0.0 if frozen else decay ** (N + 1 + skipped)
+    one: Rules = () if 0 < frozen < N else ((r"^encoder/layer/", 0.0 if frozen else last),)
     return (
         (r"^head/", 1.0),
         (r"^encoder/layers/", rates),
-        (r"^encoder/(layer|final_norm)/", last),
-        (r"^encoder/", below),
+        *one,
+        (r"^encoder/final_norm/", last),
+        (r"^encoder/(?!layer/)", below),
     )

@@ -1,10 +1,11 @@
 """Use the head of a fine-tuned model: classify texts, tag words, answer questions, choose between endings.
 
-Each function yields a result for each input, in order. Texts are framed and cut as in training (data/supervised.py);
-what was cut is said. Raises InputError where the model has another head, and for an empty text.
+Each function yields a result for each input, in order; none for none. Texts are framed and cut as in training
+(data/supervised.py); what was cut is said. Raises InputError where the model has another head, and for an empty text.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -90,10 +91,18 @@ def classify(
 ) -> Iterator[Classified]:
     """Classify texts or pairs of texts, or put a number on each where the model's head has one output."""
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    for number, pair in enumerate(pairs, 1):
+        if not 1 <= len(pair) <= 2:
+            raise InputError(f"text {number} has {len(pair)} parts: give one text, or a pair")
     C = _head(model, "classify").C
     labels = _labels(model, C)
+    if not pairs:
+        return
     task = _task("regress" if C == 1 else "classify", labels)
-    examples = [Texts(f"text {number}", tuple(map(_full, pair))) for number, pair in enumerate(pairs, 1)]
+    examples = [
+        Texts(f"text {number}", tuple(_full(f"text {number}", text) for text in pair))
+        for number, pair in enumerate(pairs, 1)
+    ]
     encoded = _encoded(model, task, examples, say)
     logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
     for pair, scores_C in zip(pairs, logits_BC if C == 1 else _softmax(logits_BC), strict=True):
@@ -103,25 +112,42 @@ def classify(
 
 
 def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = print) -> Iterator[Tagged]:
-    """Tag the words of texts: runs of letters and digits, and each mark by itself, as in the data of such tasks."""
+    """Tag the words of texts: runs of letters and digits, and each mark by itself, as in the data of such tasks.
+
+    Combining marks, such as vowel signs and decomposed accents, belong to the word or mark that they stand on.
+    """
     labels = _labels(model, _head(model, "tag").C)
-    found = [list(_WORD.finditer(_full(text))) for text in texts]
+    found = [
+        list(_WORD.finditer(_without_combining(_full(f"text {number}", text)))) for number, text in enumerate(texts, 1)
+    ]
     examples = [
-        Words(f"text {number}", tuple(match.group() for match in matches), (), number)
-        for number, matches in enumerate(found, 1)
+        Words(f"text {number}", tuple(text[match.start() : match.end()] for match in matches), (), number)
+        for number, (text, matches) in enumerate(zip(texts, found, strict=True), 1)
     ]
     encoded = _encoded(model, _task("tag", labels), examples, say)
     logits = logits_of_words(model.logits, encoded, _rows(encoded, batch_size))
     for text, matches, logits_WC in zip(texts, found, logits, strict=True):
         scores_WC = _softmax(logits_WC)
         words = [
-            TaggedWord(match.group(), match.start(), match.end(), labels[int(each.argmax())], float(each.max()))
+            TaggedWord(
+                text[match.start() : match.end()],
+                match.start(),
+                match.end(),
+                labels[int(each.argmax())],
+                float(each.max()),
+            )
             for match, each in zip(matches, scores_WC, strict=True)
         ]
         yield Tagged(text, words, list(_names(text, words)))
 
 
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
+_COMBINING = "\ufffe"  # no character: stands for any combining mark, of which `re` knows no class
+_WORD = re.compile(rf"\w[\w{_COMBINING}]*(?:[-'’]\w[\w{_COMBINING}]*)*|[^\w\s]{_COMBINING}*")
+
+
+def _without_combining(text: str) -> str:
+    """Write one character for all combining marks, so that a text keeps its length and its words can be told."""
+    return "".join(_COMBINING if unicodedata.category(x).startswith("M") else x for x in text)
 
 
 def _names(text: str, words: Sequence[TaggedWord]) -> Iterator[Name]:
@@ -147,8 +173,9 @@ def answer(
     _head(model, "span")
     task = _task("span", (), unanswerable=may_have_none)
     examples = [
-        Question(f"question {number}", str(number), _full(question), _full(context), labelled=False)
+        Question(place, str(number), _full(place, question), _full(f"{place}, its context", context), labelled=False)
         for number, (question, context) in enumerate(questions, 1)
+        for place in [f"question {number}"]
     ]
     encoded = _encoded(model, task, examples, say)
     answered = answers_of(model.logits, encoded, _rows(encoded, batch_size), threshold=threshold)
@@ -162,12 +189,15 @@ def choose(
 ) -> Iterator[Chosen]:
     """Choose between the endings of each context; they need not be equally many."""
     _head(model, "choice")
-    most = max((len(endings) for _, endings in choices), default=0)
-    if min((len(endings) for _, endings in choices), default=2) < 2:
+    if not choices:
+        return
+    most = max(len(endings) for _, endings in choices)
+    if min(len(endings) for _, endings in choices) < 2:
         raise InputError("a choice needs two endings or more")
     examples = [
-        Choice(f"choice {number}", _full(context), tuple(map(_full, endings)))
+        Choice(place, _full(place, context), tuple(_full(f"{place}, an ending", ending) for ending in endings))
         for number, (context, endings) in enumerate(choices, 1)
+        for place in [f"choice {number}"]
     ]
     encoded = _encoded(model, _task("choice", (), options=most), examples, say)
     logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
@@ -211,9 +241,9 @@ def _rows(encoded: Encoded, batch_size: int) -> int:
     return min(batch_size, 1 << max(0, len(encoded) - 1).bit_length())
 
 
-def _full(text: str) -> str:
+def _full(place: str, text: str) -> str:
     if not text.strip():
-        raise InputError("an empty text: leave it out")
+        raise InputError(f"{place}: an empty text: leave it out")
     return text
 
 

@@ -52,7 +52,8 @@ def read_gold(path: Path) -> Gold:
             for paragraph in article["paragraphs"]:
                 for entry in paragraph["qas"]:
                     unanswerable |= "is_impossible" in entry
-                    answers[entry["id"]] = [answer["text"] for answer in entry["answers"]]
+                    # As text, which the keys of predictions are, whatever they are in the data.
+                    answers[str(entry["id"])] = [answer["text"] for answer in entry["answers"]]
     except (TypeError, KeyError) as error:
         raise InputError(f"{path} is not a file of SQuAD with answers: {type(error).__name__} {error}") from error
     if not answers:
@@ -77,6 +78,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: convert it with iconv") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
+        raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an object with names")
     return content

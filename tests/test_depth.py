@@ -72,6 +72,17 @@ def test_one_set_of_parameters_for_all_layers_has_the_last_ones_rate():
     assert rates["encoder"]["layer"]["kernel"] == 0.5 and rates["encoder"]["project"]["kernel"] == 0.5**13
 
 
+def test_one_set_of_parameters_is_frozen_whole_or_not_at_all():
+    shared = {"encoder": {"layer": {"kernel": 0}, "final_norm": {"scale": 0}}, "head": {"classify": {"kernel": 0}}}
+    rates = match(layerwise(3, frozen=3), shared)
+    assert rates == {
+        "encoder": {"layer": {"kernel": 0.0}, "final_norm": {"scale": 1.0}},
+        "head": {"classify": {"kernel": 1.0}},
+    }
+    with pytest.raises(ValueError, match="no rule covers encoder/layer/kernel"):
+        match(layerwise(3, frozen=2), shared)
+
+
 def test_rates_that_are_none_are_refused():
     with pytest.raises(ValueError, match="decay=0"):
         layerwise(3, 0)

@@ -66,6 +66,11 @@ def test_words_are_tagged_with_their_places_and_names(tokenizer):
     assert all(text[word.start : word.end] == word.word and word.tag in labels for word in found.words)
     assert all(text[name.start : name.end] == name.text for name in found.names)
     assert sum(word.tag.startswith("B") for word in found.words) <= len(found.names)
+    marked = "हिन्दी Zoe\u0308's n\u0303-a, way"  # combining marks belong to their words
+    (found,) = tag(model, [marked], **SILENT)
+    assert [word.word for word in found.words] == ["हिन्दी", "Zoe\u0308's", "n\u0303-a", ",", "way"]
+    assert all(marked[word.start : word.end] == word.word for word in found.words)
+    assert list(tag(model, [], **SILENT)) == []
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -82,6 +87,9 @@ def test_answers_are_pieces_of_their_contexts_also_in_many_windows(tokenizer, co
     assert found[1].text in "good case" and 0 < found[1].score <= 1
     none = list(answer(model, [("what man", context)], may_have_none=True, threshold=-1e9, **SILENT))
     assert none[0].text == "" and np.isfinite(none[0].null_odds)
+    assert list(answer(model, [], **SILENT)) == []
+    with pytest.raises(InputError, match="question 1, its context: an empty text"):
+        next(answer(model, [("what man", " ")], **SILENT))
     some = list(answer(model, [("what man", context)], may_have_none=True, threshold=1e9, **SILENT))
     assert some[0].text == found[0].text
 
@@ -93,6 +101,7 @@ def test_the_likeliest_ending_is_chosen_of_any_number(tokenizer):
     for each in found:
         np.testing.assert_allclose(sum(each.scores), 1, rtol=1e-5)
         assert each.scores[each.best] == max(each.scores)
+    assert list(choose(model, [], **SILENT)) == []
     # The same options in another order, among fewer.
     np.testing.assert_allclose(
         found[0].scores[0] / found[0].scores[1], found[1].scores[1] / found[1].scores[0], rtol=1e-3
@@ -102,8 +111,11 @@ def test_the_likeliest_ending_is_chosen_of_any_number(tokenizer):
 def test_another_head_empty_texts_and_foreign_tokenizers_are_refused(pairs, tokenizer):
     with pytest.raises(InputError, match="has a head for classify, not for tag"):
         next(tag(pairs, ["man"], **SILENT))
-    with pytest.raises(InputError, match="an empty text"):
+    with pytest.raises(InputError, match="text 2: an empty text"):
         next(classify(pairs, ["man", " "], **SILENT))
+    with pytest.raises(InputError, match="text 2 has 3 parts: give one text, or a pair"):
+        next(classify(pairs, ["man", ("time", "way", "day")], **SILENT))
+    assert list(classify(pairs, [], **SILENT)) == []
     check_tokenizer(pairs, "model")
     wide = dataclasses.replace(pairs, objective=Published(pairs.encoder.clone(V=2000), pairs.objective.named_heads))
     with pytest.raises(InputError, match=r"ids for a word table of 2,000 rows: they do not belong together"):
@@ -126,5 +138,15 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
         patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])
         assert main(command) == 2
     assert "standard input:2: 3 texts, separated by tabs: give one text or two" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", ["\ufefftime\n"])
+        assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["texts"] == ["time"]
+    (tmp_path / "questions").write_text("what\n \n")
+    asking = ["predict", "answer", "--model", str(tmp_path / "model"), "--input", str(tmp_path / "questions")]
+    assert main([*asking, "--context", "man"]) == 2
+    assert "questions:2: an empty text" in capsys.readouterr().err
+    assert main([*asking, "--context", " "]) == 2
+    assert "--context: an empty text" in capsys.readouterr().err
     assert main(["tokenizer", "inspect", "--model", str(tmp_path / "model"), "time Магия"]) == 0
     assert "warning: 1 of 2 words" in capsys.readouterr().out

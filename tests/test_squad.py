@@ -102,6 +102,15 @@ def test_the_command_scores_without_a_model(tmp_path, capsys):
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
+def test_ids_that_are_numbers_in_the_data_are_those_of_the_predictions(tmp_path, capsys):
+    question = {"id": 7, "question": "?", "answers": [{"text": "cat", "answer_start": 0}]}
+    assert main(files(tmp_path, [{"context": "cat", "qas": [question]}], {"7": "cat"})) == 0
+    assert json.loads(capsys.readouterr().out)["exact"] == 100.0
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match=r"deep\.json:1: cannot be read as JSON"):
+        read_gold(tmp_path / "deep.json")
+
+
 @pytest.mark.parametrize(
     ("paragraphs", "predictions", "says"),
     [

@@ -96,7 +96,8 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     with Path(where).open(encoding="utf-8-sig") if options.input else nullcontext(sys.stdin) as file:
         try:
             for number, line in enumerate(file, 1):
-                yield f"{where}:{number}", line.rstrip("\r\n")
+                # Of a file the codec has removed the byte order mark; standard input has another codec.
+                yield f"{where}:{number}", (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
 
@@ -180,7 +181,11 @@ def _answer(options: argparse.Namespace) -> None:
         return f"{result.question}\n    {result.text}   {result.start}–{result.end} {result.score:.1%}"
 
     pair = _by_tabs(2, 2, "a question and its context, or --context")
-    _predict(options, run, pair if options.context is None else lambda _, text: (text, options.context), show)
+    if options.context is not None:
+        _whole("--context", options.context)
+        _predict(options, run, lambda origin, text: (*_whole(origin, text), options.context), show)
+    else:
+        _predict(options, run, pair, show)
 
 
 def _choose(options: argparse.Namespace) -> None:

@@ -33,9 +33,13 @@ class Race:
     Where a question has a gap, `_`, the option goes there, else behind it. google-research/albert race_utils.py.
     """
 
+    def files(self, path: Path) -> list[Path]:
+        """List what is read."""
+        return files_of(path, "*.txt")
+
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
-        for file in files_of(path, "*.txt"):
+        for file in self.files(path):
             content = json_file(file, notes)
             for entry in entries(file, content, "data") if "data" in content else [content]:
                 need_columns(f"{file}", entry, ("article", "questions", "options"))
@@ -44,14 +48,21 @@ class Race:
 
 def race_questions(origin: str, entry: Mapping[str, Any]) -> Iterator[Choice]:
     """Make the choices of one article: its fields are article, questions, options and, where known, answers."""
-    questions, options, answers = entry["questions"], entry["options"], entry.get("answers")
+    questions, answers = texts_of(origin, entry, "questions"), entry.get("answers")
+    options = entry["options"]
+    if not isinstance(options, list) or not isinstance(answers, list | None):
+        raise InputError(f"{origin}: its 'options' are no list of lists, or its 'answers' no list of letters")
     if len(questions) != len(options) or (answers is not None and len(answers) != len(questions)):
         raise InputError(f"{origin}: its questions, options and answers differ in number")
     name = entry.get("id") or entry.get("example_id", "")
     for number, (question, endings) in enumerate(zip(questions, options, strict=True), 1):
         place = f"{origin}: question {number} of article {name}"
+        endings = texts_of(place, {"options": endings}, "options")
+        need_endings(place, endings)
         filled = (question.replace("_", x, 1) if "_" in question else f"{question} {x}" for x in endings)
         label = "" if answers is None else answers[number - 1]
+        if not isinstance(label, str):
+            raise InputError(f"{place}: the answer is {label!r}, not the letter of an option")
         yield chosen(place, text_of(place, entry, "article"), tuple(filled), label)
 
 
@@ -76,6 +87,7 @@ class Options:
             if None in row.values():
                 raise InputError(f"{origin}: {what_lacks(row, self.endings)}")
             begun = f"{row[self.beginning]} " if self.beginning else ""
+            need_endings(origin, tuple(row[name] or "" for name in self.endings))
             endings = tuple(f"{begun}{row[name]}" for name in self.endings)
             yield chosen(origin, row[self.context] or "", endings, row[self.label] or "" if self.label else "")
 
@@ -110,31 +122,40 @@ class Arc:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         if path.suffix == ".csv":
-            for number, cells in cells_of(path, ",", quoted=True, notes=notes):
-                if len(cells) < 4:
-                    raise InputError(f"{path}:{number}: {len(cells)} cells: a question, its options, and a letter")
-                key = LETTERS.find(cells[-1]) if not cells[-1].isdigit() else int(cells[-1]) - 1
-                if len(cells[-1]) != 1 or key < 0:
-                    where = "a header where none belongs, or " if number == 1 else ""
-                    raise InputError(f"{path}:{number}: {where}{cells[-1]!r} is no letter or number of an option")
-                endings = tuple(cell for cell in cells[1:-1] if cell.strip())
-                if key >= len(endings):
-                    notes["questions without their right option, left out"] += 1
-                    continue
-                yield chosen(f"{path}:{number}", cells[0], endings, str(key))
+            yield from self._csv(path, notes)
             return
         for origin, record in json_lines(path, notes):
             try:
-                question, choices = record["question"]["stem"], record["question"]["choices"]
-                endings = tuple(choice["text"] for choice in choices)
+                asked, choices = record["question"], record["question"]["choices"]
+                texts = {"text": [choice["text"] for choice in choices]}
                 names, key = [choice["label"] for choice in choices], record.get("answerKey", "")
             except (KeyError, TypeError) as error:
                 raise InputError(
                     f"{origin}: no `question` with `stem` and `choices`: is this a file of ARC?"
                 ) from error
+            question, endings = text_of(origin, asked, "stem"), texts_of(origin, texts, "text")
             if key and key not in names:
-                raise InputError(f"{origin}: the answer {key!r} is none of {', '.join(names)}")
+                raise InputError(f"{origin}: the answer {key!r} is none of {', '.join(map(str, names))}")
             yield chosen(origin, question, endings, str(names.index(key)) if key else "")
+
+    def _csv(self, path: Path, notes: Notes) -> Iterator[Choice]:
+        for number, cells in cells_of(path, ",", quoted=True, notes=notes):
+            if len(cells) < 4:
+                raise InputError(f"{path}:{number}: {len(cells)} cells: a question, its options, and a letter")
+            key = LETTERS.find(cells[-1]) if not cells[-1].isdecimal() else int(cells[-1]) - 1
+            if len(cells[-1]) != 1 or key < 0:
+                where = "a header where none belongs, or " if number == 1 else ""
+                raise InputError(f"{path}:{number}: {where}{cells[-1]!r} is no letter or number of an option")
+            endings = tuple(cells[1:-1])
+            while endings and not endings[-1].strip():  # rows are as long as that with most options
+                endings = endings[:-1]
+            blank = next((place for place, cell in enumerate(endings, 1) if not cell.strip()), 0)
+            if blank:
+                raise InputError(f"{path}:{number}: option {blank} is empty and others follow: fill it")
+            if key >= len(endings):
+                notes["questions without their right option, left out"] += 1
+                continue
+            yield chosen(f"{path}:{number}", cells[0], endings, str(key))
 
 
 _COPA_ASKS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
@@ -151,8 +172,11 @@ class Copa:
             return
         for origin, record in json_lines(path, notes):
             need_columns(origin, record, ("premise", "question", "choice1", "choice2"))
-            endings = (record["choice1"], record["choice2"])
-            yield copa_choice(origin, record["premise"], record["question"], endings, record.get("label", -1))
+            premise, *endings = (text_of(origin, record, name) for name in ("premise", "choice1", "choice2"))
+            label = record.get("label", -1)
+            if not isinstance(label, int):
+                raise InputError(f"{origin}: the label is {label!r}, not 0 or 1")
+            yield copa_choice(origin, premise, record["question"], tuple(endings), label)
 
     def _xml(self, path: Path, notes: Notes) -> Iterator[Choice]:
         for number, item in _copa_items(path, notes):
@@ -199,7 +223,7 @@ def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
 
 def copa_choice(origin: str, premise: str, asks: str, endings: tuple[str, ...], label: int) -> Choice:
     """Make a choice of COPA; `asks` is cause or effect, label -1 where it is not known."""
-    if asks not in _COPA_ASKS:
+    if not isinstance(asks, str) or asks not in _COPA_ASKS:
         raise InputError(f"{origin} asks for {asks!r}, not for a cause or an effect")
     return chosen(origin, f"{premise} {_COPA_ASKS[asks]}", endings, str(label) if label >= 0 else "")
 
@@ -207,10 +231,15 @@ def copa_choice(origin: str, premise: str, asks: str, endings: tuple[str, ...], 
 def chosen(origin: str, context: str, endings: tuple[str, ...], label: str) -> Choice:
     """Make a choice; label is a number from 0, a letter from A, or empty."""
     number = (
-        -1 if label == "" else LETTERS.find(label) if label in [*LETTERS] else int(label) if label.isdigit() else 99
+        -1 if label == "" else LETTERS.find(label) if label in [*LETTERS] else int(label) if label.isdecimal() else 99
     )
-    if len(endings) < 2 or not all(ending.strip() for ending in endings):
-        raise InputError(f"{origin}: {len(endings)} options, or an empty one: give two or more, each with a text")
+    need_endings(origin, endings)
     if number >= len(endings):
         raise InputError(f"{origin}: the right option is {label!r}, but there are {len(endings)}")
     return Choice(origin, context.strip(), tuple(ending.strip() for ending in endings), number)
+
+
+def need_endings(origin: str, endings: tuple[str, ...]) -> None:
+    """Raise InputError where there are fewer than two endings, or one has no text."""
+    if len(endings) < 2 or not all(ending.strip() for ending in endings):
+        raise InputError(f"{origin}: {len(endings)} options, or an empty one: give two or more, each with a text")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bertjax.data.examples import Answer, Example, Question, Texts, Words
 from bertjax.data.reading import (
@@ -36,6 +36,15 @@ class Format(Protocol):
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """Yield its examples. Raises InputError with file and line."""
+        ...
+
+
+@runtime_checkable
+class ManyFiles(Protocol):
+    """What a format adds that may read other files than the one that it is given."""
+
+    def files(self, path: Path) -> list[Path]:
+        """List what is read, in a fixed order."""
         ...
 
 
@@ -82,21 +91,29 @@ class Paraphrases:
 
     dev: bool
 
+    def files(self, path: Path) -> list[Path]:
+        """List what is read. Raises InputError where the list of ids is missing."""
+        return [path, _dev_ids(path)] if path.name == "msr_paraphrase_train.txt" else [path]
+
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         pairs = Table(("#1 String", "#2 String"), "Quality")
         if path.name != "msr_paraphrase_train.txt":
             yield from pairs.read(path, notes)
             return
-        lists = [path.with_name(name) for name in ("dev_ids.tsv", "mrpc_dev_ids.tsv")]
-        found = next((file for file in lists if file.is_file()), None)
-        if found is None:
-            raise InputError(f"no dev_ids.tsv beside {path}: GLUE's list of the pairs that are its development set")
-        listed = {tuple(cells) for _, cells in cells_of(found, "\t", quoted=False, notes=notes)}
+        listed = {tuple(cells) for _, cells in cells_of(_dev_ids(path), "\t", quoted=False, notes=notes)}
         for origin, row in table(path, (), "\t", quoted=False, notes=notes):
             need_columns(origin, row, ("#1 ID", "#2 ID"))
             if ((row["#1 ID"], row["#2 ID"]) in listed) == self.dev:
                 yield from pairs.texts_of_row(origin, row, notes)
+
+
+def _dev_ids(path: Path) -> Path:
+    lists = [path.with_name(name) for name in ("dev_ids.tsv", "mrpc_dev_ids.tsv")]
+    found = next((file for file in lists if file.is_file()), None)
+    if found is None:
+        raise InputError(f"no dev_ids.tsv beside {path}: GLUE's list of the pairs that are its development set")
+    return found
 
 
 @dataclass(frozen=True)
@@ -217,14 +234,19 @@ class LabelledFolders:
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
+        for label, file in self._labelled(path):
+            text = text_of(f"{file}", {"text": without_breaks(whole_text(file, notes))}, "text")
+            yield Texts(f"{file}", (text,), label)
+
+    def files(self, path: Path) -> list[Path]:
+        """List what is read. Raises InputError where a folder is missing."""
+        return [file for _, file in self._labelled(path)]
+
+    def _labelled(self, path: Path) -> list[tuple[str, Path]]:
         missing = [label for label in self.labels if not (path / label).is_dir()]
         if missing:
             raise InputError(f"{path} has no folder {missing[0]}: it needs one for each of {', '.join(self.labels)}")
-        for label in self.labels:
-            for file in files_of(path / label, "*.txt"):
-                yield Texts(
-                    f"{file}", (text_of(f"{file}", {"text": without_breaks(whole_text(file, notes))}, "text"),), label
-                )
+        return [(label, file) for label in self.labels for file in files_of(path / label, "*.txt")]
 
 
 def without_breaks(text: str) -> str:

@@ -135,6 +135,8 @@ def json_file(path: Path, notes: Notes) -> dict[str, Any]:
         content = json.loads(whole_text(path, notes))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
+        raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an object with names: is this a file of another task?")
     return content

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from bertjax.data.choices import Arc, Copa, JsonChoices, Options, Race
 from bertjax.data.corpus import open_split
 from bertjax.data.examples import Choice, Example, Texts, Words
-from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, Paraphrases, Squad, Table
+from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, ManyFiles, Paraphrases, Squad, Table
 from bertjax.data.reading import Notes
 from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, plain
 from bertjax.errors import InputError
@@ -138,9 +138,14 @@ def available(task: Task, data: str) -> tuple[str, ...]:
 
 
 def digest(task: Task, data: str) -> str:
-    """Identify the data of a task by the SHA-256 of its files, or by the name, version and size in TFDS."""
+    """Identify what training and its evaluation read of a task: the SHA-256 of the files; of TFDS name, version, size.
+
+    The test splits are not counted: no training reads them.
+    """
     total = hashlib.sha256(task.name.encode())
     for split in available(task, data):
+        if split.startswith("test"):
+            continue
         part = task.part(split)
         if data.partition(":")[0] == "tfds":
             for name in task.tfds:
@@ -148,9 +153,11 @@ def digest(task: Task, data: str) -> str:
                 total.update(f"{info.full_name} {split} {len(source)}".encode())
             continue
         path = find_part(task, data, part)
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        folder = path if path.is_dir() else path.parent
+        files = part.format.files(path) if isinstance(part.format, ManyFiles) else [path]
+        for file in files:
+            name = file.relative_to(folder).as_posix()
+            total.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
 
 

@@ -174,7 +174,8 @@ class Supervised:
     def begin_with(self, found: Params) -> Params:
         """Take what is inherited of the model in `init`; of stacked parameters the layers that are not renewed.
 
-        Raises ValueError for a model in parts.
+        A stack as long as they are, or shorter, is left out: ModernBERT's first layer has no attention_norm, so that of
+        N layers holds N - 1. Raises ValueError for a model in parts.
         """
         if "encoder" not in found:
             raise ValueError(f"fine-tuning begins with one encoder: name one of its parts, {' or '.join(found)}")
@@ -185,7 +186,11 @@ class Supervised:
         params = {"encoder": found["encoder"], "head": {name: head}}
         inherited, stacked = (flatten_dict(match(rules, params)) for rules in (self.inherited, STACKED))
         taken = {path: leaf for path, leaf in flatten_dict(params).items() if inherited[path]}
-        taken = {path: leaf[: len(leaf) - self.renewed] if stacked[path] else leaf for path, leaf in taken.items()}
+        taken = {
+            path: leaf[: len(leaf) - self.renewed] if stacked[path] else leaf
+            for path, leaf in taken.items()
+            if not stacked[path] or len(leaf) > self.renewed
+        }
         return unflatten_dict(taken)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:

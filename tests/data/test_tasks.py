@@ -31,6 +31,7 @@ COPA = """<?xml version="1.0"?>
   </item>
 </copa-corpus>
 """
+COPA_RECORD = {"premise": "I fell.", "question": "cause", "choice1": "Rain.", "choice2": "Ice.", "label": 1}
 SWAG = ",video-id,fold-ind,startphrase,sent1,sent2,gold-source,ending0,ending1,ending2,ending3,label\n"
 ARC = {"question": {"stem": "Why?", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]}}
 
@@ -143,6 +144,25 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("copa", {"copa-dev.xml": COPA.replace('"1.0"?', '"1.0" encoding="x-y"?')}, "copa-dev.xml:.*encoding"),
         ("squad", {"train-v1.1.json": json.dumps({"data": [{"paragraphs": [{"qas": []}]}]})}, "no text in 'context'"),
         ("imdb", {"train/pos/1.txt": "x"}, "train has no folder neg"),
+        ("arc_easy", {"easy_train.csv": "q,a,b,A\nq,a,,c,d,C\n"}, "easy_train.csv:2: option 2 is empty"),
+        ("arc_easy", {"easy_train.csv": "q,a,b,\u00b2\n"}, "easy_train.csv:1: .*'\u00b2' is no letter or number"),
+        ("arc_easy", {"ARC-Easy-Train.jsonl": json.dumps({"question": ARC["question"] | {"stem": None}})},
+         "Train.jsonl:1: no text in 'stem'"),
+        ("arc_easy", {"ARC-Easy-Train.jsonl": json.dumps({"question": {"stem": "Why?", "choices": [
+            {"text": 3, "label": "1"}, {"text": "y", "label": "2"}]}})}, "Train.jsonl:1: 'text' is no list of texts"),
+        ("race", {"train.json": json.dumps({"data": [RACE | {"questions": [None, "What?"]}]})},
+         "train.json: 'questions' is no list of texts"),
+        ("race", {"train.json": json.dumps({"data": [RACE | {"answers": [1, 0]}]})},
+         "train.json: question 1 of article h1: the answer is 1, not the letter"),
+        ("race", {"train.json": json.dumps({"data": [RACE | {"options": None}]})}, "train.json: its 'options' are no"),
+        ("race", {"train.json": json.dumps({"data": [RACE | {"options": [["is", ""], ["a", "b"]]}]})},
+         "question 1 of article h1: 2 options, or an empty one"),
+        ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"choice2": None})}, "train.jsonl:1: no text in 'choice2'"),
+        ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"premise": None})}, "train.jsonl:1: no text in 'premise'"),
+        ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"label": "1"})}, "train.jsonl:1: the label is '1', not 0"),
+        ("swag", {"train.csv": SWAG + "0,v,1,s,x,he,gold,a,b,c,d,\u00b2\n"}, "train.csv:2: the right option is"),
+        ("swag", {"train.csv": SWAG + "0,v,1,s,x,he,gold,a,,c,d,0\n"}, "train.csv:2: 4 options, or an empty one"),
+        ("squad", {"train-v1.1.json": '{"data": ' + "[" * 200_000}, "train-v1.1.json:1: cannot be read as JSON"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_an_error_with_its_place(tmp_path, name, files, says):
@@ -176,8 +196,25 @@ def test_data_are_known_by_what_is_in_them(tmp_path):
     task, folder = find_task("sst2"), write(tmp_path, {"train.tsv": "sentence\tlabel\ngood\t1\n"})
     before = digest(task, folder)
     assert before == digest(task, folder)
+    write(tmp_path, {"test.tsv": "sentence\nnot trained on\n"})
+    assert digest(task, folder) == before
     write(tmp_path, {"train.tsv": "sentence\tlabel\nbad\t1\n"})
     assert digest(task, folder) != before
+
+
+def test_of_many_files_those_that_are_read_count(tmp_path):
+    mrpc = write(tmp_path / "mrpc", {"msr_paraphrase_train.txt": "", "dev_ids.tsv": "8\t7\n"})
+    before = digest(find_task("mrpc"), mrpc)
+    write(mrpc, {"dev_ids.tsv": "7\t8\n"})
+    assert digest(find_task("mrpc"), mrpc) != before
+    imdb = write(tmp_path / "imdb", {"train/pos/1.txt": "a", "train/neg/2.txt": "b"})
+    before = digest(find_task("imdb"), imdb)
+    write(imdb, {"train/unsup/1.txt": "c", "train/urls.txt": "d"})
+    assert digest(find_task("imdb"), imdb) == before
+    (tmp_path / "imdb/train/pos/1.txt").rename(tmp_path / "imdb/train/neg/1.txt")
+    write(imdb, {"train/pos/2.txt": "b"})
+    (tmp_path / "imdb/train/neg/2.txt").unlink()
+    assert digest(find_task("imdb"), imdb) != before
 
 
 @pytest.mark.parametrize(

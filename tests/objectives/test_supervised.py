@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import small_albert, small_bert, small_deberta, small_xlnet, supervised
+from contract import small_albert, small_bert, small_deberta, small_modernbert, small_xlnet, supervised
+from flax.traverse_util import flatten_dict
 
 from bertjax.config import from_json, to_json
 from bertjax.heads import PairHead, TokenHead
@@ -143,6 +144,16 @@ def test_a_model_begins_with_the_lower_layers_a_pooler_and_a_head_of_another():
     assert "head" not in again.begin_with(found)
     with pytest.raises(ValueError, match="name one of its parts, generator or discriminator"):
         objective.begin_with({"generator": {}, "discriminator": {}})
+
+
+def test_a_stack_without_the_first_layer_keeps_what_is_below_the_renewed_ones():
+    found = {"encoder": {"layers": {"norm": np.arange(4.0), "attention_norm": {"scale": np.arange(1.0, 4)}}}}
+    kept = {}
+    for renewed in (1, 3, 4):
+        objective = supervised(small_modernbert(N=4), labelled.classes, "classify", PAIR, renewed=renewed)
+        names = flatten_dict(objective.begin_with(found), sep="/")
+        kept[renewed] = {name.rpartition("layers/")[2]: leaf.tolist() for name, leaf in names.items()}
+    assert kept == {1: {"norm": [0, 1, 2], "attention_norm/scale": [1, 2]}, 3: {"norm": [0]}, 4: {}}
 
 
 def test_what_only_pre_training_reads_is_frozen():
