@@ -221,9 +221,12 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
     steps = recipe.count(rows)
     often = max(1, round(rows / recipe.batch_size / tuning.evaluations))
     first: Rules = getattr(prepared.objective, "frozen", ())
+    encoder = prepared.model.encoder
+    if 0 < recipe.frozen < encoder.N and getattr(encoder, "shared", False):
+        raise ValueError(f"frozen={recipe.frozen}: all layers of this encoder are one, so all {encoder.N} are or none")
     return Experiment(
         prepared.objective,
-        recipe.optimizer(prepared.model.encoder.N, steps, first),
+        recipe.optimizer(encoder.N, steps, first),
         (Phase(steps, recipe.batch_size, prepared.rows),),
         seed=seed,
         init=tuning.init,

@@ -33,11 +33,15 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def init(tokenizer, tmp_path_factory):
     """A model that knows nothing, with a pooler."""
-    encoder = small_bert(V=tokenizer.vocabulary.size, positions=16, N=1, D=16, F=32, initializer=Normal(0.15))
+    return written(tokenizer, tmp_path_factory.mktemp("init") / "model", N=1)
+
+
+def written(tokenizer, folder, **fields):
+    """Write a model of random parameters."""
+    encoder = small_bert(V=tokenizer.vocabulary.size, positions=16, D=16, F=32, initializer=Normal(0.15), **fields)
     model = Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),))
     tokens = np.zeros((1, 1), np.int32)
     params = model.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
-    folder = tmp_path_factory.mktemp("init") / "model"
     checkpoint.export(folder, params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
     return str(folder)
 
@@ -153,7 +157,7 @@ def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp
     np.testing.assert_allclose(served, predicted, rtol=1e-4)
 
 
-def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, data, tmp_path):
+def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, tokenizer, tmp_path):
     def refused(match, **changes):
         with pytest.raises(InputError, match=match):
             finetune(dataclasses.replace(tuning, **changes), tmp_path / "run")
@@ -161,6 +165,8 @@ def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, 
 
     refused("frozen=2 of the lowest layers, but there are 1", recipe=dataclasses.replace(RECIPE, frozen=2))
     refused("renewed=2 top layers", recipe=dataclasses.replace(RECIPE, renewed=2))
+    recipe, one = dataclasses.replace(RECIPE, frozen=1), written(tokenizer, tmp_path / "shared", N=2, shared=True)
+    refused("frozen=1: all layers of this encoder are one", recipe=recipe, init=one)
     with pytest.raises(ValueError, match=r"run.evaluate_every=5 has no effect.*`evaluations`"):
         dataclasses.replace(tuning, run=Run(evaluate_every=5))
     squad = {"task": own_task("span", questions(tmp_path), (), ""), "data": str(tmp_path)}
