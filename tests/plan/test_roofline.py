@@ -82,6 +82,7 @@ def test_attention_by_a_kernel_takes_what_its_schedule_has(rows, length, thousan
         calls += f"  %{name} = f32[9]{{0:S(1)}} {call}\n"
     found = estimate(program(f"  %a = f32[9]{{0:S(1)}} parameter(0)\n{calls}"), parse_slice("v5e:1x1"))
     assert found["modelled"]["kernel"] == {"count": 2, "seconds": pytest.approx(1e3 * thousands / 1.503e9, rel=5e-3)}
+    assert found["flops"] == 2 * 7 * pairs * 64
 
 
 def test_a_kernel_that_says_nothing_of_its_work_is_named():
