@@ -177,7 +177,7 @@ def judge(statuses: Sequence[dict]) -> str:
     codes = {each["code"] for each in statuses if "code" in each}
     if len(statuses) < count:
         return "unanswered"
-    if states == {"ended"} and codes <= {0, MISTAKE}:
+    if states == {"ended"} and codes in ({0}, {MISTAKE}, {0, MISTAKE}):
         return "mistake" if MISTAKE in codes else "done"
     if states == {"absent"}:
         return "absent"
