@@ -18,6 +18,7 @@ from bertjax.layers import (
     states_at,
     tanh,
 )
+from bertjax.sharding import products_with_words
 from bertjax.types import Array, Mean, Metrics
 
 
@@ -48,7 +49,7 @@ class MaskedLMHead(nn.Module):
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         if not self.tied:
             table_VE = self.param("decoder", self.initializer, (self.V, self.E))
-        logits_BPV = jnp.einsum("BPE,VE->BPV", x_BPE, table_VE.astype(self.dtype))
+        logits_BPV = products_with_words(x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
 
 
@@ -65,7 +66,7 @@ class TiedHead(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        logits_BPV = jnp.einsum("BPD,VD->BPV", x_BPD, table_VD.astype(self.dtype))
+        logits_BPV = products_with_words(x_BPD, table_VD.astype(self.dtype))
         if not self.use_bias:
             return logits_BPV
         return add_bias(logits_BPV, self.param("bias", nn.initializers.zeros_init(), (self.V,)))
@@ -85,7 +86,21 @@ class UntiedHead(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        return Dense((self.D,), (self.V,), self.initializer, self.dtype, name="decoder")(x_BPD)
+        kernel_DV, bias_V = _Decoder(self.V, self.D, self.initializer, name="decoder")()
+        return add_bias(products_with_words(x_BPD, kernel_DV.astype(self.dtype).T), bias_V)
+
+
+class _Decoder(nn.Module):
+    """Own the kernel and bias of a dense layer from states to words."""
+
+    V: int
+    D: int
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel_DV = self.param("kernel", self.initializer, (self.D, self.V))
+        return kernel_DV, self.param("bias", nn.initializers.zeros_init(), (self.V,))
 
 
 class ReplacedHead(nn.Module):

@@ -45,6 +45,7 @@ SPLIT_OVER_TENSOR: Rules = (
     (r"feedforward/narrow/kernel$", -2),  # [F, D]
     (r"word/table$", -2),  # [V, E]
     (r"(mlm|plm)/(bias|decoder/kernel|decoder/bias)$", -1),  # [V], [D, V]
+    (r"(mlm|plm)/decoder$", -2),  # [V, E]
     (r".*", None),
 )
 """Which axis is split over `tensor`, counted from the last, so that a stack of layers has the same."""
@@ -131,7 +132,7 @@ ROWS_ALONE = Layout()
 def used(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
     """Say how a matrix product meets a parameter: whole, or split over `tensor`.
 
-    A vocabulary is split also where it does not divide: the compiler pads it. Heads are not.
+    A vocabulary is split also where it does not divide, and padded for it (`products_with_words`). Heads are not.
     """
     axis = next(axis for pattern, axis in SPLIT_OVER_TENSOR if re.search(pattern, name))
     size = mesh.shape["tensor"]
@@ -273,7 +274,7 @@ def looked_up(table: Array, ids: Array, name: str, dtype: str) -> Array:
         size // mesh.shape[axis] if axis == "tensor" else size for size, axis in zip(table.shape, kept, strict=True)
     )
     rows = PartitionSpec(over)
-    states = PartitionSpec(over, *(None for _ in ids.shape[1:]), "tensor" if kept[1] == "tensor" else None)
+    columns = kept[1] == "tensor"
     split = partial(jax.shard_map, axis_names={*over, "tensor"}, check_vma=False)
 
     def here(ids: Array) -> tuple[Array, Array]:
@@ -289,10 +290,13 @@ def looked_up(table: Array, ids: Array, name: str, dtype: str) -> Array:
             part = jax.lax.all_gather(part, "fsdp", axis=kept.index("fsdp"), tiled=True)
         ids, own = here(ids)
         found = jnp.where(own[..., None], part.at[ids].get(mode="promise_in_bounds"), 0)
+        if columns:  # left split, the compiler would split all hidden states like this
+            return jax.lax.all_gather(found, "tensor", axis=found.ndim - 1, tiled=True)
         return jax.lax.psum(found, "tensor") if kept[0] == "tensor" else found
 
     def back(ids: Array, gradient: Array) -> Array:
         ids, own = here(ids)
+        gradient = _columns(gradient, held[1]) if columns else gradient
         gradient = jnp.where(own[..., None], gradient.astype(table.dtype), 0)
         part = jnp.zeros(held, table.dtype).at[ids].add(gradient, mode="promise_in_bounds")
         if "fsdp" in kept:
@@ -303,16 +307,36 @@ def looked_up(table: Array, ids: Array, name: str, dtype: str) -> Array:
 
     @jax.custom_vjp
     def look_up(table: Array, ids: Array) -> Array:
-        return cast(Array, split(of_device, in_specs=(PartitionSpec(*kept), rows), out_specs=states)(table, ids))
+        return cast(Array, split(of_device, in_specs=(PartitionSpec(*kept), rows), out_specs=rows)(table, ids))
 
     look_up.defvjp(
         lambda table, ids: (look_up(table, ids), ids),
         lambda ids, gradient: (
-            split(back, in_specs=(rows, states), out_specs=PartitionSpec(*kept))(ids, gradient),
+            split(back, in_specs=(rows, rows), out_specs=PartitionSpec(*kept))(ids, gradient),
             None,
         ),
     )
     return look_up(table, ids)
+
+
+def _columns(x: Array, width: int) -> Array:
+    """Take this device's columns of `tensor`."""
+    first = jax.lax.axis_index("tensor") * width
+    return jax.lax.dynamic_slice_in_dim(x, first, width, axis=x.ndim - 1)
+
+
+def products_with_words(x: Array, table: Array) -> Array:
+    """Multiply x [..., E] by a table [V, E], split by words over `tensor`, also where the words do not divide.
+
+    Then it is padded, and the products with what was added are cut off again. The compiler, which pads too, brings all
+    products together to send a gradient back through an uneven table.
+    """
+    mesh = _ambient()
+    size = 1 if mesh is None else mesh.shape["tensor"]
+    words, missing = table.shape[0], -table.shape[0] % size
+    if missing:
+        table = jax.lax.with_sharding_constraint(jnp.pad(table, ((0, missing), (0, 0))), PartitionSpec("tensor", None))
+    return jnp.einsum("...E,VE->...V", x, table)[..., :words]
 
 
 def gathered_columns(table: Array, name: str) -> Array:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from contract import MASKING, B, make_batch, small_bert
+from contract import MASKING, B, make_batch, small_bert, small_neobert
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from bertjax import sharding
@@ -77,6 +77,7 @@ def test_a_mesh_has_all_devices_and_rows_divide_over_it():
         ("encoder/embeddings/word/table", (30522, 1024), P("tensor", None), P("tensor", "fsdp")),
         ("encoder/embeddings/word/table", (30523, 1024), P("tensor", None), P(None, "tensor")),
         ("head/mlm/bias", (30523,), P("tensor"), P()),
+        ("head/mlm/decoder", (30522, 1024), P("tensor", None), P("tensor", "fsdp")),
     ],
 )  # fmt: skip
 def test_what_is_split_over_what(name, shape, product, rest):
@@ -95,14 +96,25 @@ def test_rows_without_other_axes_keep_everything_on_every_device():
         assert gathered(params) is params
 
 
-@pytest.mark.parametrize("layout", ["fsdp:8", "fsdp:2,tensor:2", "tensor:8", "slices:2,tensor:4", "fsdp:4,tensor:2"])
-def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(layout, monkeypatch):
-    """An odd vocabulary, heads that do not divide by 8, rematerialised layers: the compiler's padding reaches nothing.
+# An odd vocabulary, heads that do not divide by 8, rematerialised layers.
+ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
 
-    tests/test_contract.py does it for all objectives.
-    """
+
+@pytest.mark.parametrize(
+    ("layout", "objective"),
+    [
+        ("fsdp:8", ODD),
+        ("fsdp:2,tensor:2", ODD),
+        ("tensor:8", ODD),
+        ("slices:2,tensor:4", ODD),
+        ("fsdp:4,tensor:2", MaskedLM(small_bert(V=201, tied_head=False), MASKING)),
+        ("tensor:2", MaskedLM(small_neobert(V=201), MASKING)),
+    ],
+)
+def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(layout, objective, monkeypatch):
+    """Padding reaches nothing. tests/test_contract.py does it for all objectives."""
     monkeypatch.setattr(sharding, "SMALLEST", 1)
-    objective, batch = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True), make_batch()
+    batch = make_batch()
     params = objective.init(jax.random.key(0), batch)
 
     def loss(params):

@@ -25,7 +25,7 @@ import numpy as np
 from bertjax import layers, relative
 from bertjax.heads import MaskedLMHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
-from bertjax.sharding import gathered_layer
+from bertjax.sharding import gathered_layer, summed_first
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -194,7 +194,7 @@ class DeBERTa(nn.Module):
         last = gathered_layer(last, self.dtype)
         for _ in range(self.decoder):
             rngs = {"dropout": self.make_rng("dropout")} if train else None
-            inputs = (x_BPD, before_BLD, view, table_RD)
+            inputs = (x_BPD, view, table_RD, before_BLD)
             layer: Any = DeBERTaLayer(*fields, parent=None)
             x_BPD = layer.apply({"params": last}, *inputs, rngs=rngs, method="rows")
         return x_BLD, x_BPD
@@ -323,7 +323,7 @@ class DeBERTaLayer(nn.Module):
     ) -> tuple[tuple[Array, Array], None]:
         """Go from (states, those before) to the next; into the states of the first layer goes the branch."""
         before_BLD, _ = carry
-        x_BLD = self.rows(before_BLD, before_BLD, view, table_RD)
+        x_BLD = self.rows(before_BLD, view, table_RD)
         if branch is not None:
 
             def joined(x_BLD: Array) -> Array:
@@ -333,21 +333,21 @@ class DeBERTaLayer(nn.Module):
         return (x_BLD, before_BLD), None
 
     @nn.compact
-    def rows(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
-        """Return the next states of the rows `x_BPD`, which attend to `seen_BMD`."""
+    def rows(self, x_BPD: Array, view: View, table_RD: Array, seen_BMD: Array | None = None) -> Array:
+        """Return the next states of the rows `x_BPD`, which attend to `seen_BMD`, or to each other."""
         attend = DisentangledAttention(
             self.D, self.H, self.distances, self.terms, self.shared_projections, self.key_bias, self.dropout,
             self.attention_dropout, self.initializer, self.dtype, self.train, name="attention",
         )  # fmt: skip
         feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
-        h_BPD = Dropout(self.dropout)(attend(x_BPD, seen_BMD, view, table_RD), train=self.train)
+        h_BPD = Dropout(self.dropout)(attend(x_BPD, view, table_RD, seen_BMD), train=self.train)
         x_BPD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BPD + h_BPD)
         h_BPD = Dropout(self.dropout)(feed(x_BPD), train=self.train)
         return Norm(self.D, self.norm_eps, name="feedforward_norm")(x_BPD + h_BPD)
 
 
 class DisentangledAttention(nn.Module):
-    """Attend from rows to `seen` by content and distance, project back to width D."""
+    """Attend from rows to `seen`, or to each other, by content and distance; project back to width D."""
 
     D: int
     H: int
@@ -362,8 +362,10 @@ class DisentangledAttention(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x_BPD: Array, seen_BMD: Array, view: View, table_RD: Array) -> Array:
+    def __call__(self, x_BPD: Array, view: View, table_RD: Array, seen_BMD: Array | None = None) -> Array:
         heads = (self.H, self.D // self.H)
+        x_BPD = summed_first(x_BPD)
+        seen_BMD = x_BPD if seen_BMD is None else summed_first(seen_BMD)
 
         def project(name: str, *, use_bias: bool = True) -> Dense:
             return Dense((self.D,), heads, self.initializer, self.dtype, use_bias=use_bias, name=name)

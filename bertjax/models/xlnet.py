@@ -23,6 +23,7 @@ from bertjax import layers
 from bertjax.heads import TiedHead, UntiedHead
 from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
 from bertjax.relative import Sinusoids, relative_scores, rotated_scores
+from bertjax.sharding import summed_first
 from bertjax.types import Array
 
 
@@ -275,9 +276,8 @@ class XLNetLayer(nn.Module):
         drop = Dropout(self.dropout)
         attention_norm = Norm(self.D, self.norm_eps, name="attention_norm")
         feedforward_norm = Norm(self.D, self.norm_eps, name="feedforward_norm")
-        seen_BMD = rows[0] if memory_BMD is None else jnp.concatenate([memory_BMD, rows[0]], axis=1)
         after = []
-        for x_BLD, mixed_BLD in zip(rows, attend(rows, seen_BMD, views, tied), strict=True):
+        for x_BLD, mixed_BLD in zip(rows, attend(rows, memory_BMD, views, tied), strict=True):
             x_BLD = attention_norm(x_BLD + drop(mixed_BLD, train=self.train))
             after.append(feedforward_norm(x_BLD + drop(feed(x_BLD, train=self.train), train=self.train)))
         if memory_BMD is not None:
@@ -290,7 +290,7 @@ _BIASES = ("content_bias", "position_bias", "segment_bias")
 
 
 class RelativeAttention(nn.Module):
-    """Attend from the rows of each stream to `seen`, by content, distance and segment; project back to width D."""
+    """Attend from the rows of each stream to memory and the first, by content, distance and segment; back to D."""
 
     D: int
     H: int
@@ -302,9 +302,11 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, rows: list[Array], seen_BMD: Array, views: list[_View], tied: tuple[Array, ...] | None
+        self, rows: list[Array], memory_BMD: Array | None, views: list[_View], tied: tuple[Array, ...] | None
     ) -> list[Array]:
         heads = (self.H, self.D // self.H)
+        rows = [summed_first(x) for x in rows]
+        seen_BMD = rows[0] if memory_BMD is None else jnp.concatenate([memory_BMD, rows[0]], axis=1)
 
         def project(inputs: tuple[int, ...], outputs: tuple[int, ...], name: str) -> Dense:
             return Dense(inputs, outputs, self.initializer, self.dtype, use_bias=False, name=name)

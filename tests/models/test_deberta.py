@@ -111,7 +111,7 @@ def test_the_decoder_is_the_last_layer_again_reading_the_states_before_it(params
     last = {"params": jax.tree.map(lambda x: x[-1], params["layers"])}
     query = before + params["decoder_positions"]["table"][None, : tokens.shape[1]]
     for _ in range(2):
-        query = layer.apply(last, query, before, view, table, method="rows")
+        query = layer.apply(last, query, view, table, before, method="rows")
     real = mask > 0
     np.testing.assert_allclose(run(DECODED, params, tokens, mask)[1][real], query[real], atol=1e-4)
 
@@ -185,11 +185,11 @@ def test_the_table_of_distances_is_dropped():
         4, 1, DistanceRows(3), ("c2p",), False, False, 0.5, 0.0, layers.Normal(1.0), "float32", True
     )
     x, table = jax.random.normal(KEY, (1, 5, 4)), jax.random.normal(jax.random.key(1), (6, 4))
-    inputs = x, x, View(jnp.ones((1, 5, 5), bool), None), table
+    inputs = x, View(jnp.ones((1, 5, 5), bool), None), table
     params = layer.init({"params": KEY, "dropout": KEY}, *inputs)
     one, other = (layer.apply(params, *inputs, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
     assert jnp.abs(one - other).max() > 1e-3
-    inputs = *inputs[:3], 0 * table
+    inputs = *inputs[:2], 0 * table
     one, other = (layer.apply(params, *inputs, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
     np.testing.assert_array_equal(one, other)
 

@@ -139,15 +139,34 @@ def test_split_storage_moves_parameters_and_no_activations():
     assert sum(moved.get(kind, 0) for kind in ("all-reduce", *scatters)) <= 2 * (params + table) + 4 * small
 
 
-def test_split_products_sum_states_twice_forward_and_twice_backward_in_a_layer():
-    """What queries, keys and values give to the gradient of their input is added up before it moves."""
-    experiment = load_experiment("experiments/bert.py", [*SMALL, "mesh=tensor:2"])
+V1 = ["size=v1-base", "length=128", "batch_size=64", "dtype=bfloat16", "objective.encoder.distances=64"]
+V1 += [f"objective.encoder.{each}" for each in ("N=2", "D=256", "H=4", "F=1024")]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("bert", SMALL, 30522),
+        ("bert", [*SMALL, "objective.encoder.V=30523"], 30523),
+        ("deberta", V1, 50265),
+    ],
+    ids=["bert", "odd", "deberta"],
+)
+def test_split_products_sum_states_twice_forward_and_twice_backward_in_a_layer(name, overrides, words):
+    """What queries, keys and values give to the gradient of their input is added up before it moves.
+
+    An odd vocabulary is split by columns where it is stored and by words where it is multiplied by: the table moves
+    from one to the other, and its gradient back, and nothing of the size of states or logits.
+    """
+    experiment = load_experiment(f"experiments/{name}.py", [*overrides, "mesh=tensor:2"])
     compiled = compile_step(experiment, experiment.phases[0], parse_slice("v5e:2x2"))
     pairs = [one for one in collectives(Program(compiled.text)) if one.group == (0, 1)]
-    states, layers = 2 * 32 * 128 * 256, 2
-    # Besides those, the rows of the word table that each has a part of, and of the decoder what is masked.
-    moved = sum(one.bytes * one.times for one in pairs)
-    assert 4 * layers + 1 <= moved / states <= 4 * layers + 1.5
+    states, layers, table = 2 * 32 * 128 * 256, 2, words % 2 * 2 * words * 256  # half of it moves, there and back
+    # Besides those, the rows of the word table that each has a part of, and of the decoder what is masked; in DeBERTa
+    # also the table of distances, and what the second decoder layer guesses from.
+    moved = sum(one.bytes * one.times for one in pairs) - table
+    assert 4 * layers + 1 <= moved / states <= 4 * layers + 4
+    assert {one.kind for one in pairs if one.bytes > 2 * states} <= {"all-to-all"}
 
 
 def test_what_does_not_fit_is_a_plan_with_numbers_and_an_exit_code(capsys):
