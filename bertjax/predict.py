@@ -1,7 +1,8 @@
 """Use the head of a fine-tuned model: classify texts, tag words, answer questions, choose between endings.
 
 Each function yields a result for each input, in order; none for none. Texts are framed and cut as in training
-(data/supervised.py); what was cut is said. Raises InputError where the model has another head, and for an empty text.
+(data/supervised.py), to `max_length` tokens, by default all that the model has positions for, or 512 where it takes
+rows of any length; what was cut is said. Raises InputError where the model has another head, and for an empty text.
 """
 
 import re
@@ -87,7 +88,12 @@ class Chosen(NamedTuple):
 
 
 def classify(
-    model: Model, texts: Sequence[str | tuple[str, ...]], *, batch_size: int = 32, say: Say = print
+    model: Model,
+    texts: Sequence[str | tuple[str, ...]],
+    *,
+    batch_size: int = 32,
+    max_length: int = 0,
+    say: Say = print,
 ) -> Iterator[Classified]:
     """Classify texts or pairs of texts, or put a number on each where the model's head has one output."""
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
@@ -103,7 +109,7 @@ def classify(
         Texts(f"text {number}", tuple(_full(f"text {number}", text) for text in pair))
         for number, pair in enumerate(pairs, 1)
     ]
-    encoded = _encoded(model, task, examples, say)
+    encoded = _encoded(model, task, examples, max_length, say)
     logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
     for pair, scores_C in zip(pairs, logits_BC if C == 1 else _softmax(logits_BC), strict=True):
         best = int(scores_C.argmax())
@@ -111,7 +117,9 @@ def classify(
         yield Classified(pair, labels[best] if C > 1 else "", float(scores_C[best]), scores)
 
 
-def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = print) -> Iterator[Tagged]:
+def tag(
+    model: Model, texts: Sequence[str], *, batch_size: int = 32, max_length: int = 0, say: Say = print
+) -> Iterator[Tagged]:
     """Tag the words of texts: runs of letters and digits, and each mark by itself, as in the data of such tasks.
 
     Combining marks, such as vowel signs and decomposed accents, belong to the word or mark that they stand on.
@@ -124,7 +132,7 @@ def tag(model: Model, texts: Sequence[str], *, batch_size: int = 32, say: Say = 
         Words(f"text {number}", tuple(text[match.start() : match.end()] for match in matches), (), number)
         for number, (text, matches) in enumerate(zip(texts, found, strict=True), 1)
     ]
-    encoded = _encoded(model, _task("tag", labels), examples, say)
+    encoded = _encoded(model, _task("tag", labels), examples, max_length, say)
     logits = logits_of_words(model.logits, encoded, _rows(encoded, batch_size))
     for text, matches, logits_WC in zip(texts, found, logits, strict=True):
         scores_WC = _softmax(logits_WC)
@@ -164,6 +172,7 @@ def answer(
     may_have_none: bool = False,
     threshold: float = 0.0,
     batch_size: int = 32,
+    max_length: int = 0,
     say: Say = print,
 ) -> Iterator[Answer]:
     """Answer questions, each with its context, by a piece of the context.
@@ -177,7 +186,7 @@ def answer(
         for number, (question, context) in enumerate(questions, 1)
         for place in [f"question {number}"]
     ]
-    encoded = _encoded(model, task, examples, say)
+    encoded = _encoded(model, task, examples, max_length, say)
     answered = answers_of(model.logits, encoded, _rows(encoded, batch_size), threshold=threshold)
     for (question, _), each in zip(questions, answered, strict=True):
         best = each.answer
@@ -185,7 +194,12 @@ def answer(
 
 
 def choose(
-    model: Model, choices: Sequence[tuple[str, Sequence[str]]], *, batch_size: int = 16, say: Say = print
+    model: Model,
+    choices: Sequence[tuple[str, Sequence[str]]],
+    *,
+    batch_size: int = 16,
+    max_length: int = 0,
+    say: Say = print,
 ) -> Iterator[Chosen]:
     """Choose between the endings of each context; they need not be equally many."""
     _head(model, "choice")
@@ -199,7 +213,7 @@ def choose(
         for number, (context, endings) in enumerate(choices, 1)
         for place in [f"choice {number}"]
     ]
-    encoded = _encoded(model, _task("choice", (), options=most), examples, say)
+    encoded = _encoded(model, _task("choice", (), options=most), examples, max_length, say)
     logits_BC = logits_of_rows(model.logits, encoded, _rows(encoded, batch_size))
     for (context, endings), scores_C in zip(choices, _softmax(logits_BC), strict=True):
         best = int(scores_C.argmax())
@@ -225,11 +239,18 @@ def _task(kind: Kind, labels: tuple[str, ...], **more: Any) -> Task:
     return Task("prediction", kind, labels, ("accuracy",), (), **more)
 
 
-def _encoded(model: Model, task: Task, examples: Sequence[Example], say: Say) -> Encoded:
+def _encoded(model: Model, task: Task, examples: Sequence[Example], max_length: int, say: Say) -> Encoded:
     """Encode examples as the model was trained; say what was cut."""
-    length = model.encoder.max_length or _LONGEST
+    positions = model.encoder.max_length
+    if positions and max_length > positions:
+        raise InputError(f"max_length={max_length}, but the model has {positions} positions: use fewer")
+    length = max_length or positions or _LONGEST
     quarter = max(1, length // 4)
-    rows = TaskRows(task, "", "", layout_of(model), length, min(128, quarter), min(64, quarter), min(128, quarter))
+    strides = min(128, quarter), min(64, quarter), min(128, quarter)
+    try:
+        rows = TaskRows(task, "", "", layout_of(model), length, *strides)
+    except ValueError as error:
+        raise InputError(f"max_length={length}: {error}") from error
     encoded = encode_examples(rows, examples, model.text)
     for what, count in encoded.notes.items():
         say(f"{count:,} {what}")

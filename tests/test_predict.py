@@ -57,6 +57,18 @@ def test_texts_are_classified_in_order_as_alone_and_by_the_names_of_labels(pairs
     assert one.label == ""
 
 
+def test_texts_are_cut_where_positions_end_or_one_says(tokenizer, pairs):
+    said = []
+    relative = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), encoder=small_xlnet, cls_last=True)
+    long = "man " * 700
+    whole, cut = (next(classify(relative, [long], max_length=n, say=said.append)) for n in (1024, 0))
+    assert said == ["1 texts cut to 512 tokens"] and whole.scores != cut.scores
+    with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: use fewer"):
+        next(classify(pairs, [long], max_length=1024, **SILENT))
+    with pytest.raises(InputError, match="max_length=4: rows of length 4 have no room"):
+        next(classify(pairs, [long], max_length=4, **SILENT))
+
+
 def test_words_are_tagged_with_their_places_and_names(tokenizer):
     labels = ("O", "B-PER", "I-PER")
     model = trained(tokenizer, "tags", TokenHead(16, 3, INIT, "float32"), labels)

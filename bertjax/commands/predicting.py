@@ -31,11 +31,12 @@ def add(commands: Any) -> None:
         "--max-length", type=positive, default=0, metavar="N", help="cut texts to N tokens (default: refuse long ones)"
     )
 
-    _predicting(predict, "classify", _classify, "classify texts, or put a number on them",
-                'bertjax predict classify --model runs/sst2/best "A fine film." --json',
-                "a text, or two with a tab between")  # fmt: skip
-    _predicting(predict, "tag", _tag, "tag the words of texts, with the names among them",
-                'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."', "a text")  # fmt: skip
+    classify = _predicting(predict, "classify", _classify, "classify texts, or put a number on them",
+                           'bertjax predict classify --model runs/sst2/best "A fine film." --json',
+                           "a text, or two with a tab between")  # fmt: skip
+    tag = _predicting(predict, "tag", _tag, "tag the words of texts, with the names among them",
+                      'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."',
+                      "a text")  # fmt: skip
     answer = _predicting(predict, "answer", _answer, "answer questions by pieces of a context",
                          'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
                          'Ada born?"', "a question; without --context a tab and its context follow")  # fmt: skip
@@ -43,9 +44,13 @@ def add(commands: Any) -> None:
     answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
     answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
                         help="odds above which there is none (default: 0)")  # fmt: skip
-    _predicting(predict, "choose", _choose, "choose between ways to go on",
-                "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
-                "a context and its endings, with tabs between")  # fmt: skip
+    choose = _predicting(predict, "choose", _choose, "choose between ways to go on",
+                         "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
+                         "a context and its endings, with tabs between")  # fmt: skip
+    for parser in (classify, tag, answer, choose):
+        parser.add_argument("--max-length", type=positive, default=0, metavar="N",
+                            help="tokens of the longest row; what is longer is cut, or read in parts (default: all "
+                            "the model's positions, or 512)")  # fmt: skip
 
 
 def _predicting(
@@ -102,6 +107,10 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
 
 
+def _rows(options: argparse.Namespace) -> dict[str, Any]:
+    return {"batch_size": options.batch_size, "max_length": options.max_length, "say": tell}
+
+
 def _whole(origin: str, text: str) -> tuple[str, ...]:
     if not text.strip():
         raise InputError(f"{origin}: an empty text: leave it out")
@@ -154,7 +163,7 @@ def _classify(options: argparse.Namespace) -> None:
         said = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
         return f"{said}   {' | '.join(result.texts)}"
 
-    _predict(options, lambda model, texts: classify(model, texts, batch_size=options.batch_size, say=tell),
+    _predict(options, lambda model, texts: classify(model, texts, **_rows(options)),
              _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
 
 
@@ -165,7 +174,7 @@ def _tag(options: argparse.Namespace) -> None:
         names = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
         return "\n".join([result.text, *(names or ["    no names"])])
 
-    _predict(options, lambda model, texts: tag(model, texts, batch_size=options.batch_size, say=tell), _whole, show)
+    _predict(options, lambda model, texts: tag(model, texts, **_rows(options)), _whole, show)
 
 
 def _answer(options: argparse.Namespace) -> None:
@@ -173,7 +182,7 @@ def _answer(options: argparse.Namespace) -> None:
 
     def run(model: Any, questions: list[Any]) -> Iterator[Any]:
         return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
-                      batch_size=options.batch_size, say=tell)  # fmt: skip
+                      **_rows(options))  # fmt: skip
 
     def show(result: Any) -> str:
         if not result.text:
@@ -193,7 +202,7 @@ def _choose(options: argparse.Namespace) -> None:
 
     def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
         choices = [(context, endings) for context, *endings in rows]
-        return choose(model, choices, batch_size=options.batch_size, say=tell)
+        return choose(model, choices, **_rows(options))
 
     def show(result: Any) -> str:
         return f"{result.context}\n    {result.ending}   {result.scores[result.best]:.1%}"
