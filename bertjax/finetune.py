@@ -82,7 +82,7 @@ class Prepared(NamedTuple):
     config: dict[str, Any]
     tokenizer: Tokenizer
     rows: TaskRows
-    digest: str
+    digest: str  # of data and of the parameters to begin with
     splits: dict[str, Encoded]
     make_step: MakeStep
     logits: Callable[[Params, Any], Any]
@@ -235,16 +235,21 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
 
 
 def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> dict[int, Result]:
-    """Read the results that are there, by seed. Raises InputError for one of other settings, data or parameters."""
+    """Read the results that are there, by seed. Raises InputError for one of other settings, data or parameters.
+
+    What it is of is written before the first seed is trained, so a seed that was killed is not gone on with either.
+    """
+    begun, inputs = workdir / "inputs.json", {"inputs": prepared.digest}
+    if any(workdir.glob("seed-*")) and read_json(begun) != inputs:
+        raise InputError(
+            f"{workdir} has seeds from other data than {tuning.data} or other parameters than {tuning.init}: "
+            "choose another --workdir"
+        )
+    write_json(begun, inputs)
     results = {}
     for path in workdir.glob("seed-*/result.json"):
         found = read_json(path)
         record_experiment(path.parent, experiment_of(tuning, prepared, found["seed"]))
-        if found.get("inputs") != prepared.digest:
-            raise InputError(
-                f"{path.parent} has a result from other data than {tuning.data} or other parameters than "
-                f"{tuning.init}: choose another --workdir"
-            )
         results[found["seed"]] = found
     return results
 
@@ -254,7 +259,7 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
     folder, experiment = workdir / f"seed-{seed}", experiment_of(tuning, prepared, seed)
     progress.say(f"seed {seed}")
     judge = _Judge(tuning, prepared, folder)
-    result: Result = {"seed": seed, "inputs": prepared.digest}
+    result: Result = {"seed": seed}
     try:
         source = prepared.splits["train"]
         fit(experiment, folder, progress=progress, judge=judge, make_step=prepared.make_step, source=source)

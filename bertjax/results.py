@@ -1,7 +1,7 @@
 """Put the results of several seeds together, and write down what a model predicted.
 
-A result of a seed: `seed`, `inputs` (a digest of data and init), `best` (step and metrics of its best evaluation),
-`last` (metrics of its last one), `failed` (why, where it learned nothing), and how long its steps took.
+A result of a seed: `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one), `failed`
+(why, where it learned nothing), and how long its steps took.
 """
 
 import json

@@ -126,12 +126,16 @@ def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(
         finetune(dataclasses.replace(short, recipe=short.recipe.changed(learning_rate=0.02)), tmp_path / "both")
     other = shutil.copytree(tuning.data, tmp_path / "other")
     (other / "dev.tsv").write_text("text\tlabel\ngood\tyes\n")
-    with pytest.raises(InputError, match="seed-0 has a result from other data"):
+    with pytest.raises(InputError, match="both has seeds from other data"):
         finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
     # What one run found, the next one of more or fewer seeds keeps; `best` is the best of all.
     assert finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "both") == both
     monkeypatch.setattr("bertjax.finetune.load", lambda path: shifted(load(path)))
-    with pytest.raises(InputError, match=r"seed-0 has a result from .* other parameters than"):
+    with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
+        finetune(short, tmp_path / "both")
+    for seed in (0, 1):  # also where no seed was done with
+        (tmp_path / "both" / f"seed-{seed}" / "result.json").unlink()
+    with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
         finetune(short, tmp_path / "both")
     monkeypatch.setattr("bertjax.finetune.load", load)
     alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
