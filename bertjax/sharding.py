@@ -220,11 +220,35 @@ def by_copy(function: Callable[[Params, Any, Key], Any]) -> Callable[[Params, An
     What it returns has to be the same everywhere: `added_up` does that. So sums over several steps move once, where the
     compiler, which sees one whole batch, moves them in each step.
     """
+    return _beside_copies(function, PartitionSpec()) if _copies() > 1 else function
+
+
+def sums_by_copy(function: Callable[[Params, Any, Key], tuple[Any, Any]]) -> Callable[[Params, Any, Key], Any]:
+    """Do so with a function that returns sums over rows, and arrays of rows; can be differentiated.
+
+    The sums are added up over all copies, and so is the gradient, once: of a function that uses the parameters in a
+    loop the compiler would move each turn's. Within `by_copy` whoever runs that adds up. Not where products are split:
+    beside copies the compiler would split states too, and move them again and again.
+    """
     mesh = ambient_mesh()
-    if mesh is None or math.prod(mesh.shape[axis] for axis in COPIES) == 1:
+    if _copies() == 1 or _within_copy() or (mesh is not None and mesh.shape["tensor"] > 1):
         return function
-    everywhere, specs = PartitionSpec(), (PartitionSpec(), PartitionSpec(COPIES), PartitionSpec())
-    return jax.shard_map(function, in_specs=specs, out_specs=everywhere, axis_names=set(COPIES), check_vma=False)
+
+    def beside(params: Params, batch: Any, rng: Key) -> tuple[Any, Any]:
+        sums, of_rows = function(params, batch, rng)
+        return jax.lax.psum(sums, COPIES), of_rows
+
+    return _beside_copies(beside, (PartitionSpec(), PartitionSpec(COPIES)))
+
+
+def _copies() -> int:
+    mesh = ambient_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in COPIES)
+
+
+def _beside_copies(function: Callable[..., Any], results: Any) -> Callable[..., Any]:
+    given = PartitionSpec(), PartitionSpec(COPIES), PartitionSpec()
+    return jax.shard_map(function, in_specs=given, out_specs=results, axis_names=set(COPIES), check_vma=False)
 
 
 def added_up(tree: Any) -> Any:

@@ -9,6 +9,7 @@ step depends on its batch alone and its first window has no memory.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ from bertjax.masking import Permutation, permute
 from bertjax.models.encoder import word_table
 from bertjax.models.xlnet import Memory, XLNet
 from bertjax.objectives.mlm import hidden
+from bertjax.sharding import sums_by_copy
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
@@ -94,6 +96,16 @@ class PermutationLM:
         delta: what changes the embeddings of rows, see `changed_embeddings`; through memory also what later windows
         see. The query stream's first vector is no embedding and stays. Raises ValueError as `loss`.
         """
+        rows = {"example": jnp.arange(len(batch["tokens"]), dtype=jnp.uint32), **batch}
+        beside_copies = sums_by_copy(partial(self._outputs, train=train))
+        metrics, predicted = beside_copies(params, (rows, delta), rng)
+        return metrics, {"plm": predicted}
+
+    def _outputs(
+        self, params: Params, rows: tuple[Batch, Array | None], rng: Key, *, train: bool
+    ) -> tuple[Metrics, tuple[Array, Array]]:
+        """Return the metrics, and the logits and weights of all windows of a row."""
+        batch, delta = rows
         order_key, dropout_key = jax.random.split(rng)
         windows = self._windows(batch)
         B, C = batch["tokens"].shape[0], windows["tokens"].shape[0] // batch["tokens"].shape[0]
@@ -121,7 +133,7 @@ class PermutationLM:
         if not train:
             metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
-        return metrics, {"plm": (logits_CBPV, in_turn[1].weights_BP)}
+        return metrics, (logits_CBPV.swapaxes(0, 1), in_turn[1].weights_BP.swapaxes(0, 1))
 
     def _windows(self, batch: Batch) -> Batch:
         """Cut rows into windows: arrays [B · C, window], a row's one after another, each an example of its own."""
@@ -137,9 +149,8 @@ class PermutationLM:
                 f"memory={self.memory} is longer than what it is made of: {C} windows leave {(C - 1) * reuse} tokens "
                 "to the last one; shorten memory, or put more windows into a row"
             )
-        example = batch.get("example", jnp.arange(B, dtype=jnp.uint32))
         windows = {name: x.reshape(B * C, window) for name, x in batch.items() if x.ndim == 2}
-        windows["example"] = (example[:, None] * C + jnp.arange(C, dtype=jnp.uint32)[None]).reshape(B * C)
+        windows["example"] = (batch["example"][:, None] * C + jnp.arange(C, dtype=jnp.uint32)[None]).reshape(B * C)
         if "backward" in batch:
             windows["backward"] = jnp.repeat(batch["backward"], C)
         return windows
