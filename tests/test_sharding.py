@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from contract import MASKING, B, make_batch, small_bert, small_neobert
+from contract import MASKING, OBJECTIVES, B, make_batch, small_bert, small_neobert
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from bertjax import sharding
@@ -96,6 +96,8 @@ def test_rows_without_other_axes_keep_everything_on_every_device():
         assert gathered(params) is params
 
 
+WINDOWS = OBJECTIVES["xlnet, memory, tied, clamped, remat dots"]
+
 # An odd vocabulary, heads that do not divide by 8, rematerialised layers.
 ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
 
@@ -109,6 +111,7 @@ ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
         ("slices:2,tensor:4", ODD),
         ("fsdp:4,tensor:2", MaskedLM(small_bert(V=201, tied_head=False), MASKING)),
         ("tensor:2", MaskedLM(small_neobert(V=201), MASKING)),
+        ("slices:2,fsdp:2", WINDOWS),
     ],
 )
 def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(layout, objective, monkeypatch):
@@ -130,13 +133,14 @@ def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7)
 
 
-def test_gradients_of_micro_batches_are_summed_over_devices_once():
-    objective, batch, mesh = MaskedLM(small_bert(N=1), MASKING), make_batch(rows=32), ROWS_ALONE.mesh(8)
+@pytest.mark.parametrize(("objective", "parts"), [(MaskedLM(small_bert(N=1), MASKING), 4), (WINDOWS, 1), (WINDOWS, 2)])
+def test_gradients_of_micro_batches_and_of_windows_are_summed_over_devices_once(objective, parts):
+    batch, mesh = make_batch(rows=32), ROWS_ALONE.mesh(8)
     params = jax.eval_shape(objective.init, jax.random.key(0), batch)
     loss, places = partial(objective.loss, train=True), (replicated(mesh), by_row(mesh), replicated(mesh))
+    gradient = partial(accumulated_gradient, loss, parts=parts) if parts > 1 else jax.grad(loss, has_aux=True)
     with jax.set_mesh(mesh):
-        accumulate = jax.jit(partial(accumulated_gradient, loss, parts=4), in_shardings=places)
-        text = accumulate.lower(params, batch, jax.random.key(0)).compile().as_text()
+        text = jax.jit(gradient, in_shardings=places).lower(params, batch, jax.random.key(0)).compile().as_text()
     moved = sum(one.bytes * one.times for one in collectives(Program(text)))
     gradients = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert gradients <= moved <= gradients + 1024

@@ -137,7 +137,7 @@ elif verb == "ssh":
 
 TRAINER = '''
 """Train: ten steps to a checkpoint, from the newest one on, as far as the file `lives` lets this life."""
-import json, os, pathlib, shutil, signal, sys, time
+import json, os, pathlib, resource, shutil, signal, sys, time
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 work = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
@@ -150,6 +150,7 @@ while not os.environ["HOME"].endswith("worker-0"):  # the others compute with th
 step = max((int(path.name) for path in (work / "checkpoints").iterdir()), default=0)
 (work / "given.json").write_text(json.dumps({
     "began": step, "words": sys.argv[1:], "flags": os.environ["LIBTPU_INIT_ARGS"],
+    "stack": resource.getrlimit(resource.RLIMIT_STACK),
     "cache": os.environ["JAX_COMPILATION_CACHE_DIR"]}))
 lives = pathlib.Path(os.environ["CLOUD"]) / "lives"
 lines = lives.read_text().splitlines()
@@ -266,6 +267,7 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
     assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", f"data={home}/bertjax-data/wiki",
                               "--workdir", f"{home}/bertjax-runs/bert/share/work"]  # fmt: skip
     assert given["flags"] == "--flags -m bertjax.compiler v5e --slices 1" and given["began"] == 10
+    assert given["stack"][0] == given["stack"][1]  # as much as one may
     assert given["cache"] == f"{home}/bertjax-runs/bert/share/cache"
     assert sorted(path.name for path in cloud.bucket("complete").iterdir()) == ["20", "30"]
     assert not (cloud.folder / "slices/bert").exists()

@@ -16,6 +16,7 @@ written last and deleted first, so that a worker that dies while it copies leave
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,7 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
         command += [f"data={corpus}"] * bool(corpus) + ["--workdir", str(share / "work")]
         _say(command)
         child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=environment(options, share),
-                                 stdin=subprocess.DEVNULL, preexec_fn=_listen)  # fmt: skip
+                                 stdin=subprocess.DEVNULL, preexec_fn=_on_its_own)  # fmt: skip
         _record(run, state="running", child=child.pid, **known)
         while True:
             try:
@@ -112,8 +113,11 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def _listen() -> None:
+def _on_its_own() -> None:
+    """Let the training hear a shutdown, and its stacks grow: libtpu's compiler overflows one on some programs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (most, most))
 
 
 def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
