@@ -20,6 +20,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: tpu/watch.py begins such a run agai
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     options = _parse(arguments)
+    options.own_process = arguments is None
     try:
         options.run(options)
     except InputError as error:

@@ -6,6 +6,8 @@ sets them, where the user has set no LIBTPU_INIT_ARGS. libtpu reads that variabl
 
 import argparse
 import os
+import resource
+import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +54,18 @@ SLICES_FLAGS = (
     Flag("xla_tpu_data_parallel_opt_different_sized_ops", "true", "… of any size, over iterations", _GUIDE),
 )
 """What several slices add, on any generation."""
+
+
+def deep_stacks() -> None:
+    """Begin this process anew, with stacks that grow as far as they may, where they do not yet.
+
+    libtpu 0.0.42.1 overflows one of its own, and dies, over some programs that recompute: it makes them larger only
+    where there is no limit as the process begins.
+    """
+    soft, most = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft != most:
+        resource.setrlimit(resource.RLIMIT_STACK, (most, most))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def libtpu_init_args(generation: str, slices: int = 1) -> str:

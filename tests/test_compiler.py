@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,17 @@ def test_the_flags_can_be_had_by_a_script():
     command = [sys.executable, "-m", "bertjax.compiler", "v4", "--slices", "1"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert found.stdout == "--xla_enable_async_all_gather=true\n"
+
+
+def test_a_plan_begins_anew_once_with_stacks_that_grow():
+    """What a process finds is what the compiler finds, that it loads."""
+    script = (
+        "import resource; from bertjax.compiler import deep_stacks; print('begun', flush=True); deep_stacks(); "
+        "soft, most = resource.getrlimit(resource.RLIMIT_STACK); print(soft == most)"
+    )
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    found = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (2**23, most)),
+    )  # fmt: skip
+    assert found.stdout.split() == ["begun", "begun", "True"]

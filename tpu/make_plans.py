@@ -72,9 +72,8 @@ def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None
     for command in commands(model, parse_slice(slice_name)):
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "bertjax", *command, "--json"],
-            cwd=HERE.parent, capture_output=True, text=True, preexec_fn=_deep_stacks,
-        )  # fmt: skip
+            [sys.executable, "-m", "bertjax", *command, "--json"], cwd=HERE.parent, capture_output=True, text=True
+        )
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(
             f"{' '.join(command)}: exit {done.returncode}, {time.monotonic() - begun:.0f} s, "
@@ -90,12 +89,6 @@ def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None
     CACHE.mkdir(exist_ok=True)
     _place(model, slice_name).write_text(json.dumps(found))
     return found
-
-
-def _deep_stacks() -> None:
-    """Let stacks grow without limit: libtpu 0.0.42.1 overflows one of its own on some programs for v6e."""
-    _, most = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (most, most))
 
 
 def kept(model: Model, slice_name: str) -> dict[str, Any] | None:
