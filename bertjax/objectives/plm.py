@@ -10,7 +10,7 @@ step depends on its batch alone and its first window has no memory.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,12 +20,28 @@ from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.heads import histogram, scores
 from bertjax.layers import apply
-from bertjax.masking import Permutation, permute
+from bertjax.masking import Permutation, Permuted, permute
 from bertjax.models.encoder import word_table
 from bertjax.models.xlnet import Memory, XLNet
 from bertjax.objectives.mlm import hidden
 from bertjax.sharding import sums_by_copy
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
+
+
+class _Window(NamedTuple):
+    """What a window of each row needs; of all windows, one after another, with a leading axis."""
+
+    dropout_key: Key
+    batch: Batch
+    permuted: Permuted
+    delta: Array | None
+
+
+class _Turns(NamedTuple):
+    """The memory to begin with, and the windows of rows."""
+
+    memory: Memory | None
+    inputs: _Window
 
 
 @dataclass(frozen=True)
@@ -83,57 +99,104 @@ class PermutationLM:
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.
 
+        Only the loss has a gradient. As memory has none, that of a window is complete when its turn is over: it is
+        taken there, and what it needs of the forward pass is kept for one window, not for all windows of a row.
         Raises ValueError where rows are no whole number of windows, or do not hold what memory is made of.
         """
-        metrics, _ = self.outputs(params, batch, rng, train=train)
+
+        def beside(params: Params, batch: Batch, rng: Key) -> tuple[Metrics, tuple[()]]:
+            turns = self._turns(batch, rng, None)
+            summed = jax.custom_vjp(partial(self._summed, train=train))
+            summed.defvjp(
+                partial(self._summed_and_gradient, train=train),
+                lambda gradient, up: (jax.tree.map(lambda x: x * up["loss/plm"].sum, gradient), None),
+            )
+            return summed(params, turns) | self._counted(batch, turns, train=train), ()
+
+        metrics, _ = sums_by_copy(beside)(params, _named(batch), rng)
         return total(metrics), metrics
 
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what they are computed from, window after window, under `plm`.
+        """Return the metrics of `loss`, and what they are computed from, row by row, under `plm`.
 
         delta: what changes the embeddings of rows, see `changed_embeddings`; through memory also what later windows
         see. The query stream's first vector is no embedding and stays. Raises ValueError as `loss`.
         """
-        rows = {"example": jnp.arange(len(batch["tokens"]), dtype=jnp.uint32), **batch}
-        beside_copies = sums_by_copy(partial(self._outputs, train=train))
-        metrics, predicted = beside_copies(params, (rows, delta), rng)
+
+        def beside(params: Params, rows: tuple[Batch, Array | None], rng: Key) -> tuple[Metrics, tuple[Array, Array]]:
+            batch, delta = rows
+            turns = self._turns(batch, rng, delta)
+            turn = partial(self._turn, params, train=train)
+            _, (metrics, logits_CBPV) = jax.lax.scan(turn, turns.memory, turns.inputs)
+            metrics = jax.tree.map(lambda x: x.sum(0), metrics) | self._counted(batch, turns, train=train)
+            return metrics, (logits_CBPV.swapaxes(0, 1), turns.inputs.permuted.weights_BP.swapaxes(0, 1))
+
+        metrics, predicted = sums_by_copy(beside)(params, (_named(batch), delta), rng)
         return metrics, {"plm": predicted}
 
-    def _outputs(
-        self, params: Params, rows: tuple[Batch, Array | None], rng: Key, *, train: bool
-    ) -> tuple[Metrics, tuple[Array, Array]]:
-        """Return the metrics, and the logits and weights of all windows of a row."""
-        batch, delta = rows
+    def _turns(self, batch: Batch, rng: Key, delta: Array | None) -> _Turns:
+        """Lay out what the windows of rows need: each array begins with the number of the window."""
         order_key, dropout_key = jax.random.split(rng)
         windows = self._windows(batch)
         B, C = batch["tokens"].shape[0], windows["tokens"].shape[0] // batch["tokens"].shape[0]
         permuted = permute(order_key, windows, self.permutation)
-
-        def window(memory: Memory | None, inputs: Any) -> tuple[Memory | None, tuple[Metrics, Array]]:
-            number, batch, permuted, delta = inputs
-            with changed_embeddings(delta):
-                streams: Any = self.encoder.apply(
-                    {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
-                    ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
-                    reuse=self.permutation.parts[0], train=train,
-                    rngs={"dropout": jax.random.fold_in(dropout_key, number)}, method="streams",
-                )  # fmt: skip
-            logits_BPV = apply(self.head, params["head"]["plm"], streams.query_BPD, word_table(params["encoder"]))
-            metrics = scores("plm", logits_BPV, permuted.targets_BP, permuted.weights_BP)
-            return jax.lax.stop_gradient(streams.memory), (metrics, logits_BPV)
-
-        memory = self.encoder.empty_memory(B, self.memory) if self.memory else None
         if delta is not None:
             delta = delta.reshape(B * C, self.permutation.window, -1)
         in_turn = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted, delta))
-        _, (metrics, logits_CBPV) = jax.lax.scan(window, memory, (jnp.arange(C), *in_turn))
-        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+        keys_C = jax.vmap(partial(jax.random.fold_in, dropout_key))(jnp.arange(C))
+        memory = self.encoder.empty_memory(B, self.memory) if self.memory else None
+        return _Turns(memory, _Window(keys_C, *in_turn))
+
+    def _turn(
+        self, params: Params, memory: Memory | None, window: _Window, *, train: bool
+    ) -> tuple[Memory | None, tuple[Metrics, Array]]:
+        """Go through a window of each row: (memory, (metrics, logits))."""
+        batch, permuted = window.batch, window.permuted
+        with changed_embeddings(window.delta):
+            streams: Any = self.encoder.apply(
+                {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
+                ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
+                reuse=self.permutation.parts[0], train=train, rngs={"dropout": window.dropout_key}, method="streams",
+            )  # fmt: skip
+        logits_BPV = apply(self.head, params["head"]["plm"], streams.query_BPD, word_table(params["encoder"]))
+        metrics = scores("plm", logits_BPV, permuted.targets_BP, permuted.weights_BP)
+        return jax.lax.stop_gradient(streams.memory), (metrics, logits_BPV)
+
+    def _summed(self, params: Params, turns: _Turns, *, train: bool) -> Metrics:
+        """Add the metrics of all windows up."""
+
+        def turn(memory: Memory | None, window: _Window) -> tuple[Memory | None, Metrics]:
+            memory, (metrics, _) = self._turn(params, memory, window, train=train)
+            return memory, metrics
+
+        return jax.tree.map(lambda x: x.sum(0), jax.lax.scan(turn, turns.memory, turns.inputs)[1])
+
+    def _summed_and_gradient(self, params: Params, turns: _Turns, *, train: bool) -> tuple[Metrics, Params]:
+        """Do so, and add up the gradient of what the loss is a share of."""
+
+        def scored(params: Params, memory: Memory | None, window: _Window) -> tuple[Array, tuple[Any, Metrics]]:
+            memory, (metrics, _) = self._turn(params, memory, window, train=train)
+            return metrics["loss/plm"].sum, (memory, metrics)
+
+        def turn(carry: tuple[Params, Any], window: _Window) -> tuple[tuple[Params, Any], Metrics]:
+            gradient, (memory, metrics) = jax.grad(scored, has_aux=True)(params, carry[1], window)
+            return (jax.tree.map(jnp.add, carry[0], gradient), memory), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (gradient, _), metrics = jax.lax.scan(turn, (zeros, turns.memory), turns.inputs)
+        return jax.tree.map(lambda x: x.sum(0), metrics), gradient
+
+    def _counted(self, batch: Batch, turns: _Turns, *, train: bool) -> Metrics:
+        """Count what depends on data alone."""
+        metrics: Metrics = {
+            "tokens/real": Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
+        }
         if not train:
+            permuted = turns.inputs.permuted
             metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
-        metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
-        return metrics, (logits_CBPV.swapaxes(0, 1), in_turn[1].weights_BP.swapaxes(0, 1))
+        return metrics
 
     def _windows(self, batch: Batch) -> Batch:
         """Cut rows into windows: arrays [B · C, window], a row's one after another, each an example of its own."""
@@ -154,6 +217,11 @@ class PermutationLM:
         if "backward" in batch:
             windows["backward"] = jnp.repeat(batch["backward"], C)
         return windows
+
+
+def _named(batch: Batch) -> Batch:
+    """Number the rows of a batch that does not name its examples, before it is taken apart."""
+    return {"example": jnp.arange(len(batch["tokens"]), dtype=jnp.uint32), **batch}
 
 
 def _sign(batch: Batch) -> Array | None:
