@@ -57,13 +57,13 @@ SLICES_FLAGS = (
 
 
 def deep_stacks() -> None:
-    """Begin this process anew, with stacks that grow as far as they may, where they do not yet.
+    """Begin this process anew without a limit of its stack, where there is one that may be lifted.
 
-    libtpu 0.0.42.1 overflows one of its own, and dies, over some programs that recompute: it makes them larger only
-    where there is no limit as the process begins.
+    libtpu 0.0.42.1 overflows a stack of its own, and dies, over some programs that recompute; not where there was no
+    limit as the process began. (glibc then gives other threads 2 MiB instead of 8.)
     """
     soft, most = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft != most:
+    if soft != most == resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_STACK, (most, most))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -87,7 +87,7 @@ class UntiedHead(nn.Module):
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
         kernel_DV, bias_V = _Decoder(self.V, self.D, self.initializer, name="decoder")()
-        return add_bias(products_with_words(x_BPD, kernel_DV.astype(self.dtype).T), bias_V)
+        return add_bias(products_with_words(x_BPD.astype(self.dtype), kernel_DV.astype(self.dtype).T), bias_V)
 
 
 class _Decoder(nn.Module):

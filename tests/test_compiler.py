@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +6,7 @@ import jax
 import pytest
 
 from bertjax import compiler
+from bertjax.cli import main
 
 
 def test_flags_are_written_as_libtpu_reads_them():
@@ -69,11 +69,17 @@ def test_a_plan_begins_anew_once_with_stacks_that_grow():
     """What a process finds is what the compiler finds, that it loads."""
     script = (
         "import resource; from bertjax.compiler import deep_stacks; print('begun', flush=True); deep_stacks(); "
-        "soft, most = resource.getrlimit(resource.RLIMIT_STACK); print(soft == most)"
+        "soft, most = resource.getrlimit(resource.RLIMIT_STACK); print(soft == resource.RLIM_INFINITY)"
     )
-    _, most = resource.getrlimit(resource.RLIMIT_STACK)
-    found = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (2**23, most)),
-    )  # fmt: skip
+    limited = ["sh", "-c", 'ulimit -S -s 8192 && exec "$0" "$@"', sys.executable, "-c", script]
+    found = subprocess.run(limited, check=True, capture_output=True, text=True)
     assert found.stdout.split() == ["begun", "begun", "True"]
+
+
+def test_only_a_plan_of_its_own_process_begins_anew(monkeypatch, capsys):
+    begun, words = [], ["plan", "experiments/bert.py", "--topology", "v9:1x1"]
+    monkeypatch.setattr(compiler, "deep_stacks", lambda: begun.append(True))
+    assert main(words) == 2 and not begun
+    monkeypatch.setattr(sys, "argv", ["bertjax", *words])
+    assert main() == 2 and begun
+    assert "v9" in capsys.readouterr().err

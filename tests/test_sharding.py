@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from bertjax import sharding
 from bertjax.errors import InputError
+from bertjax.flops import model_flops
 from bertjax.masking import Permutation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
@@ -150,3 +151,10 @@ def test_gradients_of_micro_batches_and_of_windows_are_summed_over_devices_once(
 
 def test_every_row_of_a_batch_is_held_once():
     np.testing.assert_array_equal(held_rows(Layout(fsdp=2, tensor=2).mesh(16), 16), np.arange(16))
+
+
+def test_a_mesh_does_not_change_what_a_model_is_said_to_compute():
+    batch = make_batch(rows=8)
+    alone = model_flops(WINDOWS, batch)
+    with jax.set_mesh(ROWS_ALONE.mesh(8)):
+        assert model_flops(WINDOWS, batch) == alone

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -267,7 +268,8 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
     assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", f"data={home}/bertjax-data/wiki",
                               "--workdir", f"{home}/bertjax-runs/bert/share/work"]  # fmt: skip
     assert given["flags"] == "--flags -m bertjax.compiler v5e --slices 1" and given["began"] == 10
-    assert given["stack"][0] == given["stack"][1]  # as much as one may
+    soft, most = given["stack"]
+    assert soft == most or most != resource.RLIM_INFINITY
     assert given["cache"] == f"{home}/bertjax-runs/bert/share/cache"
     assert sorted(path.name for path in cloud.bucket("complete").iterdir()) == ["20", "30"]
     assert not (cloud.folder / "slices/bert").exists()

@@ -114,10 +114,10 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
 
 
 def _on_its_own() -> None:
-    """Let the training hear a shutdown, and its stacks grow: libtpu's compiler overflows one on some programs."""
+    """Let the training hear a shutdown, and limit no stack: else libtpu overflows one of its own on some programs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _, most = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (most, most))
+    if resource.getrlimit(resource.RLIMIT_STACK)[1] == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:

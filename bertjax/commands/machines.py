@@ -54,9 +54,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from bertjax.compiler import deep_stacks
+
+    if options.topology and options.own_process:
+        deep_stacks()
+
     import jax
 
-    from bertjax.compiler import deep_stacks
     from bertjax.config import load_experiment
     from bertjax.plan.explained import explained, pictured, searched
     from bertjax.plan.step import plan, plan_on, search
@@ -73,8 +77,6 @@ def _plan(options: argparse.Namespace) -> None:
         print_result(options, plan(experiment))
         return
     on, say = parse_slice(options.topology), Progress().say
-    if options.own_process:
-        deep_stacks()
     planned = search(experiment, on, say) if options.search else plan_on(experiment, on, say)
     if options.picture:
         options.picture.write_text(pictured(planned, on))

@@ -75,7 +75,8 @@ class XLNet(nn.Module):
     clamp: int | None = None  # distances beyond this count as this
     same_length: bool = False  # no token sees further back than the memory is long
     tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
-    remat: str = "none"  # as in Encoder
+    remat: str = "none"  # as in Encoder, and so is unroll
+    unroll: bool = False
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def __post_init__(self) -> None:
@@ -176,7 +177,7 @@ class XLNet(nn.Module):
             tied = tuple(self.param(name, self.initializer, heads) for name in _BIASES)
         layer = layers.stack(
             XLNetLayer, self.N, remat=self.remat, shared=False, dtype=self.dtype,
-            initializing=self.is_initializing(), in_axes=(0, nn.broadcast, nn.broadcast),
+            initializing=self.is_initializing(), unroll=self.unroll, in_axes=(0, nn.broadcast, nn.broadcast),
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation, self.norm_eps,
             self.initializer, self.clamp, reuse, self.dtype, train, name="layers",
