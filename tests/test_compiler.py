@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_the_flags_can_be_had_by_a_script():
 
 
 def test_a_plan_begins_anew_once_with_stacks_that_grow():
-    """What a process finds is what the compiler finds, that it loads."""
+    """What a process finds as it begins is what the compiler finds that it loads."""
+    if resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY:
+        pytest.skip("stacks have a limit here that cannot be lifted")
     script = (
         "import resource; from bertjax.compiler import deep_stacks; print('begun', flush=True); deep_stacks(); "
         "soft, most = resource.getrlimit(resource.RLIMIT_STACK); print(soft == resource.RLIM_INFINITY)"
