@@ -92,6 +92,7 @@ def gradient_of(encoder, *, rows=8, train):
         ("bert", {"remat": "full"}),
         ("bert", {"remat": "full", "unroll": True}),
         ("albert", {"remat": "full"}),
+        ("xlnet", {"remat": "dots", "unroll": True}),
     ],
 )
 def test_recomputation_and_unrolling_change_no_gradient(family, fields):
