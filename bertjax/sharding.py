@@ -202,8 +202,7 @@ def summed_first(x: Array) -> Array:
     Where devices split heads, the gradient of each projection is a part of a sum over them. In this order the compiler
     adds the projections' parts and moves one sum, in the order in which JAX adds them by itself, each.
     """
-    mesh = ambient_mesh()
-    return x if mesh is None or mesh.shape["tensor"] == 1 else _summed_first(x)
+    return x if _devices("tensor") == 1 else _summed_first(x)
 
 
 @jax.custom_vjp
@@ -230,8 +229,7 @@ def sums_by_copy(function: Callable[[Params, Any, Key], tuple[Any, Any]]) -> Cal
     loop the compiler would move each turn's. Within `by_copy` whoever runs that adds up. Not where products are split:
     beside copies the compiler would split states too, and move them again and again.
     """
-    mesh = ambient_mesh()
-    if _copies() == 1 or _within_copy() or (mesh is not None and mesh.shape["tensor"] > 1):
+    if _copies() == 1 or _within_copy() or _devices("tensor") > 1:
         return function
 
     def beside(params: Params, batch: Any, rng: Key) -> tuple[Any, Any]:
@@ -242,8 +240,13 @@ def sums_by_copy(function: Callable[[Params, Any, Key], tuple[Any, Any]]) -> Cal
 
 
 def _copies() -> int:
+    return math.prod(map(_devices, COPIES))
+
+
+def _devices(axis: str) -> int:
+    """Say how many devices an axis of the ambient mesh has."""
     mesh = ambient_mesh()
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in COPIES)
+    return 1 if mesh is None else int(mesh.shape[axis])
 
 
 def _beside_copies(function: Callable[..., Any], results: Any) -> Callable[..., Any]:
@@ -355,9 +358,7 @@ def products_with_words(x: Array, table: Array) -> Array:
     Then it is padded, and the products with what was added are cut off again. The compiler, which pads too, brings all
     products together to send a gradient back through an uneven table.
     """
-    mesh = _ambient()
-    size = 1 if mesh is None else mesh.shape["tensor"]
-    words, missing = table.shape[0], -table.shape[0] % size
+    words, missing = table.shape[0], -table.shape[0] % _devices("tensor")
     if missing:
         table = jax.lax.with_sharding_constraint(jnp.pad(table, ((0, missing), (0, 0))), PartitionSpec("tensor", None))
     return jnp.einsum("...E,VE->...V", x, table)[..., :words]

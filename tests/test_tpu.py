@@ -408,6 +408,7 @@ def test_a_mistake_is_one_where_nothing_else_went_wrong(monkeypatch):
     assert verdict(2, None) == judge(look("ended", 3, 2, 2) + look("starting", -1, None, 2)) == "running"
     assert verdict(2, 75) == verdict(2, 134) == verdict(None, 75) == verdict(75, 75) == "broken"
     assert judge(look("ended", 3, 2, 2) + look("lost", 3, None, 2)) == "broken"
+    assert judge(look("ended", 3, 0, 2) + look("ended", 3, None, 2)) == "broken"
 
 
 def test_a_slice_that_cannot_be_deleted_is_named(monkeypatch, capsys):

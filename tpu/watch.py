@@ -174,10 +174,10 @@ def judge(statuses: Sequence[dict]) -> str:
     """
     count = max([1, *(each.get("hosts", 1) for each in statuses)])
     states = {each.get("state", "absent") for each in statuses}
-    codes = {each["code"] for each in statuses if "code" in each}
+    codes = {each.get("code") for each in statuses if each.get("state") == "ended"}
     if len(statuses) < count:
         return "unanswered"
-    if states == {"ended"} and codes in ({0}, {MISTAKE}, {0, MISTAKE}):
+    if states == {"ended"} and codes <= {0, MISTAKE}:
         return "mistake" if MISTAKE in codes else "done"
     if states == {"absent"}:
         return "absent"
