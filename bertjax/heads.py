@@ -252,19 +252,37 @@ class TransformedHead(nn.Module):
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> Array:
-    """Score labels [...] under logits [..., C]: float32 [...].
+    """Score labels [...] under logits [..., C]: float32 [...]."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - picked(logits, labels)
+
+
+def picked(logits: Array, labels: Array) -> Array:
+    """Take the labels' logits [...] out of logits [..., C].
 
     A compare and a sum instead of a gather: it fuses with the reading of the logits, which are large.
     """
-    logits = logits.astype(jnp.float32)
-    index = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    picked = jnp.sum(jnp.where(index == labels[..., None], logits, 0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    return jnp.sum(jnp.where(_classes(logits, labels) == labels[..., None], logits, 0), axis=-1)
+
+
+def is_first_best(logits: Array, labels: Array) -> Array:
+    """Say where labels [...] are the argmax of logits [..., C], the first where several are equal: bool [...].
+
+    All compares instead of an argmax, which CPUs do not vectorise: it took a sixth of a step of BERT tiny with a
+    vocabulary of 8,000. Where a logit is not a number no label is best.
+    """
+    label = labels[..., None]
+    best = picked(logits, labels)[..., None]
+    return jnp.all((logits < best) | ((logits == best) & (_classes(logits, labels) >= label)), axis=-1)
+
+
+def _classes(logits: Array, labels: Array) -> Array:
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
 
 
 def scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
     """Score weighted labels [...] under logits [..., C]: the loss and the accuracy, as metrics of this name."""
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    right = is_first_best(logits, labels).astype(jnp.float32)
     return {
         f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
         f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),

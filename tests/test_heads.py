@@ -10,6 +10,7 @@ from bertjax.heads import (
     ReplacedInContextHead,
     TiedHead,
     UntiedHead,
+    is_first_best,
     negative_log_likelihood,
 )
 from bertjax.layers import Normal, gelu
@@ -40,6 +41,22 @@ def test_negative_log_likelihood_and_its_gradient_are_those_of_log_softmax(scale
 def test_a_uniform_guess_costs_the_logarithm_of_the_number_of_classes():
     found = negative_log_likelihood(jnp.full((3, 7), 123.0), jnp.array([0, 3, 6], jnp.uint32))
     np.testing.assert_allclose(found, np.log(7), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_guess_is_right_where_numpy_takes_the_label_the_first_of_several_that_are_equal(dtype):
+    numbers = np.random.default_rng(0)
+    logits = numbers.integers(-3, 3, (500, 7)).astype(np.float32)
+    logits[:50] = 0
+    logits[50:100, 3] = -np.inf
+    labels = numbers.integers(0, 7, 500, dtype=np.uint32)
+    found = is_first_best(jnp.asarray(logits, dtype), jnp.asarray(labels))
+    np.testing.assert_array_equal(found, logits.argmax(-1) == labels)
+    assert 0 < found.sum() < 250
+
+
+def test_no_guess_is_right_among_logits_that_are_not_numbers():
+    assert not is_first_best(jnp.array([[jnp.nan, 1.0, 0.0]] * 3), jnp.arange(3)).any()
 
 
 def test_the_masked_lm_head_is_transform_activation_norm_tied_table_and_bias():
