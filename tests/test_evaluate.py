@@ -26,6 +26,9 @@ def test_metrics_are_those_of_all_rows_at_once_however_they_are_batched(objectiv
     counts = np.asarray(metrics["targets/mlm"].sum)
     share = counts[counts > 0] / counts.sum()
     np.testing.assert_allclose(together["unigram_entropy/mlm"], -(share * np.log(share)).sum(), rtol=1e-5)
+    random = batch["pair"].mean()
+    entropy = -(random * np.log(random) + (1 - random) * np.log(1 - random))
+    np.testing.assert_allclose(together["unigram_entropy/pair"], entropy, rtol=1e-5)
     np.testing.assert_allclose(together["loss"], together["loss/mlm"] + together["loss/pair"], rtol=1e-6)
 
 

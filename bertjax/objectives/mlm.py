@@ -130,9 +130,10 @@ class MaskedLM:
         return [(v.cls, 0)], [(v.sep, 0)]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
-        """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.
+        """Return the loss and its metrics; without `train` also histograms of the targets of both terms.
 
-        Raises ValueError where the batch lacks something that the masking unit or the pair term reads.
+        Pairs have one since of BERT's more than half are random, the more so the shorter rows are. Raises ValueError
+        where the batch lacks something that the masking unit or the pair term reads.
         """
         metrics, _ = self.outputs(params, batch, rng, train=train)
         return total(metrics), metrics
@@ -163,5 +164,7 @@ class MaskedLM:
             real_B = batch["mask"].any(axis=1).astype(jnp.float32)
             metrics |= scores("pair", logits_BC, batch["pair"], real_B)
             predictions["pair"] = (logits_BC, real_B)
+            if not train:
+                metrics["targets/pair"] = histogram(2, batch["pair"], real_B)
         metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
         return metrics, predictions
