@@ -164,6 +164,8 @@ def build(tuning: FineTuning, source: Model) -> Built:
     """Put the head of the task on the encoder of a trained model; say what of that model is taken over."""
     task, recipe = tuning.task, tuning.recipe
     encoder, cls_last = source.encoder.clone(dtype=tuning.dtype), is_cls_last(source)
+    if recipe.encoder_dropout is not None:
+        encoder = encoder.clone(dropout=recipe.encoder_dropout, attention_dropout=recipe.encoder_dropout)
     name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
     head = _head(tuning, source, encoder, name)
     labels = task.labels if task.kind in ("classify", "tag") else ()

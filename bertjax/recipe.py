@@ -29,9 +29,10 @@ class Recipe:
 
     steps: instead of epochs, where the recipe says so. warmup: a share of the steps, or so many where above 1. length:
     of the longest row. decay, skipped, frozen: see depth.layerwise. renewed: so many top layers are made anew, and the
-    pooler with them. dropout: of the head; none: as its family has it. adversary: the weight of SiFT's divergence, 0
-    for none. schedule: made of peak, warm-up and all steps. both_orders, unit_range: see TaskRows. Adam corrects its
-    bias, where BERT's does not: without, small data sets fail more often (Mosbach et al. 2020).
+    pooler with them. dropout: of the head; none: as its family has it. encoder_dropout: in all of the encoder; none:
+    as it was pre-trained. adversary: the weight of SiFT's divergence, 0 for none. schedule: made of peak, warm-up and
+    all steps. both_orders, unit_range: see TaskRows. Adam corrects its bias, where BERT's does not: without, small data
+    sets fail more often (Mosbach et al. 2020).
     Raises ValueError for numbers out of their range.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     frozen: int = 0
     renewed: int = 0
     dropout: float | None = None
+    encoder_dropout: float | None = None
     adversary: float = 0.0
     weight_decay: float = 0.01
     b2: float = 0.999
@@ -63,6 +65,10 @@ class Recipe:
             raise ValueError(f"epochs={self.epochs}, steps={self.steps}: train for some of either")
         if self.batch_size < 1 or self.warmup < 0:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more, warmup={self.warmup} 0 or more")
+        for name in ("dropout", "encoder_dropout"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name}={share} is not a share in [0, 1)")
 
     def changed(
         self, *, learning_rate: float = 0.0, batch_size: int = 0, epochs: float = 0.0, length: int = 0

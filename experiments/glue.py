@@ -121,7 +121,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "modernbert": modern(MODERN),
     "mosaicbert": modern(MODERN | {"mnli": (5e-5, 48, 3, 1e-6)}),
     "neobert": {"": Recipe(1e-5, 16, warmup=0.06, epochs=10, length=256)},
-    "crammed": {"": Recipe(4e-5, 16, epochs=5, schedule=half_cosine)},
+    "crammed": {"": Recipe(4e-5, 16, epochs=5, schedule=half_cosine, encoder_dropout=0.1)},
 }  # fmt: skip
 NEAREST = {
     "distilbert": "bert", "xlm-roberta": "roberta", "deberta-v2": "deberta-v3-large", "deberta-v3-base": "deberta",

@@ -194,6 +194,25 @@ def test_recipes_are_changed_by_what_is_given():
     assert Recipe(1e-5, warmup=0.06).changed(epochs=1, batch_size=8) == Recipe(1e-5, 8, epochs=1, warmup=0.06)
 
 
+@pytest.mark.parametrize("encoder_dropout", [None, 0.2])
+def test_the_encoder_drops_as_it_was_pre_trained_unless_the_recipe_says(tuning, tokenizer, tmp_path, encoder_dropout):
+    source = load(written(tokenizer, tmp_path / "undropped", N=1, dropout=0.0, attention_dropout=0.0))
+    recipe = dataclasses.replace(RECIPE, encoder_dropout=encoder_dropout)
+    objective = build(dataclasses.replace(tuning, recipe=recipe), source).objective
+    batch = {name: np.ones((4, 9), np.int32) for name in ("tokens", "mask")} | {"labels": np.zeros(4, np.int32)}
+    params = objective.init(jax.random.key(0), batch)
+    losses = [objective.loss(params, batch, jax.random.key(number), train=True)[0] for number in (1, 2)]
+    assert (losses[0] != losses[1]) == bool(encoder_dropout)
+    assert objective.model.encoder.attention_dropout == (encoder_dropout or 0)
+
+
+@pytest.mark.parametrize("name", ["dropout", "encoder_dropout"])
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_dropout_is_a_share(name, share):
+    with pytest.raises(ValueError, match=f"^{name}={share} is not a share"):
+        Recipe(1e-5, **{name: share})
+
+
 def test_renewed_layers_are_fresh_and_the_others_inherited(init, tuning, tmp_path, monkeypatch):
     recipe = dataclasses.replace(RECIPE, renewed=1, steps=1, learning_rate=1e-9)
     states = []
