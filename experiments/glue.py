@@ -12,8 +12,10 @@ sets, medians over seeds: about 92.5 on SST-2, 58 on CoLA, 89 on STS-B, 84 on MN
 Deviations: Adam corrects its bias, since small data sets fail more often without (`recipe.moments`). RoBERTa, DeBERTa
 and the modern ones begin RTE, MRPC and STS-B with an MNLI model: pass it as `init`. RoBERTa and ELECTRA learn STS-B's
 numbers divided by 5 (`recipe.unit_range`), the others as they are; what is predicted is between 0 and 5 again. Decay
-that is decoupled from the rate (ModernBERT, MosaicBERT) is decay / peak here. What a source does not say (XLNet on most
-tasks, NeoBERT's choice from its sweep, the decay of MosaicBERT) is taken from its nearest table.
+that is decoupled from the rate (ModernBERT, MosaicBERT) is decay / peak here. Encoders drop as they did in
+pre-training; Crammed-BERT, which then does not, drops 0.1 everywhere (config/arch/crammed-bert.yaml). What a source
+does not say (XLNet on most tasks, NeoBERT's choice from its sweep, the decay of MosaicBERT) is taken from its nearest
+table.
 """
 
 import dataclasses
