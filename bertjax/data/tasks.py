@@ -121,8 +121,8 @@ def find_part(task: Task, data: str, part: Part) -> Path:
         for name in part.files:
             if (folder / name).exists():
                 return folder / name
-    names = " or ".join(part.files)
-    raise InputError(f"no {names} in {data}, the {part.split} split of task {task.name}: check data=FOLDER")
+    names, inside = " or ".join(part.files), "".join(f" or in {folder}/ of it" for folder in task.folders)
+    raise InputError(f"no {names} in {data}{inside}, the {part.split} split of task {task.name}: check data=FOLDER")
 
 
 def available(task: Task, data: str) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "files", "says"),
     [
-        ("sst2", {}, "no train.tsv in .*, the train split of task sst2"),
+        ("sst2", {}, "no train.tsv in .* or in SST-2/ of it, the train split of task sst2"),
         ("sst2", {"train.tsv": ""}, "train.tsv is empty"),
         ("sst2", {"train.tsv": "sentence\tlabel\n"}, "the train split of task sst2 .* is empty"),
         ("sst2", {"train.tsv": "good\t1\nbad\t0\n"}, "train.tsv:2: no column 'sentence' .* without its header"),
