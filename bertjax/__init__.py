@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bertjax.config import Phase as Phase
     from bertjax.config import load_experiment as load_experiment
     from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
-    from bertjax.embedding import embed as embed
     from bertjax.export import save_hf as save_hf
+    from bertjax.infer import embed as embed
     from bertjax.masking import Masking as Masking
     from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
@@ -54,7 +54,7 @@ _HOMES = {
     "Rotary": "bertjax.positions",
     "SiFT": "bertjax.objectives.sift",
     "XLNet": "bertjax.models.xlnet",
-    "embed": "bertjax.embedding",
+    "embed": "bertjax.infer",
     "fit": "bertjax.train",
     "load": "bertjax.model",
     "load_experiment": "bertjax.config",

@@ -4,12 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from bertjax import checkpoint
-from bertjax.config import from_json
 from bertjax.errors import InputError
-from bertjax.huggingface.configuration import family_for
 from bertjax.huggingface.convert import write_model
-from bertjax.huggingface.folder import is_huggingface, read_config
-from bertjax.model import Model, Wrapping, load, part_of, served, what_was_said
+from bertjax.model import Model, load, what_was_said
 from bertjax.models.encoder import Encoder
 
 
@@ -45,20 +42,6 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     made = _new_folder(folder)
     notes = model.config.get("huggingface", {})
     return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
-
-
-def family_of(path: str | Path) -> str:
-    """Name the family of transformers that the model in a folder belongs to, without reading its weights."""
-    folder, part = part_of(path)
-    if is_huggingface(folder):
-        return str(read_config(folder).get("model_type", ""))
-    described = checkpoint.read_info(checkpoint.latest_step(folder))["experiment"]
-    objective = from_json(described["objective"])
-    if isinstance(objective, Wrapping):
-        objective = served(objective)
-    encoder = getattr(objective, part, None) or objective.encoder
-    model = Model(objective, {}, None, described)
-    return family_for(encoder, getattr(objective, "heads", {}), architecture_of(model)).model_type
 
 
 def architecture_of(model: Model) -> str:

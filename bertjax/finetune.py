@@ -23,6 +23,7 @@ import numpy as np
 from bertjax import checkpoint
 from bertjax.compatible import check_texts, check_tokenizer
 from bertjax.config import Experiment, Phase, to_json
+from bertjax.data.coverage import evenly
 from bertjax.data.examples import every_text
 from bertjax.data.source import Batch
 from bertjax.data.supervised import Encoded, TaskRows
@@ -131,7 +132,8 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
             need_labels(encoded)
         for what, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
-    check_texts(source, every_text(splits["train"].examples), progress.say)
+        where = f"{tuning.task.name}, {split}: "
+        check_texts(source, every_text(evenly(encoded.examples)), progress.say, where=where)
     digest = hashlib.sha256(f"{rows.digest()} {checkpoint.checksums(source.params)}".encode()).hexdigest()[:16]
     logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
     return Prepared(*built, tokenizer, rows, digest, splits, _made_once(sharded_step), logits)

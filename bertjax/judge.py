@@ -124,7 +124,8 @@ def judged(encoded: Encoded, logits: Logits, batch_size: int) -> Judgement:
     if task.kind == "tag":
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
-        return Judgement({"entity_f1": entity_f1(gold, tags)}, tags)
+        strict = entity_f1(gold, tags, "iob2")  # a name that does not begin with B- is none
+        return Judgement({"entity_f1": entity_f1(gold, tags), "entity_f1_strict": strict}, tags)
     assert encoded.labels is not None  # all examples have one
     scores_RC = logits_of_rows(logits, encoded, batch_size)
     predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)

@@ -3,7 +3,7 @@
 SQuAD's are in bertjax/squad.py. All are shares or correlations, not percent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,8 +109,3 @@ def count_entities(
 def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], scheme: str = "") -> float:
     """Return the F1 of all entities. See count_entities."""
     return count_entities(gold, predicted, scheme)[""].f1
-
-
-def glue_mean(scores: Mapping[str, Sequence[float]]) -> float:
-    """Average the metrics of each task first (matched and mismatched MNLI are two of one), then the tasks."""
-    return float(np.mean([np.mean(values) for values in scores.values()]))

@@ -1,10 +1,11 @@
-"""Use the head of a fine-tuned model: classify texts, tag words, answer questions, choose between endings.
+"""Use the head of a fine-tuned model: classify texts, tag words, answer questions, choose between endings, be scored.
 
 Each function yields a result for each input, in order; none for none. Texts are framed and cut as in training
 (data/supervised.py), to `max_length` tokens, by default all that the model has positions for, or 512 where it takes
 rows of any length; what was cut is said. Raises InputError where the model has another head, and for an empty text.
 """
 
+import dataclasses
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ import numpy as np
 from bertjax.data.examples import Choice, Example, Question, Texts, Words
 from bertjax.data.supervised import Encoded, TaskRows, encode_examples
 from bertjax.data.tags import entities
-from bertjax.data.tasks import Kind, Task
+from bertjax.data.tasks import Kind, Task, load_examples
 from bertjax.errors import InputError
-from bertjax.judge import answers_of, logits_of_rows, logits_of_words
+from bertjax.judge import Judgement, answers_of, judged, logits_of_rows, logits_of_words
 from bertjax.layouts import layout_of
 from bertjax.model import Model
 from bertjax.published import Published
@@ -218,6 +219,42 @@ def choose(
     for (context, endings), scores_C in zip(choices, _softmax(logits_BC), strict=True):
         best = int(scores_C.argmax())
         yield Chosen(context, best, endings[best], [float(score) for score in scores_C[: len(endings)]])
+
+
+def score(
+    model: Model,
+    task: Task,
+    data: str,
+    split: str = "validation",
+    *,
+    batch_size: int = 32,
+    max_length: int = 0,
+    say: Say = print,
+) -> Judgement:
+    """Score a model on a labelled split of a task: of that which it was trained on, or of one with the same labels.
+
+    So AX, which has no training split, is asked of a model of MNLI. data: as for tasks.load_examples. Raises InputError
+    where the model has another head or other labels, and where the split has no labels.
+    """
+    head = _head(model, "classify" if task.kind == "regress" else task.kind)
+    if task.kind in ("classify", "tag"):
+        labels = _labels(model, head.C)
+        if sorted(labels) != sorted(task.labels):
+            raise InputError(
+                f"the model's labels are {', '.join(labels)}, those of task {task.name} {', '.join(task.labels)}: "
+                "a model is scored on tasks with its own labels"
+            )
+        spelled = tuple(task.spelled[task.labels.index(label)] for label in labels) if task.spelled else ()
+        task = dataclasses.replace(task, labels=labels, spelled=spelled)
+    elif task.kind == "regress" and head.C != 1:
+        raise InputError(
+            f"the model has {head.C} classes, but task {task.name} predicts a number: fine-tune one for it"
+        )
+    loaded = load_examples(task, data, split)
+    for what, count in loaded.notes.items():
+        say(f"{task.name}, {split}: {count:,} {what}")
+    encoded = _encoded(model, task, loaded.examples, max_length, say)
+    return judged(encoded, model.logits, _rows(encoded, batch_size))
 
 
 def _head(model: Model, kind: Kind) -> Any:

@@ -60,6 +60,8 @@ def table(summary: Mapping[str, Any]) -> str:
         cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
         lines.append(f"| {what} | {' | '.join(cells)} | | | |")
     lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
+    lengths = ", ".join(f"{split} {count}" for split, count in summary["programs"].items())
+    lines += [f"Lengths that rows come in, for each of which a program is compiled: {lengths}."]
     return "\n".join(lines) + "\n"
 
 

@@ -400,7 +400,7 @@ def initial_state(
         if name_of(path) not in start:
             return ours
         theirs = np.asarray(start[name_of(path)])
-        if len(theirs) < len(ours):  # the lower layers of a stack
+        if ours.ndim and len(theirs) < len(ours):  # the lower layers of a stack
             theirs = np.concatenate([theirs, np.asarray(ours)[len(theirs) :]])
         return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: theirs[index])
 

@@ -13,7 +13,7 @@ ARC have no recipe of these authors: they take that of the family's RACE, in sma
 from typing import Literal
 
 from bertjax.data.tasks import find_task
-from bertjax.export import family_of
+from bertjax.families import family_of
 from bertjax.optim import BertLinear, Polynomial
 from bertjax.recipe import FineTuning, Recipe
 
@@ -46,7 +46,7 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> FineTuning:
     """Build the fine-tuning."""
-    recipe = RECIPES.get(family or family_of(init), RECIPES["bert"])
+    recipe = RECIPES.get(family or family_of(init, RECIPES), RECIPES["bert"])
     if task in SMALL:
         recipe = recipe.changed(epochs=SMALL[task][0], length=SMALL[task][1])
     recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)

@@ -18,7 +18,7 @@ answers have at most 30 pieces, where XLNet's had 64.
 from typing import Literal
 
 from bertjax.data.tasks import find_task
-from bertjax.export import family_of
+from bertjax.families import family_of
 from bertjax.optim import BertLinear, ElectraLinear
 from bertjax.recipe import FineTuning, Recipe
 from bertjax.spans import electra_span_head, xlnet_span_head
@@ -53,7 +53,7 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> FineTuning:
     """Build the fine-tuning."""
-    family = family or family_of(init)
+    family = family or family_of(init, [*RECIPES, *NEAREST]) or "bert"
     if family not in RECIPES and family not in NEAREST:
         raise ValueError(f"family={family!r} has no recipe: choose one of {', '.join([*RECIPES, *NEAREST])}")
     recipe = RECIPES[NEAREST.get(family, family)]

@@ -12,7 +12,7 @@ Deviations: Adam corrects its bias; a linear layer without the CRF that some add
 from typing import Literal
 
 from bertjax.data.tasks import find_task
-from bertjax.export import family_of
+from bertjax.families import family_of
 from bertjax.optim import BertLinear
 from bertjax.recipe import FineTuning, Recipe
 
@@ -42,7 +42,7 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> FineTuning:
     """Build the fine-tuning."""
-    family = family or family_of(init)
+    family = family or family_of(init, [*RECIPES, *NEAREST])
     table = RECIPES.get(NEAREST.get(family, family), RECIPES["bert"])
     recipe = table.get(task) or table[""]
     recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)

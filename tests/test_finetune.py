@@ -1,19 +1,21 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from contract import small_bert
+from contract import small_bert, small_crammed
 
 from bertjax import checkpoint, train
+from bertjax.compatible import check_texts
 from bertjax.config import Run, to_json
 from bertjax.data.supervised import TaskRows
 from bertjax.data.tasks import own_task
 from bertjax.errors import InputError
 from bertjax.export import save_hf
-from bertjax.finetune import build, finetune
+from bertjax.finetune import build, finetune, prepare
 from bertjax.heads import Pooler
 from bertjax.infer import classify
 from bertjax.layers import Normal
@@ -37,9 +39,13 @@ def init(tokenizer, tmp_path_factory):
 
 
 def written(tokenizer, folder, **fields):
-    """Write a model of random parameters."""
+    """Write a BERT of random parameters."""
     encoder = small_bert(V=tokenizer.vocabulary.size, positions=16, D=16, F=32, initializer=Normal(0.15), **fields)
-    model = Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),))
+    return exported(Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),)), tokenizer, folder)
+
+
+def exported(model, tokenizer, folder):
+    """Write a model, its parameters made anew."""
     tokens = np.zeros((1, 1), np.int32)
     params = model.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
     checkpoint.export(folder, params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
@@ -237,3 +243,31 @@ def test_rows_longer_than_the_model_are_refused(tuning, tmp_path):
     long = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, length=17))
     with pytest.raises(InputError, match=r"recipe.length=17, but .* has 16 positions"):
         finetune(long, tmp_path)
+
+
+def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkeypatch):
+    """Of a long data set that ends in another language, and of what it is judged on."""
+    monkeypatch.setattr(check_texts, "__kwdefaults__", {"where": "", "most_words": 1000})
+    rows = [f"man good day\t{('no', 'yes')[number % 2]}" for number in range(900)]
+    foreign = [f"Магия реальна\t{('no', 'yes')[number % 2]}" for number in range(100)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *rows, *foreign]) + "\n")
+    (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows[:20], *foreign[:2]]) + "\n")
+    task = own_task("classify", str(tmp_path), ("text",), "label")
+    mine = dataclasses.replace(tuning, task=task, data=str(tmp_path))
+    said = []
+    prepare(mine, load(mine.init), tmp_path / "run", SimpleNamespace(say=said.append))
+    train, validation = (
+        next(x for x in said if x.startswith(f"warning: {task.name}, {s}: ")) for s in ("train", "validation")
+    )
+    share = float(train.split("(")[1].split("%")[0])
+    assert 5 < share < 9 and "Магия, реальна" in train  # 200 of 2,900 words are 6.9%
+    assert "4 of 64 words (6.2%) become unknown to this vocabulary: Магия, реальна" in validation
+
+
+def test_a_parameter_without_axes_is_taken_over_too(tuning, tokenizer, tmp_path):
+    encoder = small_crammed(V=tokenizer.vocabulary.size)  # the scale of its positions is one number
+    init = exported(Published(encoder, ()), tokenizer, tmp_path / "crammed")
+    assert load(init).params["encoder"]["embeddings"]["position_scale"].shape == ()
+    short = dataclasses.replace(RECIPE, steps=1, warmup=0)
+    summary = finetune(dataclasses.replace(tuning, init=init, recipe=short), tmp_path / "run")
+    assert summary["seeds"][0]["best"]["step"] == 1

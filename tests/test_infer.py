@@ -10,7 +10,7 @@ from conftest import WORDS
 from contract import small_bert
 
 import bertjax
-from bertjax import checkpoint
+from bertjax import checkpoint, infer, predict
 from bertjax.config import Experiment, Phase, Run, to_json
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import fingerprint, tokenizer_from_files
@@ -164,3 +164,36 @@ def test_the_three_lines_of_the_notebook():
     assert set(bertjax.__all__) <= {*dir(bertjax), *bertjax.__all__} and all(
         getattr(bertjax, n) for n in bertjax.__all__
     )
+
+
+def test_predictions_from_python_name_foreign_words_once_and_refuse_a_foreign_tokenizer(trained, capsys):
+    model = load(trained[0])
+    bertjax.infer.embed(model, ["time person", "Магия реальна"])  # before anything is asked of it
+    warning = "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна\n"
+    assert capsys.readouterr() == ("", warning)
+    filled = list(bertjax.infer.fill_mask(model, texts=(text for text in ["the Магия [MASK]"])))
+    assert [each.text for each in filled] == ["the Магия [MASK]"] and "unknown" in capsys.readouterr().err
+    bertjax.infer.fill_mask(model, ["the [MASK] man"])
+    assert capsys.readouterr() == ("", "")
+    far = ["time " * 2000, "Магия " * 100]  # what is looked at is bounded
+    bertjax.infer.embed(model, far, max_length=16)
+    assert capsys.readouterr().err == ""
+    wide = dataclasses.replace(trained[2].objective, encoder=model.encoder.clone(V=model.encoder.V + 128))
+    with pytest.raises(InputError, match="they do not belong together"):
+        bertjax.infer.embed(dataclasses.replace(model, objective=wide), ["time"])
+
+
+def test_every_prediction_from_python_looks_at_all_parts_of_its_texts(monkeypatch, tokenizer):
+    seen = []
+    monkeypatch.setattr(infer, "check_tokenizer", lambda model, origin: seen.append(model))
+    monkeypatch.setattr(infer, "check_texts", lambda model, texts, say, most_words: seen.extend([*texts, say]))
+    assert [infer.classify.__name__, infer.classify.__doc__] == [predict.classify.__name__, predict.classify.__doc__]
+    for name, given, parts in [
+        ("classify", ["a", ("b", "c")], ["a", "b", "c"]),
+        ("tag", ["a b"], ["a b"]),
+        ("answer", [("q", "c")], ["q", "c"]),
+        ("choose", [("c", ["a", "b"])], ["c", "a", "b"]),
+    ]:
+        getattr(infer, name)("model", given, say=print)  # a generator: nothing of it has run
+        assert seen == ["model", *parts, print]
+        seen.clear()

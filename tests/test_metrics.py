@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bertjax.metrics import count_entities, entity_f1, glue_mean, matthews, score_rows
+from bertjax.metrics import count_entities, entity_f1, matthews, score_rows
 
 
 def test_classes_are_scored_as_their_formulas_say():
@@ -56,7 +56,3 @@ def test_damaged_entities_count_unless_asked_for_strictly():
     gold, said = [["B-X", "I-X", "O", "B-Y", "I-Y"]], [["B-X", "I-X", "O", "B-Y", "I-X"]]
     assert entity_f1(gold, said) == pytest.approx(0.4)
     assert entity_f1(gold, said, "iob2") == pytest.approx(0.5)
-
-
-def test_the_mean_of_glue_is_a_mean_of_tasks():
-    assert glue_mean({"cola": [0.6], "mrpc": [0.9, 0.8], "mnli": [0.84, 0.86]}) == pytest.approx(0.766666667)

@@ -12,9 +12,10 @@ from bertjax import checkpoint
 from bertjax.cli import main
 from bertjax.compatible import check_tokenizer
 from bertjax.config import to_json
+from bertjax.data.tasks import find_task, own_task
 from bertjax.errors import InputError
 from bertjax.heads import PairHead, TokenHead
-from bertjax.infer import answer, choose, classify, tag
+from bertjax.infer import answer, choose, classify, score, tag
 from bertjax.layers import Normal
 from bertjax.model import Model
 from bertjax.published import Published
@@ -146,6 +147,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["texts"] for line in lines] == [["time", "person"], ["Магия реальна"]]
     assert "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна" in err
+    assert "1 lines that end in CRLF, read like any" in err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])
         assert main(command) == 2
@@ -153,7 +155,9 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["\ufefftime\n"])
         assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["texts"] == ["time"]
+    out, err = capsys.readouterr()
+    assert json.loads(out)["texts"] == ["time"]
+    assert "1 byte order marks, removed" in err
     (tmp_path / "questions").write_text("what\n \n")
     asking = ["predict", "answer", "--model", str(tmp_path / "model"), "--input", str(tmp_path / "questions")]
     assert main([*asking, "--context", "man"]) == 2
@@ -162,3 +166,45 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     assert "--context: an empty text" in capsys.readouterr().err
     assert main(["tokenizer", "inspect", "--model", str(tmp_path / "model"), "time Магия"]) == 0
     assert "warning: 1 of 2 words" in capsys.readouterr().out
+
+
+def test_a_model_is_scored_on_tasks_with_its_labels_in_whatever_order(tokenizer, tmp_path, capsys):
+    model = trained(tokenizer, "classify", PairHead(16, 2, INIT, "float32"), ("positive", "negative"))
+    texts = ["time person", "year way", "man world", "life", "good day"]
+    labels = ["1", "0", "0", "1", "1"]
+    lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in zip(texts, labels, strict=True))]
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2/dev.tsv").write_text("\n".join(lines))
+    said = [{"positive": "1", "negative": "0"}[each.label] for each in classify(model, texts, **SILENT)]
+    expected = np.mean([a == b for a, b in zip(said, labels, strict=True)])
+    assert score(model, find_task("sst2"), str(tmp_path), **SILENT).metrics == {"accuracy": pytest.approx(expected)}
+    checkpoint.export(tmp_path / "model", model.params, experiment=model.config, tokenizer=tokenizer)
+    command = ["evaluate", "task", "sst2", "--model", str(tmp_path / "model"), "--data", str(tmp_path), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"accuracy": pytest.approx(expected)}
+    with pytest.raises(InputError, match="labels are positive, negative, those of task rte entailment, not_entailment"):
+        score(model, find_task("rte"), str(tmp_path))
+    with pytest.raises(InputError, match="the model has 2 classes, but task stsb predicts a number"):
+        score(model, find_task("stsb"), str(tmp_path))
+    (tmp_path / "SST-2/test.tsv").write_text("index\tsentence\n0\tgood day\n")
+    with pytest.raises(InputError, match="no label"):
+        score(model, find_task("sst2"), str(tmp_path), "test", **SILENT)
+
+
+def test_ax_is_asked_of_a_model_of_mnli(tokenizer, tmp_path):
+    labels = ("contradiction", "entailment", "neutral")
+    model = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), labels)
+    rows = ["Premise\tHypothesis\tLabel"]
+    rows += [f"{a}\t{b}\t{label}" for a, b in [("time", "way"), ("man day", "life")] for label in labels]
+    (tmp_path / "diagnostic-full.tsv").write_text("\n".join(rows))
+    found = score(model, find_task("ax"), str(tmp_path), **SILENT)
+    assert found.metrics.keys() == {"matthews", "accuracy"} and found.metrics["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_tags_are_scored_as_conlleval_and_strictly(tokenizer, tmp_path):
+    model = trained(tokenizer, "tags", TokenHead(16, 3, INIT, "float32"), ("O", "B-X", "I-X"))
+    (tmp_path / "dev.conll").write_text("time B-X\nway I-X\n\nday O\n")
+    (tmp_path / "train.conll").write_text("time B-X\n")
+    found = score(model, own_task("tag", str(tmp_path), (), "label"), str(tmp_path), **SILENT)
+    assert found.metrics.keys() == {"entity_f1", "entity_f1_strict"}
+    assert found.metrics["entity_f1"] >= found.metrics["entity_f1_strict"] >= 0

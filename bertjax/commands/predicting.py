@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -81,16 +82,20 @@ def _predict(
     model = load(options.model)
     check_tokenizer(model, options.model)
     said: frozenset[str] = frozenset()
-    lines = _texts(options)
+    notes: Counter[str] = Counter()
+    lines = _texts(options, notes)
     while chunk := list(islice(lines, CHUNK * options.batch_size)):
         parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
+        notes["blank lines, passed over"] += len(chunk) - len(parts)
         said |= check_texts(model, chain.from_iterable(parts), tell, said)
         given = [each[0] if len(each) == 1 else each for each in parts]
         for result in run(model, given):
             print(json.dumps(plain(result), ensure_ascii=False) if options.json else show(result), flush=True)
+    for what, count in (+notes).items():
+        tell(f"{count:,} {what}")
 
 
-def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield texts, each with where it stands: of the arguments, of a file, or of standard input, a line each."""
     if options.text and options.input:
         raise InputError("texts come as arguments or from --input: give one of the two")
@@ -98,11 +103,14 @@ def _texts(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield from ((f"argument {number}", text) for number, text in enumerate(options.text, 1))
         return
     where = options.input or "standard input"
-    with Path(where).open(encoding="utf-8-sig") if options.input else nullcontext(sys.stdin) as file:
+    with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
         try:
             for number, line in enumerate(file, 1):
-                # Of a file the codec has removed the byte order mark; standard input has another codec.
-                yield f"{where}:{number}", (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+                if number == 1 and line.startswith("\ufeff"):
+                    notes["byte order marks, removed"] += 1
+                    line = line[1:]
+                notes["lines that end in CRLF, read like any"] += line.endswith("\r\n")
+                yield f"{where}:{number}", line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
 

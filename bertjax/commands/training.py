@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bertjax.commands.arguments import command, positive, print_result, takes_experiment, takes_json
+from bertjax.commands.arguments import (
+    command,
+    positive,
+    print_result,
+    takes_experiment,
+    takes_json,
+    takes_model,
+    tell,
+)
 from bertjax.errors import InputError
 
 
@@ -32,7 +40,17 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
     takes_json(evaluate)
 
-    scored = evaluate.add_subparsers(title="predictions of others, without a model", metavar="TASK")
+    scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
+    of_task = command(scored, "task", _evaluate_task, "score a fine-tuned model on a labelled split",
+                       "bertjax evaluate task ax --model runs/mnli/best --data glue/")  # fmt: skip
+    of_task.add_argument("name", metavar="TASK", help="a task of the table, such as sst2 or wnut17")
+    takes_model(of_task)
+    of_task.add_argument("--data", required=True, metavar="FOLDER", help="with its files; or tfds, or tfds:FOLDER")
+    of_task.add_argument("--split", default="validation", help="which split, labelled (default: %(default)s)")
+    of_task.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    of_task.add_argument("--max-length", type=positive, default=0, metavar="N",
+                         help="tokens of the longest row (default: all the model's positions, or 512)")  # fmt: skip
+    takes_json(of_task)
     squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
                      "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
     squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with their answers")
@@ -118,6 +136,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     mesh = ROWS_ALONE.mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
     print_result(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
+
+
+def _evaluate_task(options: argparse.Namespace) -> None:
+    from bertjax.compatible import check_tokenizer
+    from bertjax.compiler import keep_compiled_programs
+    from bertjax.data.tasks import find_task
+    from bertjax.model import load
+    from bertjax.predict import score
+
+    keep_compiled_programs()
+    task, model = find_task(options.name), load(options.model)
+    check_tokenizer(model, options.model)
+    found = score(model, task, options.data, options.split, batch_size=options.batch_size,
+                  max_length=options.max_length, say=tell)  # fmt: skip
+    print_result(options, found.metrics)
 
 
 def _evaluate_squad(options: argparse.Namespace) -> None:

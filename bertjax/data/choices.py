@@ -43,11 +43,15 @@ class Race:
             content = json_file(file, notes)
             for entry in entries(file, content, "data") if "data" in content else [content]:
                 need_columns(f"{file}", entry, ("article", "questions", "options"))
-                yield from race_questions(f"{file}", entry)
+                yield from race_questions(f"{file}", entry, notes)
 
 
-def race_questions(origin: str, entry: Mapping[str, Any]) -> Iterator[Choice]:
-    """Make the choices of one article: its fields are article, questions, options and, where known, answers."""
+def race_questions(origin: str, entry: Mapping[str, Any], notes: Notes) -> Iterator[Choice]:
+    """Make the choices of one article: its fields are article, questions, options and, where known, answers.
+
+    Options of the published files may be empty, where they were in Chinese: the question alone stands for them then,
+    and they are counted, since scores are of all questions.
+    """
     questions, answers = texts_of(origin, entry, "questions"), entry.get("answers")
     options = entry["options"]
     if not isinstance(options, list) or not isinstance(answers, list | None):
@@ -58,7 +62,7 @@ def race_questions(origin: str, entry: Mapping[str, Any]) -> Iterator[Choice]:
     for number, (question, endings) in enumerate(zip(questions, options, strict=True), 1):
         place = f"{origin}: question {number} of article {name}"
         endings = texts_of(place, {"options": endings}, "options")
-        need_endings(place, endings)
+        notes["options without a text, read as none"] += sum(not ending.strip() for ending in endings)
         filled = (question.replace("_", x, 1) if "_" in question else f"{question} {x}" for x in endings)
         label = "" if answers is None else answers[number - 1]
         if not isinstance(label, str):

@@ -227,6 +227,41 @@ class Squad:
 
 
 @dataclass(frozen=True)
+class JsonQuestions:
+    """Read questions from JSON lines. question, context, answer: fields; answer is empty where none is known.
+
+    An answer is a text of the context, whose first place is taken; null or empty where there is none; or an object with
+    lists `text` and `answer_start`, as data sets on the Hub have it. An `id` is taken where there is one.
+    """
+
+    question: str
+    context: str
+    answer: str = ""
+
+    def read(self, path: Path, notes: Notes) -> Iterator[Example]:
+        """See Format.read."""
+        for number, (origin, record) in enumerate(json_lines(path, notes), 1):
+            need_columns(origin, record, (self.question, self.context, self.answer))
+            context = text_of(origin, record, self.context)
+            answers = self._answers(origin, record[self.answer], context) if self.answer else ()
+            name = str(record.get("id", number))
+            question = text_of(origin, record, self.question)
+            labelled = bool(self.answer)
+            yield Squad(True).checked(Question(origin, name, question, context, answers, labelled), notes)
+
+    def _answers(self, origin: str, given: Any, context: str) -> tuple[Answer, ...]:
+        match given:
+            case None | "":
+                return ()
+            case str():
+                return (Answer(given, context.find(given)),)
+            case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
+                if all(isinstance(x, str) for x in texts) and all(isinstance(x, int) for x in starts):
+                    return tuple(Answer(text, start) for text, start in zip(texts, starts, strict=True))
+        raise InputError(f"{origin}: {self.answer!r} is no text, nor lists `text` and `answer_start` of equal length")
+
+
+@dataclass(frozen=True)
 class LabelledFolders:
     """Read a text a file, from one folder for each label. IMDB: pos and neg; its <br /> are line breaks."""
 

@@ -83,6 +83,8 @@ def table(
             if twice:
                 raise InputError(f"{path}:{number}: two columns are named {twice!r}")
             continue
+        if not columns and [cell.strip() for cell in cells] == names:
+            raise InputError(f"{path}:{number}: the header again ({', '.join(cells)[:60]}): delete the line")
         if columns and number == 1 and {cell.strip().lower() for cell in cells} & {*columns, "index", "text"}:
             raise InputError(f"{path}:1: a header where none belongs ({', '.join(cells)[:60]}): delete the line")
         row: dict[str, str | None] = dict.fromkeys(names)

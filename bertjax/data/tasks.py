@@ -7,14 +7,24 @@ own documentation. Data come from a folder in their original format, or from TFD
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bertjax.data.choices import Arc, Copa, JsonChoices, Options, Race
 from bertjax.data.corpus import open_split
 from bertjax.data.examples import Choice, Example, Texts, Words
-from bertjax.data.formats import Conll, JsonLines, JsonWords, LabelledFolders, ManyFiles, Paraphrases, Squad, Table
+from bertjax.data.formats import (
+    Conll,
+    JsonLines,
+    JsonQuestions,
+    JsonWords,
+    LabelledFolders,
+    ManyFiles,
+    Paraphrases,
+    Squad,
+    Table,
+)
 from bertjax.data.reading import Notes
 from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questions, Tagged, plain
 from bertjax.errors import InputError
@@ -200,9 +210,11 @@ def own_task(kind: Kind, data: str, columns: tuple[str, ...], label: str) -> Tas
     """Describe a user's own task: files train, validation (or dev) and test in the folder `data`.
 
     classify, regress: .tsv, .csv or .jsonl, `columns` of one text or two. tag: .conll, or .jsonl with `columns` of one
-    list of words, and of one of tags in `label`. span: SQuAD's .json. choice: .jsonl, `columns` of a context and a list
-    of endings, or of endings alone, and the number of the right one in `label`. Names of labels are those found in the
-    training split, in order; the test split may lack its labels. Raises InputError where there is nothing to learn.
+    list of words, and of one of tags in `label`. span: SQuAD's .json, or .jsonl with `columns` of a question and its
+    context, and an answer in `label`. choice: .jsonl, `columns` of a context and a list of endings, or of endings
+    alone; or .tsv, .csv with `columns` of a context and each ending; and the number of the right one in `label`. Names
+    of labels are those found in the training split, in order; the test split may lack its labels. Raises InputError
+    where there is nothing to learn.
     """
     formats_of = _own_formats(kind, columns, label)
     endings = [ending for ending in formats_of if (Path(data) / f"train{ending}").is_file()]
@@ -225,6 +237,10 @@ def own_task(kind: Kind, data: str, columns: tuple[str, ...], label: str) -> Tas
     return Task("own", kind, labels, metrics[kind], parts, unanswerable=kind == "span", options=options)
 
 
+_UNNAMED = ((), ("text",))
+"""Columns that nobody named: what names its own fields or has none is read then."""
+
+
 def _own_formats(kind: Kind, columns: tuple[str, ...], label: str) -> dict[str, Any]:
     """Say how to read a user's files of a kind, by the endings of their names."""
     if kind in ("classify", "regress"):
@@ -233,11 +249,20 @@ def _own_formats(kind: Kind, columns: tuple[str, ...], label: str) -> dict[str, 
         csv = Table(columns, label, delimiter=",", quoted=True)
         return {".tsv": Table(columns, label), ".csv": csv, ".jsonl": JsonLines(columns, label)}
     if kind == "tag":
-        return {".conll": Conll(), ".jsonl": JsonWords(columns[0] if columns else "words", label)}
+        lists = {".jsonl": JsonWords(columns[0] if columns else "words", label)}
+        return lists if columns not in _UNNAMED else {".conll": Conll()} | lists
     if kind == "span":
+        if len(columns) == 2:
+            return {".jsonl": JsonQuestions(*columns, label)}
+        if columns not in _UNNAMED:
+            raise InputError(f"{len(columns)} columns ({', '.join(columns)}): name that of questions and of contexts")
         return {".json": Squad(True)}
-    if not 1 <= len(columns) <= 2:
-        raise InputError(f"{len(columns)} columns ({', '.join(columns)}): name that of the context and that of endings")
+    if not columns:
+        raise InputError("no columns: name that of the context and that of endings")
+    if len(columns) > 2:
+        context, *endings = columns
+        choices = Options(context, "", tuple(endings), label)
+        return {".tsv": replace(choices, delimiter="\t", quoted=False), ".csv": choices}
     return {".jsonl": JsonChoices(columns[0] if len(columns) == 2 else "", columns[-1], label)}
 
 

@@ -87,7 +87,7 @@ class Articles:
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
-        yield from race_questions(origin, record)
+        yield from race_questions(origin, record, notes)
 
 
 @dataclass(frozen=True)

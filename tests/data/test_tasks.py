@@ -155,8 +155,8 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("race", {"train.json": json.dumps({"data": [RACE | {"answers": [1, 0]}]})},
          "train.json: question 1 of article h1: the answer is 1, not the letter"),
         ("race", {"train.json": json.dumps({"data": [RACE | {"options": None}]})}, "train.json: its 'options' are no"),
-        ("race", {"train.json": json.dumps({"data": [RACE | {"options": [["is", ""], ["a", "b"]]}]})},
-         "question 1 of article h1: 2 options, or an empty one"),
+        ("race", {"train.json": json.dumps({"data": [RACE | {"options": [["is"], ["a", "b"]]}]})},
+         "question 1 of article h1: 1 options, or an empty one"),
         ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"choice2": None})}, "train.jsonl:1: no text in 'choice2'"),
         ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"premise": None})}, "train.jsonl:1: no text in 'premise'"),
         ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"label": "1"})}, "train.jsonl:1: the label is '1', not 0"),
@@ -227,7 +227,12 @@ def test_of_many_files_those_that_are_read_count(tmp_path):
         ("regress", ("text",), {"train.tsv": "tone\ttext\n-3.5\tx\n"}, ()),
         ("tag", ("w",), {"train.jsonl": '{"w": ["A", "b"], "tone": ["I-PER", "O"]}'}, ("O", "B-PER", "I-PER")),
         ("tag", (), {"train.conll": "A B-X\n"}, ("O", "B-X", "I-X")),
+        ("tag", ("w",), {"train.jsonl": '{"w": ["A"], "tone": ["B-Y"]}', "train.conll": "A B-X\n"},
+         ("O", "B-Y", "I-Y")),
         ("choice", ("c", "e"), {"train.jsonl": '{"c": "x", "e": ["1", "2", "3"], "tone": 2}'}, ()),
+        ("choice", ("c", "e", "f", "g"), {"train.tsv": 'c\te\tf\tg\ttone\n"x\t1\t2\t3\t2\n'}, ()),
+        ("choice", ("c", "e", "f", "g"), {"train.csv": 'c,e,f,g,tone\n"x, y",1,2,3,2\n'}, ()),
+        ("span", ("q", "c"), {"train.jsonl": '{"q": "Who?", "c": "An owl.", "tone": "owl"}'}, ()),
     ],
 )  # fmt: skip
 def test_a_task_of_ones_own_names_its_columns(tmp_path, kind, columns, files, labels):
@@ -236,8 +241,25 @@ def test_a_task_of_ones_own_names_its_columns(tmp_path, kind, columns, files, la
     assert (task.kind, task.labels) == (kind, labels)
     assert load_examples(task, folder, "train").examples
     assert task.options == (3 if kind == "choice" else 0)
-    with pytest.raises(InputError, match=f"to train a task of kind {kind}|no train.json"):
+    with pytest.raises(InputError, match=f"to train a task of kind {kind}"):
         own_task(kind, str(tmp_path / "elsewhere"), columns, "tone")
+
+
+def test_questions_of_ones_own_come_as_json_lines(tmp_path):
+    given = ["owl", "", None, "cow", {"text": ["n", "owl"], "answer_start": [1, 3]}, {"text": [], "answer_start": []}]
+    lines = [json.dumps({"q": "Who?", "c": "An owl.", "a": answer}) for answer in given]
+    folder = write(tmp_path, {"train.jsonl": "\n".join(lines)})
+    loaded = load_examples(own_task("span", folder, ("q", "c"), "a"), folder, "train")
+    assert [[tuple(x) for x in each.answers] for each in loaded.examples] == [
+        [("owl", 3)], [], [], [("cow", -1)], [("n", 1), ("owl", 3)], [],
+    ]  # fmt: skip
+    assert [each.id for each in loaded.examples] == ["1", "2", "3", "4", "5", "6"]
+    assert [each.labelled for each in loaded.examples] == [True, True, True, False, True, True]
+    assert loaded.notes == {"answers that are not in their context where they should be, not learned from": 1}
+    for bad in (3, {"text": ["owl"], "answer_start": []}, {"text": ["owl"], "answer_start": ["3"]}):
+        folder = write(tmp_path, {"train.jsonl": json.dumps({"q": "Who?", "c": "An owl.", "a": bad})})
+        with pytest.raises(InputError, match=r"train\.jsonl:1: 'a' is no text, nor lists"):
+            load_examples(own_task("span", folder, ("q", "c"), "a"), folder, "train")
 
 
 def test_a_task_of_ones_own_needs_labels_and_its_columns(tmp_path):
@@ -248,6 +270,23 @@ def test_a_task_of_ones_own_needs_labels_and_its_columns(tmp_path):
         own_task("classify", folder, ("words",), "tone")
     with pytest.raises(InputError, match="3 columns of text"):
         own_task("classify", folder, ("a", "b", "c"), "tone")
+    with pytest.raises(InputError, match=r"1 columns .foo.: name that of questions and of contexts"):
+        own_task("span", folder, ("foo",), "bar")
+    with pytest.raises(InputError, match="no columns: name that of the context"):
+        own_task("choice", folder, (), "bar")
+
+
+def test_a_header_in_the_middle_of_a_table_is_no_row(tmp_path):
+    folder = write(tmp_path, {"train.tsv": "text\ttone\na\tmild\nb\tharsh\ntext\ttone\n"})
+    with pytest.raises(InputError, match=r"train\.tsv:4: the header again .text, tone."):
+        own_task("classify", folder, ("text",), "tone")
+
+
+def test_options_that_are_empty_in_race_are_counted(tmp_path):
+    folder = write(tmp_path, {"train.json": json.dumps({"data": [RACE | {"options": [["is", ""], ["a", "b"]]}]})})
+    loaded = load_examples(find_task("race"), folder, "train")
+    assert +loaded.notes == {"options without a text, read as none": 1}
+    assert loaded.examples[0].endings == ("It is .", "It  .")
 
 
 def test_tfds_gives_the_same_examples(monkeypatch):
