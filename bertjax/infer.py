@@ -29,11 +29,11 @@ WORDS_LOOKED_AT = 2_000
 """Of the first texts of each call: under a tenth of a second."""
 
 
-def _checked(run: Callable[P, Iterator[Result]]) -> Callable[P, Iterator[Result]]:
+def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
     """Let a prediction, called with a model and texts, look at both first; the commands look for themselves."""
 
     @wraps(run)
-    def checked(*args: P.args, **options: P.kwargs) -> Iterator[Result]:
+    def checked(*args: P.args, **options: P.kwargs) -> Result:
         given = signature(run).bind(*args, **options)
         first, second, *_ = given.signature.parameters
         model, texts = given.arguments[first], list(given.arguments[second])
