@@ -300,7 +300,9 @@ class _Judge:
         for split, encoded in self._prepared.splits.items():
             if split == "train":
                 continue
-            judgements[split] = judged(encoded, logits, recipe.batch_size)
+            judgements[split] = judged(
+                encoded, logits, recipe.batch_size, longest=self._tuning.longest, threshold=self._tuning.threshold
+            )
             of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
             metrics |= {f"{name}{of_split}": value for name, value in judgements[split].metrics.items()}
         best = read_json(self._folder / "best.json")

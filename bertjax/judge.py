@@ -115,12 +115,17 @@ def need_labels(encoded: Encoded) -> None:
             raise InputError(f"{example.origin}: no label: models are judged by this split, so all of it needs labels")
 
 
-def judged(encoded: Encoded, logits: Logits, batch_size: int) -> Judgement:
-    """Run the rows of a labelled split and score them. Raises InputError where labels are missing: see need_labels."""
+def judged(
+    encoded: Encoded, logits: Logits, batch_size: int, *, longest: int = 30, threshold: float = 0.0
+) -> Judgement:
+    """Run the rows of a labelled split and score them. longest, threshold: see answers.answer_questions.
+
+    Raises InputError where labels are missing: see need_labels.
+    """
     need_labels(encoded)
     task = encoded.rows_of.task
     if task.kind == "span":
-        return _judged_answers(encoded, answers_of(logits, encoded, batch_size))
+        return _judged_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
     if task.kind == "tag":
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]

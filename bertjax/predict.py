@@ -172,13 +172,14 @@ def answer(
     *,
     may_have_none: bool = False,
     threshold: float = 0.0,
+    longest: int = 30,
     batch_size: int = 32,
     max_length: int = 0,
     say: Say = print,
 ) -> Iterator[Answer]:
     """Answer questions, each with its context, by a piece of the context.
 
-    may_have_none: some have no answer there; none is the answer whose odds exceed the threshold.
+    may_have_none: some have no answer there; none is the answer whose odds exceed the threshold. longest: in pieces.
     """
     _head(model, "span")
     task = _task("span", (), unanswerable=may_have_none)
@@ -188,7 +189,7 @@ def answer(
         for place in [f"question {number}"]
     ]
     encoded = _encoded(model, task, examples, max_length, say)
-    answered = answers_of(model.logits, encoded, _rows(encoded, batch_size), threshold=threshold)
+    answered = answers_of(model.logits, encoded, _rows(encoded, batch_size), threshold=threshold, longest=longest)
     for (question, _), each in zip(questions, answered, strict=True):
         best = each.answer
         yield Answer(question, best.text, best.start, best.end, best.probability, each.null_odds)

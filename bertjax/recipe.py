@@ -103,7 +103,8 @@ class FineTuning:
     """Hold everything that a fine-tuning is: which model, on which task, by which recipe, from which seeds on.
 
     init: a trained model, as for `load`. head: makes a conditional head for spans; none: the family's own, whose starts
-    and ends do not know of each other. evaluations: in an epoch. stride, question, ending: see TaskRows.
+    and ends do not know of each other. evaluations: in an epoch. stride, question, ending: see TaskRows. longest,
+    threshold: of answers when it is judged, see answers.answer_questions.
     """
 
     task: Task
@@ -117,6 +118,8 @@ class FineTuning:
     stride: int = 128
     question: int = 64
     ending: int = 128
+    longest: int = 30
+    threshold: float = 0.0
     dtype: str = "float32"
     run: Run = _RUN
 
@@ -126,5 +129,7 @@ class FineTuning:
                 raise ValueError(f"run.{name}={getattr(self.run, name)} has no effect on fine-tuning: {instead}")
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError(f"seeds={self.seeds}, evaluations={self.evaluations}: both ≥ 1")
+        if self.longest < 1 or not math.isfinite(self.threshold):
+            raise ValueError(f"longest={self.longest} must be 1 or more, threshold={self.threshold} a number")
         if self.head is not None and self.task.kind != "span":
             raise ValueError(f"head={self.head.__name__} chooses the spans of answers: task {self.task.name} has none")

@@ -11,8 +11,7 @@ head=electra for ELECTRA. transformers knows the plain ones, and XLNet's for XLN
 BERT-base 81 exact and 88.5 F1 on 1.1, BERT-large about 83 F1 on 2.0.
 
 Deviations: Adam corrects its bias; XLNet's decay by layer scales updates, where its own code scales gradients, which
-Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token;
-answers have at most 30 pieces, where XLNet's had 64.
+Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token.
 """
 
 from typing import Literal
@@ -35,6 +34,10 @@ NEAREST = {
     "distilbert": "bert", "xlm-roberta": "roberta", "modernbert": "roberta", "deberta": "roberta",
     "deberta-v2": "roberta",
 }  # fmt: skip
+LONGEST = {"xlnet": 64}
+"""Pieces of an answer; the others have 30."""
+THRESHOLD = {"electra": -2.75}
+"""By head: the odds above which there is no answer (version 2), as ELECTRA's flags have it."""
 HEADS = {"plain": None, "xlnet": xlnet_span_head, "electra": electra_span_head}
 
 
@@ -58,4 +61,8 @@ def experiment(
         raise ValueError(f"family={family!r} has no recipe: choose one of {', '.join([*RECIPES, *NEAREST])}")
     recipe = RECIPES[NEAREST.get(family, family)]
     recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
-    return FineTuning(find_task(task), data, init, recipe, seeds, head=HEADS[head], stride=stride, dtype=dtype)
+    longest, threshold = LONGEST.get(family, 30), THRESHOLD.get(head, 0.0)
+    return FineTuning(
+        find_task(task), data, init, recipe, seeds, head=HEADS[head], stride=stride, longest=longest,
+        threshold=threshold, dtype=dtype,
+    )  # fmt: skip

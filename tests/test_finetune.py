@@ -193,6 +193,24 @@ def questions(folder):
     return str(folder)
 
 
+def test_answers_are_judged_by_the_length_and_threshold_that_are_asked_for(tuning, tmp_path):
+    entry = {"id": "1", "question": "who", "answers": [{"text": "man day eye", "answer_start": 0}]}
+    content = json.dumps({"data": [{"paragraphs": [{"context": "man day eye work case", "qas": [entry]}]}]})
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.json").write_text(content)
+    recipe = dataclasses.replace(RECIPE, steps=1, warmup=0)
+    task = own_task("span", str(tmp_path), (), "")
+    asked = dataclasses.replace(tuning, task=task, data=str(tmp_path), question=4, stride=4, recipe=recipe)
+    best = {}
+    for name, change in {"short": {"longest": 1, "threshold": 1e9}, "none": {"threshold": -1e9}}.items():
+        finetune(dataclasses.replace(asked, **change), tmp_path / name)
+        predictions = tmp_path / name / "seed-0/predictions/validation"
+        best[name] = json.loads((predictions / "predictions.json").read_text())["1"]
+    assert best["none"] == "" and len(best["short"].split()) == 1
+    with pytest.raises(ValueError, match="longest=0 must be 1 or more"):
+        dataclasses.replace(asked, longest=0)
+
+
 def test_recipes_are_changed_by_what_is_given():
     recipe = Recipe(1e-5, 32, steps=1000, warmup=100, length=512)
     assert recipe.changed() == recipe

@@ -105,6 +105,8 @@ def test_answers_are_pieces_of_their_contexts_also_in_many_windows(tokenizer, co
         next(answer(model, [("what man", " ")], **SILENT))
     some = list(answer(model, [("what man", context)], may_have_none=True, threshold=1e9, **SILENT))
     assert some[0].text == found[0].text
+    short = list(answer(model, [("what man", context)], longest=1, **SILENT))
+    assert len(short[0].text.split()) == (0 if conditional else 1)  # of its few beams none is so short
 
 
 def test_the_likeliest_ending_is_chosen_of_any_number(tokenizer):

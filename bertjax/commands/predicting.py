@@ -14,7 +14,7 @@ from bertjax.commands.arguments import command, plain, positive, takes_json, tak
 from bertjax.errors import InputError
 
 CHUNK = 16
-"""Batches of texts that are read, sorted by length and answered together."""
+"""Batches of texts that are read, sorted by length and answered together, at most."""
 
 
 def add(commands: Any) -> None:
@@ -45,6 +45,8 @@ def add(commands: Any) -> None:
     answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
     answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
                         help="odds above which there is none (default: 0)")  # fmt: skip
+    answer.add_argument("--longest", type=positive, default=30, metavar="N",
+                        help="pieces of the longest answer (default: 30)")  # fmt: skip
     choose = _predicting(predict, "choose", _choose, "choose between ways to go on",
                          "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
                          "a context and its endings, with tabs between")  # fmt: skip
@@ -84,7 +86,9 @@ def _predict(
     said: frozenset[str] = frozenset()
     notes: Counter[str] = Counter()
     lines = _texts(options, notes)
-    while chunk := list(islice(lines, CHUNK * options.batch_size)):
+    batches = 1  # the first answers come soon, later ones of more texts sorted by length
+    while chunk := list(islice(lines, batches * options.batch_size)):
+        batches = min(2 * batches, CHUNK)
         parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
         notes["blank lines, passed over"] += len(chunk) - len(parts)
         said |= check_texts(model, chain.from_iterable(parts), tell, said)
@@ -190,7 +194,7 @@ def _answer(options: argparse.Namespace) -> None:
 
     def run(model: Any, questions: list[Any]) -> Iterator[Any]:
         return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
-                      **_rows(options))  # fmt: skip
+                      longest=options.longest, **_rows(options))  # fmt: skip
 
     def show(result: Any) -> str:
         if not result.text:

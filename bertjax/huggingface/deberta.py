@@ -229,6 +229,8 @@ HEADS = (
     Head("classify", POOLED, _classify, True, drop=POOLED_DROPOUT),
     Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=Drop()),
     Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
+    # As DeBERTa/apps/models/multi_choice.py; transformers has a class for it from version 2 on.
+    Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, drop=POOLED_DROPOUT),
 )  # fmt: skip
 TIED = {
     "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
@@ -293,7 +295,7 @@ DEBERTA_V2 = Family(
         Row(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
         *dense(f"{SELF}.pos_query_proj", POSITION_QUERY),
     ),
-    heads=(*HEADS, Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, drop=POOLED_DROPOUT)),
+    heads=HEADS,
     classes={
         "DebertaV2ForMaskedLM": ("mlm",),
         "DebertaV2ForSequenceClassification": ("classify",),
