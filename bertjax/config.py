@@ -162,7 +162,8 @@ def _experiment_function(path: Path) -> Callable[..., Experiment]:
         hint = f"; beside it: {', '.join(known)}" if known else ""
         raise InputError(f"no experiment file {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is no experiment file: it must be Python and end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     function = getattr(module, "experiment", None)

@@ -17,8 +17,10 @@ def embed(model: Model, texts: Sequence[str], *, max_length: int = 0, batch_size
     """Yield a vector f32 [D] of length 1 for each text, in order.
 
     max_length: cut texts to so many tokens, specials included; 0 refuses those longer than the model's position table
-    with InputError. Texts of one batch are padded to the longest of it.
+    with InputError, as is a max_length beyond it. Texts of one batch are padded to the longest of it.
     """
+    if model.encoder.max_length and max_length > model.encoder.max_length:
+        raise InputError(f"max_length={max_length}, but the model has {model.encoder.max_length} positions: use fewer")
     limit = min(max_length or (1 << 31), model.encoder.max_length or (1 << 31))
     for start in range(0, len(texts), batch_size):
         rows = [_ids(model, text, max_length, limit) for text in texts[start : start + batch_size]]

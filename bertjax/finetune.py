@@ -27,7 +27,7 @@ from bertjax.data.coverage import evenly
 from bertjax.data.examples import every_text
 from bertjax.data.source import Batch
 from bertjax.data.supervised import Encoded, TaskRows
-from bertjax.data.tokenizer import Tokenizer, save_tokenizer
+from bertjax.data.tokenizer import Tokenizer, fingerprint, load_tokenizer, save_tokenizer
 from bertjax.errors import InputError
 from bertjax.export import architecture_of
 from bertjax.huggingface.heads import TaskHead, task_head
@@ -118,6 +118,8 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     longest = source.encoder.max_length
     if longest is not None and recipe.length > longest:
         raise InputError(f"recipe.length={recipe.length}, but {tuning.init} has {longest} positions: use fewer")
+    if any(folder.glob("seed-*")) and fingerprint(load_tokenizer(folder / "tokenizer")) != fingerprint(tokenizer):
+        raise InputError(f"{folder} has seeds with another tokenizer than that of {tuning.init}: choose another one")
     save_tokenizer(tokenizer, folder / "tokenizer")
     with _mendable():
         built = build(tuning, source)
@@ -134,6 +136,8 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
             progress.say(f"{tuning.task.name}, {split}: {count:,} {what}")
         where = f"{tuning.task.name}, {split}: "
         check_texts(source, every_text(evenly(encoded.examples)), progress.say, where=where)
+    if not len(splits["train"]):
+        raise InputError(f"nothing in the training split of {tuning.data} can be learned from: see what is said above")
     digest = hashlib.sha256(f"{rows.digest()} {checkpoint.checksums(source.params)}".encode()).hexdigest()[:16]
     logits = jax.jit(lambda params, batch: built.model.task_logits(gathered(params), batch))
     return Prepared(*built, tokenizer, rows, digest, splits, _made_once(sharded_step), logits)

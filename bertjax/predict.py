@@ -150,13 +150,17 @@ def tag(
         yield Tagged(text, words, list(_names(text, words)))
 
 
+_JOINED = ("Mn", "Mc", "Me", "Cf")
 _COMBINING = "\ufffe"  # no character: stands for any combining mark, of which `re` knows no class
 _WORD = re.compile(rf"\w[\w{_COMBINING}]*(?:[-'’]\w[\w{_COMBINING}]*)*|[^\w\s]{_COMBINING}*")
 
 
 def _without_combining(text: str) -> str:
-    """Write one character for all combining marks, so that a text keeps its length and its words can be told."""
-    return "".join(_COMBINING if unicodedata.category(x).startswith("M") else x for x in text)
+    """Write one character for all that stands on others, so that a text keeps its length and its words can be told.
+
+    These are combining marks, and what is not seen: joiners, soft hyphens.
+    """
+    return "".join(_COMBINING if unicodedata.category(x) in _JOINED else x for x in text)
 
 
 def _names(text: str, words: Sequence[TaggedWord]) -> Iterator[Name]:

@@ -127,8 +127,9 @@ class FineTuning:
         for name, instead in _DECIDED.items():
             if getattr(self.run, name) != getattr(_RUN, name):
                 raise ValueError(f"run.{name}={getattr(self.run, name)} has no effect on fine-tuning: {instead}")
-        if self.seeds < 1 or self.evaluations < 1:
-            raise ValueError(f"seeds={self.seeds}, evaluations={self.evaluations}: both ≥ 1")
+        if self.seeds < 1 or self.evaluations < 1 or self.first_seed < 0:
+            given = f"seeds={self.seeds}, evaluations={self.evaluations}, first_seed={self.first_seed}"
+            raise ValueError(f"{given}: the first two ≥ 1, the last ≥ 0")
         if self.longest < 1 or not math.isfinite(self.threshold):
             raise ValueError(f"longest={self.longest} must be 1 or more, threshold={self.threshold} a number")
         if self.head is not None and self.task.kind != "span":

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertjax.answers import write_predictions
 from bertjax.data.supervised import Encoded
+from bertjax.errors import InputError
 from bertjax.judge import Judgement
 
 Result = dict[str, Any]
@@ -100,7 +101,13 @@ def write_predicted(folder: Path, encoded: Encoded, judgement: Judgement) -> Non
 
 def read_json(path: Path) -> Result:
     """Read a file of results; empty where there is none yet."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found: Result = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: delete it to run its seed again") from error
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

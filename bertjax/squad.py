@@ -51,9 +51,16 @@ def read_gold(path: Path) -> Gold:
         for article in content["data"]:
             for paragraph in article["paragraphs"]:
                 for entry in paragraph["qas"]:
-                    unanswerable |= "is_impossible" in entry
+                    unanswerable |= "is_impossible" in entry or not entry["answers"]
                     # As text, which the keys of predictions are, whatever they are in the data.
-                    answers[str(entry["id"])] = [answer["text"] for answer in entry["answers"]]
+                    name, texts = str(entry["id"]), [answer["text"] for answer in entry["answers"]]
+                    if name in answers:
+                        raise InputError(
+                            f"{path}: two questions have the id {name}: predictions cannot tell them apart"
+                        )
+                    if not all(isinstance(text, str) for text in texts):
+                        raise InputError(f"{path}: question {name}: an answer is no text")
+                    answers[name] = texts
     except (TypeError, KeyError) as error:
         raise InputError(f"{path} is not a file of SQuAD with answers: {type(error).__name__} {error}") from error
     if not answers:

@@ -67,8 +67,8 @@ class Watch:
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
         if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
             raise FloatingPointError(
-                f"loss {values['loss']} and gradient norm {values['norm/gradient']} at step {step}: the checkpoints "
-                f"before it are kept in {self._folder}; a lower learning rate or a longer warm-up may help"
+                f"not finite at step {step}: loss {values['loss']}, norm of the gradient {values['norm/gradient']}, of "
+                f"the update {values['norm/update']}: a lower learning rate or a longer warm-up may help"
             )
         logged = step == self._experiment.steps or due(self._experiment.run.log_every, step)
         if logged:

@@ -1,4 +1,4 @@
-"""Your own task: fine-tuning on files train, validation and test of a folder, their columns named here.
+"""Your own task: fine-tuning on files train and validation of a folder, their columns named here.
 
     bertjax finetune experiments/own.py kind=classify columns=text label=topic init=bert/ data=mine/ --workdir runs/mine
     bertjax finetune experiments/own.py kind=tag columns=words label=tags init=bert/ data=mine/ --workdir runs/mine

@@ -49,6 +49,8 @@ def test_long_texts_are_refused_or_cut(model):
     long = "time " * 50
     with pytest.raises(InputError, match="52 tokens exceed the 40 of the model: cut texts with --max-length 40"):
         next(embed(model, [long]))
+    with pytest.raises(InputError, match="max_length=41, but the model has 40 positions"):
+        next(embed(model, [long], max_length=41))
     (cut,) = embed(model, [long], max_length=10)
     (same,) = embed(model, ["time " * 8])
     np.testing.assert_allclose(cut, same, atol=1e-6)

@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from conftest import wordpiece_files
 from contract import small_bert, small_crammed
 
 from bertjax import checkpoint, train
+from bertjax.cli import main
 from bertjax.compatible import check_texts
 from bertjax.config import Run, to_json
 from bertjax.data.supervised import TaskRows
 from bertjax.data.tasks import own_task
+from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.export import save_hf
 from bertjax.finetune import build, finetune, prepare
@@ -289,3 +292,43 @@ def test_a_parameter_without_axes_is_taken_over_too(tuning, tokenizer, tmp_path)
     short = dataclasses.replace(RECIPE, steps=1, warmup=0)
     summary = finetune(dataclasses.replace(tuning, init=init, recipe=short), tmp_path / "run")
     assert summary["seeds"][0]["best"]["step"] == 1
+
+
+def test_the_command_fails_where_every_seed_did_and_says_why(init, data, tmp_path, capsys):
+    command = ["finetune", "experiments/own.py", f"init={init}", f"data={data}", "length=16", "seeds=1", "batch_size=8"]
+    command += ["recipe.steps=3", "recipe.warmup=0", "learning_rate=1e30", "--workdir", str(tmp_path / "run"), "--json"]
+    assert main(command) == 1
+    (note,) = json.loads(capsys.readouterr().out)["failed"].values()
+    assert note.startswith("not finite at step ") and "checkpoints" not in note
+
+
+def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, init, tokenizer, tmp_path):
+    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=1, warmup=0))
+    finetune(short, tmp_path / "run")
+
+    def contents():
+        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
+    vocabulary = wordpiece_files()["vocab.txt"].replace(b"man\n", b"fox\n")
+    other = tokenizer_from_files({"vocab.txt": vocabulary}, origin="another")
+    changed = written(other, tmp_path / "other", N=1)
+    with pytest.raises(InputError, match="has seeds with another tokenizer than that of"):
+        finetune(dataclasses.replace(short, init=changed), tmp_path / "run")
+    assert contents() == before
+    (tmp_path / "run/seed-0/result.json").write_text("{")
+    with pytest.raises(InputError, match=r"seed-0/result\.json is damaged: delete it"):
+        finetune(short, tmp_path / "run")
+
+
+def test_data_of_which_nothing_can_be_learned_are_refused_before_training(tuning, tmp_path):
+    entry = {"id": "1", "question": "who", "answers": [{"text": "fox", "answer_start": 0}]}
+    for name in ("train", "dev"):
+        content = {"data": [{"paragraphs": [{"context": "man day", "qas": [entry]}]}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    asked = {"task": own_task("span", str(tmp_path), (), ""), "data": str(tmp_path), "question": 4, "stride": 4}
+    with pytest.raises(InputError, match=r"nothing in the training split of .* can be learned from"):
+        finetune(dataclasses.replace(tuning, **asked), tmp_path / "run")
+    with pytest.raises(ValueError, match="first_seed=-1: the first two"):
+        dataclasses.replace(tuning, first_seed=-1)

@@ -83,6 +83,9 @@ def test_words_are_tagged_with_their_places_and_names(tokenizer):
     (found,) = tag(model, [marked], **SILENT)
     assert [word.word for word in found.words] == ["हिन्दी", "Zoe\u0308's", "n\u0303-a", ",", "way"]
     assert all(marked[word.start : word.end] == word.word for word in found.words)
+    hidden = "A\u00adda می\u200cخواهم"  # what is not seen, too
+    (found,) = tag(model, [hidden], **SILENT)
+    assert [word.word for word in found.words] == ["A\u00adda", "می\u200cخواهم"]
     assert list(tag(model, [], **SILENT)) == []
 
 
@@ -160,6 +163,12 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     out, err = capsys.readouterr()
     assert json.loads(out)["texts"] == ["time"]
     assert "1 byte order marks, removed" in err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", ["time\n", "caf\udce9\n"])  # what Python makes of a byte that is not UTF-8
+        assert main(command) == 2
+    assert "standard input:2 is not UTF-8" in capsys.readouterr().err
+    assert main([*command, "caf\udce9"]) == 2
+    assert "argument 1 is not UTF-8" in capsys.readouterr().err
     (tmp_path / "questions").write_text("what\n \n")
     asking = ["predict", "answer", "--model", str(tmp_path / "model"), "--input", str(tmp_path / "questions")]
     assert main([*asking, "--context", "man"]) == 2

@@ -25,7 +25,10 @@ def test_every_command_names_options_that_exist(capsys):
     commands = [line.split() for line in shell.splitlines() if line.startswith("bertjax ")]
     assert len(commands) >= 8
     for _, *words in commands:
-        nested = words[0] in ("tokenizer", "data", "predict") or words[:2] == ["evaluate", "squad"]
+        nested = words[0] in ("tokenizer", "data", "predict") or words[:2] in (
+            ["evaluate", "squad"],
+            ["evaluate", "task"],
+        )
         command = words[: 2 if nested else 1]
         try:
             main([*command, "--help"])

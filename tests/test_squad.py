@@ -98,6 +98,10 @@ def test_the_command_scores_without_a_model(tmp_path, capsys):
     (tmp_path / "odds.json").write_text('{"1": -3.5, "2": 2}')
     assert main([*command, "--null-odds", str(tmp_path / "odds.json")]) == 0
     assert json.loads(capsys.readouterr().out)["best_exact_thresh"] == -3.5
+    assert main([*command, "--null-threshold", "0.5"]) == 2
+    assert "--null-threshold is of odds: give --null-odds too" in capsys.readouterr().err
+    assert main(["evaluate", "--model", "nowhere", *command[1:]]) == 2
+    assert "predictions are scored without a model" in capsys.readouterr().err
     program = "import bertjax.squad, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
@@ -119,12 +123,25 @@ def test_ids_that_are_numbers_in_the_data_are_those_of_the_predictions(tmp_path,
         ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], ["x"], "not an object with names"),
         ([{"context": "x", "qas": [{"id": "1"}]}], {"1": "x"}, "is not a file of SQuAD with answers: .*'answers'"),
         ([], {"1": "x"}, "has no question"),
+        (
+            [{"context": "x", "qas": [{"id": 1, "answers": []}, {"id": "1", "answers": []}]}],
+            {"1": "x"},
+            "two questions have the id 1",
+        ),
+        ([{"context": "x", "qas": [{"id": "1", "answers": [{"text": 3}]}]}], {"1": "x"}, "question 1: an answer is no"),
     ],
 )
 def test_files_of_another_kind_are_named(tmp_path, capsys, paragraphs, predictions, says):
     assert main(files(tmp_path, paragraphs, predictions)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(says, line)
+
+
+def test_questions_without_answers_are_of_version_2_with_or_without_its_field(tmp_path, capsys):
+    none = {"id": "1", "question": "?", "answers": []}
+    assert main(files(tmp_path, [{"context": "cat", "qas": [none]}], {"1": ""})) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert (scores["exact"], scores["NoAns_exact"]) == (100.0, 100.0)
 
 
 @pytest.mark.skipif("BERTJAX_DATA" not in os.environ, reason="BERTJAX_DATA names no folder with published predictions")

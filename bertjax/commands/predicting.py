@@ -104,7 +104,7 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
     if options.text and options.input:
         raise InputError("texts come as arguments or from --input: give one of the two")
     if options.text:
-        yield from ((f"argument {number}", text) for number, text in enumerate(options.text, 1))
+        yield from ((f"argument {n}", _whole_characters(f"argument {n}", x)) for n, x in enumerate(options.text, 1))
         return
     where = options.input or "standard input"
     with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
@@ -114,9 +114,18 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
                     notes["byte order marks, removed"] += 1
                     line = line[1:]
                 notes["lines that end in CRLF, read like any"] += line.endswith("\r\n")
-                yield f"{where}:{number}", line.rstrip("\r\n")
+                yield f"{where}:{number}", _whole_characters(f"{where}:{number}", line.rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
+
+
+def _whole_characters(origin: str, text: str) -> str:
+    """Return a text. Raises InputError where bytes were no UTF-8, which Python then keeps as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{origin} is not UTF-8: convert it with iconv") from error
+    return text
 
 
 def _rows(options: argparse.Namespace) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
     squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="an answer for each id")
     squad.add_argument("--null-odds", type=Path, metavar="JSON",
                        help="how likely each id has no answer, by any number: adds the best thresholds")  # fmt: skip
-    squad.add_argument("--null-threshold", type=float, default=1.0, metavar="X",
+    squad.add_argument("--null-threshold", type=float, metavar="X",
                        help="odds above which an answer counts as none (default: 1.0, as officially)")  # fmt: skip
     takes_json(squad)
 
@@ -80,6 +80,8 @@ def _pretrain(options: argparse.Namespace) -> None:
         progress.say(str(stopped))
         options.exit_code = 128 + stopped.signal
         return
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; the checkpoints before it are kept in {options.workdir}") from error
     progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
 
 
@@ -104,6 +106,8 @@ def _finetune(options: argparse.Namespace) -> None:
         options.exit_code = 128 + stopped.signal
         return
     print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
+    if len(summary["failed"]) == len(summary["seeds"]):
+        options.exit_code = 1
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -156,8 +160,13 @@ def _evaluate_task(options: argparse.Namespace) -> None:
 def _evaluate_squad(options: argparse.Namespace) -> None:
     from bertjax.squad import read_answers, read_gold, score_predictions
 
+    if options.model is not None:
+        raise InputError("predictions are scored without a model: leave --model out")
+    if options.null_threshold is not None and options.null_odds is None:
+        raise InputError("--null-threshold is of odds: give --null-odds too, or leave it out")
     gold, predictions = read_gold(options.data), read_answers(options.predictions)
     if not gold.answers.keys() & predictions.keys():
         raise InputError(f"{options.predictions} answers no question of {options.data}: are they of another data set?")
     odds = read_answers(options.null_odds, float) if options.null_odds else None
-    print_result(options, score_predictions(gold, predictions, odds, threshold=options.null_threshold))
+    threshold = 1.0 if options.null_threshold is None else options.null_threshold
+    print_result(options, score_predictions(gold, predictions, odds, threshold=threshold))

@@ -131,7 +131,7 @@ class JsonLines:
             label = record[self.label] if self.label else ""
             if isinstance(label, list | dict | None):
                 raise InputError(f"{origin}: {self.label!r} is {label!r}: a label is a text or a number")
-            yield Texts(origin, texts, label if isinstance(label, str) else json.dumps(label))
+            yield Texts(origin, texts, label.strip() if isinstance(label, str) else json.dumps(label))
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,12 @@ class Squad:
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
+        seen: set[str] = set()
         for article in entries(path, json_file(path, notes), "data"):
             for paragraph in entries(path, article, "paragraphs"):
                 context = text_of(f"{path}", paragraph, "context")
                 for entry in entries(path, paragraph, "qas"):
-                    yield self._question(path, context, entry, notes)
+                    yield alone(self._question(path, context, entry, notes), seen)
 
     def _question(self, path: Path, context: str, entry: Any, notes: Notes) -> Question:
         need_columns(f"{path}", entry, ("id",))
@@ -209,8 +210,10 @@ class Squad:
         given = [] if entry.get("is_impossible") else entry.get("answers", [])
         try:
             answers = tuple(Answer(answer["text"], int(answer["answer_start"])) for answer in given)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise InputError(f"{origin}: an answer needs `text` and `answer_start`") from error
+        if not all(isinstance(answer.text, str) for answer in answers):
+            raise InputError(f"{origin}: an answer needs `text` and `answer_start`: its text is none")
         return self.checked(Question(origin, str(entry["id"]), question, context, answers, labelled), notes)
 
     def checked(self, question: Question, notes: Notes) -> Question:
@@ -240,6 +243,7 @@ class JsonQuestions:
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
+        seen: set[str] = set()
         for number, (origin, record) in enumerate(json_lines(path, notes), 1):
             need_columns(origin, record, (self.question, self.context, self.answer))
             context = text_of(origin, record, self.context)
@@ -247,11 +251,14 @@ class JsonQuestions:
             name = str(record.get("id", number))
             question = text_of(origin, record, self.question)
             labelled = bool(self.answer)
-            yield Squad(True).checked(Question(origin, name, question, context, answers, labelled), notes)
+            given = Question(origin, name, question, context, answers, labelled)
+            yield alone(Squad(True).checked(given, notes), seen)
 
     def _answers(self, origin: str, given: Any, context: str) -> tuple[Answer, ...]:
         match given:
-            case None | "":
+            case None:
+                return ()
+            case str() if not given.strip():
                 return ()
             case str():
                 return (Answer(given, context.find(given)),)
@@ -282,6 +289,14 @@ class LabelledFolders:
         if missing:
             raise InputError(f"{path} has no folder {missing[0]}: it needs one for each of {', '.join(self.labels)}")
         return [(label, file) for label in self.labels for file in files_of(path / label, "*.txt")]
+
+
+def alone(question: Question, seen: set[str]) -> Question:
+    """Return a question whose id is not among those `seen`, and add it. Raises InputError for one that is."""
+    if question.id in seen:
+        raise InputError(f"{question.origin}: another question has the id {question.id!r}: give each its own")
+    seen.add(question.id)
+    return question
 
 
 def without_breaks(text: str) -> str:

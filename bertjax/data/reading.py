@@ -123,7 +123,7 @@ def json_lines(path: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = _whole_characters(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(record, dict):
@@ -134,13 +134,23 @@ def json_lines(path: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
 def json_file(path: Path, notes: Notes) -> dict[str, Any]:
     """Read the object of a file."""
     try:
-        content = json.loads(whole_text(path, notes))
+        content = _whole_characters(json.loads(whole_text(path, notes)))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
         raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not an object with names: is this a file of another task?")
+    return content
+
+
+def _whole_characters(content: Any) -> Any:
+    """Return what JSON held. Raises ValueError where an escape is half a character, which a cut text may end with."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode()
+        raise ValueError(f"{half} is half a character: a text was cut inside of one") from error
     return content
 
 

@@ -30,6 +30,7 @@ from bertjax.data.tfds import Alternatives, Articles, Columns, Lettered, Questio
 from bertjax.errors import InputError
 
 Kind = Literal["classify", "regress", "tag", "span", "choice"]
+_LARGEST = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class Task:
         except ValueError as error:
             raise InputError(f"{origin}: {label!r} is no number, which task {self.name} predicts") from error
         low, high = self.scale or (-math.inf, math.inf)
-        if not (low <= value <= high and math.isfinite(value)):
+        if not (math.isfinite(value) and abs(value) < _LARGEST):
+            raise InputError(f"{origin}: {label} is not a number that float32 holds")
+        if not low <= value <= high:
             raise InputError(f"{origin}: {label} is outside {low:g} to {high:g}, the range of task {self.name}")
         return value
 
@@ -178,8 +181,10 @@ def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> It
         source, info = open_split(name, part.tfds, data_dir)
         for index in range(len(source)):
             for example in task.records.examples(f"{name}[{index}]", plain(source[index], info.features), notes):
-                # TFDS leaves out where documents begin, so every sentence is one.
-                yield example._replace(document=index) if isinstance(example, Words) else example
+                if isinstance(example, Words):
+                    notes["sentences read without their document, whose beginnings TFDS leaves out"] += 1
+                    example = example._replace(document=index)
+                yield example
 
 
 def _glue(
@@ -216,6 +221,8 @@ def own_task(kind: Kind, data: str, columns: tuple[str, ...], label: str) -> Tas
     of labels are those found in the training split, in order; the test split may lack its labels. Raises InputError
     where there is nothing to learn.
     """
+    if len({*columns, label}) <= len(columns):
+        raise InputError(f"columns {', '.join(columns)} and label {label}: a column is named twice")
     formats_of = _own_formats(kind, columns, label)
     endings = [ending for ending in formats_of if (Path(data) / f"train{ending}").is_file()]
     if not endings:

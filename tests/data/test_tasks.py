@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,12 @@ COPA = """<?xml version="1.0"?>
 COPA_RECORD = {"premise": "I fell.", "question": "cause", "choice1": "Rain.", "choice2": "Ice.", "label": 1}
 SWAG = ",video-id,fold-ind,startphrase,sent1,sent2,gold-source,ending0,ending1,ending2,ending3,label\n"
 ARC = {"question": {"stem": "Why?", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]}}
+
+
+def asked(*entries):
+    """Write a file of SQuAD with such questions."""
+    whole = [{"question": "Who?", "answers": [{"text": "A", "answer_start": 0}]} | entry for entry in entries]
+    return json.dumps({"data": [{"paragraphs": [{"context": "A.", "qas": whole}]}]})
 
 
 def write(folder, files):
@@ -162,6 +169,13 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("copa", {"train.jsonl": json.dumps(COPA_RECORD | {"label": "1"})}, "train.jsonl:1: the label is '1', not 0"),
         ("swag", {"train.csv": SWAG + "0,v,1,s,x,he,gold,a,b,c,d,\u00b2\n"}, "train.csv:2: the right option is"),
         ("swag", {"train.csv": SWAG + "0,v,1,s,x,he,gold,a,,c,d,0\n"}, "train.csv:2: 4 options, or an empty one"),
+        ("squad", {"train-v1.1.json": '{"data": [{"paragraphs": [{"context": "A\\ud83d"}]}]}'},
+         "cannot be read as JSON: .*ud83d is half a character"),
+        ("squad", {"train-v1.1.json": asked({"id": "1"}, {"id": 1})}, "another question has the id '1'"),
+        ("squad", {"train-v1.1.json": asked({"id": "1", "answers": [{"text": None, "answer_start": 0}]})},
+         "question 1: an answer needs `text` and `answer_start`"),
+        ("squad", {"train-v1.1.json": asked({"id": "1", "answers": [{"text": "A", "answer_start": math.inf}]})},
+         "question 1: an answer needs `text` and `answer_start`"),
         ("squad", {"train-v1.1.json": '{"data": ' + "[" * 200_000}, "train-v1.1.json:1: cannot be read as JSON"),
     ],
 )  # fmt: skip
@@ -176,11 +190,13 @@ def test_labels_have_the_names_and_the_numbers_of_the_task():
     with pytest.raises(InputError, match=r"f:3: unknown label '2', task sst2 has 0, 1: a file of another task"):
         find_task("sst2").number("f:3", "2")
     assert find_task("stsb").value("", "3.200") == 3.2
-    for label, says in (("high", "'high' is no number"), ("7.5", "outside 0 to 5"), ("nan", "outside")):
+    not_held = "nan is not a number that"
+    for label, says in (("high", "'high' is no number"), ("7.5", "outside 0 to 5"), ("nan", not_held)):
         with pytest.raises(InputError, match=says):
             find_task("stsb").value("f:3", label)
-    with pytest.raises(InputError, match="outside -inf to inf"):
-        replace(find_task("stsb"), scale=None).value("f:3", "inf")
+    for label in ("inf", "1e300"):
+        with pytest.raises(InputError, match=f"f:3: {label} is not a number that float32 holds"):
+            replace(find_task("stsb"), scale=None).value("f:3", label)
 
 
 def test_every_task_of_the_table_is_a_description():
@@ -268,12 +284,21 @@ def test_a_task_of_ones_own_needs_labels_and_its_columns(tmp_path):
         own_task("classify", folder, ("text",), "tone")
     with pytest.raises(InputError, match="no column 'words'"):
         own_task("classify", folder, ("words",), "tone")
+    for twice in (("text", "tone"), ("tone",), ("text", "text")):
+        with pytest.raises(InputError, match="label tone: a column is named twice"):
+            own_task("classify", folder, twice, "tone")
     with pytest.raises(InputError, match="3 columns of text"):
         own_task("classify", folder, ("a", "b", "c"), "tone")
     with pytest.raises(InputError, match=r"1 columns .foo.: name that of questions and of contexts"):
         own_task("span", folder, ("foo",), "bar")
     with pytest.raises(InputError, match="no columns: name that of the context"):
         own_task("choice", folder, (), "bar")
+
+
+def test_labels_of_json_lines_are_stripped_as_those_of_tables(tmp_path):
+    lines = [json.dumps({"text": "a", "tone": tone}) for tone in ("pos", "pos ", "neg", " ")]
+    task = own_task("classify", write(tmp_path, {"train.jsonl": "\n".join(lines)}), ("text",), "tone")
+    assert task.labels == ("neg", "pos")
 
 
 def test_a_header_in_the_middle_of_a_table_is_no_row(tmp_path):
