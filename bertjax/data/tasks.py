@@ -83,11 +83,11 @@ class Task:
         raise InputError(f"task {self.name} has no split {split!r}: it has {', '.join(p.split for p in self.parts)}")
 
     def number(self, origin: str, label: str) -> int:
-        """Number a label, by its name or as the files spell it. Raises InputError for one that is unknown."""
-        for names in (self.spelled, self.labels):
-            if label in names:
-                return names.index(label)
-        known = ", ".join(self.spelled or self.labels)
+        """Number a label as the files spell it. Raises InputError for one that is unknown, or of a task with names."""
+        names = self.spelled or self.labels
+        if label in names:
+            return names.index(label)
+        known = ", ".join(names)
         raise InputError(f"{origin}: unknown label {label!r}, task {self.name} has {known}: a file of another task?")
 
     def value(self, origin: str, label: str) -> float:
@@ -181,6 +181,8 @@ def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> It
         source, info = open_split(name, part.tfds, data_dir)
         for index in range(len(source)):
             for example in task.records.examples(f"{name}[{index}]", plain(source[index], info.features), notes):
+                if isinstance(example, Texts) and task.spelled and example.label in task.labels:
+                    example = example._replace(label=task.spelled[task.labels.index(example.label)])
                 if isinstance(example, Words):
                     notes["sentences read without their document, whose beginnings TFDS leaves out"] += 1
                     example = example._replace(document=index)

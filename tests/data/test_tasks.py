@@ -185,7 +185,10 @@ def test_what_cannot_be_read_is_an_error_with_its_place(tmp_path, name, files, s
 
 
 def test_labels_have_the_names_and_the_numbers_of_the_task():
-    assert [find_task("sst2").number("", label) for label in ("0", "1", "positive")] == [0, 1, 1]
+    assert [find_task("sst2").number("", label) for label in ("0", "1")] == [0, 1]
+    for task, label in (("wnli", "entailment"), ("sst2", "positive")):  # the files of RTE have the columns of WNLI's
+        with pytest.raises(InputError, match=f"unknown label '{label}', task {task} has 0, 1: a file of another task"):
+            find_task(task).number("f:2", label)
     assert find_task("mnli").number("", "entailment") == 1
     with pytest.raises(InputError, match=r"f:3: unknown label '2', task sst2 has 0, 1: a file of another task"):
         find_task("sst2").number("f:3", "2")
@@ -342,6 +345,9 @@ def test_tfds_gives_the_same_examples(monkeypatch):
         ("copa", "super_glue/copa", "train", ("premise", "choice1", "choice2", "question"), ["choice1", "choice2"],
          (b"I fell.", b"It rained.", b"I slipped.", b"cause", 1),
          Choice("", "I fell. What was the cause of this?", ("It rained.", "I slipped."), 1)),
+        # TFDS names what the files number.
+        ("sst2", "glue/sst2", "train", ("sentence",), ["negative", "positive"], (b"Fine.", 1),
+         Texts("", ("Fine.",), "1")),
         # The labels of GLUE's test sets are secret: -1.
         ("ax", "glue/ax", "test", ("premise", "hypothesis"), ["entailment", "neutral", "contradiction"],
          (b"A cat sat.", b"It sat.", -1), Texts("", ("A cat sat.", "It sat."))),
