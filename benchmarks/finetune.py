@@ -47,8 +47,8 @@ CLASSES = {
 
 def tuning_of(options: argparse.Namespace) -> Any:
     """Describe the fine-tuning of both sides."""
-    from bertjax.data.tasks import find_task
-    from bertjax.recipe import FineTuning, Recipe
+    from bertjax.finetuning.recipe import FineTuning, Recipe
+    from bertjax.tasks.table import find_task
 
     recipe = Recipe(**SETTINGS[options.task], steps=options.steps, warmup=0.1)
     return FineTuning(find_task(options.task), options.data, options.model, recipe, seeds=1)
@@ -56,11 +56,11 @@ def tuning_of(options: argparse.Namespace) -> Any:
 
 def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
     """Fine-tune through `fit` and send what came out."""
-    from bertjax.finetune import experiment_of, prepare
-    from bertjax.judge import judged
-    from bertjax.model import load
-    from bertjax.report import Progress
-    from bertjax.results import timing
+    from bertjax.checkpoints.trained import load
+    from bertjax.finetuning.results import timing
+    from bertjax.finetuning.run import experiment_of, prepare
+    from bertjax.run.writers import Progress
+    from bertjax.tasks.scoring import judged
     from bertjax.train import fit
 
     tuning, progress, spent = tuning_of(options), Progress(every_seconds=60), [0.0]
@@ -95,12 +95,12 @@ def run_torch(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
     import torch
     import transformers
 
+    from bertjax.checkpoints.trained import load
     from bertjax.data.source import training_batches
     from bertjax.data.tokenizer import save_tokenizer
-    from bertjax.finetune import experiment_of, prepare
-    from bertjax.judge import judged
-    from bertjax.model import load
-    from bertjax.report import Progress
+    from bertjax.finetuning.run import experiment_of, prepare
+    from bertjax.run.writers import Progress
+    from bertjax.tasks.scoring import judged
 
     tuning = tuning_of(options)
     recipe, kind = tuning.recipe, tuning.task.kind

@@ -84,7 +84,7 @@ def parts(size: str, shape: tuple[int, int], calls: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from bertjax import layers
+    from bertjax.models import layers
 
     s, (B, L), key = SIZES[size], shape, jax.random.key(0)
     x_BLD, h_BLF = (jax.random.normal(key, (B, L, s[name])) for name in ("D", "F"))

@@ -97,7 +97,8 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace) -> None:
     import jax
     import jax.numpy as jnp
 
-    from bertjax.optim import BertLinear, Optimizer
+    from bertjax.optim.optimizer import Optimizer
+    from bertjax.optim.schedules import BertLinear
     from bertjax.train import State, train_step
     from bertjax.types import total
 

@@ -14,28 +14,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bertjax import infer as infer
+    from bertjax.checkpoints.export import save_hf as save_hf
+    from bertjax.checkpoints.trained import load as load
     from bertjax.config import Experiment as Experiment
     from bertjax.config import Phase as Phase
     from bertjax.config import load_experiment as load_experiment
     from bertjax.data.tokenizer import load_tokenizer as load_tokenizer
-    from bertjax.export import save_hf as save_hf
-    from bertjax.infer import embed as embed
+    from bertjax.inference import checked as infer
+    from bertjax.inference.checked import embed as embed
     from bertjax.masking import Masking as Masking
     from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
     from bertjax.masking import permute as permute
-    from bertjax.model import load as load
     from bertjax.models.deberta import DeBERTa as DeBERTa
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
+    from bertjax.models.positions import Rotary as Rotary
     from bertjax.models.xlnet import XLNet as XLNet
     from bertjax.objectives.distil import Distillation as Distillation
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
     from bertjax.objectives.sift import SiFT as SiFT
-    from bertjax.positions import Rotary as Rotary
     from bertjax.train import fit as fit
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
@@ -51,17 +51,17 @@ _HOMES = {
     "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",
     "ReplacedTokenDetection": "bertjax.objectives.rtd",
-    "Rotary": "bertjax.positions",
+    "Rotary": "bertjax.models.positions",
     "SiFT": "bertjax.objectives.sift",
     "XLNet": "bertjax.models.xlnet",
-    "embed": "bertjax.infer",
+    "embed": "bertjax.inference.checked",
     "fit": "bertjax.train",
-    "load": "bertjax.model",
+    "load": "bertjax.checkpoints.trained",
     "load_experiment": "bertjax.config",
     "load_tokenizer": "bertjax.data.tokenizer",
     "mask_tokens": "bertjax.masking",
     "permute": "bertjax.masking",
-    "save_hf": "bertjax.export",
+    "save_hf": "bertjax.checkpoints.export",
 }
 
 __all__ = [*_HOMES, "infer"]
@@ -69,7 +69,7 @@ __all__ = [*_HOMES, "infer"]
 
 def __getattr__(name: str) -> Any:
     if name == "infer":
-        return importlib.import_module("bertjax.infer")
+        return importlib.import_module("bertjax.inference.checked")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bertjax' has no attribute {name!r}")

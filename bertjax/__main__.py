@@ -2,6 +2,6 @@
 
 import sys
 
-from bertjax.cli import main
+from bertjax.commands.main import main
 
 sys.exit(main())

@@ -10,7 +10,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import json
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bertjax.data.source import Rows
+from bertjax.description import field_names
 from bertjax.errors import InputError
-from bertjax.optim import Optimizer
-from bertjax.sharding import ROWS_ALONE, Layout
+from bertjax.optim.optimizer import Optimizer
+from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
 from bertjax.types import Objective
 
 
@@ -38,11 +38,11 @@ class Phase:
             raise ValueError(f"steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}: all ≥ 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts")
-        together = self.rows.together
-        if self.batch_size // self.accumulate % together:
+        group_size = self.rows.group_size
+        if self.batch_size // self.accumulate % group_size:
             raise ValueError(
-                f"batch_size={self.batch_size} in {self.accumulate} parts: these rows come in groups of {together} "
-                f"(both directions of a text): use a multiple of {together * self.accumulate}"
+                f"batch_size={self.batch_size} in {self.accumulate} parts: these rows come in groups of {group_size} "
+                f"(both directions of a text): use a multiple of {group_size * self.accumulate}"
             )
 
 
@@ -86,7 +86,9 @@ class Experiment:
     phases: tuple[Phase, ...]
     seed: int = 0
     init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
-    mesh: Layout = ROWS_ALONE  # how devices share the work, `mesh=fsdp:8,tensor:2`; numbers change by rounding alone
+    mesh: MeshShape = (
+        DATA_PARALLEL  # how devices share the work, `mesh=fsdp:8,tensor:2`; numbers change by rounding alone
+    )
     run: Run = Run()
 
     def __post_init__(self) -> None:
@@ -192,12 +194,6 @@ def _unknown(key: str, known: Sequence[str], owner: str) -> str:
     return f"unknown override {key!r} of {owner}; {hint}"
 
 
-def field_names(value: Any) -> list[str]:
-    """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
-    names = [field.name for field in dataclasses.fields(value)]
-    return [name for name in names if name not in ("parent", "name")] if "parent" in names else names
-
-
 _Override = tuple[list[str], str, str]
 """(the keys that lead to a field, the text to set it to, all of what the user wrote)"""
 
@@ -264,50 +260,5 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     int: int,
     float: float,
     str: str,
-    Layout: Layout.parse,
+    MeshShape: MeshShape.parse,
 }
-
-
-def to_json(value: Any) -> Any:
-    """Describe `value` with JSON types: dataclasses and functions by their names, tuples as lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
-        return {"type": name} | {field: to_json(getattr(value, field)) for field in field_names(value)}
-    if isinstance(value, tuple):
-        return [to_json(item) for item in value]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return {"function": f"{value.__module__}.{value.__qualname__}"}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise InputError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
-
-
-def from_json(value: Any) -> Any:
-    """Rebuild what `to_json` described. Only dataclasses and functions of bertjax are; others raise InputError."""
-    if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    name = value.get("type") or value.get("function") or ""
-    module, _, attribute = name.rpartition(".")
-    if not name.startswith("bertjax."):
-        raise InputError(f"cannot rebuild {name!r}: only parts of bertjax itself are, so load it with its own code")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"this version of bertjax has no {name!r}") from error
-    described = inspect.isfunction if "function" in value else _is_description
-    if not described(found) or found.__module__ != module:
-        raise InputError(f"{name!r} is not something that an experiment is made of")
-    if "function" in value:
-        return found
-    return found(**{key: from_json(item) for key, item in value.items() if key != "type"})
-
-
-def _is_description(found: Any) -> bool:
-    return isinstance(found, type) and dataclasses.is_dataclass(found)
-
-
-def dump(value: Any) -> str:
-    """Write `to_json(value)` as indented text."""
-    return json.dumps(to_json(value), indent=1)

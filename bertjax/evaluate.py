@@ -8,7 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.random import stream
-from bertjax.sharding import gathered, place_batch, replicated, stored_shardings
+from bertjax.sharding.collectives import gather_params
+from bertjax.sharding.mesh import place_batch, replicated
+from bertjax.sharding.placement import storage_shardings
 from bertjax.types import Batch, Metrics, Objective, Params
 
 Evaluate = Callable[[Params, Iterable[dict[str, np.ndarray]]], dict[str, float]]
@@ -24,12 +26,12 @@ def evaluator(objective: Objective, mesh: Mesh, rows: int) -> Evaluate:
     rng = stream(0, "evaluate")
 
     def metrics(params: Params, batch: Batch) -> Metrics:
-        return objective.loss(gathered(params), batch, rng, train=False)[1]
+        return objective.loss(gather_params(params), batch, rng, train=False)[1]
 
     score = jax.jit(metrics, out_shardings=replicated(mesh))
 
     def evaluate(params: Params, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
-        params = jax.device_put(params, stored_shardings(mesh, params))
+        params = jax.device_put(params, storage_shardings(mesh, params))
         sums: dict[str, Any] = {}
         weights: dict[str, float] = {}
         for batch in batches:

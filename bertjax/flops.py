@@ -9,11 +9,10 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from bertjax.data.source import OwnData, Rows, feature_shape
+from bertjax.data.source import LabelledRows, Rows, feature_shape
 from bertjax.errors import InputError
-from bertjax.optim import EVERYTHING
-from bertjax.rules import Rules, match
-from bertjax.topology import CHIPS
+from bertjax.machine.topology import CHIPS
+from bertjax.rules import EVERYTHING, Rules, match
 from bertjax.types import Objective, Params
 
 # Dense bfloat16 TFLOP/s of one JAX device, by `device_kind`; of GPUs from the vendor's data sheets.
@@ -128,7 +127,7 @@ def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dic
 
 def row_shapes(rows: Rows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe the batches of rows; of rows in buckets, the longest."""
-    if isinstance(rows, OwnData):
+    if isinstance(rows, LabelledRows):
         padding = rows.padding(batch_size)
         return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in padding.items()}
     return batch_shapes(batch_size, rows.length, rows.features)

@@ -10,7 +10,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from bertjax.sharding import first_row
+from bertjax.sharding.collectives import first_row
 from bertjax.types import Array, Batch, Key
 
 

@@ -12,6 +12,14 @@ import jax
 
 Rules = tuple[tuple[str, Any], ...]
 
+NOT_NORM_NOR_BIAS: Rules = ((r"(^|/)(scale|bias)$", False), (r".*", True))
+"""True for kernels and tables: BERT's set of decayed parameters, and what LAMB adapts."""
+
+EVERYTHING: Rules = ((r".*", True),)
+
+STACKED: Rules = ((r"(^|/)layers/", True), (r".*", False))
+"""True for parameters with a leading axis of layers: each slice of it is a tensor of its own."""
+
 
 def name_of(path: tuple[Any, ...]) -> str:
     """Join the keys of a tree path with slashes."""

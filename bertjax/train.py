@@ -20,25 +20,35 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from bertjax import checkpoint
-from bertjax.config import Experiment, Phase, to_json
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.warm_start import Start, warm_start
+from bertjax.config import Experiment, Phase
 from bertjax.data.records import corpus_tokenizer, manifest_digest, read_manifest
-from bertjax.data.source import Corpus, Noting, OwnData, Rows, Source, evaluation_batches, training_batches
+from bertjax.data.source import (
+    Corpus,
+    LabelledRows,
+    ReportsDataIssues,
+    Rows,
+    Source,
+    evaluation_batches,
+    training_batches,
+)
 from bertjax.data.tokenizer import Tokenizer, fingerprint
+from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, row_shapes
-from bertjax.optim import EVERYTHING
-from bertjax.processes import agree, failing_together, first, versions
-from bertjax.profile import Profile
 from bertjax.random import stream
-from bertjax.report import Progress
-from bertjax.rules import Rules, joined, name_of, split
-from bertjax.sharding import added_up, by_copy, gathered, held_rows, place_batch, replicated, stored_shardings
+from bertjax.rules import EVERYTHING, Rules, joined, name_of, split
+from bertjax.run.metrics import Watch, due
+from bertjax.run.processes import agree, failing_together, first, versions
+from bertjax.run.profiler import Profile
+from bertjax.run.workdir import claimed, lock_text, record_experiment
+from bertjax.run.writers import Progress
+from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
+from bertjax.sharding.mesh import held_rows, place_batch, replicated
+from bertjax.sharding.placement import storage_shardings
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
-from bertjax.warm_start import Start, warm_start
-from bertjax.watch import Watch, due
-from bertjax.workdir import claimed, lock_text, record_experiment
 
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 
@@ -85,7 +95,7 @@ def train_step(
     params, frozen = split(trained, state.params)
 
     def whole(params: Params, batch: Batch, rng: Key) -> tuple[Array, Metrics]:
-        return loss(gathered(joined(params, frozen)), batch, rng)
+        return loss(gather_params(joined(params, frozen)), batch, rng)
 
     if parts == 1:
         grads, metrics = jax.grad(whole, has_aux=True)(params, batch, rng)
@@ -100,7 +110,7 @@ def train_step(
     return State(state.step + 1, params, opt), metrics
 
 
-def with_rate(step: Step, rate: Callable[[Array], Array]) -> Step:
+def with_loop_metrics(step: Step, rate: Callable[[Array], Array]) -> Step:
     """Add the learning rate that a step uses to its metrics, and whether some process was asked to `stop`.
 
     That comes in with the rows of each process, where there are several, so that all learn it of the same step.
@@ -124,7 +134,7 @@ def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
 
     after = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(experiment, mesh))
     return jax.jit(
-        with_rate(step, experiment.optimizer.learning_rate),
+        with_loop_metrics(step, experiment.optimizer.learning_rate),
         donate_argnums=0,
         out_shardings=(after, replicated(mesh)),
     )
@@ -135,7 +145,7 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
     phase = experiment.phases[0]
     params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
-    places = stored_shardings(mesh, params)
+    places = storage_shardings(mesh, params)
     opt = jax.eval_shape(tx.init, split(trained, params)[0])
     opt_places = optax.tree.map_params(
         tx, lambda _, place: place, opt, split(trained, places)[0], transform_non_params=lambda _: replicated(mesh)
@@ -156,7 +166,7 @@ def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, par
     Each micro-batch has random draws of its own. Each copy of the parameters adds up the gradient of its own rows; over
     copies they are summed once, after the last micro-batch.
     """
-    return by_copy(partial(_accumulated, loss, parts))(params, batch, rng)
+    return per_replica(partial(_accumulated, loss, parts))(params, batch, rng)
 
 
 def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key) -> tuple[Params, Metrics]:
@@ -168,7 +178,7 @@ def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key)
         metrics = loss(params, *part)[1]
         return {name: mean.weight for name, mean in metrics.items() if name.startswith("loss/")}
 
-    weights = added_up(jax.tree.map(jnp.sum, jax.lax.map(weigh, inputs)))
+    weights = psum_replicas(jax.tree.map(jnp.sum, jax.lax.map(weigh, inputs)))
 
     def share(params: Params, part: tuple[Batch, Key]) -> tuple[Array, Metrics]:
         metrics = loss(params, *part)[1]
@@ -180,7 +190,7 @@ def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key)
 
     shapes = jax.eval_shape(jax.grad(share, has_aux=True), params, jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    found: tuple[Params, Metrics] = added_up(jax.lax.scan(add, zeros, inputs)[0])
+    found: tuple[Params, Metrics] = psum_replicas(jax.lax.scan(add, zeros, inputs)[0])
     return found
 
 
@@ -328,7 +338,7 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     exceed one of the objective's (any field V).
     """
     rows = experiment.phases[0].rows
-    if isinstance(rows, OwnData):
+    if isinstance(rows, LabelledRows):
         return _check_own(experiment, rows)
     folders = [phase.rows.corpus for phase in experiment.phases]
     manifests = [read_manifest(folder) for folder in folders]
@@ -345,12 +355,12 @@ def check_corpora(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     return tokenizer, [manifest_digest(folder) for folder in folders]
 
 
-def _check_own(experiment: Experiment, rows: OwnData) -> tuple[Tokenizer, list[str]]:
+def _check_own(experiment: Experiment, rows: LabelledRows) -> tuple[Tokenizer, list[str]]:
     """Do the same for rows of labelled data, which all phases must have."""
     tokenizer = rows.load_tokenizer()
     digests = []
     for phase in experiment.phases:
-        if not isinstance(phase.rows, OwnData):
+        if not isinstance(phase.rows, LabelledRows):
             raise InputError(f"rows of a task and of the corpus {phase.rows.corpus} do not mix: run them one by one")
         if fingerprint(phase.rows.load_tokenizer()) != fingerprint(tokenizer):
             raise InputError("the phases have different tokenizers: use one for all")
@@ -438,7 +448,7 @@ def _start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start
 def opened(rows: Rows, split: str, progress: Progress) -> Source:
     """Open a split, and say what was treated in its data, how often."""
     source = rows.open(split)
-    if isinstance(source, Noting):
+    if isinstance(source, ReportsDataIssues):
         for what, count in source.notes.items():
             progress.say(f"{rows.corpus}, {split}: {count:,} {what}")
     return source
@@ -447,7 +457,7 @@ def opened(rows: Rows, split: str, progress: Progress) -> Source:
 def _held_out(phase: Phase, held: np.ndarray, progress: Progress) -> Callable[[], Iterator[dict[str, Any]]] | None:
     """Make a function that reads the held-out split of a phase from its start; None, with a notice, without one."""
     size = phase.batch_size // phase.accumulate
-    if isinstance(phase.rows, OwnData):
+    if isinstance(phase.rows, LabelledRows):
         if "validation" not in phase.rows.splits():
             progress.say(f"{phase.rows.corpus} has no validation split: no evaluation")
             return None

@@ -33,7 +33,7 @@ Batch = Mapping[str, Array]
     backward     i32 [B]     1 where a row holds its text from its end to its beginning
     example      u32 [B]     which example this is; names its random draws
 
-A batch of a task (bertjax/data/supervised.py) has tokens, mask, types, example and, where they are known, labels:
+A batch of a task (bertjax/tasks/rows.py) has tokens, mask, types, example and, where they are known, labels:
 
     labels       i32 [B]     the class of a row, or f32 [B] its number
                  i32 [B, L]  the tag of a word at its first piece, -1 at all that is not scored

@@ -19,11 +19,12 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.pairs import SentenceOrderPairs
 from bertjax.data.records import read_manifest
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import gelu_tanh
 from bertjax.masking import Masking, ngrams
 from bertjax.models.encoder import Encoder
+from bertjax.models.layers import gelu_tanh
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import BertLinear, lamb
+from bertjax.optim.optimizer import lamb
+from bertjax.optim.schedules import BertLinear
 
 SIZES = {
     "base": {"N": 12, "D": 768, "H": 12, "F": 3072},

@@ -20,11 +20,12 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import read_manifest
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.kernels import fused_attend
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
+from bertjax.models.kernels import fused_attend
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import BertLinear, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import BertLinear
 
 SIZES = {
     "tiny": {"N": 2, "D": 128, "H": 2, "F": 512},

@@ -12,10 +12,10 @@ ARC have no recipe of these authors: they take that of the family's RACE, in sma
 
 from typing import Literal
 
-from bertjax.data.tasks import find_task
-from bertjax.families import family_of
-from bertjax.optim import BertLinear, Polynomial
-from bertjax.recipe import FineTuning, Recipe
+from bertjax.finetuning.families import family_of
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.optim.schedules import BertLinear, Polynomial
+from bertjax.tasks.table import find_task
 
 
 def fixed(peak: float, warmup: int, total: int) -> Polynomial:

@@ -21,12 +21,13 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import Normal
 from bertjax.masking import Masking
+from bertjax.models.layers import Normal
 from bertjax.models.modern import Modern, Norms, tied_head
+from bertjax.models.positions import ScaledSinusoids
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import Optimizer, Triangle
-from bertjax.positions import ScaledSinusoids
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Triangle
 
 PUBLISHED = Vocabulary(32768, pad=0, unk=1, cls=2, sep=3, mask=4)
 

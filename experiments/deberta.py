@@ -29,7 +29,8 @@ from bertjax.masking import Masking, ngrams
 from bertjax.models.deberta import DeBERTa
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
-from bertjax.optim import Polynomial, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import Polynomial
 
 BASE, LARGE = {"N": 12, "D": 768, "H": 12, "F": 3072}, {"N": 24, "D": 1024, "H": 16, "F": 4096}
 WIDE = {"N": 24, "D": 1536, "H": 24, "F": 6144}

@@ -22,15 +22,16 @@ count^-0.7 (a corpus does not say how often its pieces occur).
 import dataclasses
 from typing import Literal
 
+from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.masking import Masking
-from bertjax.model import load
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation
-from bertjax.optim import Optimizer, Polynomial
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Polynomial
 
 UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 CASED = Vocabulary(28996, pad=0, unk=100, cls=101, sep=102, mask=103)

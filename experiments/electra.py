@@ -23,16 +23,17 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.segments import Segments
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import GlorotUniform
 from bertjax.masking import Masking, mask_tokens, mask_with_replacement
 from bertjax.models.encoder import Encoder
+from bertjax.models.layers import GlorotUniform
 from bertjax.objectives.rtd import (
     DisentangledEmbeddings,
     ReplacedTokenDetection,
     SeparateEmbeddings,
     SharedEmbeddings,
 )
-from bertjax.optim import ElectraLinear, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import ElectraLinear
 
 # The discriminator; the generator's width and heads as a share of its; rows, their length, steps, rate, share masked.
 SIZES = {

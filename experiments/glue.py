@@ -21,10 +21,10 @@ import dataclasses
 from functools import partial
 from typing import Any, Literal
 
-from bertjax.data.tasks import find_task
-from bertjax.families import family_of
-from bertjax.optim import BertLinear, Cosine, ElectraLinear
-from bertjax.recipe import FineTuning, Recipe
+from bertjax.finetuning.families import family_of
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.optim.schedules import BertLinear, Cosine, ElectraLinear
+from bertjax.tasks.table import find_task
 
 
 def half_cosine(peak: float, warmup: int, total: int) -> Cosine:

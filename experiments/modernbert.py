@@ -27,12 +27,13 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import PackedDocuments
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import TruncatedNormal
 from bertjax.masking import Masking
+from bertjax.models.layers import TruncatedNormal
 from bertjax.models.modern import Modern
+from bertjax.models.positions import Rotary
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import Restarting, WarmupStableDecay, one_minus_sqrt, stable_adamw
-from bertjax.positions import Rotary
+from bertjax.optim.optimizer import stable_adamw
+from bertjax.optim.schedules import Restarting, WarmupStableDecay, one_minus_sqrt
 
 
 class Recipe(NamedTuple):

@@ -18,12 +18,14 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import DocumentSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import Normal
 from bertjax.masking import Masking
+from bertjax.models.layers import Normal
 from bertjax.models.modern import Biases, Modern, Norms, post_norm
+from bertjax.models.positions import Alibi
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import EVERYTHING, Optimizer, Polynomial
-from bertjax.positions import Alibi
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Polynomial
+from bertjax.rules import EVERYTHING
 
 PUBLISHED = Vocabulary(30528, pad=0, unk=100, cls=101, sep=102, mask=103)  # 30522, up to a multiple of 64
 

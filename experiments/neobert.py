@@ -21,11 +21,13 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import DocumentSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.layers import Uniform, rms_norm, silu
 from bertjax.masking import Masking
+from bertjax.models.layers import Uniform, rms_norm, silu
 from bertjax.models.modern import Modern, Norms, untied_head
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import EVERYTHING, Cosine, Optimizer
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Cosine
+from bertjax.rules import EVERYTHING
 
 UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 STAGES = {"pretrain": (1_000_000, 2048, 1024), "extend": (50_000, 512, 4096)}  # steps, rows, length

@@ -11,9 +11,9 @@ ending. The numbers are BERT's for GLUE, in one setting for all; set what you ne
 
 from typing import Literal
 
-from bertjax.data.tasks import own_task
-from bertjax.recipe import FineTuning, Recipe
-from bertjax.spans import electra_span_head, xlnet_span_head
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.models.span_heads import electra_span_head, xlnet_span_head
+from bertjax.tasks.table import own_task
 
 HEADS = {"plain": None, "xlnet": xlnet_span_head, "electra": electra_span_head}  # of spans
 

@@ -18,12 +18,14 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.kernels import fused_attend
-from bertjax.layers import Normal
 from bertjax.masking import Masking, stochastically_rounded
 from bertjax.models.encoder import Encoder
+from bertjax.models.kernels import fused_attend
+from bertjax.models.layers import Normal
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import EVERYTHING, Optimizer, Polynomial
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Polynomial
+from bertjax.rules import EVERYTHING
 
 SIZES = {
     "base": {"N": 12, "D": 768, "H": 12, "F": 3072},

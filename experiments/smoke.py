@@ -13,11 +13,12 @@ learning, no dropout, masks redrawn at every step.
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import read_manifest
-from bertjax.layers import TruncatedNormal
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
+from bertjax.models.layers import TruncatedNormal
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import ElectraLinear, Optimizer
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import ElectraLinear
 
 
 def experiment(data: str, steps: int = 3500, batch_size: int = 32, length: int = 64) -> Experiment:

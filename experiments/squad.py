@@ -16,11 +16,11 @@ Adam undoes; windows move in word pieces (`stride`), and those without the answe
 
 from typing import Literal
 
-from bertjax.data.tasks import find_task
-from bertjax.families import family_of
-from bertjax.optim import BertLinear, ElectraLinear
-from bertjax.recipe import FineTuning, Recipe
-from bertjax.spans import electra_span_head, xlnet_span_head
+from bertjax.finetuning.families import family_of
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.models.span_heads import electra_span_head, xlnet_span_head
+from bertjax.optim.schedules import BertLinear, ElectraLinear
+from bertjax.tasks.table import find_task
 
 RECIPES = {
     "bert": Recipe(3e-5, 24, epochs=2, length=384, schedule=BertLinear),

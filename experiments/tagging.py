@@ -11,10 +11,10 @@ Deviations: Adam corrects its bias; a linear layer without the CRF that some add
 
 from typing import Literal
 
-from bertjax.data.tasks import find_task
-from bertjax.families import family_of
-from bertjax.optim import BertLinear
-from bertjax.recipe import FineTuning, Recipe
+from bertjax.finetuning.families import family_of
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.optim.schedules import BertLinear
+from bertjax.tasks.table import find_task
 
 BERT = Recipe(5e-5, 32, epochs=3, length=128, schedule=BertLinear)
 RECIPES = {

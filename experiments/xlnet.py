@@ -23,7 +23,8 @@ from bertjax.data.windows import Windows
 from bertjax.masking import Permutation
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.plm import PermutationLM
-from bertjax.optim import Polynomial, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import Polynomial
 
 SIZES = {
     "tiny": {"N": 4, "D": 128, "H": 2, "F": 512},  # not published: for a CPU

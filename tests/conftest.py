@@ -23,6 +23,7 @@ import pytest
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import Document, split_sentences
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
+from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same small programs are compiled again and again: keep them for the session.
@@ -64,6 +65,14 @@ def wordpiece_files() -> dict[str, bytes]:
     letters = "abcdefghijklmnopqrstuvwxyz.,'-"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *WORDS]
     return {"vocab.txt": "\n".join(dict.fromkeys(pieces)).encode()}
+
+
+def with_spaces_in_pieces(kind):
+    """Train a tokenizer whose pieces carry the space before them."""
+    rng = np.random.default_rng(0)
+    lines = [f"The {' '.join(rng.choice(WORDS, 9))} is it (the man). time good" for _ in range(400)]
+    train, size = {"bpe": (train_byte_level_bpe, 330), "unigram": (train_unigram, 90)}[kind]
+    return tokenizer_from_files(train(iter(lines), size, False), origin="made")
 
 
 @pytest.fixture(scope="session")

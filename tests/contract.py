@@ -5,12 +5,15 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import layers
-from bertjax.heads import PairHead, TokenHead, TransformedHead
 from bertjax.masking import Masking, Permutation, mask_with_replacement, ngrams, spans, stochastically_rounded, words
+from bertjax.models import layers
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, TokenHead, TransformedHead
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
+from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids
+from bertjax.models.published import Published
+from bertjax.models.span_heads import electra_span_head
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised as labelled
 from bertjax.objectives.distil import Distillation
@@ -19,9 +22,6 @@ from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
 from bertjax.objectives.sift import SiFT
 from bertjax.objectives.supervised import BeamSpans, Supervised
-from bertjax.positions import Alibi, Rotary, ScaledSinusoids
-from bertjax.published import Published
-from bertjax.spans import electra_span_head
 
 V, SPECIALS = 200, (1, 2)  # ids: padding 0, [CLS] 1, [SEP] 2, [MASK] 3
 B, L = 8, 32

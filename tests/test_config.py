@@ -5,12 +5,14 @@ import sys
 
 import pytest
 
-from bertjax import config, layers
-from bertjax.config import Experiment, Phase, dump, from_json, load_experiment, to_json
+from bertjax import config
+from bertjax.config import Experiment, Phase, load_experiment
 from bertjax.data.rows import FullSentences
 from bertjax.data.windows import Windows
+from bertjax.description import dump, from_json, to_json
 from bertjax.errors import InputError
 from bertjax.masking import ngrams, words
+from bertjax.models import layers
 
 BERT, ALBERT = "experiments/bert.py", "experiments/albert.py"
 
@@ -87,11 +89,13 @@ def test_functions_and_parts_are_described_by_name():
         "type": "bertjax.masking.Groups",
         "probabilities": list(ngrams(3).probabilities),
     }
-    assert to_json(layers.gelu) == {"function": "bertjax.layers.gelu"}
+    assert to_json(layers.gelu) == {"function": "bertjax.models.layers.gelu"}
     assert json.loads(dump(load_experiment(BERT)))["phases"][0]["rows"]["length"] == 128
 
 
-@pytest.mark.parametrize("name", ["os.system", "subprocess.run", "bertjax.nothing.here", "bertjax.layers.nothing", ""])
+@pytest.mark.parametrize(
+    "name", ["os.system", "subprocess.run", "bertjax.nothing.here", "bertjax.models.layers.nothing", ""]
+)
 def test_descriptions_lead_nowhere_but_into_the_package(name):
     with pytest.raises(InputError, match=r"cannot rebuild|has no"):
         from_json({"function": name})
@@ -104,7 +108,7 @@ def test_descriptions_lead_nowhere_but_into_the_package(name):
         {"type": "bertjax.config.Path"},
         {"function": "bertjax.config.Run"},
         {"function": "bertjax.train.signal"},
-        {"type": "bertjax.layers.nn.Dense"},
+        {"type": "bertjax.models.layers.nn.Dense"},
     ],
 )
 def test_descriptions_build_nothing_but_what_experiments_are_made_of(described):

@@ -20,12 +20,15 @@ from contract import (
     without_dropout,
 )
 
-from bertjax import sharding
 from bertjax.masking import mask_tokens, rounded, tokens
-from bertjax.models.encoder import word_table
-from bertjax.optim import BertLinear, Optimizer
+from bertjax.models.language import word_table
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import BertLinear
 from bertjax.rules import name_of, split
-from bertjax.sharding import Layout, by_row, gathered, stored_shardings
+from bertjax.sharding import placement
+from bertjax.sharding.collectives import gather_params
+from bertjax.sharding.mesh import MeshShape, by_row
+from bertjax.sharding.placement import storage_shardings
 from bertjax.train import State, accumulated_gradient, train_step
 from bertjax.types import Mean, average, total
 
@@ -139,10 +142,10 @@ def test_a_packed_row_equals_its_documents_alone(encoder):
     numbers = jnp.concatenate([jnp.full(n, i + 1) for i, n in enumerate(lengths)])[None]
     types = (batch["types"], packed["types"]) if getattr(encoder, "types", True) else (None, None)
     alone = encoder.apply({"params": params}, batch["tokens"], batch["mask"], types[0])
-    together = encoder.apply({"params": params}, packed["tokens"], numbers, types[1])
+    group_size = encoder.apply({"params": params}, packed["tokens"], numbers, types[1])
     begin = 0
     for i, n in enumerate(lengths):
-        np.testing.assert_allclose(alone[i, :n], together[0, begin : begin + n], atol=1e-5)
+        np.testing.assert_allclose(alone[i, :n], group_size[0, begin : begin + n], atol=1e-5)
         begin += n
 
 
@@ -192,15 +195,15 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
 def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(unlike, monkeypatch):
     """Two groups of rows, two parts of what is stored, two of each matrix product."""
     case = unlike
-    monkeypatch.setattr(sharding, "SMALLEST", 1)
-    mesh = Layout(fsdp=2, tensor=2).mesh(B)
+    monkeypatch.setattr(placement, "SMALLEST", 1)
+    mesh = MeshShape(fsdp=2, tensor=2).mesh(B)
     assert mesh.size == 8
 
     def loss(params, batch, rng):
-        return case.objective.loss(gathered(params), batch, rng, train=True)
+        return case.objective.loss(gather_params(params), batch, rng, train=True)
 
     one = case.train(case.params, case.batch, KEY)
-    params = jax.device_put(case.params, stored_shardings(mesh, case.params))
+    params = jax.device_put(case.params, storage_shardings(mesh, case.params))
     with jax.set_mesh(mesh):
         train = jax.jit(jax.value_and_grad(loss, has_aux=True))
         eight = train(params, jax.device_put(case.batch, by_row(mesh)), KEY)
@@ -236,28 +239,28 @@ def test_rows_of_padding_weigh_nothing(case):
 # One of each objective, for it is the objective that weighs. Some are on copies of the parameters, one of which splits
 # each over two devices: they draw what one device would.
 WEIGHED = {
-    "bert": Layout(data=2),
-    "xlnet": Layout(data=2),
-    "electra": Layout(data=1),
-    "deberta v3, remat dots": Layout(data=2, fsdp=2),
-    "sift": Layout(data=2),
-    "distillation": Layout(data=1),
-    "tags": Layout(data=2),
-    "beam spans": Layout(data=1),
+    "bert": MeshShape(data=2),
+    "xlnet": MeshShape(data=2),
+    "electra": MeshShape(data=1),
+    "deberta v3, remat dots": MeshShape(data=2, fsdp=2),
+    "sift": MeshShape(data=2),
+    "distillation": MeshShape(data=1),
+    "tags": MeshShape(data=2),
+    "beam spans": MeshShape(data=1),
 }
 
 
 @pytest.mark.parametrize("name", WEIGHED)
 def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(name, monkeypatch):
-    case, layout, parts = CASES(name), WEIGHED[name], 2
-    monkeypatch.setattr(sharding, "SMALLEST", 1)
+    case, mesh_shape, parts = CASES(name), WEIGHED[name], 2
+    monkeypatch.setattr(placement, "SMALLEST", 1)
     loss = partial(case.objective.loss, train=True)
 
     def on_devices(params, batch, rng):
-        return loss(gathered(params), batch, rng)
+        return loss(gather_params(params), batch, rng)
 
-    mesh = layout.mesh(B // parts, jax.devices()[: layout.data * layout.fsdp])
-    places = stored_shardings(mesh, case.params), by_row(mesh)
+    mesh = mesh_shape.mesh(B // parts, jax.devices()[: mesh_shape.data * mesh_shape.fsdp])
+    places = storage_shardings(mesh, case.params), by_row(mesh)
     with jax.set_mesh(mesh):
         accumulate = jax.jit(partial(accumulated_gradient, on_devices, parts=parts))
         gradient, metrics = accumulate(*jax.device_put((case.params, case.batch), places), rng=KEY)

@@ -5,7 +5,7 @@ from contract import OBJECTIVES, make_batch
 
 from bertjax.evaluate import evaluator, roc_auc
 from bertjax.random import stream
-from bertjax.sharding import ROWS_ALONE
+from bertjax.sharding.mesh import DATA_PARALLEL
 
 
 @pytest.fixture
@@ -16,26 +16,26 @@ def objective():
 def test_metrics_are_those_of_all_rows_at_once_however_they_are_batched(objective):
     batch = {name: np.asarray(array) for name, array in make_batch(rows=32).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    evaluate = evaluator(objective, ROWS_ALONE.mesh(8), 8)
+    evaluate = evaluator(objective, DATA_PARALLEL.mesh(8), 8)
     parts = [{name: array[i : i + 8] for name, array in batch.items()} for i in range(0, 32, 8)]
-    together, apart = evaluate(params, [batch]), evaluate(params, parts)
-    assert together.keys() == apart.keys() >= {"loss", "loss/mlm", "loss/pair", "unigram_entropy/mlm", "tokens/real"}
-    for name, value in together.items():
+    group_size, apart = evaluate(params, [batch]), evaluate(params, parts)
+    assert group_size.keys() == apart.keys() >= {"loss", "loss/mlm", "loss/pair", "unigram_entropy/mlm", "tokens/real"}
+    for name, value in group_size.items():
         np.testing.assert_allclose(apart[name], value, rtol=1e-5, err_msg=name)
     _, metrics = objective.loss(params, batch, stream(0, "evaluate"), train=False)
     counts = np.asarray(metrics["targets/mlm"].sum)
     share = counts[counts > 0] / counts.sum()
-    np.testing.assert_allclose(together["unigram_entropy/mlm"], -(share * np.log(share)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(group_size["unigram_entropy/mlm"], -(share * np.log(share)).sum(), rtol=1e-5)
     random = batch["pair"].mean()
     entropy = -(random * np.log(random) + (1 - random) * np.log(1 - random))
-    np.testing.assert_allclose(together["unigram_entropy/pair"], entropy, rtol=1e-5)
-    np.testing.assert_allclose(together["loss"], together["loss/mlm"] + together["loss/pair"], rtol=1e-6)
+    np.testing.assert_allclose(group_size["unigram_entropy/pair"], entropy, rtol=1e-5)
+    np.testing.assert_allclose(group_size["loss"], group_size["loss/mlm"] + group_size["loss/pair"], rtol=1e-6)
 
 
 def test_nothing_to_evaluate_is_zero_not_nan(objective):
     batch = {name: np.asarray(array) for name, array in make_batch(rows=8).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    values = evaluator(objective, ROWS_ALONE.mesh(8), 8)(params, [batch | {"mask": np.zeros_like(batch["mask"])}])
+    values = evaluator(objective, DATA_PARALLEL.mesh(8), 8)(params, [batch | {"mask": np.zeros_like(batch["mask"])}])
     assert values["loss"] == values["unigram_entropy/mlm"] == 0
 
 
@@ -52,10 +52,10 @@ def test_discriminators_are_evaluated_by_how_they_rank_all_tokens():
     objective = OBJECTIVES["electra"]
     batch = {name: np.asarray(array) for name, array in make_batch(rows=32).items()}
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    evaluate = evaluator(objective, ROWS_ALONE.mesh(8), 8)
+    evaluate = evaluator(objective, DATA_PARALLEL.mesh(8), 8)
     parts = [{name: array[i : i + 8] for name, array in batch.items()} for i in range(0, 32, 8)]
-    together, apart = evaluate(params, [batch]), evaluate(params, parts)
-    assert 0 < together["roc_auc/rtd"] < 1 and "scores/rtd" not in together
-    np.testing.assert_allclose(together["roc_auc/rtd"], apart["roc_auc/rtd"], atol=1e-3)
+    group_size, apart = evaluate(params, [batch]), evaluate(params, parts)
+    assert 0 < group_size["roc_auc/rtd"] < 1 and "scores/rtd" not in group_size
+    np.testing.assert_allclose(group_size["roc_auc/rtd"], apart["roc_auc/rtd"], atol=1e-3)
     original = batch | {"mask": np.zeros_like(batch["mask"])}
     assert "roc_auc/rtd" not in evaluate(params, [original])  # nothing was replaced: there is no such number

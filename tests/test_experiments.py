@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from bertjax.config import load_described, load_experiment
+from bertjax.finetuning.recipe import FineTuning
 from bertjax.flops import batch_shapes
-from bertjax.recipe import FineTuning
 
 ALL = sorted(path for path in Path("experiments").glob("*.py") if "def experiment(" in path.read_text())
 FINE_TUNING = [path for path in ALL if "FineTuning" in path.read_text()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from bertjax.cli import main
+from bertjax.commands.main import main
 
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)

@@ -267,7 +267,7 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
     home = str(cloud.folder / "slices/bert/worker-0")
     assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", f"data={home}/bertjax-data/wiki",
                               "--workdir", f"{home}/bertjax-runs/bert/share/work"]  # fmt: skip
-    assert given["flags"] == "--flags -m bertjax.compiler v5e --slices 1" and given["began"] == 10
+    assert given["flags"] == "--flags -m bertjax.machine.xla_flags v5e --slices 1" and given["began"] == 10
     soft, most = given["stack"]
     assert soft == most or most != resource.RLIM_INFINITY
     assert given["cache"] == f"{home}/bertjax-runs/bert/share/cache"

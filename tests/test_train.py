@@ -13,7 +13,9 @@ import pytest
 from conftest import make_documents, wordpiece_files
 from contract import V, make_batch, small_bert
 
-from bertjax import checkpoint, train
+from bertjax import train
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
@@ -22,14 +24,14 @@ from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.masking import Masking
-from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import BertLinear, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import BertLinear
 from bertjax.random import stream
-from bertjax.sharding import by_row, replicated
+from bertjax.run.metrics import Watch
+from bertjax.sharding.mesh import by_row, replicated
 from bertjax.train import Interrupted, State, fit, sharded_step
 from bertjax.types import Mean
-from bertjax.watch import Watch
 
 STEPS = 6
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertjax.machine.topology import Slice, parse_slice
 from bertjax.plan.explained import HONESTLY
-from bertjax.topology import Slice, parse_slice
 
 HERE = Path(__file__).parent
 CACHE, TABLE = HERE / ".plans", HERE / "plans.md"

@@ -146,7 +146,7 @@ def environment(options: argparse.Namespace, share: Path) -> dict[str, str]:
     variables = os.environ | dict(pair.split("=", 1) for pair in options.env)
     if "LIBTPU_INIT_ARGS" not in variables:
         python = str(Path.home() / "bertjax-venv/bin/python")
-        words = [python, "-m", "bertjax.compiler", options.generation, "--slices", str(options.slices)]
+        words = [python, "-m", "bertjax.machine.xla_flags", options.generation, "--slices", str(options.slices)]
         variables["LIBTPU_INIT_ARGS"] = _output(*words).strip()
     # JAX has one process of a run write what it compiled: the others find it only in a folder that they share.
     variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(share / "cache"))

@@ -47,14 +47,14 @@ def add(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from bertjax.export import convert
+    from bertjax.checkpoints.export import convert
 
     for line in convert(options.source, options.destination, to=options.to):
         print(line, file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from bertjax.compiler import deep_stacks
+    from bertjax.machine.xla_flags import deep_stacks
 
     if options.topology and options.own_process:
         deep_stacks()
@@ -62,10 +62,10 @@ def _plan(options: argparse.Namespace) -> None:
     import jax
 
     from bertjax.config import load_experiment
+    from bertjax.machine.topology import parse_slice
     from bertjax.plan.explained import explained, pictured, searched
     from bertjax.plan.step import plan, plan_on, search
-    from bertjax.report import Progress
-    from bertjax.topology import parse_slice
+    from bertjax.run.writers import Progress
 
     if not options.topology and (options.search or options.picture):
         raise InputError("--search and --picture ask what fits a slice: name it with --topology, as v5e:4x4")
@@ -88,7 +88,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from bertjax.doctor import as_json, collect, diagnose, report
+    from bertjax.machine.doctor import as_json, collect, diagnose, report
 
     facts = collect(options.workdir, seconds=options.seconds)
     findings = diagnose(facts)

@@ -78,8 +78,8 @@ def _predict(
 
     read: where a text stands, the text -> its parts, none to pass over it. show: a result -> lines for a reader.
     """
-    from bertjax.compatible import check_texts, check_tokenizer
-    from bertjax.model import load
+    from bertjax.checkpoints.trained import load
+    from bertjax.inference.compatible import check_texts, check_tokenizer
 
     model = load(options.model)
     check_tokenizer(model, options.model)
@@ -151,7 +151,7 @@ def _by_tabs(least: int, most: int, what: str) -> Callable[[str, str], tuple[str
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
-    from bertjax.fill import fill_mask
+    from bertjax.inference.fill_mask import fill_mask
 
     def show(filled: Any) -> str:
         lines = ["   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses) for guesses in filled.masks]
@@ -162,7 +162,7 @@ def _fill_mask(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from bertjax.embedding import embed
+    from bertjax.inference.embed import embed
 
     def run(model: Any, texts: list[str]) -> Iterator[dict[str, Any]]:
         vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
@@ -178,7 +178,7 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _classify(options: argparse.Namespace) -> None:
-    from bertjax.predict import classify
+    from bertjax.inference.predict import classify
 
     def show(result: Any) -> str:
         said = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
@@ -189,7 +189,7 @@ def _classify(options: argparse.Namespace) -> None:
 
 
 def _tag(options: argparse.Namespace) -> None:
-    from bertjax.predict import tag
+    from bertjax.inference.predict import tag
 
     def show(result: Any) -> str:
         names = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
@@ -199,7 +199,7 @@ def _tag(options: argparse.Namespace) -> None:
 
 
 def _answer(options: argparse.Namespace) -> None:
-    from bertjax.predict import answer
+    from bertjax.inference.predict import answer
 
     def run(model: Any, questions: list[Any]) -> Iterator[Any]:
         return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
@@ -219,7 +219,7 @@ def _answer(options: argparse.Namespace) -> None:
 
 
 def _choose(options: argparse.Namespace) -> None:
-    from bertjax.predict import choose
+    from bertjax.inference.predict import choose
 
     def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
         choices = [(context, endings) for context, *endings in rows]

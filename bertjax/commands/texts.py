@@ -92,7 +92,7 @@ def _build(options: argparse.Namespace) -> None:
     from bertjax.data.build import BuildSettings, build, one_sentence
     from bertjax.data.corpus import split_sentences
     from bertjax.data.tokenizer import load_tokenizer
-    from bertjax.report import Progress
+    from bertjax.run.writers import Progress
 
     settings = BuildSettings(
         split_sentences=one_sentence if options.format == "sentences" else split_sentences,
@@ -140,17 +140,17 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 
 def _inspect_tokenizer(options: argparse.Namespace) -> None:
-    from bertjax.compatible import check_tokenizer
+    from bertjax.checkpoints.trained import load
     from bertjax.data.look import look, summary
-    from bertjax.layouts import layout_of
-    from bertjax.model import load
+    from bertjax.inference.compatible import check_tokenizer
+    from bertjax.inference.template_of import templates_of
 
     model = load(options.model)
     check_tokenizer(model, options.model)
     if not options.text:
         print_result(options, summary(model.text))
     for text in options.text:
-        found = look(model.text, text, layout_of(model))
+        found = look(model.text, text, templates_of(model))
         if options.json:
             print(json.dumps(plain(found), ensure_ascii=False), flush=True)
             continue

@@ -63,10 +63,10 @@ def add(commands: Any) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from bertjax import processes
-    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_experiment
-    from bertjax.report import Progress
+    from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.run import processes
+    from bertjax.run.writers import Progress
     from bertjax.train import Interrupted, fit
 
     processes.join()
@@ -86,13 +86,13 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from bertjax import processes
-    from bertjax.compiler import keep_compiled_programs
     from bertjax.config import load_described
-    from bertjax.finetune import finetune
-    from bertjax.recipe import FineTuning
-    from bertjax.report import Progress
-    from bertjax.results import table
+    from bertjax.finetuning.recipe import FineTuning
+    from bertjax.finetuning.results import table
+    from bertjax.finetuning.run import finetune
+    from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.run import processes
+    from bertjax.run.writers import Progress
     from bertjax.train import Interrupted
 
     processes.join()
@@ -111,14 +111,14 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from bertjax.compiler import keep_compiled_programs
-    from bertjax.config import from_json
+    from bertjax.checkpoints.trained import load
     from bertjax.data.records import read_manifest
     from bertjax.data.source import evaluation_batches
     from bertjax.data.tokenizer import fingerprint
+    from bertjax.description import from_json
     from bertjax.evaluate import evaluator
-    from bertjax.model import load
-    from bertjax.sharding import ROWS_ALONE
+    from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.sharding.mesh import DATA_PARALLEL
     from bertjax.types import Objective
 
     keep_compiled_programs()
@@ -137,17 +137,17 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
-    mesh = ROWS_ALONE.mesh(options.batch_size)
+    mesh = DATA_PARALLEL.mesh(options.batch_size)
     batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
     print_result(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
 
 
 def _evaluate_task(options: argparse.Namespace) -> None:
-    from bertjax.compatible import check_tokenizer
-    from bertjax.compiler import keep_compiled_programs
-    from bertjax.data.tasks import find_task
-    from bertjax.model import load
-    from bertjax.predict import score
+    from bertjax.checkpoints.trained import load
+    from bertjax.inference.compatible import check_tokenizer
+    from bertjax.inference.predict import score
+    from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.tasks.table import find_task
 
     keep_compiled_programs()
     task, model = find_task(options.name), load(options.model)
@@ -158,7 +158,7 @@ def _evaluate_task(options: argparse.Namespace) -> None:
 
 
 def _evaluate_squad(options: argparse.Namespace) -> None:
-    from bertjax.squad import read_answers, read_gold, score_predictions
+    from bertjax.tasks.squad import read_answers, read_gold, score_predictions
 
     if options.model is not None:
         raise InputError("predictions are scored without a model: leave --model out")

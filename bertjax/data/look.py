@@ -4,7 +4,7 @@ import unicodedata
 from typing import Any, NamedTuple
 
 from bertjax.data.coverage import coverage
-from bertjax.data.layout import Layout, framed
+from bertjax.data.templates import Templates, framed
 from bertjax.data.tokenizer import Tokenizer
 
 
@@ -35,10 +35,10 @@ class Look(NamedTuple):
     warnings: list[str]
 
 
-def look(tokenizer: Tokenizer, text: str, layout: Layout) -> Look:
+def look(tokenizer: Tokenizer, text: str, templates: Templates) -> Look:
     """Encode a text as a row of its own, specials included, and measure it."""
     encoding = tokenizer.encode(text)
-    row = framed(layout.text, tokenizer.vocabulary, encoding.ids.tolist())
+    row = framed(templates.text, tokenizer.vocabulary, encoding.ids.tolist())
     tokens = []
     for place, (index, segment) in enumerate(zip(row.tokens.tolist(), row.types.tolist(), strict=True)):
         inside = 0 <= place - row.a < len(encoding.ids)

@@ -32,7 +32,7 @@ class NextSentencePairs:
     short: float = 0.1
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types", "pair")
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check(self.length, self.duplicates, self.short, self.seed)
@@ -55,7 +55,7 @@ class SentenceOrderPairs:
     short: float = 0.1
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types", "pair")
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check(self.length, self.duplicates, self.short, self.seed)
@@ -131,7 +131,7 @@ def truncate(a: int, b: int, room: int) -> tuple[int, int]:
 class _Pairs:
     """Serve the examples of all passes; example n has random draws of its own, from (seed, n)."""
 
-    together = 1
+    group_size = 1
 
     def __init__(
         self, corpus: Corpus, length: int, duplicates: int, short: float, seed: int, *, next_sentence: bool

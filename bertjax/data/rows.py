@@ -22,7 +22,7 @@ class FullSentences:
     corpus: str
     length: int
     features: ClassVar[tuple[str, ...]] = ()
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -36,7 +36,7 @@ class DocumentSentences:
     corpus: str
     length: int
     features: ClassVar[tuple[str, ...]] = ()
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -54,7 +54,7 @@ class PackedDocuments:
     length: int
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ()
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -89,7 +89,7 @@ def plan_rows(shard: ShardIndex, room: int, *, cross_documents: bool) -> tuple[n
 class _Contiguous:
     """Serve rows that are one slice of the token stream each."""
 
-    together = 1
+    group_size = 1
 
     def __init__(self, corpus: Corpus, length: int, *, cross_documents: bool) -> None:
         if length < 3:
@@ -135,7 +135,7 @@ class _Contiguous:
 class _Packed:
     """Serve rows made of several rows of a `_Contiguous` source."""
 
-    together = 1
+    group_size = 1
 
     def __init__(self, parts: _Contiguous, seed: int) -> None:
         self._parts = parts

@@ -32,7 +32,7 @@ class Segments:
     duplicates: int = 1
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types",)
-    together: ClassVar[int] = 1
+    group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.length < 8:
@@ -79,7 +79,7 @@ def plan_examples(shard: ShardIndex, length: int, short: float, single: float, r
 class _Segmented:
     """Serve the examples of all passes."""
 
-    together = 1
+    group_size = 1
 
     def __init__(self, corpus: Corpus, rows: Segments, duplicates: int) -> None:
         self._vocabulary, self._length = corpus.vocabulary, rows.length

@@ -25,7 +25,7 @@ class Source(Protocol):
     """Rows at random access: host side, numpy only."""
 
     @property
-    def together(self) -> int:
+    def group_size(self) -> int:
         """See Rows.together."""
         ...
 
@@ -55,7 +55,7 @@ class Rows(Protocol):
         ...
 
     @property
-    def together(self) -> int:
+    def group_size(self) -> int:
         """How many consecutive rows always share a batch: they number a whole multiple of it."""
         ...
 
@@ -65,7 +65,7 @@ class Rows(Protocol):
 
 
 @runtime_checkable
-class OwnData(Protocol):
+class LabelledRows(Protocol):
     """What rows offer besides that are not cut from a corpus: a data set of its own, with labels."""
 
     def load_tokenizer(self) -> Tokenizer:
@@ -96,7 +96,7 @@ class Bucketed(Protocol):
 
 
 @runtime_checkable
-class Noting(Protocol):
+class ReportsDataIssues(Protocol):
     """What a source offers that treats its data in ways the user should know: in words -> how often."""
 
     notes: Mapping[str, int]
@@ -169,7 +169,7 @@ def feature_shape(name: str, n: int, length: int) -> tuple[int, ...]:
     return {"types": (n, length), "pair": (n,), "backward": (n,)}[name]
 
 
-def epoch_order(n: np.ndarray, size: int, seed: int, together: int = 1) -> np.ndarray:
+def epoch_order(n: np.ndarray, size: int, seed: int, group_size: int = 1) -> np.ndarray:
     """Map running example numbers to rows: every epoch of `size` examples is a permutation of its own.
 
     Groups of `together` rows are what is shuffled; the rows of a group stay side by side, in order.
@@ -177,11 +177,11 @@ def epoch_order(n: np.ndarray, size: int, seed: int, together: int = 1) -> np.nd
     rows = np.empty(len(n), np.int64)
     for i, number in enumerate(n):
         epoch, place = divmod(int(number), size)
-        group, member = divmod(place, together)
+        group, member = divmod(place, group_size)
         shuffled = index_shuffle(
-            group, max_index=size // together - 1, seed=(seed * 1_000_003 + epoch) % 2**32, rounds=4
+            group, max_index=size // group_size - 1, seed=(seed * 1_000_003 + epoch) % 2**32, rounds=4
         )
-        rows[i] = shuffled * together + member
+        rows[i] = shuffled * group_size + member
     return rows
 
 
@@ -189,10 +189,10 @@ def _check(source: Source, batch_size: int, no_row: str) -> None:
     """Raise InputError, with `no_row` where the source is empty, or where batches would part rows of a group."""
     if not len(source):
         raise InputError(no_row)
-    if batch_size % source.together:
+    if batch_size % source.group_size:
         raise InputError(
-            f"batches of {batch_size} rows, but these rows come in groups of {source.together} that share a batch "
-            f"(both directions of a text): use a multiple of {source.together}"
+            f"batches of {batch_size} rows, but these rows come in groups of {source.group_size} that share a batch "
+            f"(both directions of a text): use a multiple of {source.group_size}"
         )
 
 
@@ -212,7 +212,7 @@ class _Steps:
             batch = self._source.rows(self._pool(pool)[place])  # all of it: together they say how long it is
             return {name: array[self._held] for name, array in batch.items()}
         numbers = step * self._batch_size + self._held
-        return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.together))
+        return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.group_size))
 
     def _make_pool(self, pool: int) -> list[np.ndarray]:
         """Say which rows each of the next POOL batches has, or those that are left of the phase."""
@@ -274,7 +274,7 @@ def evaluation_batches(
         numbers = start + held
         there = numbers < len(source)
         chosen = numbers[there] if there.any() else np.arange(1)  # a row for its shapes, where none held here is there
-        batch = source.rows(epoch_order(chosen, len(source), 0, source.together))
+        batch = source.rows(epoch_order(chosen, len(source), 0, source.group_size))
         length = batch["tokens"].shape[1]
         filling = empty_batch(int((~there).sum()), length, pad, features)
         yield {name: np.concatenate([array[: there.sum()], filling[name]]) for name, array in batch.items()}

@@ -62,7 +62,7 @@ class Windows:
         return self.window - self.reuse - 3
 
     @property
-    def together(self) -> int:
+    def group_size(self) -> int:
         """See Rows.together: a batch is half forward and half backward."""
         return 2 if self.both_directions else 1
 
@@ -132,10 +132,10 @@ class _Windowed:
     """Serve rows by number; row n has random draws of its own, from (seed, n)."""
 
     def __init__(self, corpus: Corpus, rows: Windows) -> None:
-        self._vocabulary, self._rows, self.together = corpus.vocabulary, rows, rows.together
+        self._vocabulary, self._rows, self.group_size = corpus.vocabulary, rows, rows.group_size
         if rows.boundary is not None and rows.boundary >= self._vocabulary.size:
             raise InputError(f"boundary={rows.boundary} is not an id of the {self._vocabulary.size} of {rows.corpus}")
-        directions = [False, True][: self.together]
+        directions = [False, True][: self.group_size]
         self._streams: list[Sequence[_Stream]] = [
             [_Stream(shard, rows.boundary, backward=backward) for backward in directions] for shard in corpus.shards
         ]
@@ -151,7 +151,7 @@ class _Windowed:
             )
 
     def __len__(self) -> int:
-        return int(self._before[-1]) * self.together
+        return int(self._before[-1]) * self.group_size
 
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
@@ -159,7 +159,7 @@ class _Windowed:
         batch["example"][:] = index
         batch["mask"][:] = 1
         for i, example in enumerate(index):
-            text, backward = divmod(int(example), self.together)
+            text, backward = divmod(int(example), self.group_size)
             shard = int(np.searchsorted(self._before, text, side="right")) - 1
             start = (text - int(self._before[shard])) * self._step
             rng = np.random.Generator(np.random.Philox(key=[self._rows.seed, int(example)]))

@@ -1,9 +1,9 @@
 """The names of ALBERT: transformers, models/albert. One set of parameters serves all layers."""
 
-from bertjax.heads import PairHead, Pooler, TokenHead
 from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, own_table
 from bertjax.huggingface.table import JOIN, Drop, Family, Field, Head, Row, dense, norm, table
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, Pooler, TokenHead
 
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 POOLER = dense("albert.pooler", "pooler")

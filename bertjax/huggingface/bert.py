@@ -1,6 +1,5 @@
 """The names of BERT: transformers, models/bert/modeling_bert.py and configuration_bert.py."""
 
-from bertjax.heads import PairHead, Pooler, TokenHead
 from bertjax.huggingface.table import (
     ACTIVATION,
     JOIN,
@@ -17,6 +16,7 @@ from bertjax.huggingface.table import (
     table,
 )
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, Pooler, TokenHead
 
 FIELDS = (
     Field("vocab_size", "V"),

@@ -10,8 +10,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from bertjax.config import field_names
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.description import field_names
 from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES
 from bertjax.huggingface.folder import Tensor

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import InputError
-from bertjax.heads import Pooler
 from bertjax.huggingface.configuration import (
     all_heads,
     check_alike,
@@ -44,7 +43,8 @@ from bertjax.huggingface.tensors import (
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.published import LABELLED, Published
+from bertjax.models.heads import Pooler
+from bertjax.models.published import LABELLED, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 

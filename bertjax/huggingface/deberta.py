@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.heads import MaskedLMHead, PairHead, ReplacedInContextHead, TokenHead
 from bertjax.huggingface.bert import MLM, OWN
 from bertjax.huggingface.table import (
     ACTIVATION,
@@ -39,6 +38,7 @@ from bertjax.huggingface.table import (
     table,
 )
 from bertjax.models.deberta import DeBERTa
+from bertjax.models.heads import MaskedLMHead, PairHead, ReplacedInContextHead, TokenHead
 
 
 def _by_head(*kernels: Any) -> Any:

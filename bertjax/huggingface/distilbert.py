@@ -1,7 +1,5 @@
 """The names of DistilBERT: transformers, models/distilbert. BERT without segments and pooler; its epsilon is fixed."""
 
-from bertjax import layers
-from bertjax.heads import PairHead, TokenHead
 from bertjax.huggingface.table import (
     ACTIVATION,
     JOIN,
@@ -17,7 +15,9 @@ from bertjax.huggingface.table import (
     norm,
     table,
 )
+from bertjax.models import layers
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, TokenHead
 
 LAYER = "distilbert.transformer.layer.{n}"
 CLASSIFIER = dense("classifier", "classifier")

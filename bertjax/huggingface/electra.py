@@ -1,11 +1,11 @@
 """The names of ELECTRA, generator and discriminator: transformers, models/electra."""
 
-from bertjax import layers
 from bertjax.errors import InputError
-from bertjax.heads import PairHead, ReplacedHead, TokenHead
 from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_rows
 from bertjax.huggingface.table import Config, Drop, Family, Field, Head, Row, Value, activation, dense, norm
+from bertjax.models import layers
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, ReplacedHead, TokenHead
 
 # A layer from tables to model is there only where their widths differ.
 WIDTH = Value(

@@ -6,7 +6,6 @@ Theirs are queries, keys and values in one array, and the two halves of a gated 
 from typing import Any, Literal
 
 from bertjax.errors import InputError
-from bertjax.heads import TransformedHead
 from bertjax.huggingface.table import (
     ACTIVATION,
     BOOL,
@@ -30,8 +29,9 @@ from bertjax.huggingface.table import (
     stacked,
     table,
 )
+from bertjax.models.heads import TransformedHead
 from bertjax.models.modern import Biases, Modern, Norms, transformed_head, untied_transformed_head
-from bertjax.positions import Rotary
+from bertjax.models.positions import Rotary
 
 _KINDS = {"theta": "full_attention", "local_theta": "sliding_attention"}
 

@@ -3,11 +3,11 @@
 Their position table has rows for the padding id and those before it, which no token uses: 514 for 512 positions.
 """
 
-from bertjax import layers
-from bertjax.heads import PairHead, Pooler, TokenHead
 from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_rows, own_table
 from bertjax.huggingface.table import NORMAL, Drop, Family, Field, Head, Row, Value, dense, norm
+from bertjax.models import layers
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import PairHead, Pooler, TokenHead
 
 BOTH = CLASSIFIER_DROPOUT._replace(fields=("dropout", "input_dropout"))
 FIRST_POSITION = Value(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)

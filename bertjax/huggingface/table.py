@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import layers
 from bertjax.errors import InputError
-from bertjax.layers import Activation, Normal, TruncatedNormal
+from bertjax.models import layers
+from bertjax.models.layers import Activation, Normal, TruncatedNormal
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]

@@ -3,7 +3,6 @@
 from typing import Any
 
 from bertjax.errors import InputError
-from bertjax.heads import PairHead, TokenHead
 from bertjax.huggingface.table import (
     ACTIVATION,
     BOOL,
@@ -24,8 +23,9 @@ from bertjax.huggingface.table import (
     norm,
     table,
 )
+from bertjax.models.heads import PairHead, TokenHead
+from bertjax.models.span_heads import BeamSpanHead, xlnet_span_head
 from bertjax.models.xlnet import XLNet
-from bertjax.spans import BeamSpanHead, xlnet_span_head
 
 LAYER = "transformer.layer.{n}"
 OUTPUT = Form(lambda x: x.transpose(2, 0, 1), lambda x, shapes: (x.transpose(1, 2, 0),))

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import layers, relative
-from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
-from bertjax.sharding import gathered_layer, summed_first
+from bertjax.models import layers, relative
+from bertjax.models.heads import MaskedLMHead
+from bertjax.models.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
+from bertjax.sharding.collectives import gather_layer, sum_cotangents_first
 from bertjax.types import Array
 
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
@@ -191,7 +191,7 @@ class DeBERTa(nn.Module):
         table = Table(self.positions, self.D, self.initializer, self.dtype, name="decoder_positions")
         x_BPD = layers.states_at(before_BLD, positions_BP) + table(places_BP)
         last = jax.tree.map(lambda parameters: parameters[-1], stack.variables["params"])
-        last = gathered_layer(last, self.dtype)
+        last = gather_layer(last, self.dtype)
         for _ in range(self.decoder):
             rngs = {"dropout": self.make_rng("dropout")} if train else None
             inputs = (x_BPD, view, table_RD, before_BLD)
@@ -364,8 +364,8 @@ class DisentangledAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: Array, view: View, table_RD: Array, seen_BMD: Array | None = None) -> Array:
         heads = (self.H, self.D // self.H)
-        x_BPD = summed_first(x_BPD)
-        seen_BMD = x_BPD if seen_BMD is None else summed_first(seen_BMD)
+        x_BPD = sum_cotangents_first(x_BPD)
+        seen_BMD = x_BPD if seen_BMD is None else sum_cotangents_first(seen_BMD)
 
         def project(name: str, *, use_bias: bool = True) -> Dense:
             return Dense((self.D,), heads, self.initializer, self.dtype, use_bias=use_bias, name=name)

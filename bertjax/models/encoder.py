@@ -8,11 +8,20 @@ the text; nothing reads them), and positions restart in each document of a packe
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bertjax import layers
-from bertjax.heads import MaskedLMHead
-from bertjax.layers import Activation, Attend, Dense, Dropout, FeedForward, Initializer, Norm, SelfAttention, Table
-from bertjax.sharding import gathered_columns
-from bertjax.types import Array, Params
+from bertjax.models import layers
+from bertjax.models.heads import MaskedLMHead
+from bertjax.models.layers import (
+    Activation,
+    Attend,
+    Dense,
+    Dropout,
+    FeedForward,
+    Initializer,
+    Norm,
+    SelfAttention,
+    Table,
+)
+from bertjax.types import Array
 
 
 class Encoder(nn.Module):
@@ -173,8 +182,3 @@ class EncoderLayer(nn.Module):
         x_BLD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
         h_BLD = Dropout(self.dropout)(feed(x_BLD), train=self.train)
         return Norm(self.D, self.norm_eps, name="feedforward_norm")(x_BLD + h_BLD), None
-
-
-def word_table(params: Params) -> Array:
-    """Find the word table [V, E] in an encoder's parameters: a tied head multiplies by it."""
-    return gathered_columns(params["embeddings"]["word"]["table"], "embeddings/word/table")

@@ -23,11 +23,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax import layers
-from bertjax.heads import MaskedLMHead, TiedHead, UntiedHead
-from bertjax.layers import Activation, Dense, Dropout, Initializer, Norm, Normalise, Table
-from bertjax.positions import Alibi, Positions, Rotary, ScaledSinusoids, Turn, alibi, rotate, sinusoids, turns
-from bertjax.sharding import gathered_layer
+from bertjax.models import layers
+from bertjax.models.heads import MaskedLMHead, TiedHead, UntiedHead
+from bertjax.models.layers import Activation, Dense, Dropout, Initializer, Norm, Normalise, Table
+from bertjax.models.positions import Alibi, Positions, Rotary, ScaledSinusoids, Turn, alibi, rotate, sinusoids, turns
+from bertjax.sharding.collectives import gather_layer
 from bertjax.types import Array, Key, Params
 
 Residual = Callable[[Array, Activation, Activation], Array]
@@ -209,7 +209,7 @@ class Modern(nn.Module):
 
         def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> Array:
             params, key, is_first = each
-            params = gathered_layer(params, self.dtype)
+            params = gather_layer(params, self.dtype)
             rngs = None if key is None else {"dropout": key}
             inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first)
             return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)

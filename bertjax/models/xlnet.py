@@ -19,11 +19,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bertjax import layers
-from bertjax.heads import TiedHead, UntiedHead
-from bertjax.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
-from bertjax.relative import Sinusoids, relative_scores, rotated_scores
-from bertjax.sharding import summed_first
+from bertjax.models import layers
+from bertjax.models.heads import TiedHead, UntiedHead
+from bertjax.models.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
+from bertjax.models.relative import Sinusoids, relative_scores, rotated_scores
+from bertjax.sharding.collectives import sum_cotangents_first
 from bertjax.types import Array
 
 
@@ -306,7 +306,7 @@ class RelativeAttention(nn.Module):
         self, rows: list[Array], memory_BMD: Array | None, views: list[_View], tied: tuple[Array, ...] | None
     ) -> list[Array]:
         heads = (self.H, self.D // self.H)
-        rows = [summed_first(x) for x in rows]
+        rows = [sum_cotangents_first(x) for x in rows]
         seen_BMD = rows[0] if memory_BMD is None else jnp.concatenate([memory_BMD, rows[0]], axis=1)
 
         def project(inputs: tuple[int, ...], outputs: tuple[int, ...], name: str) -> Dense:

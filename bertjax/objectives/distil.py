@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import histogram, scores
-from bertjax.layers import apply, states_at
 from bertjax.masking import Masking, mask_tokens
-from bertjax.models.encoder import word_table
-from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
-from bertjax.optim import STACKED
-from bertjax.rules import Rules, match, name_of
+from bertjax.models.heads import histogram, scores
+from bertjax.models.language import LanguageEncoder, hidden, word_table
+from bertjax.models.layers import apply, states_at
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.rules import STACKED, Rules, match, name_of
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
@@ -187,9 +186,9 @@ class Distillation:
         """Return the student's, as MaskedLM.language_logits."""
         return self.student_objective.language_logits(params["student"], batch, positions_BP)
 
-    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
-        return self.student_objective.around(v)
+        return self.student_objective.special_tokens(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.

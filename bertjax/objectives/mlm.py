@@ -8,73 +8,17 @@ no 1e-5 in the denominator; instead the loss of a batch without targets is 0.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import PairHead, histogram, scores
-from bertjax.layers import Initializer, apply
 from bertjax.masking import Masking, mask_tokens
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import PairHead, histogram, scores
+from bertjax.models.language import LanguageEncoder, hidden, word_table
+from bertjax.models.layers import apply
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
-
-
-class LanguageEncoder(Protocol):
-    """What masked LM asks of an encoder: a Linen module that has these besides."""
-
-    V: int
-    D: int
-    initializer: Initializer
-    dtype: str
-
-    @property
-    def init(self) -> Any:
-        """As of every Linen module."""
-        ...
-
-    @property
-    def apply(self) -> Any:
-        """As of every Linen module."""
-        ...
-
-    def language_head(self) -> nn.Module:
-        """Make the head that guesses words: called on x_BPD and the word table, it returns logits_BPV."""
-        ...
-
-    def hidden(
-        self,
-        tokens_BL: Array,
-        mask_BL: Array,
-        types_BL: Array | None = None,
-        positions_BP: Array | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
-        ...
-
-
-def hidden(
-    encoder: LanguageEncoder,
-    params: Params,
-    batch: Batch,
-    tokens_BL: Array,
-    positions_BP: Array | None,
-    delta: Array | None = None,
-    **options: Any,
-) -> tuple[Array, Array]:
-    """Run `encoder.hidden` with its part of `params`, on these tokens instead of the batch's.
-
-    delta: what changes their embeddings, see `changed_embeddings`.
-    """
-    inputs = (tokens_BL, batch["mask"], batch.get("types"), positions_BP)
-    with changed_embeddings(delta):
-        states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
-    return states
 
 
 @dataclass(frozen=True)
@@ -125,7 +69,7 @@ class MaskedLM:
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
 
-    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
         return [(v.cls, 0)], [(v.sep, 0)]
 

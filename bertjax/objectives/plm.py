@@ -16,15 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.changes import changed_embeddings
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import histogram, scores
-from bertjax.layers import apply
 from bertjax.masking import Permutation, Permuted, permute
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import histogram, scores
+from bertjax.models.language import hidden, word_table
+from bertjax.models.layers import apply
+from bertjax.models.perturb import changed_embeddings
 from bertjax.models.xlnet import Memory, XLNet
-from bertjax.objectives.mlm import hidden
-from bertjax.sharding import sums_by_copy
+from bertjax.sharding.collectives import sums_per_replica
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
@@ -92,7 +91,7 @@ class PermutationLM:
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
 
-    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
         return [], [(v.sep, 0), (v.cls, 2)]
 
@@ -113,7 +112,7 @@ class PermutationLM:
             )
             return summed(params, turns) | self._counted(batch, turns, train=train), ()
 
-        metrics, _ = sums_by_copy(beside)(params, _named(batch), rng)
+        metrics, _ = sums_per_replica(beside)(params, _named(batch), rng)
         return total(metrics), metrics
 
     def outputs(
@@ -133,7 +132,7 @@ class PermutationLM:
             metrics = jax.tree.map(lambda x: x.sum(0), metrics) | self._counted(batch, turns, train=train)
             return metrics, (logits_CBPV.swapaxes(0, 1), turns.inputs.permuted.weights_BP.swapaxes(0, 1))
 
-        metrics, predicted = sums_by_copy(beside)(params, (_named(batch), delta), rng)
+        metrics, predicted = sums_per_replica(beside)(params, (_named(batch), delta), rng)
         return metrics, {"plm": predicted}
 
     def _turns(self, batch: Batch, rng: Key, delta: Array | None) -> _Turns:

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.heads import ReplacedHead, ReplacedInContextHead, histogram, scores
-from bertjax.layers import Activation, apply
 from bertjax.masking import Masked, Masking, mask_tokens, put
-from bertjax.models.encoder import word_table
-from bertjax.objectives.mlm import LanguageEncoder, MaskedLM, hidden
+from bertjax.models.heads import ReplacedHead, ReplacedInContextHead, histogram, scores
+from bertjax.models.language import LanguageEncoder, hidden, word_table
+from bertjax.models.layers import Activation, apply
+from bertjax.objectives.mlm import MaskedLM
 from bertjax.random import hash_bits, row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
@@ -267,9 +267,9 @@ class ReplacedTokenDetection:
         """Return the generator's, as MaskedLM.language_logits."""
         return self.generator_objective.language_logits(self.complete(params)["generator"], batch, positions_BP)
 
-    def around(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Name the specials before and after a text, as (id, segment)."""
-        return self.generator_objective.around(v)
+        return self.generator_objective.special_tokens(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics.

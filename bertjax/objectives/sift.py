@@ -27,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from bertjax.changes import embedding_shape
+from bertjax.models.perturb import embedding_shape
 from bertjax.random import row_keys
 from bertjax.rules import Rules
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Objective, Params, Predictions, total

@@ -22,14 +22,13 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bertjax.changes import changed_embeddings
-from bertjax.heads import scores
 from bertjax.models.deberta import DeBERTa
+from bertjax.models.heads import scores
+from bertjax.models.perturb import changed_embeddings
+from bertjax.models.published import LANGUAGE, Published, apply_head, one_by_one
+from bertjax.models.span_heads import HIDDEN, SpanLogits
 from bertjax.models.xlnet import XLNet
-from bertjax.optim import EVERYTHING, STACKED
-from bertjax.published import LANGUAGE, Published, apply_head, one_by_one
-from bertjax.rules import Rules, match
-from bertjax.spans import HIDDEN, SpanLogits
+from bertjax.rules import EVERYTHING, STACKED, Rules, match
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 Head = Callable[..., Any]

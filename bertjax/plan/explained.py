@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bertjax.errors import InputError
+from bertjax.machine.topology import Slice
 from bertjax.plan.picture import memory_picture
-from bertjax.topology import Slice
 
 HONESTLY = (
     "An estimate by the compiler's cycles and the vendor's peaks, not a measurement: a chip is slower. Latency of "

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from typing import Any
 
+from bertjax.machine.topology import Slice
 from bertjax.plan.costs import (
     BETWEEN,
     COLLECTIVES,
@@ -28,7 +29,6 @@ from bertjax.plan.costs import (
     traffic,
 )
 from bertjax.plan.hlo import Program, Step, cycles, shapes
-from bertjax.topology import Slice
 
 # Bundles of final schedules, counted on v3 and v5e, where the compiler estimates nothing: for one slice of a gather or
 # scatter, for 1024 words drawn, for 1024 keys sorted (rows of 512; on v3 twice as many).

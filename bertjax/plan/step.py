@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from bertjax.compiler import SLICES_FLAGS, TPU_FLAGS
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
-from bertjax.layers import REMAT
+from bertjax.machine.topology import Slice, slice_devices
+from bertjax.machine.xla_flags import SLICES_FLAGS, TPU_FLAGS
+from bertjax.models.layers import REMAT
 from bertjax.plan.hlo import Program
 from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.rules import name_of, split
-from bertjax.sharding import ROWS, by_row, replicated, stored, used
-from bertjax.topology import Slice, slice_devices
+from bertjax.sharding.mesh import ROWS, by_row, replicated
+from bertjax.sharding.placement import compute_spec, storage_spec
 from bertjax.train import sharded_step, state_shapes
 
 Say = Callable[[str], None]
@@ -134,7 +135,7 @@ def split_parameters(experiment: Experiment, on: Slice) -> dict[str, dict[str, s
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = name_of(path)
-        kept, met = (place(mesh, name, leaf.shape) for place in (stored, used))
+        kept, met = (place(mesh, name, leaf.shape) for place in (storage_spec, compute_spec))
         if any(kept) or any(met):
             found[name] = {"shape": str(list(leaf.shape)), "stored": _axes(kept), "used": _axes(met)}
     return found
@@ -218,8 +219,8 @@ def _refusal(message: str, held: float) -> tuple[float | None, float | None]:
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     number = r"([\d.]+)([KMGT])"
     temporaries = re.search(rf"temporaries \({number}\) exceeds available HBM \({number}\)", message)
-    used = re.search(rf"[Uu]sed {number} of {number} hbm", message)
-    found = temporaries or used
+    compute_spec = re.search(rf"[Uu]sed {number} of {number} hbm", message)
+    found = temporaries or compute_spec
     if not found:
         return None, None
     needed, available = (float(found[n]) * unit[found[n + 1]] for n in (1, 3))
@@ -264,7 +265,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
             result = {"remat": policy, "batch_size": batch_size}
             return result | compiled_phase(changed, trial, on, per_token)
 
-        largest = _largest(attempt, phase.rows.together)
+        largest = _largest(attempt, phase.rows.group_size)
         say(f"remat={policy}: {largest['rows_per_device']:g} rows a device" if largest else f"remat={policy}: none fit")
         if largest is not None:
             found.append(largest)

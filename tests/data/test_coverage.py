@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bertjax.data.coverage import coverage, evenly, script_of
-from bertjax.data.layout import BERT, XLNET
 from bertjax.data.look import look, summary
+from bertjax.data.templates import BERT, XLNET
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe
 

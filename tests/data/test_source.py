@@ -20,8 +20,8 @@ from bertjax.errors import InputError
 class Numbers:
     """A source of `size` rows; row n holds n."""
 
-    def __init__(self, size, together=1):
-        self.size, self.together = size, together
+    def __init__(self, size, group_size=1):
+        self.size, self.group_size = size, group_size
 
     def __len__(self):
         return self.size
@@ -53,20 +53,20 @@ def test_an_epoch_is_shuffled_well():
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / size**0.5
 
 
-@pytest.mark.parametrize(("size", "together"), [(2, 2), (14, 2), (100, 2), (99, 3)])
-def test_an_epoch_of_groups_is_a_permutation_that_keeps_each_group_side_by_side(size, together):
-    epochs = [epoch_order(np.arange(e * size, (e + 1) * size), size, 3, together) for e in range(4)]
+@pytest.mark.parametrize(("size", "group_size"), [(2, 2), (14, 2), (100, 2), (99, 3)])
+def test_an_epoch_of_groups_is_a_permutation_that_keeps_each_group_side_by_side(size, group_size):
+    epochs = [epoch_order(np.arange(e * size, (e + 1) * size), size, 3, group_size) for e in range(4)]
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(size))
-        groups = epoch.reshape(-1, together)
-        assert (groups == groups[:, :1] + np.arange(together)).all() and not (groups[:, 0] % together).any()
-        order = epoch_order(np.arange(size // together), size // together, 3)
-        assert epoch is not epochs[0] or (groups[:, 0] // together).tolist() == order.tolist()
+        groups = epoch.reshape(-1, group_size)
+        assert (groups == groups[:, :1] + np.arange(group_size)).all() and not (groups[:, 0] % group_size).any()
+        order = epoch_order(np.arange(size // group_size), size // group_size, 3)
+        assert epoch is not epochs[0] or (groups[:, 0] // group_size).tolist() == order.tolist()
     assert size < 99 or len({tuple(epoch.tolist()) for epoch in epochs}) == 4
 
 
 def test_groups_share_their_batches_and_batches_that_part_them_are_an_error():
-    source = Numbers(20, together=2)
+    source = Numbers(20, group_size=2)
     for batches in (training_batches(source, 6, 10, seed=1), evaluation_batches(source, 6, ("pair",), 0)):
         for batch in batches:
             numbers = batch["example"][batch["mask"][:, 0] > 0].reshape(-1, 2)

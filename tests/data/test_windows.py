@@ -111,7 +111,7 @@ def test_a_random_b_may_be_anywhere_and_is_half_of_all():
 @pytest.mark.parametrize("both", [True, False])
 def test_rows_are_what_a_slow_transcription_gives(folder, shards, boundary, both):
     source = rows_for(folder, boundary=boundary, both_directions=both, seed=7).open("train")
-    assert source.together == 1 + both
+    assert source.group_size == 1 + both
     expected = []
     for documents in shards:
         streams = [stream_of(documents, boundary, backward=backward) for backward in (False, True)[: 1 + both]]

@@ -13,26 +13,27 @@ from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
 from test_folder import refused
 
-from bertjax import checkpoint, layers
-from bertjax.cli import main
-from bertjax.config import to_json
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.export import convert, save_hf
+from bertjax.checkpoints.trained import Model, load
+from bertjax.checkpoints.warm_start import warm_start
+from bertjax.commands.main import main
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
+from bertjax.description import to_json
 from bertjax.errors import InputError
-from bertjax.export import convert, save_hf
-from bertjax.fill import fill_mask
-from bertjax.layers import Normal
+from bertjax.inference.fill_mask import fill_mask
 from bertjax.masking import Masking, Permutation
-from bertjax.model import Model, load
+from bertjax.models import layers
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
+from bertjax.models.layers import Normal
 from bertjax.models.modern import Modern, Norms
+from bertjax.models.positions import Rotary
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
-from bertjax.positions import Rotary
 from bertjax.rules import name_of
-from bertjax.warm_start import warm_start
 
 TENSORS = bert_tensors()
 WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from folders import CONFIG, bert_tensors, write, write_shards
 
+from bertjax.checkpoints.trained import load
 from bertjax.errors import InputError
-from bertjax.model import load
 
 TENSORS = bert_tensors()
 WORD = "bert.embeddings.word_embeddings.weight"

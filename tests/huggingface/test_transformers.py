@@ -12,13 +12,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import with_spaces_in_pieces
 from test_convert import BATCH, TOKENS, own_model, own_objectives
-from test_infer import with_spaces_in_pieces
 
-from bertjax.embedding import embed
-from bertjax.export import save_hf
+from bertjax.checkpoints.export import save_hf
+from bertjax.checkpoints.trained import load
+from bertjax.inference.embed import embed
 from bertjax.masking import Masking
-from bertjax.model import load
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern, untied_transformed_head

@@ -9,8 +9,8 @@ import pytest
 from contract import V, make_batch, small_deberta, small_deberta_v2
 from test_relative import primitives
 
-from bertjax import layers
 from bertjax.config import load_experiment
+from bertjax.models import layers
 from bertjax.models.deberta import Convolution, DeBERTa, DeBERTaLayer, DisentangledAttention, DistanceRows, View
 from bertjax.plan.step import plan
 
@@ -88,10 +88,10 @@ def test_the_decoder_computes_the_rows_that_are_asked_for(params):
 def test_a_decoder_counts_positions_in_each_document_of_a_packed_row(params):
     tokens = jax.random.randint(KEY, (1, 12), 4, V)
     mask = jnp.array([[1] * 7 + [2] * 5])
-    _, together = run(DECODED, params, tokens, mask, jnp.array([[2, 8, 11]]))
+    _, group_size = run(DECODED, params, tokens, mask, jnp.array([[2, 8, 11]]))
     _, first = run(DECODED, params, tokens[:, :7], mask[:, :7], jnp.array([[2]]))
     _, second = run(DECODED, params, tokens[:, 7:], mask[:, 7:], jnp.array([[1, 4]]))
-    np.testing.assert_allclose(together, jnp.concatenate([first, second], axis=1), atol=1e-5)
+    np.testing.assert_allclose(group_size, jnp.concatenate([first, second], axis=1), atol=1e-5)
 
 
 def test_the_decoder_is_the_last_layer_again_reading_the_states_before_it(params):

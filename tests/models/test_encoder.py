@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from contract import ENCODERS, make_batch, small_albert, small_bert, small_roberta
 
-from bertjax import layers
 from bertjax.config import load_experiment
+from bertjax.models import layers
 from bertjax.plan.step import plan
 from bertjax.rules import name_of
 

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from contract import make_batch, small_crammed, small_modernbert, small_mosaicbert, small_neobert
 
-from bertjax import layers
-from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, to_json
+from bertjax.checkpoints.trained import load
+from bertjax.config import Experiment, Phase, Run, load_experiment
 from bertjax.data.rows import PackedDocuments
+from bertjax.description import from_json, to_json
 from bertjax.masking import Masking
-from bertjax.model import load
-from bertjax.models.encoder import word_table
+from bertjax.models import layers
+from bertjax.models.language import word_table
 from bertjax.models.modern import Modern, Norms, post_norm
+from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids, alibi_slopes, rotate, sinusoids, turns
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import Triangle, stable_adamw
+from bertjax.optim.optimizer import stable_adamw
+from bertjax.optim.schedules import Triangle
 from bertjax.plan.step import plan
-from bertjax.positions import Alibi, Rotary, ScaledSinusoids, alibi_slopes, rotate, sinusoids, turns
 from bertjax.rules import name_of
 from bertjax.train import fit
 

@@ -7,13 +7,12 @@ import pytest
 from contract import SPECIALS, small_xlnet
 
 from bertjax.config import load_experiment
-from bertjax.heads import SequenceSummary
 from bertjax.masking import Permutation, permute
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import SequenceSummary
+from bertjax.models.language import word_table
 from bertjax.models.xlnet import Memory, XLNet
-from bertjax.optim import NOT_NORM_NOR_BIAS
 from bertjax.plan.step import plan
-from bertjax.rules import match, name_of
+from bertjax.rules import NOT_NORM_NOR_BIAS, match, name_of
 
 KEY = jax.random.key(0)
 

@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 from contract import MASKING, V, make_batch, small_albert, small_bert, small_modernbert, small_roberta
 
-from bertjax.cli import main
-from bertjax.config import Experiment, Phase, Run, from_json, load_experiment, to_json
+from bertjax.checkpoints.trained import load
+from bertjax.checkpoints.warm_start import warm_start
+from bertjax.commands.main import main
+from bertjax.config import Experiment, Phase, Run, load_experiment
 from bertjax.data.rows import FullSentences
+from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, model_flops
 from bertjax.masking import Masking, mask_tokens
-from bertjax.model import load
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation, divergence
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.optim import ElectraLinear, Optimizer
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import ElectraLinear
 from bertjax.plan.step import plan
 from bertjax.rules import name_of
 from bertjax.train import fit
-from bertjax.warm_start import warm_start
 
 KEY = jax.random.key(3)
 RATES = (*FROZEN_TEACHER, (".*", 1.0))

@@ -9,9 +9,9 @@ from contract import SPECIALS, V, make_batch, small_xlnet, without_dropout
 
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
-from bertjax.heads import TiedHead
 from bertjax.masking import Permutation, permute
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import TiedHead
+from bertjax.models.language import word_table
 from bertjax.objectives.plm import PermutationLM
 from bertjax.plan.step import plan
 from bertjax.types import total

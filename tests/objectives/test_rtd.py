@@ -9,9 +9,9 @@ import pytest
 from contract import MASKING, OBJECTIVES, B, L, V, make_batch, small_bert, small_generator, without_dropout
 
 from bertjax.config import load_experiment
-from bertjax.heads import ReplacedInContextHead
 from bertjax.masking import mask_tokens
 from bertjax.models.encoder import Encoder
+from bertjax.models.heads import ReplacedInContextHead
 from bertjax.objectives import rtd
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, SeparateEmbeddings, SharedEmbeddings
 from bertjax.plan.step import plan

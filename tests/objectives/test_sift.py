@@ -27,7 +27,8 @@ from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import ReplacedTokenDetection
 from bertjax.objectives.sift import SiFT, divergence
 from bertjax.objectives.supervised import options
-from bertjax.optim import BertLinear, Optimizer
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import BertLinear
 
 KEY = jax.random.key(0)
 PLAIN = MaskedLM(small_bert(N=1), MASKING, pair=True)

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from contract import replace_fields, small_bert, small_generator, small_xlnet
 
-from bertjax.cli import main
+from bertjax.checkpoints.trained import load
+from bertjax.commands.main import main
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.segments import Segments
 from bertjax.data.windows import Windows
 from bertjax.errors import InputError
-from bertjax.fill import fill_mask
+from bertjax.inference.fill_mask import fill_mask
 from bertjax.masking import Masking, Permutation
-from bertjax.model import load
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
-from bertjax.optim import BertLinear, bert_adam
+from bertjax.optim.optimizer import bert_adam
+from bertjax.optim.schedules import BertLinear
 from bertjax.rules import name_of
 from bertjax.train import fit
 
@@ -85,7 +86,7 @@ def test_masks_are_filled_and_what_surrounds_them_matters(name, trained):
 def test_xlnet_guesses_from_the_query_stream_where_masks_do_not_see_each_other(trained):
     model = load(trained["xlnet"])
     v = model.tokenizer.vocabulary
-    assert model.objective.around(v) == ([], [(v.sep, 0), (v.cls, 2)])
+    assert model.objective.special_tokens(v) == ([], [(v.sep, 0), (v.cls, 2)])
     tokens = jnp.arange(20, 32)[None]
     batch = {"tokens": tokens.at[0, jnp.array([3, 7])].set(v.mask), "mask": jnp.ones_like(tokens)}
     found = model.mask_probabilities(batch, jnp.array([[3, 7]]))
@@ -115,8 +116,8 @@ def test_each_part_alone_is_what_it_was_within(name, trained):
 def test_a_text_is_filled_alike_alone_and_beside_one_with_more_masks(name, trained):
     model = load(trained[name])
     (alone,) = fill_mask(model, ["the man [MASK] time"])
-    together, _ = fill_mask(model, ["the man [MASK] time", "[MASK] the [MASK] and [MASK] woman"])
-    for a, b in zip(alone.masks[0], together.masks[0], strict=True):
+    group_size, _ = fill_mask(model, ["the man [MASK] time", "[MASK] the [MASK] and [MASK] woman"])
+    for a, b in zip(alone.masks[0], group_size.masks[0], strict=True):
         assert a.piece == b.piece and abs(a.probability - b.probability) < 1e-6
 
 

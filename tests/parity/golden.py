@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bertjax import layers
+from bertjax.models import layers
 from bertjax.rules import name_of
 
 # `make parity` makes all arrays anew, elsewhere and from another seed.

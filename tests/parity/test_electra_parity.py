@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from golden import build, compare, fill, golden
 
-from bertjax.layers import apply
 from bertjax.masking import Masked, Masking
-from bertjax.models.encoder import Encoder, word_table
+from bertjax.models.encoder import Encoder
+from bertjax.models.language import word_table
+from bertjax.models.layers import apply
 from bertjax.objectives import rtd
 
 CASES = golden("electra")

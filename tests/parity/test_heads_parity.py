@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 from test_huggingface_parity import read_cases, write_folder
 
-from bertjax.export import save_hf
-from bertjax.model import load
+from bertjax.checkpoints.export import save_hf
+from bertjax.checkpoints.trained import load
 
 CASES = read_cases("heads")
 

@@ -12,9 +12,9 @@ import pytest
 from golden import FOLDER
 from safetensors.numpy import load_file, save_file
 
-from bertjax.export import save_hf
-from bertjax.layers import apply
-from bertjax.model import load
+from bertjax.checkpoints.export import save_hf
+from bertjax.checkpoints.trained import load
+from bertjax.models.layers import apply
 
 
 def read_cases(stem):

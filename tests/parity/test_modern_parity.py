@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from golden import build, compare, fill, golden
 
-from bertjax.heads import negative_log_likelihood
 from bertjax.masking import Masking
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import negative_log_likelihood
+from bertjax.models.language import word_table
 from bertjax.models.modern import Biases, Modern, Norms
+from bertjax.models.positions import Rotary
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.positions import Rotary
 
 CASES = golden("modern")
 PARTS = {"positions": Rotary, "norms": Norms, "biases": Biases}

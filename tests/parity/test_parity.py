@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from golden import build, compare, fill, golden
 
-from bertjax.heads import negative_log_likelihood
 from bertjax.masking import Masking
-from bertjax.models.encoder import Encoder, word_table
+from bertjax.models.encoder import Encoder
+from bertjax.models.heads import negative_log_likelihood
+from bertjax.models.language import word_table
 from bertjax.objectives.mlm import MaskedLM
 
 CASES = golden("bert", "roberta", "albert")

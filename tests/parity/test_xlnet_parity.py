@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from golden import build, compare, fill, golden
 
-from bertjax.heads import SequenceSummary, TiedHead, negative_log_likelihood
-from bertjax.layers import Normal, apply
-from bertjax.models.encoder import word_table
+from bertjax.models.heads import SequenceSummary, TiedHead, negative_log_likelihood
+from bertjax.models.language import word_table
+from bertjax.models.layers import Normal, apply
 from bertjax.models.xlnet import Memory, XLNet
 
 CASES = golden("xlnet")

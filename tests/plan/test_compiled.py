@@ -15,15 +15,15 @@ pytest.importorskip("libtpu", reason="needs the compiler for TPUs: pip install '
 
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bertjax.cli import main
+from bertjax.commands.main import main
 from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes, model_flops
+from bertjax.machine.topology import parse_slice, slice_devices
 from bertjax.plan.costs import collectives, lookups, products
 from bertjax.plan.hlo import Program, cycles
 from bertjax.plan.roofline import moved_by_kind
 from bertjax.plan.step import compile_step
-from bertjax.sharding import Layout
-from bertjax.topology import parse_slice, slice_devices
+from bertjax.sharding.mesh import MeshShape
 
 SMALL = ["size=mini", "objective.encoder.N=2", "long=0", "batch_size=64", "dtype=bfloat16"]
 
@@ -33,9 +33,9 @@ def test_every_split_of_a_slice_is_a_mesh(name):
     """Also where no axis of the mesh is whole axes of the chips."""
     devices = slice_devices(parse_slice(name))
     for fsdp, tensor in ((8, 2), (2, 2), (2, 8), (len(devices), 1), (1, 4)):
-        mesh = Layout(fsdp=fsdp, tensor=tensor).mesh(len(devices), devices)
+        mesh = MeshShape(fsdp=fsdp, tensor=tensor).mesh(len(devices), devices)
         assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
-    two = Layout(slices=2, fsdp=8, tensor=2).mesh(32, slice_devices(parse_slice("v5e:4x4"), 2))
+    two = MeshShape(slices=2, fsdp=8, tensor=2).mesh(32, slice_devices(parse_slice("v5e:4x4"), 2))
     assert two.shape["data"] == 1 and len({device.slice_index for device in two.devices[0].flat}) == 1
 
 

@@ -3,12 +3,12 @@ import json
 import pytest
 from test_costs import program
 
+from bertjax.machine.topology import parse_slice
 from bertjax.plan.roofline import estimate, moved_by_kind
-from bertjax.topology import parse_slice
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"3005981"}}'  # 2 ms of v5e's clock
 KERNEL = 'backend_config={"cost_estimate":{"flops":"197000000000","transcendentals":"0","bytes_accessed":"9"}}'
-OTHER = """%looked_up (t: f32[50000,1000], i: s32[30000]) -> f32[30000,1000] {
+OTHER = """%sharded_embedding_lookup (t: f32[50000,1000], i: s32[30000]) -> f32[30000,1000] {
   %t = f32[50000,1000]{1,0} parameter(0)
   %i = s32[30000]{0} parameter(1)
   ROOT %g = f32[30000,1000]{1,0} gather(%t, %i), offset_dims={1}, slice_sizes={1,1000}
@@ -16,7 +16,7 @@ OTHER = """%looked_up (t: f32[50000,1000], i: s32[30000]) -> f32[30000,1000] {
 """
 ENTRY = """  %t = f32[50000,1000]{1,0} parameter(0)
   %i = s32[30000]{0:S(1)} parameter(1)
-  %a = f32[30000,1000]{1,0} fusion(%t, %i), kind=kCustom, calls=%looked_up
+  %a = f32[30000,1000]{1,0} fusion(%t, %i), kind=kCustom, calls=%sharded_embedding_lookup
   %b = f32[30000,1000]{1,0} fusion(%a), kind=kLoop, calls=%same, CYCLES
   %c = bf16[1000,1000]{1,0:S(1)} custom-call(%i), custom_call_target="tpu_custom_call", KERNEL
   %d = f32[25000000]{0:S(1)} all-reduce(%e), replica_groups=[1,4]<=[4], to_apply=%add

@@ -4,11 +4,11 @@ from xml.etree import ElementTree
 import jax
 import pytest
 
-from bertjax.cli import main
+from bertjax.commands.main import main
 from bertjax.config import load_experiment
+from bertjax.machine.topology import parse_slice
 from bertjax.plan.picture import memory_picture
 from bertjax.plan.step import _largest, _refusal, plan, plan_on, with_remat
-from bertjax.topology import parse_slice
 
 # google-research/bert README.md and checkpoints; fairseq and albert likewise: parameters with pre-training heads
 PUBLISHED = [

@@ -1,0 +1,183 @@
+"""Keep and restore checkpoints: Orbax behind a few functions, with a checksum for every array.
+
+    <run>/checkpoints/<step>/params      what inference needs
+                             optimizer   what only training needs
+                             info        experiment, tokenizer files, checksums, versions: one JSON text
+
+Orbax hands flipped bits back as weights without a word. So a checksum of every array is computed on the device as it is
+saved, and again as it is restored. It is a sum over elements, hence the same on every mesh.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
+from bertjax.description import up_to_date
+from bertjax.errors import InputError
+from bertjax.random import hash_bits
+from bertjax.rules import name_of
+from bertjax.types import Array
+
+# What says nothing of the checkpoint; of damage Orbax and TensorStore tell in exceptions of any kind.
+_NOT_THE_CHECKPOINT = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+
+
+def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.CheckpointManager:
+    """Manage the checkpoints of a run: the `keep` newest stay, and those at multiples of `keep_every` if not 0.
+
+    What a kill left half-written is removed.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    params: Any,
+    optimizer: Any,
+    *,
+    experiment: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    data: list[str],
+) -> None:
+    """Begin to save in the background; `manager.wait_until_finished()` waits for it.
+
+    data: the digest of the manifest of each corpus that the run reads.
+    """
+    arrays = {"params": params, "optimizer": optimizer}
+    info = {"step": step, "data": data} | _info(arrays, experiment, tokenizer)
+    manager.save(step, args=_described(arrays, info))
+
+
+def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+    """Write what inference needs to a new folder, which reads like a checkpoint."""
+    info = _info({"params": params}, experiment, tokenizer)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(folder.absolute(), args=_described({"params": params}, info))
+
+
+def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    files = {} if tokenizer is None else tokenizer.files
+    return {
+        "experiment": experiment,
+        "tokenizer": {name: base64.b64encode(content).decode() for name, content in files.items()},
+        "fingerprint": "" if tokenizer is None else fingerprint(tokenizer),
+        "checksums": {item: checksums(tree) for item, tree in arrays.items()},
+        "versions": {name: importlib.metadata.version(name) for name in ("bertjax", "jax", "flax", "optax")},
+    }
+
+
+def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
+    described = ocp.args.JsonSave({"digest": _digest(info), "info": info})
+    return ocp.args.Composite(
+        **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
+        info=described,
+    )
+
+
+def read_info(step_folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself. Raises InputError where it is damaged."""
+    try:
+        read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore((step_folder / "info").absolute())
+        if read["digest"] != _digest(read["info"]):
+            raise ValueError("the digest of its description does not fit")
+        info: dict[str, Any] = read["info"]
+        return info | {"experiment": up_to_date(info["experiment"])}
+    except _NOT_THE_CHECKPOINT:
+        raise
+    except Exception as error:
+        raise _damaged(step_folder, error) from error
+
+
+def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) -> Any:
+    """Restore `params` or `optimizer` into the shapes, dtypes and shardings of `like`, and verify every array.
+
+    Raises InputError where the checkpoint is damaged or of another shape.
+    """
+    try:
+        found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
+    except _NOT_THE_CHECKPOINT:
+        raise
+    except Exception as error:
+        raise _damaged(step_folder, error) from error
+    expected = info["checksums"][item]
+    wrong = sorted(name for name, checksum in checksums(found).items() if expected.get(name) != checksum)
+    if wrong:
+        raise _damaged(step_folder, f"the checksum of {wrong[0]} does not fit")
+    return found
+
+
+def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer | None:
+    """Rebuild the tokenizer that a checkpoint carries; None where it has none, as some models of others."""
+    if not info["tokenizer"]:
+        return None
+    files = {name: base64.b64decode(content) for name, content in info["tokenizer"].items()}
+    return tokenizer_from_files(files, origin=f"the tokenizer of {step_folder}")
+
+
+def latest_step(run: Path) -> Path:
+    """Find the newest finished checkpoint: of a run folder, of its `checkpoints`, or a step folder itself.
+
+    Raises InputError where there is none.
+    """
+    if (run / "info").is_dir():
+        return run
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        raise InputError(
+            f"no checkpoint in {run}: give the work folder of a run, one of its checkpoints, `best` of a fine-tuning, "
+            "or a Hugging Face folder"
+            if run.is_dir()
+            else f"there is no folder {run}"
+        )
+    return max(steps, key=lambda path: int(path.name))
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether a run has a finished checkpoint to go on from."""
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def checksums(tree: Any) -> dict[str, str]:
+    """Compute a checksum of every array: 8 hexadecimal digits by name. Any single changed element changes it."""
+    leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: f"{int(value):08x}" for name, value in jax.device_get(_checksums(leaves)).items()}
+
+
+@jax.jit
+def _checksums(leaves: dict[str, Array]) -> dict[str, Array]:
+    def checksum(x: Array) -> Array:
+        bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
+        # The bits are keyed by their place, so that moved elements count too; the hash is a bijection of the bits, so
+        # that one changed element always changes the sum.
+        return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32)).sum(dtype=jnp.uint32)
+
+    return {name: checksum(jnp.atleast_1d(leaf)) for name, leaf in leaves.items()}
+
+
+def _digest(info: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(step_folder: Path, reason: object) -> InputError:
+    text = str(reason).strip().splitlines()
+    others = [p.name for p in step_folder.parent.iterdir() if p.name.isdigit() and p.name != step_folder.name]
+    rest = f"go on from step {max(others, key=int)}" if others else "start again"
+    return InputError(
+        f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "
+        f"move that folder away to {rest}"
+    )

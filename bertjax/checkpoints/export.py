@@ -1,0 +1,66 @@
+"""Write a trained model to a folder of its own, for us or for transformers."""
+
+from pathlib import Path
+from typing import Literal
+
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.trained import Model, load, load_notes
+from bertjax.errors import InputError
+from bertjax.huggingface.convert import write_model
+from bertjax.models.encoder import Encoder
+
+
+def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
+    """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
+
+    Returns sentences to tell the user: what was ignored in a Hugging Face folder, and what `save_hf` leaves out. Raises
+    InputError where the folder holds something, and as `load` and `save_hf`.
+    """
+    model = load(source)
+    said = load_notes(source, model)
+    if to == "huggingface":
+        return said + save_hf(model, folder)
+    folder = _new_folder(folder)
+    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    return said
+
+
+def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[str]:
+    """Write a model to a new folder that `AutoModel…from_pretrained` of transformers loads, with its tokenizer.
+
+    With no missing and no unexpected key, but for a DeBERTa's head for replaced tokens, or for its mask decoder's head:
+    no class of transformers has these. They are written by the names of the released weights (`lm_predictions`,
+    `mask_predictions`), so that the folder is the whole model again for `load`; transformers' classes read the encoder
+    and list the rest as unexpected. A folder without such keys is that of the encoder: `save_hf(load("run:encoder"),
+    folder)`. Returns a sentence for each such head.
+
+    architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
+    from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
+    what this model does.
+    """
+    architecture = architecture or architecture_of(model)
+    made = _new_folder(folder)
+    notes = model.config.get("huggingface", {})
+    return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
+
+
+def architecture_of(model: Model) -> str:
+    """Name the family of transformers that a model was made after, where its encoder does not tell; else nothing."""
+    stated: str = model.config.get("architecture", "")
+    whole = model.config.get("part_of", "")
+    if stated or type(model.encoder) is not Encoder:  # the others have families of their own
+        return stated
+    if whole.endswith(".ReplacedTokenDetection"):
+        return "electra"
+    return "distilbert" if whole.endswith(".Distillation") and model.encoder.types == 0 else ""
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """See that a folder is new or empty; an empty one is removed, because writers make their own."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: choose a new folder")
+    if folder.exists():
+        folder.rmdir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,250 @@
+"""Load a trained model: hidden states, logits, and what an objective may offer besides `init` and `loss`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from bertjax.checkpoints import checkpoint
+from bertjax.data.tokenizer import Tokenizer, Vocabulary
+from bertjax.description import from_json, to_json
+from bertjax.errors import InputError
+from bertjax.flops import batch_shapes, row_shapes
+from bertjax.huggingface.convert import read_folder, without_decoder
+from bertjax.huggingface.folder import is_huggingface
+from bertjax.huggingface.tensors import some
+from bertjax.models.published import Published
+from bertjax.models.xlnet import XLNet
+from bertjax.types import Array, Batch, Params
+
+
+class Trained(Protocol):
+    """What every model offers once it is trained."""
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder that was trained."""
+        ...
+
+    def encode(self, params: Params, batch: Batch) -> Array:
+        """Return hidden states [B, L, D]."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Trained, Protocol):
+    """What a model offers that can guess words."""
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return logits [B, P, V] at positions of masks, without them at all positions [B, L, V]."""
+        ...
+
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """What a model offers that is made of several."""
+
+    def part(self, name: str, params: Params) -> tuple[Trained, Params]:
+        """Take one of them alone."""
+        ...
+
+
+@runtime_checkable
+class ForTask(Protocol):
+    """What a model offers that was made for a task."""
+
+    def task_logits(self, params: Params, batch: Batch) -> Array:
+        """Return what its task head says of a batch."""
+        ...
+
+
+@runtime_checkable
+class Wrapping(Protocol):
+    """What an objective offers that trains another one's parameters in its own way (SiFT)."""
+
+    @property
+    def objective(self) -> Trained:
+        """The objective that serves what was trained."""
+        ...
+
+
+@runtime_checkable
+class RemapsWarmStart(Protocol):
+    """What an objective offers that begins with another model otherwise than by equal names."""
+
+    def begin_with(self, found: Params) -> Params:
+        """Turn the parameters of that model into those to begin with, named as its own."""
+        ...
+
+
+@runtime_checkable
+class ReinitsTopLayers(Protocol):
+    """What an objective offers that begins with the lower layers of another model alone."""
+
+    @property
+    def renewed(self) -> int:
+        """How many of the top layers are made anew."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model. config: the experiment or the folder that it comes from, as JSON types."""
+
+    objective: Trained
+    params: Params
+    tokenizer: Tokenizer | None  # none where the folder of others that it comes from has none
+    config: dict[str, Any]
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder that was trained."""
+        return self.objective.encoder
+
+    def encode(self, batch: Batch) -> Array:
+        """Return hidden states [B, L, D] of tokens and mask, and types where given."""
+        return self._encode(self.params, dict(batch))
+
+    def mlm_logits(self, batch: Batch) -> Array:
+        """Return language-model logits [B, L, V]. Raises InputError where the model has no such head."""
+        return self._language_logits(self.params, dict(batch))
+
+    def logits(self, batch: Batch) -> Array:
+        """Return the logits of the task head: see Published.task_logits. Raises InputError where there is none."""
+        return self._task_logits(self.params, dict(batch))
+
+    def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
+        """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
+        logits_BPV = self._language_logits(self.params, dict(batch), positions_BP)
+        return jax.nn.softmax(logits_BPV.astype(jnp.float32), axis=-1)
+
+    @cached_property
+    def _encode(self) -> Any:
+        return jax.jit(self.objective.encode)
+
+    @cached_property
+    def _task_logits(self) -> Any:
+        if not isinstance(self.objective, ForTask):
+            raise InputError(f"a {type(self.objective).__name__} has no task head: its logits are mlm_logits")
+        return jax.jit(self.objective.task_logits)
+
+    @property
+    def text(self) -> Tokenizer:
+        """The tokenizer. Raises InputError where there is none."""
+        if self.tokenizer is None:
+            raise InputError("this model came without tokenizer files: put its vocabulary into its folder")
+        return self.tokenizer
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The objective, where it can guess words. Raises InputError where it cannot."""
+        if not isinstance(self.objective, LanguageModel):
+            raise InputError(f"a {type(self.objective).__name__} has no language-model head: use the whole model")
+        return self.objective
+
+    @cached_property
+    def _language_logits(self) -> Any:
+        return jax.jit(self.language_model.language_logits)
+
+
+def load(path: str | Path) -> Model:
+    """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
+
+    Of an objective with two models `run:generator` and `run:discriminator` are one alone; `path:encoder` is the encoder
+    of any model, without heads and mask decoder. Works on any device, whatever it was trained on. Raises InputError
+    where there is none, or it is damaged.
+    """
+    folder, part = part_of(path)
+    if part == ENCODER:
+        return _encoder_alone(load(folder))
+    if is_huggingface(folder):
+        if part:
+            raise InputError(f"the model in {folder} has no part {part!r}, only {ENCODER!r}")
+        found = read_folder(folder)
+        config = {"objective": to_json(found.model), "huggingface": found.notes}
+        return Model(found.model, found.params, found.tokenizer, config)
+    step = checkpoint.latest_step(folder)
+    info = checkpoint.read_info(step)
+    objective = from_json(info["experiment"]["objective"])
+    params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
+    params = checkpoint.restore(step, "params", like, info)
+    config = info["experiment"]
+    if isinstance(objective, Wrapping):
+        objective = served(objective)
+        config = config | {"objective": to_json(objective)}
+    if part and part not in params:
+        raise InputError(f"the model in {folder} has no part {part!r}: its parts are {', '.join(params)}, {ENCODER}")
+    if part and not isinstance(objective, InParts):
+        raise InputError(f"the model in {folder} cannot be taken apart: give {folder} without :{part}, or :{ENCODER}")
+    if part:
+        objective, params = objective.part(part, params)
+        config = config | {"objective": to_json(objective), "part_of": config["objective"]["type"]}
+    return Model(objective, params, checkpoint.saved_tokenizer(step, info), config)
+
+
+ENCODER = "encoder"  # the part that every model has
+
+
+def _encoder_alone(model: Model) -> Model:
+    """Take the encoder that was trained; of several models the one that is kept for other tasks."""
+    objective, params = model.objective, model.params
+    if isinstance(objective, InParts):
+        parts = [objective.part(name, params) for name in params]
+        objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
+    encoder, own = without_decoder(objective.encoder, params[ENCODER])
+    alone = Published(encoder, cls_last=isinstance(encoder, XLNet))
+    config = model.config | {"objective": to_json(alone)}
+    if "huggingface" in config:
+        notes = config["huggingface"]
+        source = {key: value for key, value in notes["config"].items() if key != "architectures"}
+        config["huggingface"] = notes | {"config": source, "prefixed": False}
+    return Model(alone, {ENCODER: own}, model.tokenizer, config)
+
+
+def _shapes(described: dict[str, Any]) -> Any:
+    """Find the shapes of a batch; what came from a Hugging Face folder has no rows of its own, so the smallest."""
+    if "phases" not in described:
+        return batch_shapes(1, 1, ("types",))
+    rows = from_json(described["phases"][0]["rows"])
+    return row_shapes(rows, 1)
+
+
+def part_of(path: str | Path) -> tuple[Path, str]:
+    """Split `folder:part`; a folder whose own name has a colon is a folder."""
+    folder, colon, part = str(path).rpartition(":")
+    return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
+
+
+def wrapped(objective: Any) -> Iterator[Any]:
+    """Yield an objective and what it wraps."""
+    yield objective
+    while isinstance(objective, Wrapping):
+        objective = objective.objective
+        yield objective
+
+
+def served(objective: Wrapping) -> Trained:
+    """Find what serves what an objective trained."""
+    *_, innermost = wrapped(objective)
+    return innermost
+
+
+def load_notes(source: str | Path, model: Model) -> list[str]:
+    """Say what was decided in reading a Hugging Face folder, and the first tensors that were ignored, with reasons."""
+    folder, _ = part_of(source)
+    if not is_huggingface(folder):
+        return []
+    notes = model.config["huggingface"]
+    said = [f"{sentence}: {folder}" for sentence in notes["said"]]
+    ignored = [f"{name} ({reason})" for name, reason in notes["ignored"].items()]
+    return said + ([f"ignored {some(ignored)} of {folder}"] if ignored else [])

@@ -1,0 +1,96 @@
+"""Lay texts out as a row: which specials stand where, which segment is whose, on which side the padding is.
+
+google-research/bert run_classifier.py and run_squad.py; fairseq models/roberta/hub_interface.py and
+examples/roberta/README.race.md; zihangdai/xlnet classifier_utils.py, run_squad.py, run_race.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.data.tokenizer import Tokenizer, Vocabulary
+
+Template = tuple[tuple[str, int], ...]
+"""What a row consists of, in order, as (part, segment): `cls` and `sep` are specials, `a` and `b` the texts."""
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Hold the templates of a family.
+
+    text: of one text. pair: of two. question: of a question `a` and the context `b` of its answer. option: of a context
+    `a` and one way `b` to go on. left: padding stands before the text, so that the last token is the last of the row.
+    """
+
+    text: Template
+    pair: Template
+    question: Template
+    option: Template
+    left: bool = False
+
+
+_PAIR = (("cls", 0), ("a", 0), ("sep", 0), ("b", 1), ("sep", 1))
+
+BERT = Templates((("cls", 0), ("a", 0), ("sep", 0)), _PAIR, _PAIR, _PAIR)
+"""Also ALBERT, ELECTRA, DeBERTa, DistilBERT and the modern ones; those without segments do not read them."""
+
+_DOUBLE = (("cls", 0), ("a", 0), ("sep", 0), ("sep", 0), ("b", 0), ("sep", 0))
+
+ROBERTA = Templates(
+    text=(("cls", 0), ("a", 0), ("sep", 0)),
+    pair=_DOUBLE,
+    question=_DOUBLE,
+    option=(("cls", 0), ("b", 0), ("sep", 0), ("a", 0), ("sep", 0)),
+)
+"""Two separators between texts, one segment; an option stands before its context."""
+
+_CLS_LAST = (("a", 0), ("sep", 0), ("b", 1), ("sep", 1), ("cls", 2))
+
+XLNET = Templates(
+    text=(("a", 0), ("sep", 0), ("cls", 2)),
+    pair=_CLS_LAST,
+    question=(("b", 0), ("sep", 0), ("a", 1), ("sep", 1), ("cls", 2)),
+    option=_CLS_LAST,
+    left=True,
+)
+"""The classification token last, padding on the left; a context stands before its question."""
+
+
+def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
+    """Choose the templates of a model: `cls_last` where what its `around` names before a text is nothing.
+
+    Vocabularies that spell their specials as fairseq does (`<s>`, `</s>`) come from models trained with two separators.
+    """
+    if cls_last:
+        return XLNET
+    return ROBERTA if tokenizer.piece(tokenizer.vocabulary.cls) == "<s>" else BERT
+
+
+class Framed(NamedTuple):
+    """A row without its padding. tokens, types: i32 [n]. a, b, cls: where these begin, -1 where they are not."""
+
+    tokens: np.ndarray
+    types: np.ndarray
+    a: int
+    b: int
+    cls: int
+
+
+def specials(template: Template) -> int:
+    """Count the specials of a template: what a row must have room for beside its texts."""
+    return sum(part in ("cls", "sep") for part, _ in template)
+
+
+def framed(template: Template, v: Vocabulary, a: Sequence[int], b: Sequence[int] = ()) -> Framed:
+    """Put the ids of one or two texts into a template."""
+    ids: dict[str, Sequence[int]] = {"cls": [v.cls], "sep": [v.sep], "a": a, "b": b}
+    begins = {"a": -1, "b": -1, "cls": -1}
+    tokens: list[int] = []
+    types: list[int] = []
+    for part, segment in template:
+        begins[part] = len(tokens)
+        tokens += ids[part]
+        types += [segment] * len(ids[part])
+    return Framed(np.array(tokens, np.int32), np.array(types, np.int32), begins["a"], begins["b"], begins["cls"])

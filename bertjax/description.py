@@ -1,0 +1,132 @@
+"""Describe dataclasses and functions of bertjax as JSON, and rebuild them.
+
+A description names classes and functions by module. What was written before a module moved, or before a class or a
+field was renamed, is brought up to date as it is read: see `up_to_date`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+from bertjax.errors import InputError
+
+FORMER_MODULES = {
+    "bertjax.data.choices": "bertjax.tasks.choices",
+    "bertjax.data.formats": "bertjax.tasks.formats",
+    "bertjax.data.layout": "bertjax.data.templates",
+    "bertjax.data.supervised": "bertjax.tasks.rows",
+    "bertjax.data.tasks": "bertjax.tasks.table",
+    "bertjax.data.tfds": "bertjax.tasks.tfds",
+    "bertjax.heads": "bertjax.models.heads",
+    "bertjax.kernels": "bertjax.models.kernels",
+    "bertjax.layers": "bertjax.models.layers",
+    "bertjax.positions": "bertjax.models.positions",
+    "bertjax.published": "bertjax.models.published",
+    "bertjax.recipe": "bertjax.finetuning.recipe",
+    "bertjax.sharding": "bertjax.sharding.mesh",
+    "bertjax.spans": "bertjax.models.span_heads",
+}
+"""Where the classes and functions of modules are that descriptions named until version 0.1."""
+
+FORMER_NAMES = {
+    "bertjax.data.layout.Layout": "bertjax.data.templates.Templates",
+    "bertjax.optim.Optimizer": "bertjax.optim.optimizer.Optimizer",
+    "bertjax.optim.scale_by_stable_adam": "bertjax.optim.transforms.scale_by_stable_adam",
+    "bertjax.optim.scale_by_uncorrected_adam": "bertjax.optim.transforms.scale_by_uncorrected_adam",
+    "bertjax.sharding.Layout": "bertjax.sharding.mesh.MeshShape",
+} | {
+    f"bertjax.optim.{name}": f"bertjax.optim.schedules.{name}"
+    for name in (
+        "BertLinear", "Cosine", "ElectraLinear", "Polynomial", "Restarting", "Triangle", "WarmupStableDecay",
+        "linear", "one_minus_sqrt",
+    )
+}  # fmt: skip
+"""Today's names of classes and functions that did not move with their module, or were renamed."""
+
+FORMER_FIELDS = {"bertjax.data.supervised.TaskRows": {"layout": "templates"}}
+"""By the former name of a class: today's names of its fields that were renamed."""
+
+CONVERSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""By the former name of a class: how a description of it becomes one of today, where other names are not enough."""
+
+
+def up_to_date(value: Any) -> Any:
+    """Rewrite a description, as JSON types, of an earlier version in the names of this one; others stay as they are."""
+    if isinstance(value, list):
+        return [up_to_date(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    name = value.get("type")
+    if name in CONVERSIONS:
+        return up_to_date(CONVERSIONS[name](value))
+    renamed = FORMER_FIELDS.get(name, {}) if isinstance(name, str) else {}
+    new = {renamed.get(key, key): up_to_date(item) for key, item in value.items()}
+    return new | {key: _todays_name(value[key]) for key in ("type", "function") if isinstance(value.get(key), str)}
+
+
+def _todays_name(name: str) -> str:
+    if name in FORMER_NAMES:
+        return FORMER_NAMES[name]
+    module, _, attribute = name.rpartition(".")
+    return f"{FORMER_MODULES[module]}.{attribute}" if module in FORMER_MODULES else name
+
+
+def field_names(value: Any) -> list[str]:
+    """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
+    names = [field.name for field in dataclasses.fields(value)]
+    return [name for name in names if name not in ("parent", "name")] if "parent" in names else names
+
+
+def to_json(value: Any) -> Any:
+    """Describe `value` with JSON types: dataclasses and functions by their names, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"type": name} | {field: to_json(getattr(value, field)) for field in field_names(value)}
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {"function": f"{value.__module__}.{value.__qualname__}"}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
+
+
+def from_json(value: Any) -> Any:
+    """Rebuild what `to_json` described, in this version or an earlier one.
+
+    Raises InputError for all but dataclasses and functions of bertjax.
+    """
+    return _rebuilt(up_to_date(value))
+
+
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_rebuilt(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    name = value.get("type") or value.get("function") or ""
+    module, _, attribute = name.rpartition(".")
+    if not name.startswith("bertjax."):
+        raise InputError(f"cannot rebuild {name!r}: only parts of bertjax itself are, so load it with its own code")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"this version of bertjax has no {name!r}") from error
+    described = inspect.isfunction if "function" in value else _is_description
+    if not described(found) or found.__module__ != module:
+        raise InputError(f"{name!r} is not something that an experiment is made of")
+    if "function" in value:
+        return found
+    return found(**{key: _rebuilt(item) for key, item in value.items() if key != "type"})
+
+
+def _is_description(found: Any) -> bool:
+    return isinstance(found, type) and dataclasses.is_dataclass(found)
+
+
+def dump(value: Any) -> str:
+    """Write `to_json(value)` as indented text."""
+    return json.dumps(to_json(value), indent=1)

@@ -1,0 +1,137 @@
+"""Say how a model is fine-tuned: a recipe in numbers, and what it is applied to."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optax
+
+from bertjax.config import Run
+from bertjax.finetuning.layerwise import layerwise
+from bertjax.models.span_heads import SpanHead
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import BertLinear, Cosine, ElectraLinear, Polynomial
+from bertjax.rules import Rules
+from bertjax.tasks.table import Task
+
+_RUN = Run(log_every=50)
+_DECIDED = {
+    "evaluate_every": "`evaluations` says how often it is judged",
+    "evaluate_batches": "it is judged by the whole split",
+    "keep": "the best model is kept, and of checkpoints the newest until there is a result",
+    "keep_every": "the best model is kept, and of checkpoints the newest until there is a result",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say how a model is fine-tuned, in numbers.
+
+    steps: instead of epochs, where the recipe says so. warmup: a share of the steps, or so many where above 1. length:
+    of the longest row. decay, skipped, frozen: see depth.layerwise. renewed: so many top layers are made anew, and the
+    pooler with them. dropout: of the head; none: as its family has it. encoder_dropout: in all of the encoder; none:
+    as it was pre-trained. adversary: the weight of SiFT's divergence, 0 for none. schedule: made of peak, warm-up and
+    all steps. both_orders, unit_range: see TaskRows. Adam corrects its bias, where BERT's does not: without, small data
+    sets fail more often (Mosbach et al. 2020).
+    Raises ValueError for numbers out of their range.
+    """
+
+    learning_rate: float
+    batch_size: int = 32
+    epochs: float = 3.0
+    steps: int = 0
+    warmup: float = 0.1
+    length: int = 128
+    decay: float = 1.0
+    skipped: int = 0
+    frozen: int = 0
+    renewed: int = 0
+    dropout: float | None = None
+    encoder_dropout: float | None = None
+    adversary: float = 0.0
+    weight_decay: float = 0.01
+    b2: float = 0.999
+    eps: float = 1e-6
+    clip: float = 1.0
+    schedule: Callable[[float, int, int], Polynomial | BertLinear | ElectraLinear | Cosine] = Polynomial
+    moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
+    both_orders: bool = False
+    unit_range: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
+        if self.steps < 0 or (not self.steps and not 0 < self.epochs < math.inf):
+            raise ValueError(f"epochs={self.epochs}, steps={self.steps}: train for some of either")
+        if self.batch_size < 1 or self.warmup < 0:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more, warmup={self.warmup} 0 or more")
+        for name in ("dropout", "encoder_dropout"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name}={share} is not a share in [0, 1)")
+
+    def changed(
+        self, *, learning_rate: float = 0.0, batch_size: int = 0, epochs: float = 0.0, length: int = 0
+    ) -> "Recipe":
+        """Set what is given, which 0 is not. Epochs replace steps, and a tenth of them a warm-up counted in steps."""
+        numbers = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length}
+        given: dict[str, Any] = {name: number for name, number in numbers.items() if number}
+        if epochs:
+            given |= {"epochs": epochs, "steps": 0, "warmup": min(self.warmup, 0.1)}
+        return replace(self, **given)
+
+    def count(self, rows: int) -> int:
+        """Count the updates on so many rows."""
+        return self.steps or max(1, round(self.epochs * rows / self.batch_size))
+
+    def optimizer(self, layers: int, steps: int, first: Rules) -> Optimizer:
+        """Build the optimiser of an encoder with so many layers. first: rules that its rates begin with."""
+        warmup = round(self.warmup * steps) if self.warmup <= 1 else min(steps, int(self.warmup))
+        return Optimizer(
+            self.schedule(self.learning_rate, warmup, steps),
+            moments=self.moments,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            rates=(*first, *layerwise(layers, self.decay, skipped=self.skipped, frozen=self.frozen)),
+        )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Hold everything that a fine-tuning is: which model, on which task, by which recipe, from which seeds on.
+
+    init: a trained model, as for `load`. head: makes a conditional head for spans; none: the family's own, whose starts
+    and ends do not know of each other. evaluations: in an epoch. stride, question, ending: see TaskRows. longest,
+    threshold: of answers when it is judged, see answers.answer_questions.
+    """
+
+    task: Task
+    data: str
+    init: str
+    recipe: Recipe
+    seeds: int = 5
+    first_seed: int = 0
+    evaluations: int = 1
+    head: SpanHead | None = None
+    stride: int = 128
+    question: int = 64
+    ending: int = 128
+    longest: int = 30
+    threshold: float = 0.0
+    dtype: str = "float32"
+    run: Run = _RUN
+
+    def __post_init__(self) -> None:
+        for name, instead in _DECIDED.items():
+            if getattr(self.run, name) != getattr(_RUN, name):
+                raise ValueError(f"run.{name}={getattr(self.run, name)} has no effect on fine-tuning: {instead}")
+        if self.seeds < 1 or self.evaluations < 1 or self.first_seed < 0:
+            given = f"seeds={self.seeds}, evaluations={self.evaluations}, first_seed={self.first_seed}"
+            raise ValueError(f"{given}: the first two ≥ 1, the last ≥ 0")
+        if self.longest < 1 or not math.isfinite(self.threshold):
+            raise ValueError(f"longest={self.longest} must be 1 or more, threshold={self.threshold} a number")
+        if self.head is not None and self.task.kind != "span":
+            raise ValueError(f"head={self.head.__name__} chooses the spans of answers: task {self.task.name} has none")

@@ -1,0 +1,117 @@
+"""Put the results of several seeds together, and write down what a model predicted.
+
+A result of a seed: `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one), `failed`
+(why, where it learned nothing), and how long its steps took.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.errors import InputError
+from bertjax.tasks.answers import write_predictions
+from bertjax.tasks.rows import Encoded
+from bertjax.tasks.scoring import Judgement
+
+Result = dict[str, Any]
+
+
+def summarise(results: Sequence[Result], first: str) -> Result:
+    """Return median and quartiles of the last evaluation over the seeds that learned, the best seed, and who failed.
+
+    first: the metric that chooses the best one, of those that failed where none learned.
+    """
+    learned = [result for result in results if "failed" not in result]
+    metrics = {}
+    for name in learned[0]["last"] if learned else ():
+        q1, median, q3 = np.quantile([result["last"][name] for result in learned], (0.25, 0.5, 0.75)).tolist()
+        best = max(result["best"]["metrics"][name] for result in learned)
+        metrics[name] = {"median": median, "q1": q1, "q3": q3, "best": best}
+    candidates = learned or [result for result in results if result["best"]]
+    chosen = max(candidates, key=lambda result: result["best"]["metrics"][first], default=None)
+    return {
+        "chosen_by": first,
+        "metrics": metrics,
+        "best_seed": chosen["seed"] if chosen else None,
+        "failed": {result["seed"]: result["failed"] for result in results if "failed" in result},
+        "seeds": list(results),
+    }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Write a summary, with its task and init, as a table in Markdown."""
+    first = summary["chosen_by"]
+    names = next((list(result["last"]) for result in summary["seeds"] if result["last"]), [])
+    names.sort(key=lambda name: name != first)
+    lines = [
+        f"# {summary['task']} from {summary['init']}",
+        "",
+        f"| seed | {' | '.join(names)} | best {first} | step | note |",
+        f"|---|{'---:|' * (len(names) + 2)}---|",
+    ]
+    for result in summary["seeds"]:
+        last, best = result["last"], result["best"]
+        cells = [f"{last[name]:.4f}" if name in last else "–" for name in names]
+        at_best = f"{best['metrics'][first]:.4f} | {best['step']}" if best else "– | –"
+        lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {result.get('failed', '')} |")
+    for what in ("median", "q1", "q3"):
+        cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
+        lines.append(f"| {what} | {' | '.join(cells)} | | | |")
+    lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
+    lengths = ", ".join(f"{split} {count}" for split, count in summary["programs"].items())
+    lines += [f"Lengths that rows come in, for each of which a program is compiled: {lengths}."]
+    return "\n".join(lines) + "\n"
+
+
+def timing(folder: Path) -> dict[str, float]:
+    """Average a run's timing: milliseconds of a step, and the share of them that it waited for data."""
+    path = folder / "timing.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines:  # too short a run to be timed
+        return {}
+    step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
+    return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """Read the metrics of the last evaluation from the log of a run; none where there was no evaluation."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = [line for line in lines if any(name.startswith("validation/") for name in line)]
+    named = found[-1].items() if found else ()
+    return {name.removeprefix("validation/"): value for name, value in named if name != "step"}
+
+
+def write_predicted(folder: Path, encoded: Encoded, judgement: Judgement) -> None:
+    """Write what was predicted: of SQuAD the official files, else a JSON line an example."""
+    task = encoded.spec.task
+    if task.kind == "span":
+        write_predictions(folder, judgement.predicted, unanswerable=task.unanswerable)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    names = task.labels if task.kind == "classify" else ()
+    lines = [
+        {"example": example.origin, "predicted": names[said] if names else said}
+        for example, said in zip(encoded.examples, judgement.predicted, strict=True)
+    ]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_json(path: Path) -> Result:
+    """Read a file of results; empty where there is none yet."""
+    if not path.exists():
+        return {}
+    try:
+        found: Result = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: delete it to run its seed again") from error
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results at once: a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)

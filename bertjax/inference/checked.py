@@ -1,0 +1,65 @@
+"""Use a trained model: all that a notebook calls, from one place.
+
+model = bertjax.load("runs/sst2/best")
+list(bertjax.inference.checked.classify(model, ["A fine film."]))
+
+Each prediction first looks, as the commands do, whether model and tokenizer belong together, and whether the tokenizer
+knows the words: warnings go to `say` where that is given, else to standard error.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from inspect import signature
+from itertools import chain
+from typing import Any, ParamSpec, TypeVar
+
+from bertjax.checkpoints.export import convert as convert
+from bertjax.checkpoints.export import save_hf as save_hf
+from bertjax.checkpoints.trained import Model as Model
+from bertjax.checkpoints.trained import load as load
+from bertjax.inference import embed as embedding
+from bertjax.inference import fill_mask as fill
+from bertjax.inference import predict
+from bertjax.inference.compatible import check_texts, check_tokenizer
+from bertjax.inference.predict import score as score
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+WORDS_LOOKED_AT = 2_000
+"""Of the first texts of each call: under a tenth of a second."""
+
+
+def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
+    """Let a prediction, called with a model and texts, look at both first; the commands look for themselves."""
+
+    @wraps(run)
+    def checked(*args: P.args, **options: P.kwargs) -> Result:
+        given = signature(run).bind(*args, **options)
+        first, second, *_ = given.signature.parameters
+        model, texts = given.arguments[first], list(given.arguments[second])
+        given.arguments[second] = texts  # an iterator can be read only once
+        check_tokenizer(model, "this model")
+        say = given.arguments.get("say", partial(print, file=sys.stderr))
+        check_texts(model, chain.from_iterable(map(_strings, texts)), say, most_words=WORDS_LOOKED_AT)
+        return run(*given.args, **given.kwargs)
+
+    return checked
+
+
+def _strings(text: Any) -> Iterator[str]:
+    """Yield the texts of one input: of a pair, or of a context and its endings, all."""
+    if isinstance(text, str):
+        yield text
+    else:
+        for part in text:
+            yield from _strings(part)
+
+
+answer = _checked(predict.answer)
+choose = _checked(predict.choose)
+classify = _checked(predict.classify)
+embed = _checked(embedding.embed)
+fill_mask = _checked(fill.fill_mask)
+tag = _checked(predict.tag)

@@ -1,0 +1,102 @@
+"""Fill masks: guess the pieces that were hidden in a text."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.checkpoints.trained import Model
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.errors import InputError
+
+
+class Guess(NamedTuple):
+    """A piece to fill a mask with, its text, and its probability."""
+
+    piece: str
+    text: str
+    probability: float
+
+
+class Filled(NamedTuple):
+    """A text, the guesses for each of its masks, and the text with the best of them."""
+
+    text: str
+    masks: list[list[Guess]]
+    best: str
+
+
+def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[Filled]:
+    """Fill the masks of each text, written as the tokenizer spells its mask piece ("[MASK]", "<mask>").
+
+    Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
+    """
+    vocabulary = model.text.vocabulary
+    before, after = model.language_model.special_tokens(vocabulary)
+    encoded = [_with_masks(model, text) for text in texts]
+    for start in range(0, len(texts), batch_size):
+        rows = encoded[start : start + batch_size]
+        length = -(-max(map(len, rows)) // 32) * 32  # few lengths, few compilations
+        length = min(model.encoder.max_length or length, length)
+        tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
+        mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
+        places = [[place for place, index in enumerate(ids) if index == vocabulary.mask] for ids in rows]
+        positions = np.zeros((len(rows), 1 << (max(map(len, places)) - 1).bit_length()), np.int32)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+            types[row, : len(before)] = [segment for _, segment in before]
+            types[row, len(ids) - len(after) : len(ids)] = [segment for _, segment in after]
+            positions[row] = places[row][0]  # in unused slots too: all that is listed counts as hidden
+            positions[row, : len(places[row])] = places[row]
+        batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask), "types": jnp.asarray(types)}
+        probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
+        for row, ids in enumerate(rows):
+            masks = [_guesses(model.text, probabilities[row, slot], top) for slot in range(len(places[row]))]
+            best = list(ids)
+            for slot, place in enumerate(places[row]):
+                best[place] = int(probabilities[row, slot].argmax())
+            yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
+
+
+_WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
+
+
+def _with_masks(model: Model, text: str) -> list[int]:
+    """Encode a text with specials at its ends, and a mask for the pieces of each word that it stands for.
+
+    So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
+    vocabulary's pieces carry their spaces, and what follows continues the text.
+    """
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # fill_mask asked for it
+    vocabulary = tokenizer.vocabulary
+    mask_piece = tokenizer.piece(vocabulary.mask)
+    parts = text.split(mask_piece)
+    if len(parts) == 1:
+        raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
+    places = [end - 1 for end in accumulate(len(part) + 1 for part in parts[:-1])]
+    encoding = tokenizer.encode(_WORD.join(parts))
+    before, after = model.language_model.special_tokens(vocabulary)
+    ids, seen = [index for index, _ in before], set()
+    for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
+        hidden = [place for place in places if begin <= place < end]
+        if not hidden:
+            ids.append(index)
+        for place in hidden:
+            if place in seen:  # a word of several pieces
+                continue
+            seen.add(place)
+            if begin == place and ids and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
+                ids.pop()
+            ids.append(vocabulary.mask)
+    ids += [index for index, _ in after]
+    if len(ids) > (model.encoder.max_length or len(ids)):
+        raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
+    return ids
+
+
+def _guesses(tokenizer: Tokenizer, probabilities_V: np.ndarray, top: int) -> list[Guess]:
+    best = np.argsort(-probabilities_V, kind="stable")[:top]
+    return [Guess(tokenizer.piece(i), tokenizer.decode([i]).strip(), float(probabilities_V[i])) for i in best]

@@ -1,0 +1,26 @@
+"""Say how the texts of a model are laid out: where its specials stand, which segments it knows."""
+
+import dataclasses
+from typing import Any, cast
+
+from bertjax.checkpoints.trained import LanguageModel, Model
+from bertjax.data.templates import Templates, templates_for
+
+
+def templates_of(model: Model) -> Templates:
+    """Choose the templates of a model's texts; where it knows one segment, all of them are that."""
+    templates = templates_for(model.text, cls_last=is_cls_last(model))
+    if getattr(model.encoder, "types", 2) != 1:
+        return templates
+    one_segment = {
+        field.name: tuple((part, 0) for part, _ in getattr(templates, field.name))
+        for field in dataclasses.fields(templates)
+        if field.name != "left"
+    }
+    return dataclasses.replace(templates, **cast(Any, one_segment))
+
+
+def is_cls_last(model: Model) -> bool:
+    """Tell whether a model's texts end with the classification token."""
+    objective = model.objective
+    return isinstance(objective, LanguageModel) and not objective.special_tokens(model.text.vocabulary)[0]

@@ -1,0 +1,1 @@
+"""Machines: TPU chips and slices, compiler flags, diagnosis."""

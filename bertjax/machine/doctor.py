@@ -1,0 +1,359 @@
+"""Say what a run will find on this machine, what is wrong with it, and how to mend that.
+
+`collect` gathers facts, `diagnose` is a pure function of them. Devices are asked in a child process with a time limit,
+since a TPU may answer late or never, and only where no process holds them: a job that is running keeps its TPU. Who
+holds them is read from /proc, as tpu-info does: open files, and the lock that libtpu keeps on a file.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bertjax.machine.topology import CHIPS
+from bertjax.machine.xla_flags import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
+
+LOCK = Path("/tmp/libtpu_lockfile")
+_VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")
+# PCI ids of Google's chips, from jax/_src/hardware_utils.py, and the generations that they are.
+_CHIPS = {"0x0027": "v3", "0x005e": "v4", "0x0062": "v5p", "0x0063": "v5e", "0x006f": "v6e", "0x0076": "7x"}
+_KINDS = {chip.kind: generation for generation, chip in CHIPS.items()}
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Hold what JAX sees, or why it was not asked or did not answer (`error`)."""
+
+    platform: str = ""
+    kinds: tuple[str, ...] = ()  # of local devices
+    memory: tuple[int, ...] = ()  # bytes of each local device, where it says so
+    total: int = 0  # devices of all processes
+    processes: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Hold what was found. Bytes are plain numbers; what the system does not tell is empty or 0."""
+
+    python: str
+    host: str
+    packages: Mapping[str, str] = field(default_factory=dict)  # installed
+    requirements: tuple[str, ...] = ()  # of bertjax: "jax<0.13,>=0.10"
+    libtpu_wanted: str = ""  # by the installed jax: "0.0.42.*"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    memory: int = 0
+    memory_available: int = 0
+    disks: Mapping[str, int] = field(default_factory=dict)  # folder -> bytes free
+    chips: tuple[str, ...] = ()  # generations of TPU chips on the PCI bus
+    holders: Mapping[int, str] = field(default_factory=dict)  # process that holds a chip -> its command
+    lock_owner: str = ""  # of libtpu's lock file, where that belongs to someone else
+    huge_pages: str = ""
+    cache: str = ""
+    cache_bytes: int = 0
+    cache_private: bool = True
+    accelerator_expected: bool = False
+    devices: Devices = Devices()
+
+
+class Finding(NamedTuple):
+    """Say what is wrong and how to mend it; `stops`: a run fails, or does not use what it should."""
+
+    stops: bool
+    what: str
+    mend: str
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Find what is wrong, the worst first."""
+    found = [*_versions(facts), *_tpu(facts), *_devices(facts), *_room(facts), *_peers(facts.environment)]
+    return sorted(found, key=lambda finding: not finding.stops)
+
+
+def _versions(facts: Facts) -> Iterable[Finding]:
+    if not (3, 11) <= _numbers(facts.python)[:2] <= (3, 13):
+        yield Finding(False, f"Python {facts.python}: 3.11 to 3.13 are tested", "use one of these")
+    if "bertjax" not in facts.packages:
+        yield Finding(True, "bertjax is not installed, and its checkpoints name its version", "pip install .")
+    for requirement in facts.requirements:
+        name = _name(requirement)
+        wanted = requirement.removeprefix(name).split(";")[0].strip()
+        there = facts.packages.get(name)
+        if there is None or not _within(there, wanted):
+            yield Finding(
+                True, f"{name} is {there or 'not installed'}, needed is {wanted}", f"pip install '{name}{wanted}'"
+            )
+    jax_, jaxlib = facts.packages.get("jax", ""), facts.packages.get("jaxlib", "")
+    if _numbers(jax_) != _numbers(jaxlib):
+        yield Finding(False, f"jax {jax_} with jaxlib {jaxlib}", f"pip install jax=={jax_} jaxlib=={jax_}")
+    libtpu = facts.packages.get("libtpu")
+    if libtpu and facts.libtpu_wanted and not libtpu.startswith(facts.libtpu_wanted.rstrip("*")):
+        yield Finding(bool(facts.chips), f"libtpu {libtpu}, jax {jax_} is made for {facts.libtpu_wanted}",
+                      f"pip install 'jax[tpu]=={jax_}'")  # fmt: skip
+
+
+def _tpu(facts: Facts) -> Iterable[Finding]:
+    if not facts.chips:
+        return
+    if "libtpu" not in facts.packages and "TPU_LIBRARY_PATH" not in facts.environment:
+        yield Finding(True, "TPU chips, but no libtpu", "pip install '.[tpu]'")
+    if facts.environment.get("JAX_PLATFORMS", "tpu").startswith("cpu"):
+        yield Finding(True, "JAX_PLATFORMS=cpu hides the TPU", "unset JAX_PLATFORMS")
+    for process, command in facts.holders.items():
+        yield Finding(True, f"process {process} holds the TPU: {command}", f"wait for it, or end it: kill {process}")
+    if facts.lock_owner and not facts.holders:
+        yield Finding(True, f"{LOCK} belongs to {facts.lock_owner}: libtpu cannot open it, and says that the TPU is "
+                      "in use", f"sudo rm {LOCK}")  # fmt: skip
+    if facts.huge_pages and "[always]" not in facts.huge_pages:
+        yield Finding(False, f"transparent huge pages are {facts.huge_pages}: a TPU starts slowly",
+                      'sudo sh -c "echo always > /sys/kernel/mm/transparent_hugepage/enabled"')  # fmt: skip
+    generation = facts.chips[0]
+    if "LIBTPU_INIT_ARGS" not in facts.environment and libtpu_init_args(generation):
+        yield Finding(False, f"LIBTPU_INIT_ARGS is not set, for {generation} Google advises some flags",
+                      f"export LIBTPU_INIT_ARGS='{libtpu_init_args(generation)}'")  # fmt: skip
+
+
+def _devices(facts: Facts) -> Iterable[Finding]:
+    devices = facts.devices
+    if devices.error and not facts.holders:
+        yield Finding(True, f"no devices: {devices.error}", "on a slice of several hosts ask all of them at once "
+                      "(tpu/slices.py doctor NAME); for all of it: python -c 'import jax; jax.devices()'")  # fmt: skip
+    if facts.chips and devices.platform == "cpu" and not facts.environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        yield Finding(
+            True, f"{len(facts.chips)} TPU chips, but JAX uses the CPU", "pip install '.[tpu]', and see above"
+        )
+    elif facts.accelerator_expected and devices.platform == "cpu" and not facts.chips:
+        yield Finding(
+            True, "a GPU, but JAX uses the CPU", "pip install 'jax[cuda13]', or set JAX_PLATFORMS=cpu to mean it"
+        )
+
+
+def _room(facts: Facts) -> Iterable[Finding]:
+    for folder, free in facts.disks.items():
+        if free < 20 * _GIB:
+            yield Finding(free < _GIB, f"{free / _GIB:.1f} GiB free in {folder}",
+                          "make room, or use another: BERT-large's checkpoints take 4 GiB each")  # fmt: skip
+    if 0 < facts.memory_available < 2 * _GIB:
+        yield Finding(False, f"{facts.memory_available / _GIB:.1f} GiB of memory left", "end other processes")
+    if not facts.cache_private:
+        yield Finding(False, f"others can write to {facts.cache}, and JAX runs what it finds there",
+                      f"chmod go-w {facts.cache}")  # fmt: skip
+
+
+def _peers(environment: Mapping[str, str]) -> Iterable[Finding]:
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
+    number = environment.get("TPU_WORKER_ID", "")
+    if hosts and not (number.isdigit() and int(number) < len(hosts.split(","))):
+        yield Finding(True, f"TPU_WORKER_ID={number!r} is not the number of one of {len(hosts.split(','))} hosts",
+                      "unset both variables, or set them as the platform does")  # fmt: skip
+    megascale = {name for name in environment if name.startswith("MEGASCALE_")}
+    wanted = {"MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"}
+    if megascale and not wanted <= megascale:
+        missing = ", ".join(sorted(wanted - megascale))
+        yield Finding(True, f"{', '.join(sorted(megascale))} without {missing}: a run waits for slices that are gone",
+                      "unset them: they are left over from another run")  # fmt: skip
+
+
+def _within(version: str, wanted: str) -> bool:
+    """Compare release numbers with comma-separated bounds, as setup.cfg has them."""
+    compare = {">=": tuple.__ge__, "<": tuple.__lt__, "==": tuple.__eq__}
+    bounds = re.findall(r"(>=|==|<)\s*([\d.]+)", wanted)
+    return all(compare[sign](_numbers(version), _numbers(bound)) for sign, bound in bounds)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    numbers = [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]  # type: ignore[index]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> Facts:
+    """Gather facts; devices have `seconds` to answer. root: where /proc, /sys and /tmp lie."""
+    requirements = _requirements()
+    memory = _memory(root)
+    chips, holders = _chips(root), _holders(root)
+    lock = root / LOCK.relative_to("/")
+    huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
+    cache = cache_folder()
+    files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    return Facts(
+        python=platform.python_version(),
+        host=socket.gethostname(),
+        packages=_installed(["bertjax", "jaxlib", "libtpu", *map(_name, requirements)]),
+        requirements=requirements,
+        libtpu_wanted=_libtpu_wanted(),
+        environment=_environment(root),
+        memory=memory.get("MemTotal", 0),
+        memory_available=memory.get("MemAvailable", 0),
+        disks={str(each): shutil.disk_usage(_existing(each)).free for each in (folder, Path("/tmp"))},
+        chips=chips,
+        holders=holders,
+        lock_owner=_other_owner(lock),
+        huge_pages=huge_pages.read_text().strip() if huge_pages.exists() else "",
+        cache=str(cache),
+        cache_bytes=sum(files),
+        cache_private=not cache.is_dir() or not cache.stat().st_mode & 0o022,
+        accelerator_expected=accelerator_expected(),
+        devices=Devices(error="not asked, since they are held") if holders else ask_devices([sys.executable], seconds),
+    )
+
+
+def _requirements() -> tuple[str, ...]:
+    try:
+        return tuple(each for each in metadata.requires("bertjax") or () if "extra ==" not in each)
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """Read the variables that this process was given: JAX sets some of its own as it is imported."""
+    path = root / "proc/self/environ"
+    texts = path.read_bytes().decode(errors="replace").split("\0") if path.exists() else []
+    found = dict(text.split("=", 1) for text in texts if "=" in text) if path.exists() else dict(os.environ)
+    return {name: value for name, value in sorted(found.items()) if _VARIABLES.match(name)}
+
+
+def _libtpu_wanted() -> str:
+    found = [re.match(r"libtpu\s*==\s*([\d.*]+)", each) for each in metadata.requires("jax") or ()]
+    return next((match[1] for match in found if match), "")
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+
+
+def _memory(root: Path) -> dict[str, int]:
+    path = root / "proc/meminfo"
+    lines = re.findall(r"(\w+):\s+(\d+) kB", path.read_text()) if path.exists() else []
+    return {name: 1024 * int(number) for name, number in lines}
+
+
+def _chips(root: Path) -> tuple[str, ...]:
+    """Find the generations of Google's chips on the PCI bus."""
+    ids = [
+        (device / "device").read_text().strip()
+        for device in sorted((root / "sys/bus/pci/devices").glob("*"))
+        if (device / "vendor").exists() and (device / "vendor").read_text().strip() == "0x1ae0"
+    ]
+    return tuple(_CHIPS[each] for each in ids if each in _CHIPS)
+
+
+def _holders(root: Path) -> dict[int, str]:
+    """Find the processes that have a chip open, or hold libtpu's lock: of others' only the lock can be seen."""
+    holders = set()
+    for link in (root / "proc").glob("[0-9]*/fd/*"):
+        try:
+            target = os.readlink(link)
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        if re.fullmatch(r"/dev/(accel|vfio/)\d+", target):
+            holders.add(int(link.parts[-3]))
+    lock, locks = root / LOCK.relative_to("/"), root / "proc/locks"
+    if lock.exists() and locks.exists():
+        file = lock.stat()
+        place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+        held = re.findall(r" (\d+) ([0-9a-f]+:[0-9a-f]+:\d+) ", locks.read_text())  # process -1: of no one that is seen
+        holders |= {int(process) for process, where in held if where == place}
+    return {process: _command(root, process) for process in sorted(holders)}
+
+
+def _command(root: Path, process: int) -> str:
+    try:
+        words = (root / f"proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "of another user"
+    return b" ".join(words).decode(errors="replace").strip()[:200]
+
+
+def _other_owner(lock: Path) -> str:
+    if not lock.exists() or os.access(lock, os.R_OK | os.W_OK):
+        return ""
+    return f"user {lock.stat().st_uid}"
+
+
+_ASK = """
+import json, jax
+devices = jax.local_devices()
+memory = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+print("\\n" + json.dumps({"platform": jax.default_backend(), "kinds": [device.device_kind for device in devices],
+    "memory": memory, "total": jax.device_count(), "processes": jax.process_count()}))
+"""
+
+
+def ask_devices(python: Sequence[str], seconds: float) -> Devices:
+    """Ask JAX for its devices, in a process that is ended with all its children after `seconds`."""
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leave a GPU's memory to who uses it
+    child = subprocess.Popen(
+        [*python, "-c", _ASK],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, error = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        return Devices(error=f"no answer within {seconds:g} seconds")
+    if child.returncode:
+        lines = error.strip().splitlines() or [f"exit code {child.returncode}"]
+        return Devices(error=lines[-1][:300])
+    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return Devices(**found | {"kinds": tuple(found["kinds"]), "memory": tuple(found["memory"])})
+
+
+def report(facts: Facts, findings: Sequence[Finding]) -> str:
+    """Write facts, then findings, for a terminal."""
+    devices = facts.devices
+    kinds = {kind: devices.kinds.count(kind) for kind in dict.fromkeys(devices.kinds)}
+    generation = facts.chips[0] if facts.chips else _KINDS.get(next(iter(kinds), ""), "")
+    rows = {
+        "host": f"{facts.host}, Python {facts.python}",
+        "packages": ", ".join(f"{name} {version}" for name, version in facts.packages.items()),
+        "devices": devices.error
+        or f"{devices.platform}: {', '.join(f'{count} × {kind}' for kind, count in kinds.items())}; "
+        f"{devices.total} in {devices.processes} process(es)",
+        "device memory": ", ".join(f"{size / _GIB:.1f} GiB" for size in dict.fromkeys(devices.memory) if size),
+        "TPU chips": f"{len(facts.chips)} × {generation}" if facts.chips else "",
+        "memory": f"{facts.memory / _GIB:.1f} GiB, {facts.memory_available / _GIB:.1f} left",
+        "disk": ", ".join(f"{free / _GIB:.1f} GiB free in {folder}" for folder, free in facts.disks.items()),
+        "huge pages": facts.huge_pages,
+        "compiled": f"{facts.cache} ({facts.cache_bytes / 2**20:.1f} MiB)",
+        "environment": " ".join(f"{name}={value}" for name, value in facts.environment.items()),
+    }
+    text = "".join(f"{name:<14} {value}\n" for name, value in rows.items() if value)
+    if generation:
+        flags = [f"  --{flag.name}={flag.value}  {flag.purpose} ({flag.source})" for flag in TPU_FLAGS[generation]]
+        text += "\n".join([f"advised in LIBTPU_INIT_ARGS for {generation}:", *(flags or ["  nothing"])]) + "\n"
+    for finding in findings:
+        text += f"{'WRONG' if finding.stops else 'better'}: {finding.what}\n       {finding.mend}\n"
+    return text + ("" if findings else "nothing is wrong\n")
+
+
+def as_json(facts: Facts, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Describe facts and findings with JSON types."""
+    return {"facts": asdict(facts), "findings": [finding._asdict() for finding in findings]}

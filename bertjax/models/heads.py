@@ -1,0 +1,294 @@
+"""Heads: what turns hidden states into predictions."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bertjax.models.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    GlorotUniform,
+    Initializer,
+    Norm,
+    add_bias,
+    restarting_positions,
+    states_at,
+    tanh,
+)
+from bertjax.sharding.collectives import products_with_words
+from bertjax.types import Array, Mean, Metrics
+
+
+class MaskedLMHead(nn.Module):
+    """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
+
+    google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
+    bias in the dense layer and the norm. Untied it multiplies by a table of its own, `decoder` [V, E].
+    """
+
+    V: int
+    D: int
+    E: int
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    transform_bias: bool = True
+    norm_bias: bool = True
+    tied: bool = True
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        transform = Dense((self.D,), (self.E,), self.initializer, self.dtype, self.transform_bias, name="transform")
+        x_BPE = self.activation(transform(x_BPD))
+        x_BPE = Norm(self.E, self.norm_eps, use_bias=self.norm_bias, name="norm")(x_BPE)
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
+        if not self.tied:
+            table_VE = self.param("decoder", self.initializer, (self.V, self.E))
+        logits_BPV = products_with_words(x_BPE, table_VE.astype(self.dtype))
+        return add_bias(logits_BPV, bias_V)
+
+
+class TiedHead(nn.Module):
+    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss.
+
+    Crammed-BERT's is the table alone, and has no parameters.
+    """
+
+    V: int
+    dtype: str
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        logits_BPV = products_with_words(x_BPD, table_VD.astype(self.dtype))
+        if not self.use_bias:
+            return logits_BPV
+        return add_bias(logits_BPV, self.param("bias", nn.initializers.zeros_init(), (self.V,)))
+
+
+class UntiedHead(nn.Module):
+    """Predict ids: a dense layer with a bias, and no part of the word table.
+
+    NeoBERT, src/neobert/model/model.py; XLNet's lm_loss where it is not tied.
+    """
+
+    V: int
+    D: int
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
+        """Return logits_BPV in the compute dtype; reduce them in float32."""
+        kernel_DV, bias_V = _Decoder(self.V, self.D, self.initializer, name="decoder")()
+        return add_bias(products_with_words(x_BPD.astype(self.dtype), kernel_DV.astype(self.dtype).T), bias_V)
+
+
+class _Decoder(nn.Module):
+    """Own the kernel and bias of a dense layer from states to words."""
+
+    V: int
+    D: int
+    initializer: Initializer
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel_DV = self.param("kernel", self.initializer, (self.D, self.V))
+        return kernel_DV, self.param("bias", nn.initializers.zeros_init(), (self.V,))
+
+
+class ReplacedHead(nn.Module):
+    """Judge every token, original or replaced: dense and activation, then one logit, cast to float32.
+
+    google-research/electra run_pretraining.py _get_discriminator_output; the last layer has TensorFlow's initialiser.
+    """
+
+    D: int
+    activation: Activation
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array | None = None) -> Array:
+        """Return logits_BL. The mask is not read: each token is judged by its own state."""
+        x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
+        logits_BL1 = Dense((self.D,), (1,), GlorotUniform(), self.dtype, name="classifier")(x_BLD)
+        return logits_BL1[..., 0].astype(jnp.float32)
+
+
+class ReplacedInContextHead(nn.Module):
+    """Judge every token together with the first one of its document, [CLS]: sum, norm, dense, activation, one logit.
+
+    microsoft/DeBERTa apps/models/replaced_token_detection_model.py.
+    """
+
+    D: int
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
+        """Return logits_BL in float32."""
+        firsts_BL = jnp.arange(mask_BL.shape[1])[None] - restarting_positions(mask_BL)
+        x_BLD = Norm(self.D, self.norm_eps, name="norm")(x_BLD + states_at(x_BLD, firsts_BL))
+        x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
+        logits_BL1 = Dense((self.D,), (1,), self.initializer, self.dtype, name="classifier")(x_BLD)
+        return logits_BL1[..., 0].astype(jnp.float32)
+
+
+class SequenceSummary(nn.Module):
+    """Summarise a row by its last position, where XLNet has <cls>: dense and tanh, then dropout.
+
+    zihangdai/xlnet modeling.py summarize_sequence. Rows must be padded on their left.
+    """
+
+    D: int
+    dropout: float
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        """Return summary_BD."""
+        summary_BD = jnp.tanh(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="summary")(x_BLD[:, -1]))
+        return Dropout(self.dropout)(summary_BD, train=train)
+
+
+class Pooler(nn.Module):
+    """Summarise a row by one position: dense and activation, pooled_BD. google-research/bert modeling.py."""
+
+    D: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array) -> Array:
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        return self.activation(dense(x_BLD[:, self.position]))
+
+
+class PairHead(nn.Module):
+    """Classify a pair of segments, or any row: BERT's pooler, then C logits in float32.
+
+    google-research/bert modeling.py and run_pretraining.py get_next_sentence_output. Other families' classifiers have
+    another activation, XLNet's reads the last position: then rows must be padded on their left. Fine-tuning drops
+    elements of what is classified, in RoBERTa and ELECTRA also of what is pooled.
+    """
+
+    D: int
+    C: int
+    initializer: Initializer
+    dtype: str
+    activation: Activation = tanh
+    position: int = 0
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        x_BD = Dropout(self.input_dropout)(x_BLD[:, self.position], train=train)
+        dense = Dense((self.D,), (self.D,), self.initializer, self.dtype, name="pooler")
+        pooled_BD = Dropout(self.dropout)(self.activation(dense(x_BD)), train=train)
+        logits_BC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(pooled_BD)
+        return logits_BC.astype(jnp.float32)
+
+
+class TokenHead(nn.Module):
+    """Classify every token: C logits in float32, and nothing between. Tags, or the two ends of a span."""
+
+    D: int
+    C: int
+    initializer: Initializer
+    dtype: str
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        x_BLD = Dropout(self.dropout)(x_BLD, train=train)
+        logits_BLC = Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x_BLD)
+        return logits_BLC.astype(jnp.float32)
+
+
+class TransformedHead(nn.Module):
+    """Classify rows or tokens: dense, activation and norm, then C logits in float32. ModernBERT's, of any task.
+
+    pooling: what is read of a row: its first position (cls), the mean of its tokens, or every token by itself (none).
+    """
+
+    D: int
+    C: int
+    pooling: Literal["cls", "mean", "none"]
+    activation: Activation
+    norm_eps: float
+    initializer: Initializer
+    dtype: str
+    transform_bias: bool = False
+    norm_bias: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool = False) -> Array:
+        """Return logits_BC, or logits_BLC without pooling."""
+        x = x_BLD
+        if self.pooling == "cls":
+            x = x_BLD[:, 0]
+        if self.pooling == "mean":
+            real_BL1 = (mask_BL > 0)[..., None]
+            x = jnp.where(real_BL1, x_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
+        x = Dense((self.D,), (self.D,), self.initializer, self.dtype, self.transform_bias, name="transform")(x)
+        x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
+        x = Dropout(self.dropout)(x, train=train)
+        return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x).astype(jnp.float32)
+
+
+def negative_log_likelihood(logits: Array, labels: Array) -> Array:
+    """Score labels [...] under logits [..., C]: float32 [...]."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - picked(logits, labels)
+
+
+def picked(logits: Array, labels: Array) -> Array:
+    """Take the labels' logits [...] out of logits [..., C].
+
+    A compare and a sum instead of a gather: it fuses with the reading of the logits, which are large.
+    """
+    return jnp.sum(jnp.where(_classes(logits, labels) == labels[..., None], logits, 0), axis=-1)
+
+
+def is_first_best(logits: Array, labels: Array) -> Array:
+    """Say where labels [...] are the argmax of logits [..., C], the first where several are equal: bool [...].
+
+    All compares instead of an argmax, which CPUs do not vectorise: it took a sixth of a step of BERT tiny with a
+    vocabulary of 8,000. Where a logit is not a number no label is best.
+    """
+    label = labels[..., None]
+    best = picked(logits, labels)[..., None]
+    return jnp.all((logits < best) | ((logits == best) & (_classes(logits, labels) >= label)), axis=-1)
+
+
+def _classes(logits: Array, labels: Array) -> Array:
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+
+
+def scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
+    """Score weighted labels [...] under logits [..., C]: the loss and the accuracy, as metrics of this name."""
+    right = is_first_best(logits, labels).astype(jnp.float32)
+    return {
+        f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
+        f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
+    }
+
+
+def histogram(V: int, targets: Array, weights: Array) -> Mean:
+    """Count how often each id is a target: what the best guess that ignores the context knows."""
+    return Mean(jnp.zeros(V).at[targets].add(weights), weights.sum())

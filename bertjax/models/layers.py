@@ -1,0 +1,422 @@
+"""Hold the maths that every encoder shares, as pure functions, and the thin Linen modules that own its parameters.
+
+Numerics, whatever the compute dtype: parameters, norm statistics, softmax and attention scores are float32; every
+module casts its own parameters. Element-wise steps are recomputed in the backward pass from their inputs
+(`recomputed`): they cost less than reading what they would have kept.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from bertjax.random import hash_bits
+from bertjax.sharding.collectives import first_row, gather_layer, sharded_embedding_lookup, sum_cotangents_first
+from bertjax.sharding.mesh import splits_parameters
+from bertjax.types import Array, Key, Params
+
+Activation = Callable[[Array], Array]
+
+Normalise = Callable[[Array, Array, Array | None, float], Array]
+"""(x, scale_D, bias_D or None, eps) -> x, normalised over its last axis: `layer_norm` or `rms_norm`."""
+
+recomputed = partial(jax.checkpoint, prevent_cse=False)
+"""Compute again in the backward pass, from the inputs: for what costs less than reading what it would keep."""
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Draw from a normal cut at two standard deviations, not rescaled: BERT's initialiser (modeling.py)."""
+
+    stddev: float = 0.02
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.nn.initializers.truncated_normal(self.stddev)(rng, shape, dtype)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Draw from a normal: the initialiser of RoBERTa, XLNet and DeBERTa."""
+
+    stddev: float = 0.02
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.nn.initializers.normal(self.stddev)(rng, shape, dtype)
+
+
+@dataclass(frozen=True)
+class GlorotUniform:
+    """Draw uniformly, as wide as the two widths of a kernel say: TensorFlow's default, in parts of ELECTRA."""
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.nn.initializers.glorot_uniform()(rng, shape, dtype)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Draw uniformly between -limit and limit: NeoBERT's initialiser."""
+
+    limit: float = 0.02
+
+    def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(rng, shape, dtype, -self.limit, self.limit)
+
+
+Initializer = TruncatedNormal | Normal | GlorotUniform | Uniform
+
+
+@recomputed
+def gelu(x: Array) -> Array:
+    """Apply the exact GELU, x Φ(x): the published BERT, RoBERTa and ELECTRA weights want this one.
+
+    By erf, in float32; `jax.nn.gelu` takes erfc, twice the work, for digits that the tail below -5 alone shows.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
+@recomputed
+def gelu_tanh(x: Array) -> Array:
+    """Apply the tanh approximation of GELU: ALBERT, XLNet, and BERT's code after its weights were trained."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+@recomputed
+def relu(x: Array) -> Array:
+    """Cut off what is below 0: DistilBERT's classifier."""
+    return jax.nn.relu(x)
+
+
+@recomputed
+def tanh(x: Array) -> Array:
+    """Apply the hyperbolic tangent: BERT's pooler."""
+    return jnp.tanh(x)
+
+
+@recomputed
+def silu(x: Array) -> Array:
+    """Apply x σ(x), also called Swish: the activation of SwiGLU."""
+    return jax.nn.silu(x)
+
+
+@partial(recomputed, static_argnums=(2,))
+def gated(h: Array, gate: Array, activation: Activation) -> Array:
+    """Multiply the activated `h` by `gate`: a gated linear unit."""
+    return activation(h) * gate
+
+
+_statistic = partial(checkpoint_name, name="statistic")
+"""One number of a row, so it is kept for the backward pass."""
+
+_norm = partial(recomputed, static_argnums=(3,), policy=jax.checkpoint_policies.save_only_these_names("statistic"))
+
+
+@_norm
+def layer_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+    """Normalise the last axis; float32 inside (a variance below eps 1e-12 needs it), the dtype of `x` outside."""
+    y = x.astype(jnp.float32)
+    mean = _statistic(y.mean(-1, keepdims=True))
+    # That the mean is subtracted here adds 0 to the gradient, which XLA would compute in a pass of its own.
+    variance = jnp.square(y - jax.lax.stop_gradient(mean)).mean(-1, keepdims=True)
+    return _rescaled(y - mean, variance, scale_D, bias_D, eps).astype(x.dtype)
+
+
+@_norm
+def rms_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+    """Divide the last axis by its root mean square, in float32: a layer norm that leaves the mean."""
+    y = x.astype(jnp.float32)
+    return _rescaled(y, jnp.square(y).mean(-1, keepdims=True), scale_D, bias_D, eps).astype(x.dtype)
+
+
+def _rescaled(y: Array, variance: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+    y = y * _statistic(jax.lax.rsqrt(variance + eps)) * aligned(scale_D, y)
+    return y if bias_D is None else y + aligned(bias_D, y)
+
+
+@partial(recomputed, static_argnums=(1,))
+def _dropout(x: Array, rate: float, rng: Key, first: Array | int) -> Array:
+    keep = hash_bits(rng, x.shape, first=first) >= jnp.uint32(int(rate * 2**32))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def aligned(last_axes: Array, like: Array) -> Array:
+    """Put leading axes of 1 before `last_axes`, to the rank of `like`: says aloud that a broadcast is meant."""
+    return jax.lax.broadcast_to_rank(last_axes, like.ndim)
+
+
+def add_bias(y: Array, bias: Array) -> Array:
+    """Add a float32 bias to the last axes of `y`, in float32, so that its gradient is a sum in float32 too."""
+    return (y.astype(jnp.float32) + aligned(bias, y)).astype(y.dtype)
+
+
+def apply(module: Any, params: Params, *inputs: Any, **options: Any) -> Array:
+    """Apply a module with its parameters: `module.apply` for modules that return one array."""
+    return cast(Array, module.apply({"params": params}, *inputs, **options))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Zero a share `rate` of an array, drawn from `rng`; pass it on where there is none."""
+
+    rate: float = 0.0
+    rng: Key | None = None
+    by_row: bool = True  # the leading axis is the batch's; else all rows share the array
+
+    def __call__(self, x: Array) -> Array:
+        return x if self.rng is None else _dropout(x, self.rate, self.rng, first_row(len(x)) if self.by_row else 0)
+
+
+class Dropout(nn.Module):
+    """Zero a share `rate` of `x` in training, from the module's own stream of the `dropout` key; else pass `x` on."""
+
+    rate: float
+    by_row: bool = True  # the leading axis of `x` is the batch's; else all rows share `x`
+
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        return self.drawn(train=train)(x)
+
+    def drawn(self, *, train: bool) -> Drop:
+        """Draw the key of one use, for a kernel that drops where it computes."""
+        return Drop(self.rate, self.make_rng("dropout"), self.by_row) if train and self.rate else Drop()
+
+
+Attend = Callable[[Array, Array, Array, Array, Drop], Array]
+"""(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop) -> mixed_BLHK: `attend`, or a kernel that equals it."""
+
+
+def same_document(mask_BL: Array) -> Array:
+    """Say who may see whom: visible_BLM, true where query and key are of one document of the row.
+
+    Padding (0) is a document of its own, so that no row of the softmax is ever empty and nothing real sees it.
+    """
+    return mask_BL[:, :, None] == mask_BL[:, None, :]
+
+
+def restarting_positions(mask_BL: Array) -> Array:
+    """Count positions from the start of each document of a packed row: i32 [B, L], from 0."""
+    index_BL = jnp.broadcast_to(jnp.arange(mask_BL.shape[1]), mask_BL.shape)
+    starts_BL = jnp.concatenate([jnp.ones_like(mask_BL[:, :1], bool), mask_BL[:, 1:] != mask_BL[:, :-1]], axis=1)
+    return index_BL - jax.lax.cummax(jnp.where(starts_BL, index_BL, 0), axis=1)
+
+
+def states_at(x_BLD: Array, positions_BP: Array | None) -> Array:
+    """Gather the states at some positions of each row, x_BPD; all of them where none are named."""
+    if positions_BP is None:
+        return x_BLD
+    return jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
+
+
+def attention(
+    q_BLHK: Array,
+    k_BMHK: Array,
+    v_BMHK: Array,
+    visible_BLM: Array,
+    dropout: Callable[[Array], Array],
+    added_BHLM: Array | None = None,
+    terms: int = 1,
+) -> Array:
+    """Attend: softmax((q k + added) / √(terms·K)) v over the visible keys, `dropout` on the probabilities.
+
+    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN. terms:
+    by how many summands a score is scaled (DeBERTa).
+    """
+    scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
+    if added_BHLM is not None:
+        # Fused with what follows and what it is made of, this overflows the stack of the TPU compiler (libtpu 0.0.42).
+        scores_BHLM += jax.lax.optimization_barrier(added_BHLM)
+    scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
+    probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
+    probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
+    return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
+
+
+def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
+    """Attend to all of one's document."""
+    return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), drop)
+
+
+def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
+    """Attend within documents to `reach` keys to the left, the token itself, and `reach` keys to the right.
+
+    In long rows blocks of 2·reach queries meet the 4·reach keys around them, so that work and memory grow with L, not
+    with its square; in short ones that saves nothing, and all scores are computed.
+    """
+    B, L = mask_BL.shape
+    T = 2 * reach
+    if L <= 4 * T:
+        index_L = np.arange(L)
+        near_LM = np.abs(index_L[:, None] - index_L[None]) <= reach
+        return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL) & near_LM[None], lambda p: p)
+    blocks = -(-L // T)
+
+    def padded(x: Array, before: int, after: int) -> Array:
+        # What is added is of a document that no row has: it sees itself, and nothing else sees it.
+        widths = ((0, 0), (before, blocks * T - L + after), *((0, 0) for _ in x.shape[2:]))
+        return jnp.pad(x, widths, constant_values=-1)
+
+    def queries(x: Array) -> Array:
+        return padded(x, 0, 0).reshape(B * blocks, T, *x.shape[2:])
+
+    def keys(x: Array) -> Array:
+        pieces = padded(x, reach, reach).reshape(B, 2 * blocks + 2, reach, *x.shape[2:])
+        special_tokens = [pieces[:, first : first + 2 * blocks - 1 : 2] for first in range(4)]
+        return jnp.concatenate(special_tokens, axis=2).reshape(B * blocks, 2 * T, *x.shape[2:])
+
+    near_TU = np.abs(np.arange(T)[:, None] - (np.arange(2 * T)[None] - reach)) <= reach
+    visible = (queries(mask_BL)[:, :, None] == keys(mask_BL)[:, None, :]) & near_TU[None]
+    mixed = attention(queries(q_BLHK), keys(k_BLHK), keys(v_BLHK), visible, lambda p: p)
+    return mixed.reshape(B, blocks * T, *mixed.shape[2:])[:, :L]
+
+
+class Dense(nn.Module):
+    """Multiply the last `len(inputs)` axes by a kernel [*inputs, *outputs] and add a bias [*outputs], if it has one."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    initializer: Initializer
+    dtype: str
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
+        # As one axis to one: else the compiler lays heads, half as wide as a register, out along it.
+        width, leading = math.prod(self.inputs), x.shape[: x.ndim - len(self.inputs)]
+        y = x.reshape(*leading, width).astype(self.dtype) @ kernel.reshape(width, -1).astype(self.dtype)
+        if self.use_bias:
+            y = add_bias(y, self.param("bias", nn.initializers.zeros_init(), self.outputs).reshape(-1))
+        return y.reshape(*leading, *self.outputs)
+
+
+class Norm(nn.Module):
+    """Own the scale, and the bias if it has one, of any norm over a last axis of `width`."""
+
+    width: int
+    eps: float
+    normalise: Normalise = layer_norm
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (self.width,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)) if self.use_bias else None
+        return self.normalise(x, scale, bias, self.eps)
+
+
+class Table(nn.Module):
+    """Own a table of `rows` vectors of `width`; look rows up by id. Ids must be in range: nothing checks them here."""
+
+    rows: int
+    width: int
+    initializer: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        table = self.param("table", self.initializer, (self.rows, self.width))
+        return sharded_embedding_lookup(table, ids, "/".join((*self.path, "table")), self.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Project to queries, keys and values of H heads, attend within documents, project back to width D."""
+
+    D: int
+    H: int
+    dropout: float
+    initializer: Initializer
+    dtype: str
+    attend: Attend = attend
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool) -> Array:
+        heads = (self.H, self.D // self.H)
+        x_BLD = sum_cotangents_first(x_BLD)
+        q_BLHK, k_BLHK, v_BLHK = (
+            Dense((self.D,), heads, self.initializer, self.dtype, name=name)(x_BLD)
+            for name in ("query", "key", "value")
+        )
+        drop = Dropout(self.dropout).drawn(train=train)
+        mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
+        return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BLHK)
+
+
+class FeedForward(nn.Module):
+    """Widen D to F, activate, drop where the family does (XLNet), narrow back to D."""
+
+    D: int
+    F: int
+    activation: Activation
+    initializer: Initializer
+    dtype: str
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
+        # What stands before it, fused into this product backward, would leave no room on the chip for large tiles.
+        x_BLD = jax.lax.optimization_barrier(x_BLD)
+        h_BLF = self.activation(Dense((self.D,), (self.F,), self.initializer, self.dtype, name="widen")(x_BLD))
+        h_BLF = Dropout(self.dropout)(h_BLF, train=train)
+        return Dense((self.F,), (self.D,), self.initializer, self.dtype, name="narrow")(h_BLF)
+
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing.
+
+Everything is also its parameters where they were gathered, 2 bytes each: a policy that keeps all but these would reach
+into what is `recomputed`, and keep six arrays [B, L, D] of a layer instead.
+"""
+
+
+def check_encoder(encoder: Any) -> None:
+    """Raise ValueError where a field that all encoders have is out of its range."""
+    if encoder.remat not in REMAT:
+        raise ValueError(f"remat={encoder.remat!r} is none of {', '.join(REMAT)}")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(encoder, name) < 1:
+            raise ValueError(f"{name}={getattr(encoder, name)} is not a share in [0, 1)")
+    if encoder.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={encoder.dtype!r} is neither float32 nor bfloat16")
+
+
+def stack(
+    layer: type[nn.Module],
+    length: int,
+    *,
+    remat: str,
+    shared: bool,
+    dtype: str,
+    initializing: bool,
+    unroll: bool = False,
+    in_axes: Any = nn.broadcast,
+) -> Callable[..., nn.Module]:
+    """Scan `layer` over `length` layers: parameters gain a leading axis N, or are one set where `shared`.
+
+    The layer is called as `layer(carry, *inputs) -> (carry, output)`; outputs are stacked. in_axes: which inputs have
+    an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
+    or not. unroll: write the layers one after another into the program, not as a loop, which copies all that it keeps
+    for the backward pass into arrays over layers, and out of them: quicker, but slower to compile.
+    """
+    if splits_parameters():
+        layer = nn.map_variables(layer, "params", partial(gather_layer, dtype=dtype), init=initializing)
+    if (policy := REMAT[remat]) is not None:
+        layer = nn.remat(layer, policy=policy, prevent_cse=unroll)
+    return nn.scan(
+        layer,
+        variable_axes={} if shared else {"params": 0},
+        variable_broadcast="params" if shared else False,
+        split_rngs={"params": not shared, "dropout": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if unroll else 1,
+    )

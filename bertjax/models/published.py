@@ -1,0 +1,113 @@
+"""A model as others publish it: an encoder and the heads that came with it, ready to use, with nothing to train it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bertjax.data.tokenizer import Vocabulary
+from bertjax.errors import InputError
+from bertjax.models.heads import Pooler, ReplacedInContextHead, TransformedHead
+from bertjax.models.language import hidden, word_table
+from bertjax.models.layers import apply
+from bertjax.models.span_heads import BeamSpanHead
+from bertjax.types import Array, Batch, Key, Params
+
+LANGUAGE = ("mlm", "plm")
+TASKS = ("classify", "choice", "tags", "span", "beams", "rtd", "pair")
+LABELLED = {"classify", "tags"}
+"""Heads whose classes have names."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Hold an encoder and its heads by name: those of LANGUAGE guess words, those of TASKS read hidden states.
+
+    cls_last: texts end with the classification token (XLNet) instead of starting with it. labels: the names of the
+    classes of a head of LABELLED, in order, where it came with them.
+    """
+
+    encoder: Any
+    named_heads: tuple[tuple[str, nn.Module], ...] = ()
+    cls_last: bool = False
+    labels: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """Its heads by their names among the parameters."""
+        return dict(self.named_heads)
+
+    def init(self, rng: Key, batch: Batch) -> Params:
+        """Make {encoder, head: {name: …}}; `head` only where there is one."""
+        encoder_key, head_key = jax.random.split(rng)
+        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
+        head = {}
+        for name, module in self.named_heads:
+            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else (x_BLD, *_besides(module, batch))
+            head[name] = module.init(head_key, *inputs)["params"]
+        return {"encoder": encoder, "head": head} if head else {"encoder": encoder}
+
+    def encode(self, params: Params, batch: Batch, **options: Any) -> Array:
+        """Return hidden states x_BLD of tokens as they are. options: `train` and `rngs`, for fine-tuning."""
+        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"), **options)
+
+    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
+        """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all.
+
+        Raises InputError where no head guesses words.
+        """
+        name = next((name for name, _ in self.named_heads if name in LANGUAGE), None)
+        if name is None:
+            raise InputError(f"this model has no language-model head: {self._has()}")
+        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
+        return apply(self.heads[name], params["head"][name], x_BPD, word_table(params["encoder"]))
+
+    @property
+    def task(self) -> str:
+        """The name of its task head. Raises InputError where it has none."""
+        found = {name for name, module in self.named_heads if not isinstance(module, Pooler)}
+        name = next((name for name in TASKS if name in found), None)
+        if name is None:
+            raise InputError(f"this model has no task head: {self._has()}; fine-tune it on a task first")
+        return name
+
+    def task_logits(self, params: Params, batch: Batch) -> Any:
+        """Return what the task head says: of rows [B, C], of tokens [B, L, C] (replaced ones [B, L]).
+
+        A span's two logits of a token are for its beginning and its end; a conditional head for spans returns `Beams`,
+        and reads `context`. For a choice the arrays of the batch are [B, C, L], one row an option. Raises InputError
+        where there is no such head.
+        """
+        name = self.task
+        rows = one_by_one(batch)
+        logits = apply_head(self.heads[name], params["head"][name], self.encode(params, rows), batch=rows)
+        return logits.reshape(batch["tokens"].shape[:-1]) if name == "choice" else logits
+
+    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Name the specials before and after a text, as (id, segment)."""
+        return ([], [(v.sep, 0), (v.cls, 2)]) if self.cls_last else ([(v.cls, 0)], [(v.sep, 0)])
+
+    def _has(self) -> str:
+        return f"its heads are {', '.join(self.heads)}" if self.named_heads else "it is an encoder alone"
+
+
+def one_by_one(batch: Batch) -> Batch:
+    """Lay the options of questions [B, C, L] out as rows [B·C, L]; rows stay as they are."""
+    if batch["tokens"].ndim == 2:
+        return batch
+    return {name: array.reshape(-1, array.shape[-1]) for name, array in batch.items() if array.ndim == 3}
+
+
+def apply_head(module: nn.Module, params: Params, x_BLD: Array, *more: Array, batch: Batch, **options: Any) -> Any:
+    """Apply the head of a task to hidden states; options: `train` and `rngs`, for fine-tuning."""
+    return apply(module, params, x_BLD, *_besides(module, batch), *more, **options)
+
+
+def _besides(module: nn.Module, batch: Batch) -> tuple[Array, ...]:
+    """Find what a head reads of a batch besides hidden states."""
+    if isinstance(module, BeamSpanHead):
+        return (batch.get("context", batch["mask"]),)
+    return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead) else ()

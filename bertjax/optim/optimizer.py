@@ -1,0 +1,98 @@
+"""Build optax transforms from small dataclasses: the published optimisers are compositions of a few parts.
+
+    clip global norm → moments → + weight decay · w → trust ratio per tensor → × learning rate
+
+AdamW takes optax's moments, BERT's Adam uncorrected ones, StableAdamW clips each tensor's, LAMB adds the trust ratio.
+What is decayed, scaled or adapted is said by `Rules` on parameter names.
+
+Weight decay is multiplied by the learning rate. Fully decoupled decay, as Composer and optimi have it, shrinks weights
+by decay · rate / peak a step: that is `weight_decay = decay / peak` here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import optax
+
+from bertjax.optim.schedules import Restarting, Schedule
+from bertjax.optim.transforms import (
+    scale_by_rules,
+    scale_by_stable_adam,
+    scale_by_trust_ratio,
+    scale_by_uncorrected_adam,
+)
+from bertjax.rules import NOT_NORM_NOR_BIAS, Rules, matcher
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Compose an optimiser: AdamW as it stands; see `bert_adam` and `lamb` for the other published ones.
+
+    clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
+    rates: rules that multiply the learning rate; 0 freezes: then neither gradient nor moments are made. A tuple has a
+    rate for each slice of stacked layers (depth.py); a slice of rate 0 stays as it is, and its gradient does not count
+    in the clipping. adapted: rules, True where LAMB's trust ratio applies.
+    """
+
+    learning_rate: Schedule | Restarting
+    moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    decayed: Rules = NOT_NORM_NOR_BIAS
+    rates: Rules = ((r".*", 1.0),)
+    adapted: Rules = ((r".*", False),)
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a share in [0, 1)")
+        for name in ("eps", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not a number of 0 or more")
+
+    @property
+    def trained(self) -> Rules:
+        """True for what is trained, False for what is frozen."""
+        return tuple((pattern, any(_each(rate))) for pattern, rate in self.rates)
+
+    def transform(self) -> optax.GradientTransformation:
+        """Build the optax transform of what is trained (`rules.split`)."""
+        whole = all(all(_each(rate)) or not any(_each(rate)) for _, rate in self.rates)
+        return optax.chain(
+            optax.identity() if whole else scale_by_rules(_ones_and_zeros(self.rates)),
+            optax.clip_by_global_norm(self.clip) if self.clip else optax.identity(),
+            self.moments(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, mask=matcher(self.decayed)),
+            scale_by_trust_ratio(self.adapted),
+            scale_by_rules(self.rates),
+            optax.scale_by_learning_rate(self.learning_rate),
+        )
+
+
+def _each(rate: float | tuple[float, ...]) -> tuple[float, ...]:
+    return rate if isinstance(rate, tuple) else (rate,)
+
+
+def _ones_and_zeros(rates: Rules) -> Rules:
+    """Say what is trained by numbers, slice by slice."""
+    return tuple(
+        (pattern, tuple(float(each != 0) for each in rate) if isinstance(rate, tuple) else 1.0)
+        for pattern, rate in rates
+    )
+
+
+bert_adam = partial(Optimizer, moments=scale_by_uncorrected_adam)
+"""Adam as BERT, ALBERT and ELECTRA pre-train with it: no bias correction."""
+
+
+stable_adamw = partial(Optimizer, moments=scale_by_stable_adam, clip=0.0)
+"""StableAdamW as ModernBERT pre-trains with it: update clipping for each tensor, none of the gradient."""
+
+
+lamb = partial(Optimizer, moments=scale_by_uncorrected_adam, adapted=NOT_NORM_NOR_BIAS)
+"""LAMB as ALBERT uses it: uncorrected moments, a trust ratio per tensor except norms and biases, no clamp."""

@@ -1,0 +1,126 @@
+"""Watch a run: metrics one step late, speed, progress, and an end to what is no longer finite."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from bertjax.config import Experiment, Phase
+from bertjax.description import to_json
+from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
+from bertjax.run.processes import first
+from bertjax.run.writers import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
+from bertjax.types import Metrics
+
+
+def due(every: int, step: int) -> bool:
+    """Tell whether something is to be done after `step`; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+class Watch:
+    """Read metrics one step late, log them, show progress, and stop a run that is no longer finite.
+
+    Nothing here runs on the device: it would wait behind the step that is running.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, start: int, progress: Progress) -> None:
+        run = experiment.run
+        self._experiment, self._folder, self._progress = experiment, folder, progress
+        self._pending: tuple[int, Metrics, int] | None = None
+        self._waited, self._seen = 0.0, 0
+        self.stopping = False  # some process was asked to stop
+        self._writers: list[Writer] = []
+        if not first():
+            return
+        self._writers.append(Log(folder, start))
+        if run.tensorboard:
+            self._writers.append(tensorboard_writer(folder))
+        if run.wandb:
+            self._writers.append(wandb_writer(folder, run.wandb, to_json(experiment)))
+
+    def start_phase(self, phase: Phase) -> None:
+        """Begin to time a phase."""
+        shapes = row_shapes(phase.rows, phase.batch_size)
+        self._tokens = math.prod(shapes["tokens"].shape)
+        self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
+        tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
+        self._peak = 1e12 * tflops * jax.device_count()
+        self.restart(-1)  # the first step sets it, whose compilation is not the run's speed
+
+    def step(self, step: int, metrics: Metrics, waited: float, tokens: int) -> None:
+        """Take the metrics of a step just dispatched, of so many `tokens`; read those of the step before."""
+        self.flush()
+        self._pending = (step, metrics, tokens)
+        self._waited += waited
+
+    def flush(self) -> None:
+        """Read what is pending: waits for that step."""
+        if self._pending is None:
+            return
+        step, metrics, tokens = self._pending
+        self._pending = None
+        self._seen += tokens
+        values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
+        self.stopping = values.pop("stop", 0) > 0
+        values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
+        if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
+            raise FloatingPointError(
+                f"not finite at step {step}: loss {values['loss']}, norm of the gradient {values['norm/gradient']}, of "
+                f"the update {values['norm/update']}: a lower learning rate or a longer warm-up may help"
+            )
+        logged = step == self._experiment.steps or due(self._experiment.run.log_every, step)
+        if logged:
+            for write in self._writers:
+                write(step, values)
+        self._time(step, values, logged)
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the metrics of the held-out split."""
+        named = {f"validation/{name}": value for name, value in values.items()}
+        for write in self._writers:
+            write(step, named)
+        self._progress.say(f"step {step}  held out: {summary(values)}")
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Time from here on: evaluation and saving are not the speed of a step."""
+        self._timed, self._waited, self._seen = (step, time.perf_counter()), 0.0, 0
+
+    def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
+        since, at = self._timed
+        now = time.perf_counter()
+        if since < 0:
+            self.restart(step)
+        elif step > since:
+            seconds = (now - at) / (step - since)
+            tokens_per_second = self._seen / (now - at)
+            speed = {
+                "tokens_per_second": round(tokens_per_second, 1),
+                "real_tokens": round(values.get("tokens/real", 1.0), 4),
+                "step_ms": round(1000 * seconds, 2),
+                "data_wait_ms": round(1000 * self._waited / (step - since), 2),
+            }
+            if self._peak:
+                speed["utilisation"] = round(self._flops / self._tokens * tokens_per_second / self._peak, 4)
+            left = duration(seconds * (self._experiment.steps - step))
+            used = f"  {100 * speed['utilisation']:.0f}% of peak" if self._peak else ""
+            self._progress.line(
+                f"step {step}/{self._experiment.steps}  {summary(values)}  lr {values['learning_rate']:.1e}  "
+                f"{tokens_per_second:,.0f} tokens/s{used}  {left} left"
+            )
+            if logged:
+                self.restart(step)
+                if first():
+                    append_timing(self._folder, step, speed)
+
+
+def summary(values: Mapping[str, float]) -> str:
+    """Write the losses, and what tells how good they are, of a set of metrics on one line."""
+    shown = [(name, value) for name, value in values.items() if "/" not in name and name != "learning_rate"]
+    shown += [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
+    telling = ("accuracy/", "unigram_entropy/", "roc_auc/")
+    shown += [(name, value) for name, value in values.items() if name.startswith(telling)]
+    return "  ".join(f"{name} {value:.3f}" for name, value in shown)

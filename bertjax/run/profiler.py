@@ -1,0 +1,143 @@
+"""Profile some steps of a run: a trace for xprof, and a summary of where the time went for a terminal.
+
+`run.profile=20,22` traces steps 20 to 22 into `<run>/profile`. Profile steps after the first of a phase, whose time is
+compilation. `tensorboard --logdir <run>/profile` shows the trace where xprof is installed; `summary.txt` needs neither.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.profiler import ProfileData
+
+from bertjax.run.writers import Progress
+
+
+class Profile:
+    """Trace the steps `first` to `last` of a run, if there are any, while the loop calls `before` and `after` each."""
+
+    def __init__(self, folder: Path, steps: tuple[int, ...], progress: Progress) -> None:
+        self._folder, self._progress = folder / "profile", progress
+        self._first, self._last = steps or (0, 0)
+        self._from = 0  # the first step traced, 0 while none is
+
+    def before(self, step: int, pending: Any) -> None:
+        """Begin to trace once what is `pending` is done, if it is time to: in the middle too, if a run goes on there.
+
+        Of several processes the first does; its devices stand for the others.
+        """
+        if not self._from and self._first <= step <= self._last and jax.process_index() == 0:
+            jax.block_until_ready(pending)
+            self._from = step
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, result: Any) -> bool:
+        """Wait for the last step's `result`, write trace and summary; tell whether it was that step."""
+        if not self._from or step < self._last:
+            return False
+        jax.block_until_ready(result)
+        self._stop(step)
+        return True
+
+    def close(self) -> None:
+        """Leave no trace running where the run ends before `last`."""
+        if self._from:
+            jax.profiler.stop_trace()
+            self._from = 0
+
+    def _stop(self, step: int) -> None:
+        begin, self._from = self._from, 0
+        jax.profiler.stop_trace()
+        operations = read_trace(self._folder)
+        text = summarise(operations, steps=step - begin + 1)
+        (self._folder / "summary.txt").write_text(text)
+        self._progress.say(f"profile of steps {begin} to {step} in {self._folder}\n{text.rstrip()}")
+
+
+class Operation(NamedTuple):
+    """Time on devices under one name: its own, without what it encloses."""
+
+    name: str
+    origin: str  # the JAX operation that it comes from, where the trace says so
+    seconds: float
+    runs: int
+
+
+def read_trace(folder: Path) -> list[Operation]:
+    """Add up the operations of the newest trace in a folder, longest first.
+
+    Of TPUs and GPUs what ran on them, of CPUs what their threads did. Each is counted without what it encloses, such
+    as the body of a loop. Raises FileNotFoundError where there is no trace.
+    """
+    traces = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not traces:
+        raise FileNotFoundError(f"no trace in {folder}")
+    seconds: dict[str, float] = defaultdict(float)
+    count: dict[str, int] = defaultdict(int)
+    origin: dict[str, str] = {}
+    for line in _lines(ProfileData.from_file(str(traces[-1]))):
+        for name, place, own in _own_times(line):
+            seconds[name] += own * 1e-9
+            count[name] += 1
+            origin[name] = place
+    operations = [Operation(name, origin[name], seconds[name], count[name]) for name in seconds]
+    return sorted(operations, key=lambda operation: -operation.seconds)
+
+
+def _lines(data: ProfileData) -> Iterator[Any]:
+    planes = list(data.planes)
+    devices = [plane for plane in planes if re.match(r"/device:(TPU|GPU):\d+", plane.name)]
+    for plane in devices or [plane for plane in planes if plane.name == "/host:CPU"]:
+        lines = list(plane.lines)
+        # A TPU has a line of operations, beside others that repeat them as steps and modules.
+        yield from [line for line in lines if line.name == "XLA Ops"] or lines
+
+
+def _own_times(line: Any) -> Iterator[tuple[str, str, float]]:
+    """Yield name, origin and own nanoseconds of the operations on a line, of which some lie within others."""
+    events = []
+    for event in line.events:
+        statistics = dict(event.stats)
+        if line.name == "XLA Ops" or "hlo_op" in statistics:
+            name = str(statistics.get("hlo_op") or event.name)
+            place = str(statistics.get("tf_op") or statistics.get("name") or "")
+            events.append((event.start_ns, event.duration_ns, name, place))
+    events.sort(key=lambda event: (event[0], -event[1]))
+    open_: list[tuple[float, str, str, list[float]]] = []
+    for start, duration, name, place in events:
+        while open_ and open_[-1][0] <= start:
+            _, *closed, own = open_.pop()
+            yield closed[0], closed[1], own[0]
+        if open_:
+            open_[-1][3][0] -= duration
+        open_.append((start + duration, name.split(" = ")[0].lstrip("%"), place, [duration]))
+    while open_:
+        _, *closed, own = open_.pop()
+        yield closed[0], closed[1], own[0]
+
+
+def summarise(operations: Iterable[Operation], *, steps: int, top: int = 15) -> str:
+    """Write the kinds of operations (their names without numbers), and the longest ones, as milliseconds a step."""
+    operations = list(operations)
+    total = sum(operation.seconds for operation in operations)
+    if not total:
+        return "the trace holds no operation of a device\n"
+    kinds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for operation in operations:
+        kind = kinds[re.sub(r"[.\d]+$", "", operation.name)]
+        kind[0] += operation.seconds
+        kind[1] += operation.runs
+    ranked = sorted(kinds.items(), key=lambda item: -item[1][0])
+
+    def row(name: str, seconds: float, count: float, origin: str = "") -> str:
+        line = f"{1e3 * seconds / steps:10.3f}  {100 * seconds / total:5.1f}%  {count / steps:8.0f}  {name}  {origin}"
+        return line.rstrip() + "\n"
+
+    text = f"{1e3 * total / steps:.3f} ms of device time a step, over all devices or threads\n\n"
+    header = "   ms/step   share  a step    "
+    text += header + "kind\n" + "".join(row(name, seconds, count) for name, (seconds, count) in ranked[:top])
+    text += "\n" + header + "operation\n"
+    return text + "".join(row(each.name, each.seconds, each.runs, each.origin) for each in operations[:top])

@@ -1,0 +1,91 @@
+"""Guard the work folder of a run: one run at a time, always the same experiment.
+
+<run>/experiment.json    what is being run, in full
+      log.jsonl          what it computed          timing.jsonl   how fast
+      checkpoints/       see bertjax.checkpoints.checkpoint     lock           held while a run is going on
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bertjax.config import Experiment
+from bertjax.description import dump, to_json, up_to_date
+from bertjax.errors import InputError
+
+
+@contextmanager
+def claimed(workdir: str | Path) -> Iterator[Path]:
+    """Hold the folder, making it if need be. Raises InputError where another run holds it or it cannot be written."""
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+")
+    except OSError as error:
+        raise InputError(f"cannot write to the work folder {folder}: {error.strerror}; choose another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(
+                f"another run is going on in {folder} ({lock.read().strip()}): wait for it, or choose another --workdir"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.flush()
+        yield folder
+
+
+def lock_text(folder: Path) -> str:
+    """Read what holds the folder: hosts that read another text do not see the same folder."""
+    try:
+        return (folder / "lock").read_text()
+    except OSError:
+        return ""
+
+
+def record_experiment(folder: Path, experiment: Experiment) -> None:
+    """Write experiment.json. Raises InputError where the folder belongs to an experiment that computes something else.
+
+    How a run is watched, and where its corpora lie, may differ; their contents may not, which checkpoints see to.
+    """
+    path = folder / "experiment.json"
+    if path.exists():
+        there, here = _computed(up_to_date(json.loads(path.read_text()))), _computed(to_json(experiment))
+        found = differences(there, here)
+        changes = [f"{name} is {json.dumps(a)} there, {json.dumps(b)} here" for name, a, b in found]
+        if changes:
+            more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+            raise InputError(
+                f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
+                "--workdir, or use the settings of this one"
+            )
+    partial = folder / "experiment.json.partial"
+    partial.write_text(dump(experiment))
+    partial.replace(path)
+
+
+def _computed(described: dict[str, Any]) -> dict[str, Any]:
+    """Keep what decides the numbers."""
+    places = {"corpus": None, "data": None, "tokenizer": None}
+    phases = [phase | {"rows": phase["rows"] | places} for phase in described["phases"]]
+    return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Find where two descriptions differ: the dotted name of a field, what it is there, what it is here."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for index, (a, b) in enumerate(zip(there, here, strict=True)):
+            yield from differences(a, b, f"{name}.{index}".lstrip("."))
+    elif there != here:
+        yield name, there, here

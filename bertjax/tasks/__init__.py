@@ -1,0 +1,1 @@
+"""Labelled data: tasks, file formats, rows with labels, metrics."""

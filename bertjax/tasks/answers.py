@@ -1,0 +1,202 @@
+"""Answer questions on contexts from the logits of windows, as SQuAD is answered: google-research/bert run_squad.py.
+
+Where we deviate: the best starts and ends are sought inside the context only, not dropped afterwards; an answer's text
+is cut out of the context by the offsets of its pieces, not found again by aligning characters; a question whose only
+candidate is none is answered by none, instead of by the word "empty".
+"""
+
+import heapq
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertjax.tasks.examples import Question
+from bertjax.tasks.rows import Encoded
+
+
+class WindowScores(NamedTuple):
+    """Candidates of one window: pieces starts .. ends [n] of it, their scores [n], and the score of no answer."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    start_scores: np.ndarray
+    end_scores: np.ndarray
+    null_start: float
+    null_end: float
+
+
+def window_scores(encoded: Encoded, row: int, start_L: np.ndarray, end_L: np.ndarray, *, n_best: int) -> WindowScores:
+    """Pair the `n_best` starts with the `n_best` ends of a row's context; no answer is both at the <cls>.
+
+    start_L, end_L: logits of the row as it was in a batch, of whatever length.
+    """
+    window, left = encoded.windows[row], encoded.spec.templates.left
+    size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
+    first = window.at + (len(start_L) - size if left else 0)
+    cls = len(start_L) - 1 if left else 0
+    inside_start, inside_end = (np.asarray(x, np.float64)[first : first + window.size] for x in (start_L, end_L))
+    best_starts, best_ends = (np.argsort(-x, kind="stable")[:n_best] for x in (inside_start, inside_end))
+    starts, ends = (x.reshape(-1) for x in np.meshgrid(best_starts, best_ends, indexing="ij"))
+    kept = ends >= starts
+    starts, ends = starts[kept], ends[kept]
+    null = float(start_L[cls]), float(end_L[cls])
+    return WindowScores(starts, ends, inside_start[starts], inside_end[ends], *null)
+
+
+class Guess(NamedTuple):
+    """An answer: characters start .. end of the context, empty for none, with the scores of its two ends."""
+
+    text: str
+    start: int
+    end: int
+    start_score: float
+    end_score: float
+    probability: float
+
+
+class Answered(NamedTuple):
+    """The answer to a question, and what else it might be, best first. null_odds: by how much none is better."""
+
+    id: str
+    answer: Guess
+    best: tuple[Guess, ...]
+    null_odds: float
+
+
+def answer_questions(
+    encoded: Encoded, scores: Mapping[int, WindowScores], *, n_best: int = 20, longest: int = 30, threshold: float = 0.0
+) -> list[Answered]:
+    """Choose the answer of every question from the scores of all its rows.
+
+    A piece counts only in the window where it has the most context around it. Answers have at most `longest` pieces.
+    Where a task has questions without answer, none is the answer where it is better than the best by over `threshold`;
+    the score of none is the lowest of all windows. Raises ValueError where the scores of a row are missing.
+    """
+    missing = next((row for row in range(len(encoded)) if row not in scores), None)
+    if missing is not None:
+        raise ValueError(f"row {missing} of {len(encoded)} has no scores: every window of a question counts")
+    bounds = np.searchsorted(encoded.example_of_row, np.arange(len(encoded.examples) + 1))
+    answered = []
+    for number, question in enumerate(encoded.examples):
+        assert isinstance(question, Question)
+        rows = range(int(bounds[number]), int(bounds[number + 1]))
+        each = [scores[row] for row in rows]
+        null = min(each, key=lambda window: window.null_start + window.null_end)
+        none = Guess("", 0, 0, null.null_start, null.null_end, 0.0)
+        guesses = _guesses(encoded, question.context, rows, each, longest)
+        if encoded.spec.task.unanswerable:
+            answered.append(_answered_or_not(question.id, guesses, none, n_best, threshold))
+        else:
+            best = _shares(_distinct(guesses, n_best) or [none])
+            answered.append(Answered(question.id, best[0], best, 0.0))
+    return answered
+
+
+def _guesses(
+    encoded: Encoded, context: str, rows: range, scores: Sequence[WindowScores], longest: int
+) -> Iterator[Guess]:
+    """Yield the candidates of a question, best first."""
+    windows = [encoded.windows[row] for row in rows]
+    offsets = encoded.contexts[encoded.example_of_row[rows[0]]].offsets
+    owner = widest_context([(window.start, window.size) for window in windows], len(offsets))
+    firsts, lasts, places = (
+        np.concatenate(column)
+        for column in zip(
+            *(
+                (window.start + each.starts, window.start + each.ends, np.full(len(each.starts), place))
+                for place, (window, each) in enumerate(zip(windows, scores, strict=True))
+            ),
+            strict=True,
+        )
+    )
+    start_scores, end_scores = (np.concatenate([each[part] for each in scores]) for part in (2, 3))
+    kept = np.flatnonzero((owner[firsts] == places) & (lasts - firsts < longest))
+    for index in kept[np.argsort(-(start_scores + end_scores)[kept], kind="stable")]:
+        begin, end = int(offsets[firsts[index], 0]), int(offsets[lasts[index], 1])
+        text = context[begin:end]
+        begin += len(text) - len(text.lstrip())
+        if text := text.strip():
+            yield Guess(text, begin, begin + len(text), float(start_scores[index]), float(end_scores[index]), 0.0)
+
+
+def widest_context(windows: Sequence[tuple[int, int]], size: int) -> np.ndarray:
+    """Say of each of `size` pieces in which of the windows (start, size) its context is widest, the first of equals.
+
+    Its context is the smaller of what is left and right of it in the window, and a hundredth of the window.
+    """
+    pieces = np.arange(size)
+    width = np.full((len(windows), size), -np.inf)
+    for place, (start, held) in enumerate(windows):
+        inside = slice(start, start + held)
+        width[place, inside] = np.minimum(pieces[inside] - start, start + held - 1 - pieces[inside]) + 0.01 * held
+    return width.argmax(0)
+
+
+def _distinct(guesses: Iterable[Guess], n_best: int) -> list[Guess]:
+    """Take the first `n_best` guesses whose texts differ."""
+    best: dict[str, Guess] = {}
+    for guess in guesses:
+        if len(best) == n_best:
+            break
+        best.setdefault(guess.text, guess)
+    return list(best.values())
+
+
+def _shares(guesses: Sequence[Guess]) -> tuple[Guess, ...]:
+    """Give guesses their probabilities among themselves."""
+    if not guesses:
+        return ()
+    totals = np.array([guess.start_score + guess.end_score for guess in guesses])
+    shares = np.exp(totals - totals.max())
+    return tuple(x._replace(probability=float(p)) for x, p in zip(guesses, shares / shares.sum(), strict=True))
+
+
+def _answered_or_not(id: str, guesses: Iterable[Guess], none: Guess, n_best: int, threshold: float) -> Answered:
+    """Answer a question that may have no answer; none is listed where it ranks, or last."""
+    null = none.start_score + none.end_score
+    ranked = heapq.merge(guesses, [none], key=lambda guess: -(guess.start_score + guess.end_score))
+    listed = _distinct(ranked, n_best)
+    if all(guess.text for guess in listed):
+        listed.append(none)
+    best = _shares(listed)
+    some = next((guess for guess in best if guess.text), None)
+    odds = null - (some.start_score + some.end_score if some else 0.0)
+    answer = some if some is not None and odds <= threshold else next(guess for guess in best if not guess.text)
+    return Answered(id, answer, best, odds)
+
+
+def decided(answered: Answered, odds: float, threshold: float) -> Answered:
+    """Decide whether a question has an answer by a classifier: `odds` is its logit that there is none.
+
+    Its probability is shared among the spans, whose scores are log-probabilities of another kind.
+    """
+    found = [guess for guess in answered.best if guess.text]
+    absent = 1 / (1 + math.exp(-odds)) if found else 1.0
+    spans = [guess._replace(probability=guess.probability * (1 - absent)) for guess in _shares(found)]
+    none = next(guess for guess in answered.best if not guess.text)._replace(probability=absent)
+    best = sorted([*spans, none], key=lambda guess: -guess.probability)
+    return Answered(answered.id, spans[0] if spans and odds <= threshold else none, tuple(best), odds)
+
+
+def write_predictions(folder: Path, answered: Sequence[Answered], *, unanswerable: bool) -> None:
+    """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nbest = {
+        each.id: [
+            {"text": x.text, "probability": x.probability, "start_logit": x.start_score, "end_logit": x.end_score}
+            for x in each.best
+        ]
+        for each in answered
+    }
+    files: dict[str, Any] = {
+        "predictions": {each.id: each.answer.text for each in answered},
+        "nbest_predictions": nbest,
+    }
+    if unanswerable:
+        files["null_odds"] = {each.id: each.null_odds for each in answered}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""Judge a model on a task: run it over the rows of a split, put its answers together, score them as the task is."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bertjax.data.source import bucketed
+from bertjax.errors import InputError
+from bertjax.models.span_heads import Beams
+from bertjax.tasks.answers import Answered, WindowScores, answer_questions, decided, window_scores
+from bertjax.tasks.examples import Question, Words
+from bertjax.tasks.metrics import entity_f1, score_rows
+from bertjax.tasks.rows import Encoded, is_labelled
+from bertjax.tasks.squad import Gold, score_predictions
+from bertjax.tasks.table import Task
+from bertjax.tasks.tags import to_iob2
+
+Logits = Callable[[Any], Any]
+"""batch -> what the head of the task says of it: arrays whose first axis is the rows."""
+
+
+class RowLogits(NamedTuple):
+    """What a head says of one row, and the length of the batch that it was in."""
+
+    row: int
+    logits: Any
+    length: int
+
+
+def predict_rows(logits: Logits, encoded: Encoded, batch_size: int) -> Iterator[RowLogits]:
+    """Run all rows, in batches of like length; in whatever order."""
+    for index in bucketed(np.arange(len(encoded)), encoded.buckets, batch_size, np.random.default_rng(0)):
+        batch = encoded.rows(index)
+        found = jax.device_get(logits({name: array for name, array in batch.items() if name in _READ}))
+        for place, row in enumerate(index.tolist()):
+            if row >= 0:
+                yield RowLogits(row, jax.tree.map(lambda x, place=place: x[place], found), batch["tokens"].shape[-1])
+
+
+_READ = ("tokens", "mask", "types", "context")
+
+
+def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
+    """Return what is said of rows, or of the options of each, in order: logits [R, C]."""
+    found = {each.row: each.logits for each in predict_rows(logits, encoded, batch_size)}
+    scores_RC = np.stack([found[row] for row in range(len(encoded))])
+    if encoded.spec.task.kind == "choice":  # a question may have fewer options than others
+        scores_RC[np.arange(scores_RC.shape[1]) >= np.diff(encoded.first)[:, None]] = -np.inf
+    return scores_RC
+
+
+def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
+    """Return for each sentence the logits [words, C] at the first pieces of its words."""
+    found: list[dict[int, np.ndarray]] = [{} for _ in encoded.examples]
+    for row, logits_LC, length in predict_rows(logits, encoded, batch_size):
+        places, words = encoded.first_pieces(row, length)
+        found[encoded.example_of_row[row]] |= {
+            int(word): logits_LC[place] for place, word in zip(places, words, strict=True)
+        }
+    return [np.array([each[word] for word in sorted(each)]) for each in found]
+
+
+def tags_of(task: Task, logits: list[np.ndarray]) -> list[list[str]]:
+    """Name the best tag of each word of each sentence."""
+    return [[task.labels[number] for number in scores.argmax(-1)] if len(scores) else [] for scores in logits]
+
+
+def answers_of(
+    logits: Logits, encoded: Encoded, batch_size: int, *, threshold: float = 0.0, n_best: int = 20, longest: int = 30
+) -> list[Answered]:
+    """Answer the questions of `encoded`. See answers.answer_questions.
+
+    A conditional head says itself how likely it is that there is no answer: its logit, the lowest of all windows, is
+    what exceeds the threshold.
+    """
+    scores: dict[int, WindowScores] = {}
+    none: dict[int, float] = {}
+    for row, found, length in predict_rows(logits, encoded, batch_size):
+        if isinstance(found, Beams):
+            scores[row] = _beam_scores(encoded, row, found, length)
+            number = int(encoded.example_of_row[row])
+            none[number] = min(none.get(number, np.inf), float(found.unanswerable_B))
+        else:
+            scores[row] = window_scores(encoded, row, found[:, 0], found[:, 1], n_best=n_best)
+    answered = answer_questions(encoded, scores, n_best=n_best, longest=longest, threshold=threshold)
+    if not none or not encoded.spec.task.unanswerable:
+        return answered
+    return [decided(each, none[number], threshold) for number, each in enumerate(answered)]
+
+
+def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> WindowScores:
+    """Turn the beams of a row, which are places in a batch of some length, into candidates of its window."""
+    window = encoded.windows[row]
+    size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
+    first = window.at + (length - size if encoded.spec.templates.left else 0)
+    ends = np.asarray(beams.ends_BST) - first
+    starts = np.broadcast_to(np.asarray(beams.starts_BS)[:, None] - first, ends.shape)
+    start_scores = np.broadcast_to(np.asarray(beams.start_scores_BS)[:, None], ends.shape)
+    end_scores, null = np.asarray(beams.end_scores_BST), float(beams.unanswerable_B)
+    kept = (starts >= 0) & (ends >= starts) & (ends < window.size)
+    return WindowScores(starts[kept], ends[kept], start_scores[kept], end_scores[kept], null, 0.0)
+
+
+class Judgement(NamedTuple):
+    """The metrics of a task, and what was predicted: answers to questions, tags of words, or numbers of rows."""
+
+    metrics: dict[str, float]
+    predicted: Any
+
+
+def need_labels(encoded: Encoded) -> None:
+    """Raise InputError where an example has no label, or question no answer, that predictions could be judged by."""
+    for example in encoded.examples:
+        if not is_labelled(example) and not (isinstance(example, Question) and example.answers):
+            raise InputError(f"{example.origin}: no label: models are judged by this split, so all of it needs labels")
+
+
+def judged(
+    encoded: Encoded, logits: Logits, batch_size: int, *, longest: int = 30, threshold: float = 0.0
+) -> Judgement:
+    """Run the rows of a labelled split and score them. longest, threshold: see answers.answer_questions.
+
+    Raises InputError where labels are missing: see need_labels.
+    """
+    need_labels(encoded)
+    task = encoded.spec.task
+    if task.kind == "span":
+        return _judged_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
+    if task.kind == "tag":
+        tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
+        gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
+        strict = entity_f1(gold, tags, "iob2")  # a name that does not begin with B- is none
+        return Judgement({"entity_f1": entity_f1(gold, tags), "entity_f1_strict": strict}, tags)
+    assert encoded.labels is not None  # all examples have one
+    scores_RC = logits_of_rows(logits, encoded, batch_size)
+    predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
+    return Judgement(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
+
+
+def _judged_answers(encoded: Encoded, answered: list[Answered]) -> Judgement:
+    """Score answers, of questions without one also at the threshold that is best for them."""
+    gold = _gold(encoded)
+    predictions = {each.id: each.answer.text for each in answered}
+    if not gold.unanswerable:
+        scores = score_predictions(gold, predictions)
+    else:
+        forced = {each.id: next((x.text for x in each.best if x.text), "") for each in answered}
+        odds = {each.id: each.null_odds for each in answered}
+        scores = score_predictions(gold, predictions)
+        best = score_predictions(gold, forced, odds, threshold=np.inf)
+        scores |= {name: value for name, value in best.items() if name.startswith("best_")}
+    left_out = ("missing_ids", "unknown_ids")
+    kept = {name: value for name, value in scores.items() if not name.endswith("total") and name not in left_out}
+    return Judgement(kept, answered)
+
+
+def _gold(encoded: Encoded) -> Gold:
+    questions = [example for example in encoded.examples if isinstance(example, Question)]
+    return Gold({x.id: [answer.text for answer in x.answers] for x in questions}, encoded.spec.task.unanswerable)
+
+
+def constant_answer(encoded: Encoded) -> float:
+    """Return the first metric of the best answer that is the same for all rows: a model at it has learned nothing."""
+    task = encoded.spec.task
+    if task.kind == "span":
+        gold = _gold(encoded)
+        return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metrics[0]])
+    if task.kind not in ("classify", "choice") or encoded.labels is None:
+        return 0.0
+    constant = [np.full_like(encoded.labels, label) for label in np.unique(encoded.labels)]
+    return max(score_rows(task.metrics[:1], encoded.labels, each)[task.metrics[0]] for each in constant)

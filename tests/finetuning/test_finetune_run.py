@@ -1,0 +1,335 @@
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import wordpiece_files
+from contract import small_bert, small_crammed
+
+from bertjax import train
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.export import save_hf
+from bertjax.checkpoints.trained import load
+from bertjax.commands.main import main
+from bertjax.config import Run
+from bertjax.data.tokenizer import tokenizer_from_files
+from bertjax.description import to_json
+from bertjax.errors import InputError
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.finetuning.run import build, finetune, prepare
+from bertjax.inference.checked import classify
+from bertjax.inference.compatible import check_texts
+from bertjax.models.heads import Pooler
+from bertjax.models.layers import Normal
+from bertjax.models.published import Published
+from bertjax.rules import STACKED, match
+from bertjax.tasks.rows import TaskRows
+from bertjax.tasks.table import own_task
+
+RECIPE = Recipe(1e-2, 8, epochs=5, length=16, decay=0.9, dropout=0.0)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.fixture(scope="module")
+def init(tokenizer, tmp_path_factory):
+    """A model that knows nothing, with a pooler."""
+    return written(tokenizer, tmp_path_factory.mktemp("init") / "model", N=1)
+
+
+def written(tokenizer, folder, **fields):
+    """Write a BERT of random parameters."""
+    encoder = small_bert(V=tokenizer.vocabulary.size, positions=16, D=16, F=32, initializer=Normal(0.15), **fields)
+    return exported(Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),)), tokenizer, folder)
+
+
+def exported(model, tokenizer, folder):
+    """Write a model, its parameters made anew."""
+    tokens = np.zeros((1, 1), np.int32)
+    params = model.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
+    checkpoint.export(folder, params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Texts that are good where they say so."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, rows in (("train", 64), ("dev", 20)):
+        lines = ["text\tlabel"]
+        for number in range(rows):
+            words = [
+                *rng.choice(["man", "day", "eye", "work", "case"], rng.integers(1, 9)),
+                "good" if number % 2 else "bad",
+            ]
+            lines.append(" ".join(rng.permutation(words)) + f"\t{'yes' if number % 2 else 'no'}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.fixture
+def tuning(init, data):
+    task = own_task("classify", data, ("text",), "label")
+    run = Run(log_every=8, checkpoint_every=8)
+    return FineTuning(task, data, init, RECIPE, seeds=1, run=run)
+
+
+def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tmp_path, monkeypatch):
+    straight = finetune(tuning, tmp_path / "straight")
+    assert straight["metrics"]["accuracy"]["median"] > 0.9 and not straight["failed"]
+    assert straight["programs"] == {"train": 2, "validation": 2}  # rows of at most 8 and of at most 16
+    assert not list((tmp_path / "straight").glob("seed-*/checkpoints"))
+    lines = (tmp_path / "straight/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    predicted = [json.loads(line) for line in lines]
+    right = [line["predicted"] == label for line, label in zip(predicted, ["no", "yes"] * 10, strict=True)]
+    assert np.mean(right) == straight["seeds"][0]["best"]["metrics"]["accuracy"]
+    assert "1 seeds, 0 failed" in (tmp_path / "straight" / "results.md").read_text()
+
+    place, calls = train.place_batch, iter(range(10**6))
+
+    def dying(*arguments):
+        if next(calls) == 20:
+            raise Killed
+        return place(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "place_batch", dying)
+        with pytest.raises(Killed):
+            finetune(tuning, tmp_path / "killed")
+    again = finetune(tuning, tmp_path / "killed")
+    assert again["metrics"] == straight["metrics"] and again["seeds"][0]["best"] == straight["seeds"][0]["best"]
+    assert finetune(tuning, tmp_path / "killed") == again and again["chosen_by"] == "accuracy"
+
+    model = load(tmp_path / "straight" / "best")
+    assert model.objective.labels == ("no", "yes")
+    save_hf(model, tmp_path / "written")
+    config = json.loads((tmp_path / "written" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "no", "1": "yes"}
+    back = load(tmp_path / "written")
+    assert back.objective.labels == ("no", "yes")
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(back.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # A head that is there is trained on; of other labels it is made anew.
+    same, other = (build(dataclasses.replace(tuning, task=dataclasses.replace(tuning.task, labels=labels)), back)[1]
+                   for labels in (("no", "yes"), ("yes", "no")))  # fmt: skip
+    assert same.begin_with(back.params)["head"]["classify"].keys() == {"pooler", "classifier"}
+    assert other.begin_with(back.params)["head"]["classify"].keys() == {"pooler"}
+
+
+def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(tuning, tmp_path, monkeypatch):
+    opened, made, (opening, making) = [], [], (TaskRows.open, train.sharded_step)
+    monkeypatch.setattr(TaskRows, "open", lambda rows, split: opened.append(split) or opening(rows, split))
+    monkeypatch.setattr("bertjax.finetuning.run.sharded_step", lambda *given: made.append(making(*given)) or made[-1])
+    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=3), seeds=2)
+    both = finetune(short, tmp_path / "both")
+    assert sorted(opened) == ["train", "validation"] and len(made) == 1
+    assert made[0]._cache_size() == 2  # for rows of at most 8 and of at most 16
+    # What is there is of these settings and data: others are refused.
+    with pytest.raises(InputError, match=r"learning_rate.*is 0\.01 there, 0\.02 here"):
+        finetune(dataclasses.replace(short, recipe=short.recipe.changed(learning_rate=0.02)), tmp_path / "both")
+    other = shutil.copytree(tuning.data, tmp_path / "other")
+    (other / "dev.tsv").write_text("text\tlabel\ngood\tyes\n")
+    with pytest.raises(InputError, match="both has seeds from other data"):
+        finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
+    # What one run found, the next one of more or fewer seeds keeps; `best` is the best of all.
+    assert finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "both") == both
+    monkeypatch.setattr("bertjax.finetuning.run.load", lambda path: shifted(load(path)))
+    with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
+        finetune(short, tmp_path / "both")
+    for seed in (0, 1):  # also where no seed was done with
+        (tmp_path / "both" / f"seed-{seed}" / "result.json").unlink()
+    with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
+        finetune(short, tmp_path / "both")
+    monkeypatch.setattr("bertjax.finetuning.run.load", load)
+    alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
+    assert alone["seeds"][0]["last"] == both["seeds"][1]["last"]
+    logs = [(tmp_path / run / "seed-1" / "log.jsonl").read_bytes() for run in ("both", "alone")]
+    assert logs[0] == logs[1]
+
+
+def shifted(model):
+    return dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
+
+
+def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tscore\nman\t4\nday\t4.5\neye\t3.5\nwork\t4\n")
+    task = dataclasses.replace(own_task("regress", str(tmp_path), ("text",), "score"), scale=(2.0, 5.0))
+    recipe = dataclasses.replace(RECIPE, steps=12, unit_range=True)
+    finetune(FineTuning(task, str(tmp_path), init, recipe, seeds=1, run=Run(log_every=8)), tmp_path / "run")
+    lines = (tmp_path / "run/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    predicted = [json.loads(line)["predicted"] for line in lines]
+    assert min(predicted) > 3 and max(predicted) < 5  # as shares they are between 0.5 and 0.84
+    served = [each.score for each in classify(load(tmp_path / "run" / "best"), ["man", "day", "eye", "work"])]
+    np.testing.assert_allclose(served, predicted, rtol=1e-4)
+
+
+def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, tokenizer, tmp_path):
+    def refused(match, **changes):
+        with pytest.raises(InputError, match=match):
+            finetune(dataclasses.replace(tuning, **changes), tmp_path / "run")
+        assert not list((tmp_path / "run").glob("seed-*"))
+
+    refused("frozen=2 of the lowest layers, but there are 1", recipe=dataclasses.replace(RECIPE, frozen=2))
+    refused("renewed=2 top layers", recipe=dataclasses.replace(RECIPE, renewed=2))
+    recipe, one = dataclasses.replace(RECIPE, frozen=1), written(tokenizer, tmp_path / "shared", N=2, shared=True)
+    refused("frozen=1: all layers of this encoder are one", recipe=recipe, init=one)
+    with pytest.raises(ValueError, match=r"run.evaluate_every=5 has no effect.*`evaluations`"):
+        dataclasses.replace(tuning, run=Run(evaluate_every=5))
+    squad = {"task": own_task("span", questions(tmp_path), (), ""), "data": str(tmp_path)}
+    refused("rows of length 16 have no room beside a question of 64", **squad)
+    refused("dev.json: question 2: no label: models are judged by this split", **squad, question=4)
+
+
+def questions(folder):
+    """Write questions whose development set has one without the field for answers."""
+    answered = {"id": "1", "question": "who", "answers": [{"text": "man", "answer_start": 0}]}
+    for name, entries in (("train", [answered]), ("dev", [answered, {"id": "2", "question": "what"}])):
+        content = {"data": [{"paragraphs": [{"context": "man day", "qas": entries}]}]}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_answers_are_judged_by_the_length_and_threshold_that_are_asked_for(tuning, tmp_path):
+    entry = {"id": "1", "question": "who", "answers": [{"text": "man day eye", "answer_start": 0}]}
+    content = json.dumps({"data": [{"paragraphs": [{"context": "man day eye work case", "qas": [entry]}]}]})
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.json").write_text(content)
+    recipe = dataclasses.replace(RECIPE, steps=1, warmup=0)
+    task = own_task("span", str(tmp_path), (), "")
+    asked = dataclasses.replace(tuning, task=task, data=str(tmp_path), question=4, stride=4, recipe=recipe)
+    best = {}
+    for name, change in {"short": {"longest": 1, "threshold": 1e9}, "none": {"threshold": -1e9}}.items():
+        finetune(dataclasses.replace(asked, **change), tmp_path / name)
+        predictions = tmp_path / name / "seed-0/predictions/validation"
+        best[name] = json.loads((predictions / "predictions.json").read_text())["1"]
+    assert best["none"] == "" and len(best["short"].split()) == 1
+    with pytest.raises(ValueError, match="longest=0 must be 1 or more"):
+        dataclasses.replace(asked, longest=0)
+
+
+def test_recipes_are_changed_by_what_is_given():
+    recipe = Recipe(1e-5, 32, steps=1000, warmup=100, length=512)
+    assert recipe.changed() == recipe
+    assert recipe.changed(epochs=2, length=64) == Recipe(1e-5, 32, epochs=2, warmup=0.1, length=64)
+    assert Recipe(1e-5, warmup=0.06).changed(epochs=1, batch_size=8) == Recipe(1e-5, 8, epochs=1, warmup=0.06)
+
+
+@pytest.mark.parametrize("encoder_dropout", [None, 0.2])
+def test_the_encoder_drops_as_it_was_pre_trained_unless_the_recipe_says(tuning, tokenizer, tmp_path, encoder_dropout):
+    source = load(written(tokenizer, tmp_path / "undropped", N=1, dropout=0.0, attention_dropout=0.0))
+    recipe = dataclasses.replace(RECIPE, encoder_dropout=encoder_dropout)
+    objective = build(dataclasses.replace(tuning, recipe=recipe), source).objective
+    batch = {name: np.ones((4, 9), np.int32) for name in ("tokens", "mask")} | {"labels": np.zeros(4, np.int32)}
+    params = objective.init(jax.random.key(0), batch)
+    losses = [objective.loss(params, batch, jax.random.key(number), train=True)[0] for number in (1, 2)]
+    assert (losses[0] != losses[1]) == bool(encoder_dropout)
+    assert objective.model.encoder.attention_dropout == (encoder_dropout or 0)
+
+
+@pytest.mark.parametrize("name", ["dropout", "encoder_dropout"])
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_dropout_is_a_share(name, share):
+    with pytest.raises(ValueError, match=f"^{name}={share} is not a share"):
+        Recipe(1e-5, **{name: share})
+
+
+def test_renewed_layers_are_fresh_and_the_others_inherited(init, tuning, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, renewed=1, steps=1, learning_rate=1e-9)
+    states = []
+    fit = train.fit
+
+    def kept(*arguments, **options):
+        states.append(fit(*arguments, **options))
+        return states[-1]
+
+    monkeypatch.setattr("bertjax.finetuning.run.fit", kept)
+    finetune(dataclasses.replace(tuning, recipe=recipe, seeds=1), tmp_path / "run")
+    source, params = jax.device_get((load(init).params["encoder"], states[0].params["encoder"]))
+    stacked = jax.tree.leaves(match(STACKED, params))
+    for theirs, ours, fresh in zip(jax.tree.leaves(source), jax.tree.leaves(params), stacked, strict=True):
+        if not fresh or theirs.std() == 0:  # norms and biases begin alike
+            np.testing.assert_allclose(theirs, ours, atol=1e-6)
+        else:
+            assert np.abs(theirs - ours).max() > 1e-2
+
+
+def test_rows_longer_than_the_model_are_refused(tuning, tmp_path):
+    long = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, length=17))
+    with pytest.raises(InputError, match=r"recipe.length=17, but .* has 16 positions"):
+        finetune(long, tmp_path)
+
+
+def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkeypatch):
+    """Of a long data set that ends in another language, and of what it is judged on."""
+    monkeypatch.setattr(check_texts, "__kwdefaults__", {"where": "", "most_words": 1000})
+    rows = [f"man good day\t{('no', 'yes')[number % 2]}" for number in range(900)]
+    foreign = [f"Магия реальна\t{('no', 'yes')[number % 2]}" for number in range(100)]
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *rows, *foreign]) + "\n")
+    (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows[:20], *foreign[:2]]) + "\n")
+    task = own_task("classify", str(tmp_path), ("text",), "label")
+    mine = dataclasses.replace(tuning, task=task, data=str(tmp_path))
+    said = []
+    prepare(mine, load(mine.init), tmp_path / "run", SimpleNamespace(say=said.append))
+    train, validation = (
+        next(x for x in said if x.startswith(f"warning: {task.name}, {s}: ")) for s in ("train", "validation")
+    )
+    share = float(train.split("(")[1].split("%")[0])
+    assert 5 < share < 9 and "Магия, реальна" in train  # 200 of 2,900 words are 6.9%
+    assert "4 of 64 words (6.2%) become unknown to this vocabulary: Магия, реальна" in validation
+
+
+def test_a_parameter_without_axes_is_taken_over_too(tuning, tokenizer, tmp_path):
+    encoder = small_crammed(V=tokenizer.vocabulary.size)  # the scale of its positions is one number
+    init = exported(Published(encoder, ()), tokenizer, tmp_path / "crammed")
+    assert load(init).params["encoder"]["embeddings"]["position_scale"].shape == ()
+    short = dataclasses.replace(RECIPE, steps=1, warmup=0)
+    summary = finetune(dataclasses.replace(tuning, init=init, recipe=short), tmp_path / "run")
+    assert summary["seeds"][0]["best"]["step"] == 1
+
+
+def test_the_command_fails_where_every_seed_did_and_says_why(init, data, tmp_path, capsys):
+    command = ["finetune", "experiments/own.py", f"init={init}", f"data={data}", "length=16", "seeds=1", "batch_size=8"]
+    command += ["recipe.steps=3", "recipe.warmup=0", "learning_rate=1e30", "--workdir", str(tmp_path / "run"), "--json"]
+    assert main(command) == 1
+    (note,) = json.loads(capsys.readouterr().out)["failed"].values()
+    assert note.startswith("not finite at step ") and "checkpoints" not in note
+
+
+def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, init, tokenizer, tmp_path):
+    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=1, warmup=0))
+    finetune(short, tmp_path / "run")
+
+    def contents():
+        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
+    vocabulary = wordpiece_files()["vocab.txt"].replace(b"man\n", b"fox\n")
+    other = tokenizer_from_files({"vocab.txt": vocabulary}, origin="another")
+    changed = written(other, tmp_path / "other", N=1)
+    with pytest.raises(InputError, match="has seeds with another tokenizer than that of"):
+        finetune(dataclasses.replace(short, init=changed), tmp_path / "run")
+    assert contents() == before
+    (tmp_path / "run/seed-0/result.json").write_text("{")
+    with pytest.raises(InputError, match=r"seed-0/result\.json is damaged: delete it"):
+        finetune(short, tmp_path / "run")
+
+
+def test_data_of_which_nothing_can_be_learned_are_refused_before_training(tuning, tmp_path):
+    entry = {"id": "1", "question": "who", "answers": [{"text": "fox", "answer_start": 0}]}
+    for name in ("train", "dev"):
+        content = {"data": [{"paragraphs": [{"context": "man day", "qas": [entry]}]}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    asked = {"task": own_task("span", str(tmp_path), (), ""), "data": str(tmp_path), "question": 4, "stride": 4}
+    with pytest.raises(InputError, match=r"nothing in the training split of .* can be learned from"):
+        finetune(dataclasses.replace(tuning, **asked), tmp_path / "run")
+    with pytest.raises(ValueError, match="first_seed=-1: the first two"):
+        dataclasses.replace(tuning, first_seed=-1)

@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.models import layers
+from bertjax.models.heads import (
+    MaskedLMHead,
+    PairHead,
+    ReplacedInContextHead,
+    TiedHead,
+    UntiedHead,
+    is_first_best,
+    negative_log_likelihood,
+)
+from bertjax.models.layers import Normal, gelu
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_negative_log_likelihood_and_its_gradient_are_those_of_log_softmax(scale, dtype):
+    logits = (scale * jax.random.normal(KEY, (4, 5, 11))).astype(dtype)
+    labels = jax.random.randint(KEY, (4, 5), 0, 11)
+
+    def slow(logits):
+        chances = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return -jnp.take_along_axis(chances, labels[..., None], -1)[..., 0]
+
+    ours, pull = jax.vjp(lambda logits: negative_log_likelihood(logits, labels), logits)
+    theirs, slow_pull = jax.vjp(slow, logits)
+    assert ours.dtype == jnp.float32 and pull(ours)[0].dtype == dtype
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * scale)
+    ones = jnp.ones_like(ours)
+    np.testing.assert_allclose(
+        pull(ones)[0].astype(jnp.float32), slow_pull(ones)[0].astype(jnp.float32), rtol=1e-2, atol=1e-6
+    )
+
+
+def test_a_uniform_guess_costs_the_logarithm_of_the_number_of_classes():
+    found = negative_log_likelihood(jnp.full((3, 7), 123.0), jnp.array([0, 3, 6], jnp.uint32))
+    np.testing.assert_allclose(found, np.log(7), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_guess_is_right_where_numpy_takes_the_label_the_first_of_several_that_are_equal(dtype):
+    numbers = np.random.default_rng(0)
+    logits = numbers.integers(-3, 3, (500, 7)).astype(np.float32)
+    logits[:50] = 0
+    logits[50:100, 3] = -np.inf
+    labels = numbers.integers(0, 7, 500, dtype=np.uint32)
+    found = is_first_best(jnp.asarray(logits, dtype), jnp.asarray(labels))
+    np.testing.assert_array_equal(found, logits.argmax(-1) == labels)
+    assert 0 < found.sum() < 250
+
+
+def test_no_guess_is_right_among_logits_that_are_not_numbers():
+    assert not is_first_best(jnp.array([[jnp.nan, 1.0, 0.0]] * 3), jnp.arange(3)).any()
+
+
+def test_the_masked_lm_head_is_transform_activation_norm_tied_table_and_bias():
+    rng = np.random.default_rng(0)
+    x, table = rng.normal(size=(2, 3, 6)), rng.normal(size=(9, 4))
+    head = MaskedLMHead(V=9, D=6, E=4, activation=layers.gelu, norm_eps=1e-5, initializer=Normal(), dtype="float32")
+    shapes = jax.eval_shape(head.init, KEY, x, table)["params"]
+    p = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+    assert jax.tree.map(np.shape, p) == {
+        "transform": {"kernel": (6, 4), "bias": (4,)}, "norm": {"scale": (4,), "bias": (4,)}, "bias": (9,)
+    }  # fmt: skip
+    y = np.asarray(layers.gelu(jnp.asarray(x @ p["transform"]["kernel"] + p["transform"]["bias"])))
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+    expected = (y * p["norm"]["scale"] + p["norm"]["bias"]) @ table.T + p["bias"]
+    np.testing.assert_allclose(head.apply({"params": p}, x, jnp.asarray(table)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_may_lack_biases_or_the_table():
+    x, table = jax.random.normal(KEY, (2, 3, 6)), jax.random.normal(KEY, (9, 6))
+    unbiased = MaskedLMHead(
+        9, 6, 6, layers.gelu, 1e-5, Normal(), "float32", transform_bias=False, norm_bias=False
+    ).init(KEY, x, table)["params"]  # fmt: skip
+    assert jax.tree.map(jnp.shape, unbiased) == {"transform": {"kernel": (6, 6)}, "norm": {"scale": (6,)}, "bias": (9,)}
+    bare = TiedHead(9, "float32", use_bias=False)
+    assert bare.init(KEY, x, table) == {}
+    np.testing.assert_allclose(bare.apply({"params": {}}, x, table), x @ table.T, rtol=1e-5, atol=1e-5)
+    own = MaskedLMHead(9, 6, 6, layers.gelu, 1e-5, Normal(), "float32", tied=False)
+    logits, params = own.init_with_output(KEY, x, table)
+    assert params["params"]["decoder"].shape == (9, 6) and not jnp.array_equal(
+        logits, own.clone(tied=True).apply({"params": params["params"]}, x, table)
+    )
+    np.testing.assert_array_equal(logits, own.apply(params, x, 2 * table))
+    untied = UntiedHead(9, 6, Normal(), "float32")
+    logits, params = untied.init_with_output(KEY, x, table)
+    assert jax.tree.map(jnp.shape, params["params"]) == {"decoder": {"kernel": (6, 9), "bias": (9,)}}
+    np.testing.assert_array_equal(logits, untied.apply(params, x, 2 * table))
+
+
+def test_the_pair_head_reads_the_first_position_alone():
+    head = PairHead(D=6, C=3, initializer=Normal(1.0), dtype="float32")
+    x = jax.random.normal(KEY, (2, 5, 6))
+    logits, params = head.init_with_output(KEY, x)
+    p = params["params"]
+    pooled = np.tanh(x[:, 0] @ p["pooler"]["kernel"])
+    np.testing.assert_allclose(logits, pooled @ p["classifier"]["kernel"], rtol=1e-5, atol=1e-6)
+    slope = jax.grad(lambda x: head.apply(params, x).sum())(x)
+    assert slope[:, 0].any() and not slope[:, 1:].any()
+
+
+def test_in_bfloat16_masked_lm_logits_are_bfloat16_but_pair_logits_and_all_parameters_float32():
+    x, table = jnp.ones((1, 2, 6)), jnp.ones((9, 4))
+    heads = MaskedLMHead(9, 6, 4, layers.gelu, 1e-5, Normal(), "bfloat16"), PairHead(6, 2, Normal(), "bfloat16")
+    (mlm, mlm_params), (pair, pair_params) = (
+        head.init_with_output(KEY, x, *more) for head, more in zip(heads, [(table,), ()], strict=True)
+    )
+    assert mlm.dtype == jnp.bfloat16 and pair.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves((mlm_params, pair_params))} == {jnp.dtype("float32")}
+
+
+def test_a_token_judged_in_context_sees_the_first_of_its_document():
+    """By hand, in a packed row; padding is a document of its own."""
+    head = ReplacedInContextHead(4, gelu, 1e-7, Normal(1.0), "float32")
+    x, mask = jax.random.normal(jax.random.key(0), (1, 7, 4)), jnp.array([[1, 1, 1, 2, 2, 0, 0]])
+    params = head.init(jax.random.key(1), x, mask)["params"]
+    params = jax.tree.map(lambda p: p + 0.3, params)
+    logits = head.apply({"params": params}, x, mask)
+    assert logits.dtype == jnp.float32
+    for at, first in enumerate([0, 0, 0, 3, 3, 5, 5]):
+        y = np.asarray(x)[0, at] + np.asarray(x)[0, first]
+        y = (y - y.mean()) / y.std() * params["norm"]["scale"] + params["norm"]["bias"]
+        y = gelu(y @ params["transform"]["kernel"] + params["transform"]["bias"])
+        y = y @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+        np.testing.assert_allclose(logits[0, at], y[0], atol=1e-4)

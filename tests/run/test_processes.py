@@ -1,0 +1,176 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from processes_program import experiment
+
+from bertjax import train
+from bertjax.checkpoints.trained import load
+from bertjax.errors import InputError, PassingError
+from bertjax.run import processes
+from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
+from bertjax.train import Interrupted, fit
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two(corpus, tmp_path_factory):
+    """Run the program in two processes of two devices each; return its folder."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2"),
+    }
+    command = [sys.executable, str(HERE / "processes_program.py"), corpus, str(folder)]
+    running = [
+        subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(n)}, stderr=subprocess.PIPE, text=True)
+        for n in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+    return folder
+
+
+@contextmanager
+def stopping_after(step):
+    """Ask this process to stop while a step is made ready."""
+    place, calls = train.place_batch, count(1)
+
+    def stopping(*arguments):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(*arguments)
+
+    train.place_batch = stopping
+    yield
+    train.place_batch = place
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh_changes(two, corpus, tmp_path):
+    """The one splits everything over eight devices, is stopped, and goes on with copies; one device reads both."""
+    with stopping_after(3), pytest.raises(Interrupted):
+        fit(experiment(corpus, MeshShape(fsdp=2, tensor=2)), tmp_path)
+    fit(experiment(corpus, DATA_PARALLEL), tmp_path)
+    ours, theirs = logged(tmp_path), logged(two / "straight")
+    assert len(ours) == len(theirs) == 8  # each line once, though two could have written it
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys() and "stop" not in a
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, err_msg=name)
+    one, other = load(tmp_path).params, load(two / "straight").params
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_all_stop_at_one_step_where_one_was_asked_to_and_go_on_as_if_none_had(two):
+    said = [json.loads((two / f"{n}.json").read_text())["stopped"] for n in range(2)]
+    assert said[0] == said[1] and "stopped after step 5" in said[0]
+    assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
+
+
+def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
+    for number in range(2):
+        found = json.loads((two / f"{number}.json").read_text())
+        assert "the experiment is another on process 1" in found["experiment"]
+        assert "(seed is 1, not 0): make it the same" in found["experiment"]
+        assert "the work folder is another on process 1" in found["folder"]
+        assert found["long"].startswith("process 1 on") and found["long"].endswith("long and not cut")
+        assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
+        assert "init" not in found
+        assert "fine-tuning runs in one process, but this is one of 2" in found["only one"]
+
+
+def test_the_odd_one_of_several_is_named_with_what_differs_there(tmp_path, monkeypatch):
+    def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
+        (tmp_path / "odd.py").write_text(code)
+        monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
+        installed = [("jax", "0.10.2"), ("numpy", numpy), (None, None)]  # the last as where METADATA is missing
+        packages = [SimpleNamespace(name=name, version=version) for name, version in installed]
+        monkeypatch.setattr(processes.importlib.metadata, "distributions", lambda: packages)
+        return {"the data": list(data), "the work folder": folder} | processes.versions()
+
+    assert not processes.disagreement({"process 0": facts(), "process 1": facts(), "process 2": facts()})
+    for odd, said in {
+        "code": ("x = 2", r"the code of bertjax is another on process 1 than on the rest \(odd.py is \"\w+\", not"),
+        "numpy": ("2.1", r"what is installed is another on process 1 .*\(numpy is \"2.1\", not \"2.0\"\): make it"),
+        "data": (("ab",), r"the data is another on process 1 .*\(0 is \"ab\", not \"aa\"\)"),
+        "folder": ("", r"the work folder is another on process 1 .*\(it is \"\", not \"process 7 on a\"\)"),
+    }.items():
+        value, message = said
+        found = processes.disagreement({"process 0": facts(), "process 1": facts(**{odd: value}), "process 2": facts()})
+        assert re.fullmatch(f"{message}.*", found), found
+    several = processes.disagreement({"process 0": facts(), "process 1": facts(numpy="3", folder="")})
+    assert "the work folder is" in several and "what is installed is" in several
+
+
+def test_two_processes_begin_with_a_trained_model(two):
+    first = logged(two / "init")[0]["loss"]
+    assert first < logged(two / "straight")[0]["loss"] - 0.1
+
+
+def test_a_process_that_does_not_come_is_named():
+    address, found = f"localhost:{free_port()}", {}
+
+    def call(index):
+        try:
+            processes.roll_call(address, 4, index, timeout=1.5)
+        except PassingError as error:
+            found[index] = str(error)
+
+    threads = [Thread(target=call, args=(index,)) for index in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert set(found) == {0, 2}
+    assert all("of 4 processes, number 1, 3 did not come" in text for text in found.values())
+
+
+def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match="set JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID too"):
+        processes.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("ADDRESS", "localhost", "JAX_COORDINATOR_ADDRESS=localhost is not host:port"),
+        ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is not a number"),
+        ("PROCESS_ID", "1.0", "JAX_PROCESS_ID=1.0 is not a number"),
+        ("PROCESS_ID", "2", "JAX_PROCESS_ID=2 is not one of 2 processes"),
+    ],
+)
+def test_variables_that_do_not_say_who_the_processes_are_are_named(monkeypatch, name, text, message):
+    given = {"ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"} | {name: text}
+    for key, value in given.items():
+        monkeypatch.setenv(f"JAX_{'COORDINATOR_' * (key == 'ADDRESS')}{key}", value)
+    with pytest.raises(InputError, match=re.escape(message)):
+        processes.join(timeout=1)

@@ -1,0 +1,102 @@
+import json
+import sys
+
+import pytest
+
+from bertjax.errors import InputError
+from bertjax.run.writers import Log, Progress, append_timing, duration, tensorboard_writer, wandb_writer
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_log_that_is_gone_on_with_forgets_what_lies_beyond_its_step(tmp_path):
+    log = Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log(step, {"loss": step / 4})
+    log(2, {"validation/loss": 1.0})
+    Log(tmp_path, 2)(3, {"loss": 9.0})
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 0.25},
+        {"step": 2, "loss": 0.5},
+        {"step": 2, "validation/loss": 1.0},
+        {"step": 3, "loss": 9.0},
+    ]
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    Log(tmp_path, 5)(3, {"loss": 2.0})
+    assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 2.0}]
+
+
+def test_timing_is_kept_apart_with_the_hour(tmp_path):
+    append_timing(tmp_path, 5, {"tokens_per_second": 1.5})
+    append_timing(tmp_path, 6, {"tokens_per_second": 2.5})
+    found = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["tokens_per_second"]) for line in found] == [(5, 1.5), (6, 2.5)]
+    assert found[0]["time"] <= found[1]["time"] and not (tmp_path / "log.jsonl").exists()
+
+
+def test_tensorboard_gets_every_scalar(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    write = tensorboard_writer(tmp_path)
+    write(3, {"loss": 1.5, "accuracy/mlm": 0.25})
+    write(4, {"loss": 1.25})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    found = {
+        (event.step, value.tag, value.tensor.float_val[0])
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    }
+    assert found == {(3, "loss", 1.5), (3, "accuracy/mlm", 0.25), (4, "loss", 1.25)}
+
+
+def test_wandb_is_one_run_however_often_it_is_resumed(tmp_path, monkeypatch):
+    """Against a stand-in of the library: what it is called with."""
+    calls, values = [], []
+
+    class Run:
+        def log(self, given, step):
+            values.append((step, given))
+
+    class Stand:
+        class util:
+            generate_id = staticmethod(lambda: f"id{len(calls)}")
+
+        @staticmethod
+        def init(**options):
+            calls.append(options)
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Stand)
+    wandb_writer(tmp_path, "mine", {"seed": 1})(3, {"loss": 1.0})
+    wandb_writer(tmp_path, "mine", {"seed": 1})(4, {"loss": 0.5})
+    assert values == [(3, {"loss": 1.0}), (4, {"loss": 0.5})]
+    assert [call["id"] for call in calls] == ["id0", "id0"] and {call["resume"] for call in calls} == {"allow"}
+    assert calls[0]["config"] == {"seed": 1} and {call["project"] for call in calls} == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("module", "writer"),
+    [("tensorboard.summary", tensorboard_writer), ("wandb", lambda path: wandb_writer(path, "p", {}))],
+)
+def test_a_writer_without_its_library_says_how_to_install_it(tmp_path, monkeypatch, module, writer):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=r"needs the extra: pip install"):
+        writer(tmp_path)
+
+
+def test_progress_shows_a_line_now_and_then_and_says_what_must_stay(capsys):
+    progress = Progress(every_seconds=1000.0)
+    for step in range(5):
+        progress.line(f"step {step}")
+    progress.say("done")
+    assert capsys.readouterr().err == "step 0\ndone\n"
+
+
+def test_durations_are_read_as_clocks_are():
+    assert [duration(seconds) for seconds in (5, 65, 3605.9, 90000)] == ["0:05", "1:05", "1:00:05", "25:00:00"]
