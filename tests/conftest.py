@@ -26,9 +26,12 @@ from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs are compiled again and again: keep them for the session.
-_cache = tempfile.TemporaryDirectory(prefix="bertjax-tests-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# The same small programs are compiled again and again: keep them for the session, for all workers, which inherit this;
+# with the variable set, from one session to the next.
+if "BERTJAX_TEST_PROGRAMS" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="bertjax-tests-")
+    os.environ["BERTJAX_TEST_PROGRAMS"] = _programs.name
+jax.config.update("jax_compilation_cache_dir", os.environ["BERTJAX_TEST_PROGRAMS"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -50,8 +50,8 @@ class Task:
     labels: names of classes or tags, in the order of their numbers. spelled: how the files write them, where otherwise.
     metrics: names in bertjax.tasks.metrics, the first of which chooses the best checkpoint. parts: its splits; training
     reads train, evaluation validation. folders: names of the folder that holds them. tfds: the name of its data set
-    there. scale: the range of a number to predict, where it has one. unanswerable: questions may have no answer. options: how
-    many a choice has at most.
+    there. scale: the range of a number to predict, where it has one. unanswerable: questions may have no answer.
+    options: how many a choice has at most.
     """
 
     name: str
