@@ -5,6 +5,7 @@ one, byte for byte. What depends on the machine and the hour goes to `timing.jso
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -90,7 +91,7 @@ class Progress:
         self._silent = not shown
         self._terminal = sys.stderr.isatty()
         self._every = 0.2 if self._terminal else every_seconds
-        self._shown = 0.0
+        self._shown = -math.inf  # a monotonic clock may start at 0 with the machine
 
     def line(self, text: str) -> None:
         """Show the line if it is time to."""

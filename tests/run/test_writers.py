@@ -90,6 +90,12 @@ def test_a_writer_without_its_library_says_how_to_install_it(tmp_path, monkeypat
         writer(tmp_path)
 
 
+def test_progress_shows_its_first_line_on_a_machine_that_has_just_started(capsys, monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 3.0)
+    Progress(every_seconds=1000.0).line("step 0")
+    assert capsys.readouterr().err == "step 0\n"
+
+
 def test_progress_shows_a_line_now_and_then_and_says_what_must_stay(capsys):
     progress = Progress(every_seconds=1000.0)
     for step in range(5):
