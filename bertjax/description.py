@@ -18,7 +18,7 @@ FORMER_MODULES = {
     "bertjax.data.formats": "bertjax.tasks.formats",
     "bertjax.data.layout": "bertjax.data.templates",
     "bertjax.data.supervised": "bertjax.tasks.rows",
-    "bertjax.data.tasks": "bertjax.tasks.table",
+    "bertjax.data.tasks": "bertjax.tasks.task",
     "bertjax.data.tfds": "bertjax.tasks.tfds",
     "bertjax.heads": "bertjax.models.heads",
     "bertjax.kernels": "bertjax.models.kernels",

@@ -13,7 +13,7 @@ from typing import Literal
 
 from bertjax.finetuning.recipe import FineTuning, Recipe
 from bertjax.models.span_heads import electra_span_head, xlnet_span_head
-from bertjax.tasks.table import own_task
+from bertjax.tasks.own import own_task
 
 HEADS = {"plain": None, "xlnet": xlnet_span_head, "electra": electra_span_head}  # of spans
 

@@ -13,7 +13,7 @@ from bertjax.models.span_heads import SpanHead
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear, Cosine, ElectraLinear, Polynomial
 from bertjax.rules import Rules
-from bertjax.tasks.table import Task
+from bertjax.tasks.task import Task
 
 _RUN = Run(log_every=50)
 _DECIDED = {

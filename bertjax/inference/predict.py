@@ -19,10 +19,11 @@ from bertjax.errors import InputError
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words
+from bertjax.tasks.loading import load_examples
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
 from bertjax.tasks.scoring import Judgement, answers_of, judged, logits_of_rows, logits_of_words
-from bertjax.tasks.table import Kind, Task, load_examples
 from bertjax.tasks.tags import entities
+from bertjax.tasks.task import Kind, Task
 
 Say = Callable[[str], None]
 """Takes a sentence for the user."""

@@ -69,3 +69,16 @@ def every_text(examples: Iterable[Example]) -> Iterator[str]:
                 yield from (question, context)
             case Choice(context=context, endings=endings):
                 yield from (context, *endings)
+
+
+def is_labelled(example: Example) -> bool:
+    """Return whether an example can be trained on."""
+    match example:
+        case Texts(label=label):
+            return label != ""
+        case Words(tags=tags):
+            return bool(tags)
+        case Question(labelled=labelled):
+            return labelled
+        case Choice(label=label):
+            return label >= 0

@@ -10,12 +10,12 @@ from bertjax.data.source import bucketed
 from bertjax.errors import InputError
 from bertjax.models.span_heads import Beams
 from bertjax.tasks.answers import Answered, WindowScores, answer_questions, decided, window_scores
-from bertjax.tasks.examples import Question, Words
+from bertjax.tasks.examples import Question, Words, is_labelled
 from bertjax.tasks.metrics import entity_f1, score_rows
-from bertjax.tasks.rows import Encoded, is_labelled
+from bertjax.tasks.rows import Encoded
 from bertjax.tasks.squad import Gold, score_predictions
-from bertjax.tasks.table import Task
 from bertjax.tasks.tags import to_iob2
+from bertjax.tasks.task import Task
 
 Logits = Callable[[Any], Any]
 """batch -> what the head of the task says of it: arrays whose first axis is the rows."""

@@ -64,3 +64,8 @@ def to_iob2(tags: Sequence[str]) -> tuple[str, ...]:
         written[entity.first] = f"B-{entity.kind}"
         written[entity.first + 1 : entity.last + 1] = [f"I-{entity.kind}"] * (entity.last - entity.first)
     return tuple(written)
+
+
+def iob2_labels(types: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the IOB2 tags of these entity types: O, then B- and I- of each."""
+    return ("O", *(f"{mark}-{kind}" for kind in types for mark in "BI"))

@@ -26,8 +26,8 @@ from bertjax.models.heads import Pooler
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.rules import STACKED, match
+from bertjax.tasks.own import own_task
 from bertjax.tasks.rows import TaskRows
-from bertjax.tasks.table import own_task
 
 RECIPE = Recipe(1e-2, 8, epochs=5, length=16, decay=0.9, dropout=0.0)
 

@@ -19,7 +19,8 @@ from bertjax.models.heads import PairHead, TokenHead
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.models.span_heads import xlnet_span_head
-from bertjax.tasks.table import find_task, own_task
+from bertjax.tasks.own import own_task
+from bertjax.tasks.table import find_task
 
 INIT = Normal(0.5)
 SILENT = {"say": lambda sentence: None}
@@ -63,7 +64,7 @@ def test_texts_are_cut_where_positions_end_or_one_says(tokenizer, pairs):
     relative = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), encoder=small_xlnet, cls_last=True)
     long = "man " * 700
     whole, cut = (next(classify(relative, [long], max_length=n, say=said.append)) for n in (1024, 0))
-    assert said == ["1 texts cut to 512 tokens"] and whole.scores != cut.scores
+    assert said == ["1 texts truncated to 512 tokens"] and whole.scores != cut.scores
     with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: use fewer"):
         next(classify(pairs, [long], max_length=1024, **SILENT))
     with pytest.raises(InputError, match="max_length=4: rows of length 4 have no room"):

@@ -11,10 +11,12 @@ from bertjax.data.tokenizer import save_tokenizer
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import row_shapes
+from bertjax.tasks.encode.questions import sliding_windows
 from bertjax.tasks.examples import Answer, Choice, Question, Texts, Words
-from bertjax.tasks.rows import TaskRows, bucket_lengths, encode_examples, sliding_windows
-from bertjax.tasks.table import Task, find_task
+from bertjax.tasks.rows import TaskRows, bucket_lengths, encode_examples
+from bertjax.tasks.table import find_task
 from bertjax.tasks.tags import entities, strict_entities, to_iob2
+from bertjax.tasks.task import Task
 
 
 def rows_of(name, length=32, templates=BERT, **options):
@@ -44,12 +46,12 @@ def test_two_texts_are_one_row_the_longer_one_cut(tokenizer):
     assert batch["mask"].tolist() == [[1] * 5 + [0] * 3, [1] * 8, [0] * 8]
     assert batch["labels"].tolist() == [1, 0, 0] and batch["labels"].dtype == np.int32
     assert batch["example"].tolist() == [1, 0, 0]
-    assert encoded.notes == {"texts cut to 8 tokens": 1}
+    assert encoded.notes == {"texts truncated to 8 tokens": 1}
     bare = [example._replace(label="") for example in examples]
     assert "labels" not in encode_examples(rows_of("rte", 8), bare, tokenizer).rows(np.array([0]))
     with pytest.raises(InputError, match="f:2: unknown label 'maybe'"):
         encode_examples(rows_of("rte"), [examples[0], examples[1]._replace(label="maybe")], tokenizer)
-    with pytest.raises(InputError, match="f:1: not what a task of kind tag is made of"):
+    with pytest.raises(InputError, match="f:1: a Texts, but a task of kind tag takes Words"):
         encode_examples(rows_of("wnut17"), examples, tokenizer)
 
 
@@ -69,7 +71,7 @@ def test_numbers_are_learned_as_shares_of_their_range_and_judged_as_they_are(tok
     stsb = TaskRows(find_task("stsb"), folder, str(tmp_path / "tokenizer"), BERT, 16, unit_range=True)
     assert stsb.open("train").labels.tolist() == [0.5, 1.0]
     assert stsb.open("validation").labels.tolist() == [2.5, 5.0]
-    with pytest.raises(ValueError, match="unit_range: task sst2 predicts no number of a range"):
+    with pytest.raises(ValueError, match="unit_range: task sst2 has no range of targets"):
         rows_of("sst2", unit_range=True)
 
 
@@ -85,9 +87,9 @@ def test_a_tag_stands_at_the_first_piece_of_its_word(tokenizer):
     assert scored == {1: "O", 2: "B-person", 5: "I-person", 6: "B-group"}
     places, words = encoded.first_pieces(0, batch["tokens"].shape[1])
     assert (places.tolist(), words.tolist()) == ([1, 2, 5, 6], [0, 1, 2, 3])
-    assert encoded.notes["words of which the vocabulary has no piece, read as unknown"] == 1
+    assert encoded.notes["words without any token in the vocabulary, encoded as unknown"] == 1
     assert encoded.notes["tags in another scheme than IOB2, converted"] == 2
-    with pytest.raises(InputError, match="f:1, word 2: 'person' is no tag"):
+    with pytest.raises(InputError, match="f:1, word 2: 'person' is not a tag"):
         encode_examples(rows_of("wnut17"), [example._replace(tags=("O", "person", "O", "O"))], tokenizer)
 
 
@@ -116,7 +118,7 @@ def test_every_word_is_scored_once_whatever_the_length_of_sentence_and_document(
     # The second one, of four pieces, has nine of its neighbours' on either side.
     places, _ = encoded.first_pieces(encoded.example_of_row.tolist().index(1), 24)
     assert places[0] == 9 + (templates is BERT)
-    assert encoded.notes["sentences longer than 24 tokens, in several rows"] == 3
+    assert encoded.notes["sentences longer than 24 tokens, split over several rows"] == 3
 
 
 def test_options_of_a_question_are_rows_of_its_own(tokenizer):
@@ -130,7 +132,7 @@ def test_options_of_a_question_are_rows_of_its_own(tokenizer):
     assert batch["tokens"].shape == (2, 5, 13) and batch["labels"].tolist() == [1, 2]
     assert pieces(tokenizer, batch["tokens"][0, 0])[5:9] == ["[SEP]", "good", "bad", "[SEP]"]
     assert (batch["mask"].sum(-1) > 0).tolist() == [[True] * 2 + [False] * 3, [True] * 3 + [False] * 2]
-    assert encoded.notes == {"options cut to their last 2 tokens": 1}
+    assert encoded.notes == {"options truncated to their last 2 tokens": 1}
     roberta = encode_examples(replace(rows, templates=ROBERTA), examples[:1], tokenizer).rows(np.array([0]))
     assert pieces(tokenizer, roberta["tokens"][0, 1])[:4] == ["[CLS]", "new", "[SEP]", "time"]
     with pytest.raises(InputError, match="f:2: 3 options, but task copa has 2"):
@@ -143,7 +145,7 @@ def test_a_window_with_the_answer_is_labelled_with_its_pieces(tokenizer, templat
     question = Question("", "1", "good bad new", context, (Answer("man world", context.index("man")),))
     rows = rows_of("squad2", 12, templates, stride=3, question=2)
     encoded = encode_examples(rows, [question, question._replace(id="2", answers=())], tokenizer)
-    assert encoded.notes == {"questions cut to 2 tokens": 2}
+    assert encoded.notes == {"questions truncated to 2 tokens": 2}
     batch = encoded.rows(np.arange(len(encoded)))
     found = []
     for row, number in enumerate(encoded.example_of_row):
@@ -233,7 +235,7 @@ def test_both_orders_are_learned_and_what_has_no_label_is_not(made, tmp_path):
     rows = replace(made, task=find_task("rte"), data=folder, both_orders=True)
     source = rows.open("train")
     assert [example.texts for example in source.examples] == [("time", "life"), ("life", "time")]
-    assert source.notes == {"examples without label, left out of training": 1}
+    assert source.notes == {"unlabelled examples dropped from training": 1}
     assert len(rows.open("validation")) == 2
 
 
@@ -245,7 +247,7 @@ def test_rows_say_what_they_cannot_hold(made):
     ):
         with pytest.raises(ValueError, match=says):
             replace(made, **change)
-    with pytest.raises(ValueError, match="two or more different ones"):
+    with pytest.raises(ValueError, match="at least two different ones"):
         Task("x", "classify", ("one",), (), ())
 
 

@@ -1,0 +1,81 @@
+"""What a task is: its kind, labels, metrics and splits."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bertjax.errors import InputError
+
+Kind = Literal["classify", "regress", "tag", "span", "choice"]
+_LARGEST = 3.4e38
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: the names of its file, of which the first that exists is read, its format, and its name in TFDS."""
+
+    split: str
+    files: tuple[str, ...]
+    format: Any  # a Format: see formats.py
+    tfds: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Define a task.
+
+    labels: class or tag names, in the order of their numbers. spelled: their spelling in the files, if different.
+    metrics: names from bertjax.tasks.metrics; the first selects the best checkpoint. parts: the splits; training reads
+    train, evaluation validation. folders: names of the task's own folder below `data`. tfds: names of its data sets in
+    TFDS, whose records `records` converts. scale: the range of a regression target, if bounded. unanswerable: questions
+    may have no answer. options: maximum number of options of a choice.
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    parts: tuple[Part, ...]
+    spelled: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    tfds: tuple[str, ...] = ()
+    records: Any = None
+    scale: tuple[float, float] | None = None
+    unanswerable: bool = False
+    options: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind in ("classify", "tag") and len(set(self.labels)) < 2:
+            raise ValueError(f"task {self.name} has the labels {self.labels}: it needs at least two different ones")
+        if self.kind == "choice" and self.options < 2:
+            raise ValueError(f"task {self.name} has options={self.options}: a choice needs at least two")
+        if self.spelled and len(self.spelled) != len(self.labels):
+            raise ValueError(f"task {self.name} has {len(self.labels)} labels, but spellings of {len(self.spelled)}")
+
+    def part(self, split: str) -> Part:
+        """Return a split by name. Raises InputError if the task has no such split."""
+        for part in self.parts:
+            if part.split == split:
+                return part
+        raise InputError(f"task {self.name} has no split {split!r}: it has {', '.join(p.split for p in self.parts)}")
+
+    def number(self, origin: str, label: str) -> int:
+        """Return the number of a label as spelled in the files. Raises InputError for an unknown label."""
+        names = self.spelled or self.labels
+        if label in names:
+            return names.index(label)
+        known = ", ".join(names)
+        raise InputError(f"{origin}: unknown label {label!r}, task {self.name} has {known}: a file of another task?")
+
+    def value(self, origin: str, label: str) -> float:
+        """Parse a regression target. Raises InputError if it is not a number, or outside the task's range."""
+        try:
+            value = float(label)
+        except ValueError as error:
+            raise InputError(f"{origin}: {label!r} is not a number, which task {self.name} predicts") from error
+        low, high = self.scale or (-math.inf, math.inf)
+        if not (math.isfinite(value) and abs(value) < _LARGEST):
+            raise InputError(f"{origin}: {label} is not a finite float32")
+        if not low <= value <= high:
+            raise InputError(f"{origin}: {label} is outside {low:g} to {high:g}, the range of task {self.name}")
+        return value
