@@ -1,94 +1,122 @@
-"""Score predictions as the official scripts of each task do: GLUE's by scikit-learn and scipy, entities as conlleval.
+"""Metrics of tasks, as their official scripts compute them: GLUE's as scikit-learn and scipy, entities as conlleval.
 
-SQuAD's are in bertjax/tasks/squad.py. All are shares or correlations, not percent.
+SQuAD's are in bertjax/tasks/squad.py. All are fractions or correlations, not percent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sklearn
 
 from bertjax.tasks.tags import Entity, entities, strict_entities
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return the share of rows whose class is right."""
-    return float(sklearn.accuracy_score(labels, predictions))
+    """Return the fraction of rows whose class is predicted correctly."""
+    return float(np.mean(np.asarray(labels) == np.asarray(predictions)))
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return the F1 of class 1, as MRPC and QQP are scored; 0 where it never occurs."""
-    return float(sklearn.f1_score(labels, predictions, zero_division=0))
+    """Return the F1 of class 1, as for MRPC and QQP: 2 tp / (2 tp + fp + fn), 0 if class 1 never occurs."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if not np.isin([*np.unique(labels), *np.unique(predictions)], (0, 1)).all():
+        raise ValueError("f1 is defined for the classes 0 and 1: use accuracy or matthews for more classes")
+    tp, either = np.sum((labels == 1) & (predictions == 1)), np.sum(labels == 1) + np.sum(predictions == 1)
+    return float(2 * tp / either) if either else 0.0
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return Matthews' correlation, 0 where all predictions are the same."""
-    return float(sklearn.matthews_corrcoef(labels, predictions))
+    """Return Matthews' correlation of two or more classes (Gorodkin 2004), 0 if labels or predictions are constant."""
+    classes, numbers = np.unique([labels, predictions], return_inverse=True)
+    counts_CC = np.zeros((len(classes), len(classes)))
+    np.add.at(counts_CC, tuple(numbers.reshape(2, -1)), 1)
+    true_C, predicted_C, total = counts_CC.sum(1), counts_CC.sum(0), counts_CC.sum()
+    covariance = np.trace(counts_CC) * total - true_C @ predicted_C
+    variances = (total**2 - true_C @ true_C) * (total**2 - predicted_C @ predicted_C)
+    return float(covariance / np.sqrt(variances)) if variances else 0.0
 
 
 def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return Pearson's correlation; 0 where one side is constant, for which it has no value."""
-    return _correlation(stats.pearsonr, labels, predictions)
+    """Return Pearson's correlation, 0 if labels or predictions are constant, NaN if one of them is not finite."""
+    x, y = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return _correlation(x, y)
 
 
 def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return Spearman's rank correlation; 0 where one side is constant, for which it has no value."""
-    return _correlation(stats.spearmanr, labels, predictions)
+    """Return Spearman's rank correlation; equal values share the mean of their ranks. Degenerate cases as pearson.
 
-
-def _correlation(measure: Callable[..., tuple[float, float]], labels: np.ndarray, predictions: np.ndarray) -> float:
-    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+    An infinite value has the first or last rank.
+    """
+    x, y = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(measure(labels, predictions)[0])
+    return _correlation(_ranks(x), _ranks(y))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    with np.errstate(invalid="ignore"):
+        x, y = x - x.mean(), y - y.mean()
+        # Scaled before they are squared, so that tiny and huge values neither underflow nor overflow.
+        x, y = x / np.abs(x).max(), y / np.abs(y).max()
+        return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Return the ranks from 1, NaN throughout if x has a NaN, which has no rank."""
+    if np.isnan(x).any():
+        return np.full(len(x), np.nan)
+    _, numbers, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[numbers]
 
 
 _BY_NAME = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
 
 
 def score_rows(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Score rows by metrics of these names (see Task.metrics): classes, or numbers.
+    """Compute the metrics of these names (see Task.metrics) of predicted classes, or numbers.
 
-    Raises ValueError where labels and predictions differ in number, or where there are none.
+    Raises ValueError if labels and predictions differ in number, or if there are none.
     """
     if len(labels) != len(predictions) or not len(labels):
-        raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions: as many of both, and some")
+        raise ValueError(
+            f"{len(labels)} labels and {len(predictions)} predictions: as many of both are needed, at least one"
+        )
     return {name: _BY_NAME[name](labels, predictions) for name in names}
 
 
-class Found(NamedTuple):
-    """Count entities: in the data, predicted, and both."""
+class EntityCounts(NamedTuple):
+    """Numbers of entities: in the data, predicted, and predicted correctly."""
 
     gold: int
     predicted: int
-    right: int
+    correct: int
 
     @property
     def precision(self) -> float:
-        """The share of what was predicted that is right."""
-        return self.right / self.predicted if self.predicted else 0.0
+        """Fraction of the predicted entities that are correct."""
+        return self.correct / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
-        """The share of what is there that was found."""
-        return self.right / self.gold if self.gold else 0.0
+        """Fraction of the entities in the data that were predicted."""
+        return self.correct / self.gold if self.gold else 0.0
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of both."""
-        return 2 * self.right / (self.gold + self.predicted) if self.right else 0.0
+        """Harmonic mean of precision and recall."""
+        return 2 * self.correct / (self.gold + self.predicted) if self.correct else 0.0
 
 
 def count_entities(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], scheme: str = ""
-) -> dict[str, Found]:
-    """Count entities of sentences of tags by their types, and all of them under "".
+) -> dict[str, EntityCounts]:
+    """Count the entities of tagged sentences by type, and all of them under the key "".
 
-    An entity is right where its type, its first and its last word are. scheme: iob1, iob2 or bioes counts only what is
-    written as it demands (strict); without one, what conlleval reads. Raises ValueError where the tags of a sentence
-    differ in number.
+    An entity is correct if its type, first and last word are. scheme: with iob1, iob2 or bioes only entities tagged
+    exactly in that scheme count (strict); by default, those that conlleval reads. Raises ValueError if the tags of a
+    sentence differ in number.
     """
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} sentences and {len(predicted)} predictions")
@@ -102,7 +130,7 @@ def count_entities(
     counts = {}
     for kind in ["", *sorted({entity.kind for side in sides for _, entity in side})]:
         ours, theirs = ({x for x in side if kind in ("", x[1].kind)} for side in reversed(sides))
-        counts[kind] = Found(len(theirs), len(ours), len(ours & theirs))
+        counts[kind] = EntityCounts(len(theirs), len(ours), len(ours & theirs))
     return counts
 
 
