@@ -4,7 +4,6 @@ A cased, accented or foreign text under a vocabulary that was not made for it st
 answers: worthless ones, without a word. So every fine-tuning and every prediction looks here first.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.words import words_by_script
 
 T = TypeVar("T")
 
@@ -33,18 +33,6 @@ LEAST_SHATTERED = 2
 
 _TOGETHER = 256  # words that are encoded at a time: one long text takes no longer than its lines
 _WITHOUT_SPACES = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}
-_MARK = "\ufffe"  # no character: stands for any combining mark, of which `re` knows no class
-_IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_HIRAGANA = "\u3041-\u309f"
-_KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
-_OTHER = rf"[^\W{_IDEOGRAPH}{_HIRAGANA}{_KATAKANA}]"
-_WORD = re.compile(
-    rf"[{_IDEOGRAPH}]{_MARK}*"
-    rf"|[{_HIRAGANA}][{_HIRAGANA}ー{_MARK}]*"
-    rf"|[{_KATAKANA}][{_KATAKANA}{_MARK}]*"
-    rf"|{_OTHER}(?:{_OTHER}|{_MARK}|[\u200c\u200d]+(?={_OTHER}|{_MARK}))*"  # joiners stand inside words
-    rf"|[^\w\s]{_MARK}*"
-)
 
 
 @dataclass
@@ -113,7 +101,7 @@ def coverage(tokenizer: Tokenizer, texts: Iterable[str], *, most_words: int = 20
     found = Coverage()
     left = most_words
     for text in texts:
-        words, encoded = _words(text), 0
+        words, encoded = words_by_script(text), 0
         while some := list(islice(words, min(left, _TOGETHER))):
             end = some[-1][2]
             _count(tokenizer, text[encoded:end], [(script, b - encoded, e - encoded) for script, b, e in some], found)
@@ -172,36 +160,6 @@ def _letters(word: str) -> int:
         return len(word) if word.isalpha() else 0
     kinds = [unicodedata.category(character) for character in unicodedata.normalize("NFD", word)]
     return sum(kind[0] == "L" or kind == "Mc" for kind in kinds) if all(kind[0] in "LMC" for kind in kinds) else 0
-
-
-def _words(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield words as (script, begin, end): runs of letters with their marks, single ideographs, symbols.
-
-    Punctuation is none.
-    """
-    for match in _WORD.finditer(_without_marks(text)):
-        script = script_of(text[match.start() : match.end()])
-        if script:
-            yield script, match.start(), match.end()
-
-
-def _without_marks(text: str) -> str:
-    """Write one character for all combining marks, so that a text keeps its length and its words can be told."""
-    if text.isascii():
-        return text
-    return "".join(_MARK if unicodedata.category(character)[0] == "M" else character for character in text)
-
-
-def script_of(word: str) -> str:
-    """Name the script of a word's first letter, as Unicode does; NUMBER, SYMBOL, or nothing for punctuation."""
-    for character in word:
-        kind = unicodedata.category(character)[0]
-        if kind == "L":
-            name = unicodedata.name(character, "UNKNOWN")
-            return name.removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ").split()[0]
-        if kind == "S" and not character.isascii():
-            return "SYMBOL"
-    return "NUMBER" if any(unicodedata.category(character)[0] == "N" for character in word) else ""
 
 
 def _first(words: Counter[str], most: int = 5, longest: int = 24) -> str:

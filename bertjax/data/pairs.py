@@ -14,8 +14,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bertjax.data.records import WORD
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
+from bertjax.data.two_segments import Segment, plan_passes, truncate, write_row
 from bertjax.errors import InputError
 
 
@@ -119,15 +119,6 @@ def plan_chunks(shard: ShardIndex, room: int, short: float, rng: np.random.Gener
     return Chunks(*(np.concatenate(columns) for columns in zip(*planned, strict=True)))
 
 
-def truncate(a: int, b: int, room: int) -> tuple[int, int]:
-    """Shorten the longer of two segments, b where they are equal, token by token until both fit: their new lengths."""
-    over = max(0, a + b - room)
-    from_longer = min(over, abs(a - b))
-    rest = over - from_longer
-    a, b = (a - from_longer, b) if a > b else (a, b - from_longer)
-    return a - rest // 2, b - (rest + 1) // 2
-
-
 class _Pairs:
     """Serve the examples of all passes; example n has random draws of its own, from (seed, n)."""
 
@@ -145,16 +136,14 @@ class _Pairs:
                 f"next-sentence pairs need at least two documents, the {corpus.split} split of {corpus.folder} has "
                 f"{self._documents.sum()}: is every document marked as one, is --holdout large enough?"
             )
-        plans = []
-        for number in range(duplicates):
-            for place, shard in enumerate(self._shards):
-                rng = np.random.default_rng([seed, number, place])
-                chunks = plan_chunks(shard, self._room, short, rng, next_sentence=next_sentence)
-                # A token alone has no two parts to be put in order.
-                kept = (shard.tokens[chunks.last] - shard.tokens[chunks.first] > 1) | next_sentence
-                plans.append(Chunks(*(column[kept] for column in chunks)))
-        self._shard = np.repeat(np.tile(np.arange(len(self._shards)), duplicates), [len(plan.first) for plan in plans])
-        self._plan = Chunks(*(np.concatenate(columns) for columns in zip(*plans, strict=True)))
+
+        def plan(shard: ShardIndex, rng: np.random.Generator) -> Chunks:
+            chunks = plan_chunks(shard, self._room, short, rng, next_sentence=next_sentence)
+            # A single token cannot be split into two segments.
+            kept = (shard.tokens[chunks.last] - shard.tokens[chunks.first] > 1) | next_sentence
+            return Chunks(*(column[kept] for column in chunks))
+
+        self._shard, self._plan = plan_passes(self._shards, duplicates, seed, plan)
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -165,18 +154,12 @@ class _Pairs:
         batch = empty_batch(len(index), self._length, vocabulary.pad, NextSentencePairs.features)
         batch["example"][:] = index
         for i, example in enumerate(index):
-            (tokens_a, starts_a), (tokens_b, starts_b), label = self._segments(int(example))
-            sep_a, sep_b = 1 + len(tokens_a), 2 + len(tokens_a) + len(tokens_b)
-            tokens, starts = batch["tokens"][i], batch["word_starts"][i]
-            tokens[0], tokens[sep_a], tokens[sep_b] = vocabulary.cls, vocabulary.sep, vocabulary.sep
-            tokens[1:sep_a], tokens[sep_a + 1 : sep_b] = tokens_a, tokens_b
-            starts[1:sep_a], starts[sep_a + 1 : sep_b] = starts_a, starts_b
-            batch["mask"][i, : sep_b + 1] = 1
-            batch["types"][i, sep_a + 1 : sep_b + 1] = 1
+            a, b, label = self._segments(int(example))
+            write_row(batch, i, vocabulary, a, b)
             batch["pair"][i] = label
         return batch
 
-    def _segments(self, example: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
+    def _segments(self, example: int) -> tuple[Segment, Segment, int]:
         """Read segments A and B of one example, truncated, as (tokens, word starts), and the label of the pair."""
         rng = np.random.Generator(np.random.Philox(key=[self._seed, example]))
         chunk = Chunks(*(column[example] for column in self._plan))
@@ -208,12 +191,9 @@ class _Pairs:
         return shard, int(shard.tokens[start]), int(shard.tokens[end])
 
 
-def _read(
-    rng: np.random.Generator, shard: ShardIndex, begin: int, end: int, kept: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read `kept` tokens of a segment; what is cut off comes from front and back, each token by a fair coin."""
+def _read(rng: np.random.Generator, shard: ShardIndex, begin: int, end: int, kept: int) -> Segment:
+    """Read `kept` tokens of a segment; each truncated token is dropped from front or back by a fair coin."""
     begin += int(rng.binomial(end - begin - kept, 0.5))
     if not kept:
-        return np.zeros(0, np.int32), np.zeros(0, bool)
-    tokens, flags = shard.reader.read(begin, kept)
-    return tokens, flags & WORD > 0
+        return Segment(np.zeros(0, np.int32), np.zeros(0, np.uint8))
+    return Segment(*shard.reader.read(begin, kept))

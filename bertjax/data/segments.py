@@ -14,8 +14,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bertjax.data.records import WORD
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
+from bertjax.data.two_segments import Segment, plan_passes, write_row
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,11 @@ class _Segmented:
     def __init__(self, corpus: Corpus, rows: Segments, duplicates: int) -> None:
         self._vocabulary, self._length = corpus.vocabulary, rows.length
         self._shards = [cut_sentences(shard, rows.length) for shard in corpus.shards]
-        plans = [
-            plan_examples(
-                shard, rows.length, rows.short, rows.single, np.random.default_rng([rows.seed, number, place])
-            )
-            for number in range(duplicates)
-            for place, shard in enumerate(self._shards)
-        ]
-        self._shard = np.repeat(np.tile(np.arange(len(self._shards)), duplicates), [len(plan.first) for plan in plans])
-        self._plan = Examples(*(np.concatenate(columns) for columns in zip(*plans, strict=True)))
+
+        def plan(shard: ShardIndex, rng: np.random.Generator) -> Examples:
+            return plan_examples(shard, rows.length, rows.short, rows.single, rng)
+
+        self._shard, self._plan = plan_passes(self._shards, duplicates, rows.seed, plan)
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -107,14 +103,6 @@ class _Segmented:
             a = min(middle - begin, self._length - 2)
             b = min(end - middle, max(0, self._length - 3 - a))
             text, flags = shard.reader.read(begin, a + b)  # b is 0 where a is cut
-            tokens, starts = batch["tokens"][i], batch["word_starts"][i]
-            tokens[0], tokens[1 : a + 1], tokens[a + 1] = self._vocabulary.cls, text[:a], self._vocabulary.sep
-            starts[1 : a + 1] = flags[:a] & WORD > 0
-            stop = a + 2
-            if b:
-                stop += b + 1
-                tokens[a + 2 : stop - 1], tokens[stop - 1] = text[a:], self._vocabulary.sep
-                starts[a + 2 : stop - 1] = flags[a:] & WORD > 0
-                batch["types"][i, a + 2 : stop] = 1
-            batch["mask"][i, :stop] = 1
+            second = Segment(text[a:], flags[a:]) if b else None
+            write_row(batch, i, self._vocabulary, Segment(text[:a], flags[:a]), second)
         return batch

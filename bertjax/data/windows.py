@@ -15,9 +15,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bertjax.data.pairs import truncate
 from bertjax.data.records import WORD
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, empty_batch
+from bertjax.data.two_segments import truncate
 from bertjax.errors import InputError
 
 

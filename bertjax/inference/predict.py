@@ -6,8 +6,6 @@ rows of any length; what was cut is said. Raises InputError where the model has 
 """
 
 import dataclasses
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ import jax
 import numpy as np
 
 from bertjax.checkpoints.trained import Model
+from bertjax.data.words import words_to_tag
 from bertjax.errors import InputError
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
@@ -127,41 +126,19 @@ def tag(
     Combining marks, such as vowel signs and decomposed accents, belong to the word or mark that they stand on.
     """
     labels = _labels(model, _head(model, "tag").C)
-    found = [
-        list(_WORD.finditer(_without_combining(_full(f"text {number}", text)))) for number, text in enumerate(texts, 1)
-    ]
+    found = [words_to_tag(_full(f"text {number}", text)) for number, text in enumerate(texts, 1)]
     examples = [
-        Words(f"text {number}", tuple(text[match.start() : match.end()] for match in matches), (), number)
-        for number, (text, matches) in enumerate(zip(texts, found, strict=True), 1)
+        Words(f"text {number}", tuple(text[start:end] for start, end in spans), (), number)
+        for number, (text, spans) in enumerate(zip(texts, found, strict=True), 1)
     ]
     encoded = _encoded(model, _task("tag", labels), examples, max_length, say)
     logits = logits_of_words(model.logits, encoded, _rows(encoded, batch_size))
-    for text, matches, logits_WC in zip(texts, found, logits, strict=True):
-        scores_WC = _softmax(logits_WC)
+    for text, spans, logits_WC in zip(texts, found, logits, strict=True):
         words = [
-            TaggedWord(
-                text[match.start() : match.end()],
-                match.start(),
-                match.end(),
-                labels[int(each.argmax())],
-                float(each.max()),
-            )
-            for match, each in zip(matches, scores_WC, strict=True)
+            TaggedWord(text[start:end], start, end, labels[int(scores_C.argmax())], float(scores_C.max()))
+            for (start, end), scores_C in zip(spans, _softmax(logits_WC), strict=True)
         ]
         yield Tagged(text, words, list(_names(text, words)))
-
-
-_JOINED = ("Mn", "Mc", "Me", "Cf")
-_COMBINING = "\ufffe"  # no character: stands for any combining mark, of which `re` knows no class
-_WORD = re.compile(rf"\w[\w{_COMBINING}]*(?:[-'’]\w[\w{_COMBINING}]*)*|[^\w\s]{_COMBINING}*")
-
-
-def _without_combining(text: str) -> str:
-    """Write one character for all that stands on others, so that a text keeps its length and its words can be told.
-
-    These are combining marks, and what is not seen: joiners, soft hyphens.
-    """
-    return "".join(_COMBINING if unicodedata.category(x) in _JOINED else x for x in text)
 
 
 def _names(text: str, words: Sequence[TaggedWord]) -> Iterator[Name]:

@@ -3,11 +3,12 @@ import unicodedata
 import numpy as np
 import pytest
 
-from bertjax.data.coverage import coverage, evenly, script_of
+from bertjax.data.coverage import coverage, evenly
 from bertjax.data.look import look, summary
 from bertjax.data.templates import BERT, XLNET
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe
+from bertjax.data.words import script_of
 
 ENGLISH = "the film is a fine one and so we like it very much though not all of us do , as some say".split()  # noqa: SIM905
 LETTERS = "магияреальна"

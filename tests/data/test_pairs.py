@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import VOCABULARY, numbered, write_corpus
 
-from bertjax.data.pairs import NextSentencePairs, SentenceOrderPairs, plan_chunks, truncate
+from bertjax.data.pairs import NextSentencePairs, SentenceOrderPairs, plan_chunks
 from bertjax.data.source import Corpus
+from bertjax.data.two_segments import truncate
 from bertjax.errors import InputError
 
 CLS, SEP, PAD = VOCABULARY.cls, VOCABULARY.sep, VOCABULARY.pad

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.data.pairs import truncate
 from bertjax.data.templates import Templates, framed, specials
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.two_segments import truncate
 from bertjax.tasks.encode.sequences import Tokenized, tokenized
 from bertjax.tasks.examples import Texts
 from bertjax.tasks.reading import Notes
