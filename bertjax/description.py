@@ -36,20 +36,44 @@ FORMER_NAMES = {
     "bertjax.optim.Optimizer": "bertjax.optim.optimizer.Optimizer",
     "bertjax.optim.scale_by_stable_adam": "bertjax.optim.transforms.scale_by_stable_adam",
     "bertjax.optim.scale_by_uncorrected_adam": "bertjax.optim.transforms.scale_by_uncorrected_adam",
+    "bertjax.optim.Polynomial": "bertjax.optim.schedules.Schedule",
     "bertjax.sharding.Layout": "bertjax.sharding.mesh.MeshShape",
 } | {
     f"bertjax.optim.{name}": f"bertjax.optim.schedules.{name}"
-    for name in (
-        "BertLinear", "Cosine", "ElectraLinear", "Polynomial", "Restarting", "Triangle", "WarmupStableDecay",
-        "linear", "one_minus_sqrt",
-    )
-}  # fmt: skip
+    for name in ("BertLinear", "ElectraLinear", "Restarting", "linear", "one_minus_sqrt")
+}
 """Today's names of classes and functions that did not move with their module, or were renamed."""
 
 FORMER_FIELDS = {"bertjax.data.supervised.TaskRows": {"layout": "templates"}}
 """By the former name of a class: today's names of its fields that were renamed."""
 
-CONVERSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _schedule(former: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Describe a former schedule as a `Schedule` with these fields; one that ended at its peak holds it."""
+    held = former.get("end") == former["peak"]
+    fields = {"decay": 0} if held else {"end": former.get("end", 0.0)} | fields
+    same = {"peak": former["peak"], "warmup": former.get("warmup"), "total": former["total"]}
+    rest = {"shape": {"function": "bertjax.optim.linear"}, "decay": None, "tail": 0, "start": 0.0, "end": 0.0}
+    return {"type": "bertjax.optim.schedules.Schedule"} | same | rest | fields
+
+
+def _schedule_of_polynomial(former: dict[str, Any]) -> dict[str, Any]:
+    power = former["power"]
+    shape = {"type": "bertjax.optim.schedules.Power", "exponent": power}
+    return _schedule(former) if power == 1 else _schedule(former, shape=shape)
+
+
+def _schedule_of_cosine(former: dict[str, Any]) -> dict[str, Any]:
+    shape = {"function": "bertjax.optim.schedules.cosine"}
+    return _schedule(former, shape=shape, tail=former["total"] - former["bottom"])
+
+
+CONVERSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "bertjax.optim.Polynomial": _schedule_of_polynomial,
+    "bertjax.optim.WarmupStableDecay": lambda former: _schedule(former, shape=former["fall"], decay=former["decay"]),
+    "bertjax.optim.Cosine": _schedule_of_cosine,
+    "bertjax.optim.Triangle": lambda former: _schedule(former, warmup=former["rise"], start=former["start"]),
+}
 """By the former name of a class: how a description of it becomes one of today, where other names are not enough."""
 
 

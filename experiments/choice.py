@@ -14,13 +14,13 @@ from typing import Literal
 
 from bertjax.finetuning.families import family_of
 from bertjax.finetuning.recipe import FineTuning, Recipe
-from bertjax.optim.schedules import BertLinear, Polynomial
+from bertjax.optim.schedules import BertLinear, Schedule
 from bertjax.tasks.table import find_task
 
 
-def fixed(peak: float, warmup: int, total: int) -> Polynomial:
-    """Stay at the peak."""
-    return Polynomial(peak, warmup, total, end=peak)
+def fixed(peak: float, warmup: int, total: int) -> Schedule:
+    """Hold the peak after warm-up."""
+    return Schedule(peak, warmup, total, decay=0)
 
 
 RECIPES = {

@@ -27,7 +27,7 @@ from bertjax.models.modern import Modern, Norms, tied_head
 from bertjax.models.positions import ScaledSinusoids
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Triangle
+from bertjax.optim.schedules import Schedule
 
 PUBLISHED = Vocabulary(32768, pad=0, unk=1, cls=2, sep=3, mask=4)
 
@@ -48,7 +48,7 @@ def experiment(
         norms=Norms(eps=1e-12, bias=True, first=True), attention_dropout=0.0, initializer=Normal(0.02), dtype=dtype,
     )  # fmt: skip
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), rate=0.25)
-    schedule = Triangle(learning_rate, learning_rate / 4, round(0.75 * steps), steps)
+    schedule = Schedule(learning_rate, round(0.75 * steps), steps, start=learning_rate / 4)
     return Experiment(
         objective=MaskedLM(encoder, masking),
         optimizer=Optimizer(schedule, b2=0.98, eps=1e-12, clip=0.5),

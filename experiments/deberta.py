@@ -30,7 +30,7 @@ from bertjax.models.deberta import DeBERTa
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
 from bertjax.optim.optimizer import bert_adam
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 
 BASE, LARGE = {"N": 12, "D": 768, "H": 12, "F": 3072}, {"N": 24, "D": 1024, "H": 16, "F": 4096}
 WIDE = {"N": 24, "D": 1536, "H": 24, "F": 6144}
@@ -92,6 +92,6 @@ def experiment(
         )  # fmt: skip
     return Experiment(
         objective=objective,
-        optimizer=bert_adam(Polynomial(learning_rate, warmup, steps)),
+        optimizer=bert_adam(Schedule(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size, FullSentences(data, length)),),
     )

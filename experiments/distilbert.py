@@ -31,7 +31,7 @@ from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 
 UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 CASED = Vocabulary(28996, pad=0, unk=100, cls=101, sep=102, mask=103)
@@ -72,7 +72,7 @@ def experiment(
     return Experiment(
         objective=Distillation(small, big, masking, layers),
         optimizer=Optimizer(
-            Polynomial(learning_rate, round(warmup * steps), steps),
+            Schedule(learning_rate, round(warmup * steps), steps),
             b2=0.98,
             weight_decay=0.0,
             clip=5.0,

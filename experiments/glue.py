@@ -23,13 +23,13 @@ from typing import Any, Literal
 
 from bertjax.finetuning.families import family_of
 from bertjax.finetuning.recipe import FineTuning, Recipe
-from bertjax.optim.schedules import BertLinear, Cosine, ElectraLinear
+from bertjax.optim.schedules import BertLinear, ElectraLinear, Schedule, cosine
 from bertjax.tasks.table import find_task
 
 
-def half_cosine(peak: float, warmup: int, total: int) -> Cosine:
-    """Fall along half a cosine to 0."""
-    return Cosine(peak, warmup, total, bottom=total)
+def half_cosine(peak: float, warmup: int, total: int) -> Schedule:
+    """Decay along half a period of a cosine to 0."""
+    return Schedule(peak, warmup, total, cosine)
 
 
 def rows(make: Any, names: str, numbers: dict[str, tuple[float, ...]]) -> dict[str, Recipe]:

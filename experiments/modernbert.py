@@ -33,7 +33,7 @@ from bertjax.models.modern import Modern
 from bertjax.models.positions import Rotary
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import stable_adamw
-from bertjax.optim.schedules import Restarting, WarmupStableDecay, one_minus_sqrt
+from bertjax.optim.schedules import Restarting, Schedule, one_minus_sqrt
 
 
 class Recipe(NamedTuple):
@@ -100,22 +100,22 @@ def experiment(
     )
 
 
-def schedule_of(size: str, stage: str, steps: int, tokens: int) -> tuple[WarmupStableDecay | Restarting, float, float]:
+def schedule_of(size: str, stage: str, steps: int, tokens: int) -> tuple[Schedule | Restarting, float, float]:
     """Return the schedule of a stage of `steps` steps of `tokens` tokens, its peak, and what decays a step there."""
     recipe = RECIPES[size]
     warmup = min(steps // 10, round(recipe.warmup / tokens))
     if stage == "pretrain" and size == "large":
         before = round(steps * 0.9 / 1.7)  # 900B of 1.7T tokens
         parts = (
-            WarmupStableDecay(recipe.rate, warmup, before, 0),
-            WarmupStableDecay(recipe.rate / 10, 0, steps - before, 0),  # decay fell by ten as well: the same ratio
+            Schedule(recipe.rate, warmup, before, decay=0),
+            Schedule(recipe.rate / 10, 0, steps - before, decay=0),  # decay fell by ten as well: the same ratio
         )
         return Restarting(parts), recipe.rate, recipe.decay
     if stage == "pretrain":
-        return WarmupStableDecay(recipe.rate, warmup, steps, 0), recipe.rate, recipe.decay
+        return Schedule(recipe.rate, warmup, steps, decay=0), recipe.rate, recipe.decay
     if recipe.ettin:
         peak, end = (recipe.rate, 0.5) if stage == "extend" else (recipe.rate / 2, 0.04)
-        return WarmupStableDecay(peak, 0, steps, steps, one_minus_sqrt, end * peak), peak, recipe.decay
+        return Schedule(peak, 0, steps, one_minus_sqrt, steps, end=end * peak), peak, recipe.decay
     peak, decay = (3e-4, 1e-5) if size == "base" else (5e-5, 1e-6)
     falling = 0 if stage == "extend" else steps
-    return WarmupStableDecay(peak, 0, steps, falling, one_minus_sqrt, 1e-3 * peak), peak, decay
+    return Schedule(peak, 0, steps, one_minus_sqrt, falling, end=1e-3 * peak), peak, decay

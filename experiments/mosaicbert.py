@@ -24,7 +24,7 @@ from bertjax.models.modern import Biases, Modern, Norms, post_norm
 from bertjax.models.positions import Alibi
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 from bertjax.rules import EVERYTHING
 
 PUBLISHED = Vocabulary(30528, pad=0, unk=100, cls=101, sep=102, mask=103)  # 30522, up to a multiple of 64
@@ -47,7 +47,7 @@ def experiment(
         dtype=dtype,
     )  # fmt: skip
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), rate=0.3)
-    schedule = Polynomial(learning_rate, round(0.06 * steps), steps, end=0.02 * learning_rate)
+    schedule = Schedule(learning_rate, round(0.06 * steps), steps, end=0.02 * learning_rate)
     return Experiment(
         objective=MaskedLM(encoder, masking),
         optimizer=Optimizer(schedule, b2=0.98, weight_decay=1e-5 / learning_rate, clip=0.0, decayed=EVERYTHING),

@@ -26,7 +26,7 @@ from bertjax.models.layers import Uniform, rms_norm, silu
 from bertjax.models.modern import Modern, Norms, untied_head
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Cosine
+from bertjax.optim.schedules import Schedule, cosine
 from bertjax.rules import EVERYTHING
 
 UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
@@ -56,9 +56,9 @@ def experiment(
     )  # fmt: skip
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), rate=0.2, masked=1.0, random=0.0)
     end = learning_rate / 10
-    schedule = Cosine(learning_rate, warmup, steps, bottom=round(0.9 * steps), end=end)
+    schedule = Schedule(learning_rate, warmup, steps, cosine, tail=steps - round(0.9 * steps), end=end)
     if stage == "extend":
-        schedule = Cosine(end, 0, steps, bottom=0, end=end)
+        schedule = Schedule(end, 0, steps, decay=0)
     return Experiment(
         objective=MaskedLM(encoder, masking),
         optimizer=Optimizer(schedule, b2=0.95, eps=1e-8, weight_decay=0.1, decayed=EVERYTHING),

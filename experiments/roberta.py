@@ -24,7 +24,7 @@ from bertjax.models.kernels import fused_attend
 from bertjax.models.layers import Normal
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 from bertjax.rules import EVERYTHING
 
 SIZES = {
@@ -57,7 +57,7 @@ def experiment(
     # Random replacements exclude the specials that the vocabulary begins with: <s> <pad> </s> <unk>, not <mask>.
     leading = next(index for index in range(v.size) if index not in v[1:])
     masking = Masking(mask_id=v.mask, random_ids=(leading, v.size), count=stochastically_rounded)
-    schedule = Polynomial(peak, published if warmup is None else warmup, steps)
+    schedule = Schedule(peak, published if warmup is None else warmup, steps)
     return Experiment(
         objective=MaskedLM(encoder, masking),
         optimizer=Optimizer(schedule, b2=0.98, clip=0.0, decayed=EVERYTHING),

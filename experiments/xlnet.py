@@ -24,7 +24,7 @@ from bertjax.masking import Permutation
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.plm import PermutationLM
 from bertjax.optim.optimizer import bert_adam
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 
 SIZES = {
     "tiny": {"N": 4, "D": 128, "H": 2, "F": 512},  # not published: for a CPU
@@ -62,7 +62,7 @@ def experiment(
     rows = Windows(data, reuse=window // 2, length=windows * window, window=window, boundary=boundary)
     return Experiment(
         objective=PermutationLM(XLNet(V=v.size, dtype=dtype, **SIZES[size]), permutation, memory),
-        optimizer=bert_adam(Polynomial(learning_rate, warmup, steps)),
+        optimizer=bert_adam(Schedule(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size // windows, rows),),
     )
 

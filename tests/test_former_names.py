@@ -17,7 +17,7 @@ from bertjax.data.corpus import split_sentences
 from bertjax.data.rows import FullSentences
 from bertjax.description import from_json, to_json, up_to_date
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import WarmupStableDecay
+from bertjax.optim.schedules import Schedule
 from bertjax.train import fit
 
 FORMER = Path(__file__).parent / "former"
@@ -53,7 +53,7 @@ def stopped(tmp_path, tokenizer, monkeypatch):
 def test_a_run_of_a_former_version_loads_and_goes_on(stopped):
     model = load(stopped)
     rows = FullSentences("corpus", 16)
-    optimizer = Optimizer(WarmupStableDecay(1e-2, warmup=2, total=12, decay=4))
+    optimizer = Optimizer(Schedule(1e-2, warmup=2, total=12, decay=4))
     run = Run(log_every=2, evaluate_every=6, checkpoint_every=4, keep=1)
     experiment = Experiment(model.objective, optimizer, (Phase(12, 8, rows),), run=run)
     assert model.encode({"tokens": np.ones((1, 4), np.int32), "mask": np.ones((1, 4), np.int32)}).shape == (1, 4, 8)

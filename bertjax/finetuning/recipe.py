@@ -11,7 +11,7 @@ from bertjax.config import Run
 from bertjax.finetuning.layerwise import layerwise
 from bertjax.models.span_heads import SpanHead
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import BertLinear, Cosine, ElectraLinear, Polynomial
+from bertjax.optim.schedules import BertLinear, ElectraLinear, Schedule
 from bertjax.rules import Rules
 from bertjax.tasks.task import Task
 
@@ -54,7 +54,7 @@ class Recipe:
     b2: float = 0.999
     eps: float = 1e-6
     clip: float = 1.0
-    schedule: Callable[[float, int, int], Polynomial | BertLinear | ElectraLinear | Cosine] = Polynomial
+    schedule: Callable[[float, int, int], Schedule | BertLinear | ElectraLinear] = Schedule
     moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
     both_orders: bool = False
     unit_range: bool = False

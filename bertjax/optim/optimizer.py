@@ -16,7 +16,7 @@ from functools import partial
 
 import optax
 
-from bertjax.optim.schedules import Restarting, Schedule
+from bertjax.optim.schedules import LearningRate
 from bertjax.optim.transforms import (
     scale_by_rules,
     scale_by_stable_adam,
@@ -36,7 +36,7 @@ class Optimizer:
     in the clipping. adapted: rules, True where LAMB's trust ratio applies.
     """
 
-    learning_rate: Schedule | Restarting
+    learning_rate: LearningRate
     moments: Callable[[float, float, float], optax.GradientTransformation] = optax.scale_by_adam
     b1: float = 0.9
     b2: float = 0.999

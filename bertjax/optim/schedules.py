@@ -1,4 +1,8 @@
-"""Learning-rate schedules: functions of the step, described by small dataclasses."""
+"""Learning-rate schedules: functions of the step, described by small dataclasses.
+
+`Schedule` covers warm-up, hold and decay along a `Shape`; `BertLinear` and `ElectraLinear` are two published
+combinations of warm-up and linear decay that it cannot express.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +10,69 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from bertjax.types import Array
+
+Shape = Callable[[Array, Array], Array]
+"""The shape of a decay: from the shares of it that are done and left, the share of `peak` - `end` that is left.
+
+Both shares are given, though they sum to 1, so that neither is rounded twice.
+"""
+
+
+def linear(done: Array, left: Array) -> Array:
+    """Decay in a straight line."""
+    return left
+
+
+def cosine(done: Array, left: Array) -> Array:
+    """Decay along half a period of a cosine."""
+    return (1 + jnp.cos(jnp.pi * done)) / 2
+
+
+def one_minus_sqrt(done: Array, left: Array) -> Array:
+    """Decay as 1 − √done, steeply at first (Hägele et al. 2024): ModernBERT's last stage."""
+    return 1 - jnp.sqrt(done)
+
+
+@dataclass(frozen=True)
+class Power:
+    """Decay as left^exponent: polynomial decay, 0.5 in NVIDIA's recipes."""
+
+    exponent: float
+
+    def __call__(self, done: Array, left: Array) -> Array:
+        return left**self.exponent
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm up from `start` to `peak`, hold `peak`, decay to `end` along `shape`, and stay there for the tail.
+
+        steps   0 ──warm-up── warmup ──hold── total - tail - decay ──decay── total - tail ──tail── total
+        rate    start         peak            peak                           end                   end
+
+    decay, tail: counted in steps; decay=None decays from the end of warm-up on, decay=0 holds the peak.
+    Raises ValueError for lengths that are negative or sum to more than `total`.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+    shape: Shape = linear
+    decay: int | None = None
+    tail: int = 0
+    start: float = 0.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.total, self.warmup, self.decay or 0, self.tail)
+
+    def __call__(self, step: Array) -> Array:
+        decay = self.total - self.tail - self.warmup if self.decay is None else self.decay
+        first, length = self.total - self.tail - decay, max(1, decay)
+        done = jnp.clip((step - first) / length, 0, 1)
+        left = jnp.clip((first + length - step) / length, 0, 1)
+        rate = (self.peak - self.end) * self.shape(done, left) + self.end
+        return _warmed_up(step, self.warmup, rate, self.peak, self.start)
 
 
 @dataclass(frozen=True)
@@ -20,125 +87,47 @@ class BertLinear:
     total: int
 
     def __post_init__(self) -> None:
-        _check(self.warmup, self.total)
+        _check(self.total, self.warmup)
 
     def __call__(self, step: Array) -> Array:
-        line = self.peak * jnp.maximum(0.0, 1 - step / self.total)
-        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), line)
+        return _warmed_up(step, self.warmup, _line(step, self.peak, self.total), self.peak)
 
 
 @dataclass(frozen=True)
 class ElectraLinear:
-    """Multiply warm-up and the falling line (google-research/electra, model/optimization.py)."""
+    """Multiply warm-up by the line that falls from `peak` at step 0 to 0 at `total`.
 
-    peak: float
-    warmup: int
-    total: int
-
-    def __post_init__(self) -> None:
-        _check(self.warmup, self.total)
-
-    def __call__(self, step: Array) -> Array:
-        line = self.peak * jnp.maximum(0.0, 1 - step / self.total)
-        return line * jnp.where(step < self.warmup, step / max(1, self.warmup), 1.0)
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    """Warm up to `peak`, then fall from there to `end` at `total` with the given power (fairseq, LAMB recipes)."""
-
-    peak: float
-    warmup: int
-    total: int
-    power: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.warmup, self.total)
-
-    def __call__(self, step: Array) -> Array:
-        left = jnp.clip((self.total - step) / max(1, self.total - self.warmup), 0, 1)
-        fall = (self.peak - self.end) * left**self.power + self.end
-        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), fall)
-
-
-def linear(progress: Array) -> Array:
-    """Fall from 1 to 0 in a straight line."""
-    return 1 - progress
-
-
-def one_minus_sqrt(progress: Array) -> Array:
-    """Fall from 1 to 0 as 1 − √progress, steeply at first (Hägele et al. 2024): ModernBERT's last stage."""
-    return 1 - jnp.sqrt(progress)
-
-
-@dataclass(frozen=True)
-class WarmupStableDecay:
-    """Warm up, hold `peak`, then fall to `end` over the last `decay` steps: a trapezoid, where `fall` is linear."""
-
-    peak: float
-    warmup: int
-    total: int
-    decay: int
-    fall: Callable[[Array], Array] = linear  # of the share of the decay that is over
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.warmup + self.decay, self.total)
-
-    def __call__(self, step: Array) -> Array:
-        progress = jnp.clip((step - (self.total - self.decay)) / max(1, self.decay), 0, 1)
-        rate = (self.peak - self.end) * self.fall(progress) + self.end
-        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), rate)
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Warm up to `peak`, fall along half a cosine to `end` at step `bottom`, and stay there until `total`: NeoBERT."""
-
-    peak: float
-    warmup: int
-    total: int
-    bottom: int
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.warmup, self.bottom)
-        _check(self.bottom, self.total)
-
-    def __call__(self, step: Array) -> Array:
-        progress = jnp.clip((step - self.warmup) / max(1, self.bottom - self.warmup), 0, 1)
-        rate = self.end + (self.peak - self.end) * (1 + jnp.cos(jnp.pi * progress)) / 2
-        return jnp.where(step < self.warmup, self.peak * step / max(1, self.warmup), rate)
-
-
-@dataclass(frozen=True)
-class Triangle:
-    """Rise in a line from `start` to `peak` over `rise` steps, then fall in a line to 0 at `total`.
-
-    JonasGeiping/cramming backend/optimizers/schedulers.py get_budget_triangle, in steps instead of hours.
+    google-research/electra model/optimization.py.
     """
 
     peak: float
-    start: float
-    rise: int
+    warmup: int
     total: int
 
     def __post_init__(self) -> None:
-        _check(self.rise, self.total)
+        _check(self.total, self.warmup)
 
     def __call__(self, step: Array) -> Array:
-        rising = self.start + (self.peak - self.start) * step / max(1, self.rise)
-        left = jnp.clip((self.total - step) / max(1, self.total - self.rise), 0, 1)
-        return jnp.where(step < self.rise, rising, self.peak * left)
+        return _line(step, self.peak, self.total) * _warmed_up(step, self.warmup, 1.0, 1.0)
 
 
-def _check(warmup: int, total: int) -> None:
-    if not 0 <= warmup <= total:
-        raise ValueError(f"a schedule of {total} steps cannot spend {warmup} on warm-up and decay: use fewer")
+def _warmed_up(step: Array, warmup: int, rate: Array | float, peak: float, start: float = 0.0) -> Array:
+    """Return `rate`, and during warm-up the line from `start` to `peak`."""
+    return jnp.where(step < warmup, start + (peak - start) * step / max(1, warmup), rate)
 
 
-Schedule = BertLinear | ElectraLinear | Polynomial | WarmupStableDecay | Cosine | Triangle
+def _line(step: Array, peak: float, total: int) -> Array:
+    return peak * jnp.maximum(0.0, 1 - step / total)
+
+
+def _check(total: int, *parts: int) -> None:
+    if min(parts) < 0:
+        raise ValueError(f"warm-up, decay and tail of a schedule must be 0 steps or more, not {min(parts)}")
+    if sum(parts) > total:
+        raise ValueError(
+            f"a schedule of {total} steps cannot spend {sum(parts)} on warm-up, decay and tail: shorten them, or raise "
+            "its `total`"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ class Restarting:
     schedules: each runs for its `total` steps.
     """
 
-    schedules: tuple[Schedule, ...]
+    schedules: tuple[Schedule | BertLinear | ElectraLinear, ...]
 
     @property
     def total(self) -> int:
@@ -161,3 +150,7 @@ class Restarting:
             start += before.total
             rate = jnp.where(step < start, rate, schedule(step - start))
         return rate
+
+
+LearningRate = Schedule | BertLinear | ElectraLinear | Restarting
+"""What an optimiser takes: a function of the step that knows its `total`."""

@@ -6,10 +6,10 @@ import pytest
 
 from bertjax.finetuning.layerwise import layerwise
 from bertjax.optim.optimizer import Optimizer
-from bertjax.optim.schedules import Polynomial
+from bertjax.optim.schedules import Schedule
 from bertjax.rules import match, split
 
-CONSTANT = Polynomial(1.0, 0, 1, end=1.0)
+CONSTANT = Schedule(1.0, 0, 100, decay=0)
 
 
 def tree(N=3):

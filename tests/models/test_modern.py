@@ -19,7 +19,7 @@ from bertjax.models.modern import Modern, Norms, post_norm
 from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids, alibi_slopes, rotate, sinusoids, turns
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import stable_adamw
-from bertjax.optim.schedules import Triangle
+from bertjax.optim.schedules import Schedule
 from bertjax.plan.step import plan
 from bertjax.rules import name_of
 from bertjax.train import fit
@@ -440,7 +440,7 @@ def test_a_model_whose_head_has_no_parameters_is_saved_loaded_and_guesses_words(
     v = tokenizer.vocabulary
     objective = MaskedLM(small_crammed(V=v.size), Masking(v.mask, (0, v.size), rate=0.25))
     phases, run = (Phase(2, 8, PackedDocuments(corpus, 32)),), Run(evaluate_batches=1)
-    state = fit(Experiment(objective, stable_adamw(Triangle(1e-3, 1e-4, 1, 2)), phases, run=run), tmp_path)
+    state = fit(Experiment(objective, stable_adamw(Schedule(1e-3, 1, 2, start=1e-4)), phases, run=run), tmp_path)
     model = load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, dict(state.params), dict(model.params))
     batch = {"tokens": jnp.full((1, 5), v.mask), "mask": jnp.ones((1, 5), jnp.int32)}
