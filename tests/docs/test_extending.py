@@ -1,0 +1,138 @@
+"""The worked examples of docs/extending-*.md are run as they stand there, on tiny sizes."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import make_batch, small_bert
+
+from bertjax.checkpoints import checkpoint
+from bertjax.commands.main import main
+from bertjax.config import load_experiment
+from bertjax.description import to_json
+from bertjax.errors import InputError
+from bertjax.models.heads import Pooler
+from bertjax.models.layers import Normal
+from bertjax.models.published import Published
+from bertjax.tasks.reading import Notes
+from bertjax.types import total
+
+KEY = jax.random.key(1)
+SMALL = ["D=32", "length=32", "batch_size=8", "steps=4"]
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Return a function that writes the code of a page to its file, and returns that file and its names."""
+
+    def written(page, name):
+        (code,) = re.findall(r"```python\n(.*?)```", Path(f"docs/{page}").read_text(), flags=re.DOTALL)
+        path = tmp_path / name
+        path.write_text(code)
+        names = {"__name__": f"experiment_{path.stem}"}
+        exec(compile(code, path, "exec"), names)
+        return path, names
+
+    return written
+
+
+def pretrained(path, corpus, folder, *overrides):
+    """Train an example by its command, and return its log."""
+    assert main(["pretrain", str(path), f"data={corpus}", *SMALL, *overrides, "--workdir", str(folder)]) == 0
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_objective_trains_and_keeps_its_clauses(example, corpus, tmp_path):
+    path, names = example("extending-objective.md", "diffusion.py")
+    log = pretrained(path, corpus, tmp_path / "run", "objective.diffusion.lowest=0.1")
+    assert log[-1]["step"] == 4 and "loss/diffusion" in str(log[-1])
+    with pytest.raises(InputError, match=r"lowest=0.0 must be in \(0, 1\)"):
+        load_experiment(path, [f"data={corpus}", "objective.diffusion.lowest=0"])
+
+    encoder = small_bert(N=1, dropout=0.0, attention_dropout=0.0)
+    objective = names["MaskedDiffusion"](encoder, names["Diffusion"](mask_id=3, specials=(1, 2)))
+    batch = {name: array for name, array in make_batch().items() if name in ("tokens", "mask", "example")}
+    params = jax.jit(objective.init)(KEY, batch)
+    loss = partial(objective.loss, train=True)
+    (found, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, KEY)
+    np.testing.assert_allclose(found, total(metrics), rtol=1e-6)
+    assert all(np.abs(leaf).sum() > 0 for leaf in jax.tree.leaves(grads["head"]))
+
+    masked = names["diffuse"](KEY, batch, objective.diffusion)
+    hidden = masked.weights_BP > 0
+    assert (masked.tokens_BL[hidden] == 3).all() and (masked.tokens_BL == batch["tokens"])[~hidden].all()
+    assert not hidden[np.isin(batch["tokens"], (1, 2)) | (batch["mask"] == 0)].any()
+    order = np.random.default_rng(0).permutation(len(batch["tokens"]))
+    shuffled = names["diffuse"](KEY, {name: array[order] for name, array in batch.items()}, objective.diffusion)
+    assert (shuffled.tokens_BL == masked.tokens_BL[order]).all()
+
+
+def test_the_encoder_trains_as_a_masked_lm_and_keeps_documents_apart(example, corpus, tmp_path):
+    path, names = example("extending-encoder.md", "means.py")
+    log = pretrained(path, corpus, tmp_path / "run", "objective.encoder.remat=full")
+    assert log[-1]["step"] == 4
+
+    encoder = names["Means"](V=200, D=16, N=2, F=32, initializer=Normal(0.3))
+    batch = make_batch(rows=3, length=20)
+    params = encoder.init(KEY, batch["tokens"], batch["mask"])["params"]
+    encode = jax.jit(lambda tokens, mask: encoder.apply({"params": params}, tokens, mask))
+    alone = encode(batch["tokens"], batch["mask"])
+    lengths = np.asarray(batch["mask"].sum(1))
+    tokens = jnp.concatenate([batch["tokens"][row, :n] for row, n in enumerate(lengths)])[None]
+    numbers = jnp.concatenate([jnp.full(n, row + 1) for row, n in enumerate(lengths)])[None]
+    packed = encode(tokens, numbers)[0]
+    for row, end in enumerate(np.cumsum(lengths)):
+        np.testing.assert_allclose(alone[row, : lengths[row]], packed[end - lengths[row] : end], atol=1e-5)
+    changed = encode(tokens.at[0, 0].set(9), numbers)[0]
+    assert not np.allclose(changed[: lengths[0]], packed[: lengths[0]])
+    np.testing.assert_array_equal(changed[lengths[0] :], packed[lengths[0] :])
+
+
+@pytest.fixture
+def init(tokenizer, tmp_path):
+    """Write a small BERT of random parameters with a pooler."""
+    encoder = small_bert(V=tokenizer.vocabulary.size, N=1, D=16, F=32, positions=16, initializer=Normal(0.15))
+    model = Published(encoder, (("pair", Pooler(16, encoder.initializer, "float32")),))
+    tokens = np.zeros((1, 1), np.int32)
+    params = model.init(KEY, {"tokens": tokens, "mask": tokens})
+    checkpoint.export(tmp_path / "init", params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
+    return tmp_path / "init"
+
+
+def test_the_task_is_learned_scored_by_its_metric_and_predicted(example, init, tmp_path, capsys):
+    path, names = example("extending-task.md", "grades.py")
+    kappa = names["quadratic_kappa"]
+    right, far, near = np.array([0, 1, 2, 2]), np.array([2, 1, 2, 2]), np.array([1, 1, 2, 2])
+    assert kappa(right, right) == 1 and kappa(right, far) < kappa(right, near) < 1
+
+    data, rng = tmp_path / "answers", np.random.default_rng(0)
+    data.mkdir()
+    for split, rows in (("train", 48), ("validation", 12)):
+        grades = [("poor", "fair", "good")[number % 3] for number in range(rows)]
+        words = {"poor": "bad", "fair": "same", "good": "good"}
+        texts = [" ".join([words[grade], *rng.choice(["man", "day"], 2)]) for grade in grades]
+        (data / f"{split}.txt").write_text("".join(f"{g} | {t}\n" for g, t in zip(grades, texts, strict=True)))
+    run = tmp_path / "run"
+    numbers = ["seeds=1", "epochs=8", "length=16", "recipe.learning_rate=1e-2", "recipe.batch_size=8"]
+    assert main(["finetune", str(path), f"init={init}", f"data={data}", *numbers, "--workdir", str(run)]) == 0
+    metrics = json.loads((run / "results.json").read_text())["metrics"]
+    assert metrics["quadratic_kappa"]["median"] > 0.9 and metrics["accuracy"]["median"] > 0.9
+    capsys.readouterr()
+    assert main(["predict", "classify", "--model", str(run / "best"), "good man day", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["label"] == "good"
+
+    bad = tmp_path / "bad.txt"
+    bad.write_text("good | a man\npoor | \n")
+    with pytest.raises(InputError, match="bad.txt:2: no text: write"):
+        list(names["Graded"]().read(bad, Notes()))
+
+
+def test_the_pages_name_files_that_exist():
+    for page in Path("docs").glob("extending*.md"):
+        for name in re.findall(r"`(bertjax/[\w/]+/)`", page.read_text()):
+            assert Path(name).is_dir(), (page, name)
