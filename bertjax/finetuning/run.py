@@ -115,7 +115,7 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
             results[seed] = results.get(seed) or _run_seed(tuning, prepared, seed, folder, progress)
             of_all = [result for _, result in sorted(results.items())]
-            summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metrics[0])
+            summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metric_names[0])
             write_json(folder / "results.json", summary)
             (folder / "results.md").write_text(table(summary))
             _keep_best(folder, summary)
@@ -284,7 +284,7 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
     except FloatingPointError as error:
         result |= {"failed": str(error)}
     best = read_json(folder / "best.json")
-    last, first = last_metrics(folder), tuning.task.metrics[0]
+    last, first = last_metrics(folder), tuning.task.metric_names[0]
     if "failed" not in result and last[first] <= constant_answer(prepared.splits["validation"]):
         result |= {"failed": "no better than always the same answer"}
     result |= {"best": best, "last": last} | timing(folder)
@@ -320,7 +320,7 @@ class _Judge:
             of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
             metrics |= {f"{name}{of_split}": value for name, value in judgements[split].metrics.items()}
         best = read_json(self._folder / "best.json")
-        first = task.metrics[0]
+        first = task.metric_names[0]
         if not best or metrics[first] > best["metrics"][first]:
             self._keep(step, params, metrics, judgements)
         return metrics

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertjax.tasks.tags import Entity, entities, strict_entities
+from bertjax.tasks.task import Metric
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -74,8 +75,8 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 _BY_NAME = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
 
 
-def score_rows(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Compute the metrics of these names (see Task.metrics) of predicted classes, or numbers.
+def score_rows(metrics: Sequence[str | Metric], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Compute metrics of predicted classes or numbers: by these names, or functions (see Task.metrics).
 
     Raises ValueError if labels and predictions differ in number, or if there are none.
     """
@@ -83,7 +84,8 @@ def score_rows(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray
         raise ValueError(
             f"{len(labels)} labels and {len(predictions)} predictions: as many of both are needed, at least one"
         )
-    return {name: _BY_NAME[name](labels, predictions) for name in names}
+    functions = [_BY_NAME[metric] if isinstance(metric, str) else metric for metric in metrics]
+    return {function.__name__: function(labels, predictions) for function in functions}
 
 
 class EntityCounts(NamedTuple):

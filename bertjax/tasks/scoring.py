@@ -166,8 +166,8 @@ def constant_answer(encoded: Encoded) -> float:
     task = encoded.spec.task
     if task.kind == "span":
         gold = _gold(encoded)
-        return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metrics[0]])
+        return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metric_names[0]])
     if task.kind not in ("classify", "choice") or encoded.labels is None:
         return 0.0
     constant = [np.full_like(encoded.labels, label) for label in np.unique(encoded.labels)]
-    return max(score_rows(task.metrics[:1], encoded.labels, each)[task.metrics[0]] for each in constant)
+    return max(score_rows(task.metrics[:1], encoded.labels, each)[task.metric_names[0]] for each in constant)

@@ -1,12 +1,16 @@
 """What a task is: its kind, labels, metrics and splits."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertjax.errors import InputError
 
 Kind = Literal["classify", "regress", "tag", "span", "choice"]
+Metric = Callable[[Any, Any], float]
+"""(labels [R], predictions [R]) -> a score; larger is better."""
+
 _LARGEST = 3.4e38
 
 
@@ -25,7 +29,8 @@ class Task:
     """Define a task.
 
     labels: class or tag names, in the order of their numbers. spelled: their spelling in the files, if different.
-    metrics: names from bertjax.tasks.metrics; the first selects the best checkpoint. parts: the splits; training reads
+    metrics: names from bertjax.tasks.metrics, or functions, for a kind that predicts a class or a number for each row;
+    the first selects the best checkpoint. parts: the splits; training reads
     train, evaluation validation. folders: names of the task's own folder below `data`. tfds: names of its data sets in
     TFDS, whose records `records` converts. scale: the range of a regression target, if bounded. unanswerable: questions
     may have no answer. options: maximum number of options of a choice.
@@ -34,7 +39,7 @@ class Task:
     name: str
     kind: Kind
     labels: tuple[str, ...]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] | tuple[str | Metric, ...]  # an override can set names
     parts: tuple[Part, ...]
     spelled: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
@@ -51,6 +56,14 @@ class Task:
             raise ValueError(f"task {self.name} has options={self.options}: a choice needs at least two")
         if self.spelled and len(self.spelled) != len(self.labels):
             raise ValueError(f"task {self.name} has {len(self.labels)} labels, but spellings of {len(self.spelled)}")
+        own = [name for name, metric in zip(self.metric_names, self.metrics, strict=True) if callable(metric)]
+        if own and self.kind in ("tag", "span"):
+            raise ValueError(f"task {self.name} is of kind {self.kind}, which has metrics by name only, not {own[0]}()")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names by which metrics are reported: of a function its own."""
+        return tuple(metric if isinstance(metric, str) else metric.__name__ for metric in self.metrics)
 
     def part(self, split: str) -> Part:
         """Return a split by name. Raises InputError if the task has no such split."""

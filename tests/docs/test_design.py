@@ -15,7 +15,7 @@ def listed():
     for line in block.splitlines():
         if re.match(r"\w", line):
             folder = line.split()[0] if line.split()[0].endswith("/") else ""
-        names = re.match(r"(?:\s*\w+\.py)*", line)[0].split()
+        names = re.match(r"(?:\s*[\w/]+\.py)*", line)[0].split()
         found += [f"{folder}{name}" for name in names]
     return found
 

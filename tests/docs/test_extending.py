@@ -1,5 +1,6 @@
 """The worked examples of docs/extending-*.md are run as they stand there, on tiny sizes."""
 
+import dataclasses
 import json
 import re
 from functools import partial
@@ -126,9 +127,11 @@ def test_the_task_is_learned_scored_by_its_metric_and_predicted(example, init, t
     assert main(["predict", "classify", "--model", str(run / "best"), "good man day", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["label"] == "good"
 
+    with pytest.raises(ValueError, match="kind span, which has metrics by name only, not quadratic_kappa"):
+        dataclasses.replace(names["GRADES"], kind="span")
     bad = tmp_path / "bad.txt"
     bad.write_text("good | a man\npoor | \n")
-    with pytest.raises(InputError, match="bad.txt:2: no text: write"):
+    with pytest.raises(InputError, match=r"bad\.txt:2: no text: write"):
         list(names["Graded"]().read(bad, Notes()))
 
 
