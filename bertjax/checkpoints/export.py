@@ -1,4 +1,4 @@
-"""Write a trained model to a folder of its own, for us or for transformers."""
+"""Write a trained model to a new folder, in bertjax's format or in that of transformers."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,22 +7,22 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model, load, load_notes
 from bertjax.errors import InputError
 from bertjax.huggingface.convert import write_model
-from bertjax.models.encoder import Encoder
+from bertjax.huggingface.families import default_family
 
 
 def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
-    """Write a model, or one part of it, to a new folder of its own: no optimiser, nothing of the other part.
+    """Write a model, or one part of it, to a new folder: without optimiser state, and without the other part.
 
-    Returns sentences to tell the user: what was ignored in a Hugging Face folder, and what `save_hf` leaves out. Raises
-    InputError where the folder holds something, and as `load` and `save_hf`.
+    Returns notes to report: what was ignored in a Hugging Face folder, and what `save_hf` leaves out. Raises InputError
+    if the folder is not empty, and as `load` and `save_hf`.
     """
     model = load(source)
-    said = load_notes(source, model)
+    notes = load_notes(source, model)
     if to == "huggingface":
-        return said + save_hf(model, folder)
+        return notes + save_hf(model, folder)
     folder = _new_folder(folder)
     checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
-    return said
+    return notes
 
 
 def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[str]:
@@ -32,31 +32,27 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     no class of transformers has these. They are written by the names of the released weights (`lm_predictions`,
     `mask_predictions`), so that the folder is the whole model again for `load`; transformers' classes read the encoder
     and list the rest as unexpected. A folder without such keys is that of the encoder: `save_hf(load("run:encoder"),
-    folder)`. Returns a sentence for each such head.
+    folder)`. Returns a note for each such head.
 
     architecture: a `model_type` of transformers, where several compute the same; by default that which the model came
-    from, or was made after. Raises InputError where the folder holds something, or no class of transformers computes
-    what this model does.
+    from, or was built like. Raises InputError if the folder is not empty, or no class of transformers computes what
+    this model does.
     """
     architecture = architecture or architecture_of(model)
-    made = _new_folder(folder)
+    new = _new_folder(folder)
     notes = model.config.get("huggingface", {})
-    return write_model(model.objective, model.params, model.tokenizer, notes, made, architecture)
+    return write_model(model.objective, model.params, model.tokenizer, notes, new, architecture)
 
 
 def architecture_of(model: Model) -> str:
-    """Name the family of transformers that a model was made after, where its encoder does not tell; else nothing."""
+    """Return the `model_type` that a model was built like, if its encoder and heads alone do not show it; else ""."""
     stated: str = model.config.get("architecture", "")
-    whole = model.config.get("part_of", "")
-    if stated or type(model.encoder) is not Encoder:  # the others have families of their own
-        return stated
-    if whole.endswith(".ReplacedTokenDetection"):
-        return "electra"
-    return "distilbert" if whole.endswith(".Distillation") and model.encoder.types == 0 else ""
+    whole = model.config.get("part_of", "").rpartition(".")[2]
+    return default_family(model.encoder, (), whole).model_type if whole and not stated else stated
 
 
 def _new_folder(folder: str | Path) -> Path:
-    """See that a folder is new or empty; an empty one is removed, because writers make their own."""
+    """Check that a folder is new or empty; an empty one is removed, because writers create it."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder")

@@ -14,11 +14,11 @@ from bertjax.data.tokenizer import Tokenizer, Vocabulary
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_folder, without_decoder
+from bertjax.huggingface.convert import read_folder, without_heads
+from bertjax.huggingface.families import default_family
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.huggingface.tensors import some
 from bertjax.models.published import Published
-from bertjax.models.xlnet import XLNet
 from bertjax.types import Array, Batch, Params
 
 
@@ -201,8 +201,8 @@ def _encoder_alone(model: Model) -> Model:
     if isinstance(objective, InParts):
         parts = [objective.part(name, params) for name in params]
         objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
-    encoder, own = without_decoder(objective.encoder, params[ENCODER])
-    alone = Published(encoder, cls_last=isinstance(encoder, XLNet))
+    encoder, own = without_heads(objective.encoder, params[ENCODER])
+    alone = Published(encoder, cls_last=default_family(encoder).cls_last)
     config = model.config | {"objective": to_json(alone)}
     if "huggingface" in config:
         notes = config["huggingface"]
@@ -245,6 +245,6 @@ def load_notes(source: str | Path, model: Model) -> list[str]:
     if not is_huggingface(folder):
         return []
     notes = model.config["huggingface"]
-    said = [f"{sentence}: {folder}" for sentence in notes["said"]]
+    said = [f"{sentence}: {folder}" for sentence in notes["reported"]]
     ignored = [f"{name} ({reason})" for name, reason in notes["ignored"].items()]
     return said + ([f"ignored {some(ignored)} of {folder}"] if ignored else [])

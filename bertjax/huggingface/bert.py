@@ -1,37 +1,40 @@
-"""The names of BERT: transformers, models/bert/modeling_bert.py and configuration_bert.py."""
+"""BERT: transformers, models/bert/modeling_bert.py and configuration_bert.py."""
+
+import jax.numpy as jnp
 
 from bertjax.huggingface.table import (
     ACTIVATION,
-    JOIN,
     NUMBER,
+    OUTPUT_KERNEL,
     TIED,
     TRUNCATED,
-    Drop,
+    ConfigKey,
     Family,
-    Field,
     Head,
-    Row,
+    HeadDropout,
+    TensorMapping,
     dense,
     norm,
     table,
 )
 from bertjax.models.encoder import Encoder
 from bertjax.models.heads import PairHead, Pooler, TokenHead
+from bertjax.types import Params
 
 FIELDS = (
-    Field("vocab_size", "V"),
-    Field("hidden_size", "D"),
-    Field("num_hidden_layers", "N"),
-    Field("num_attention_heads", "H"),
-    Field("intermediate_size", "F"),
-    Field("max_position_embeddings", "positions"),
-    Field("type_vocab_size", "types"),
-    Field("hidden_dropout_prob", "dropout", NUMBER),
-    Field("attention_probs_dropout_prob", "attention_dropout", NUMBER),
-    Field("hidden_act", "activation", ACTIVATION),
-    Field("layer_norm_eps", "norm_eps", NUMBER),
+    ConfigKey("vocab_size", "V"),
+    ConfigKey("hidden_size", "D"),
+    ConfigKey("num_hidden_layers", "N"),
+    ConfigKey("num_attention_heads", "H"),
+    ConfigKey("intermediate_size", "F"),
+    ConfigKey("max_position_embeddings", "positions"),
+    ConfigKey("type_vocab_size", "types"),
+    ConfigKey("hidden_dropout_prob", "dropout", NUMBER),
+    ConfigKey("attention_probs_dropout_prob", "attention_dropout", NUMBER),
+    ConfigKey("hidden_act", "activation", ACTIVATION),
+    ConfigKey("layer_norm_eps", "norm_eps", NUMBER),
     TIED,
-    Field("initializer_range", "initializer", TRUNCATED),
+    ConfigKey("initializer_range", "initializer", TRUNCATED),
 )
 UNSUPPORTED = {
     "position_embedding_type": "absolute",
@@ -43,8 +46,8 @@ UNSUPPORTED = {
 }
 
 
-def encoder_rows(prefix: str) -> tuple[Row, ...]:
-    """Name the tensors of BERT's encoder, which RoBERTa and ELECTRA have under another prefix."""
+def encoder_tensors(prefix: str) -> tuple[TensorMapping, ...]:
+    """Map the tensors of BERT's encoder, which RoBERTa and ELECTRA have under another prefix."""
     layer = f"{prefix}.encoder.layer.{{n}}"
     return (
         *table(f"{prefix}.embeddings.word_embeddings", "embeddings/word"),
@@ -54,7 +57,7 @@ def encoder_rows(prefix: str) -> tuple[Row, ...]:
         *dense(f"{layer}.attention.self.query", "layers/attention/query"),
         *dense(f"{layer}.attention.self.key", "layers/attention/key"),
         *dense(f"{layer}.attention.self.value", "layers/attention/value"),
-        *dense(f"{layer}.attention.output.dense", "layers/attention/output", JOIN),
+        *dense(f"{layer}.attention.output.dense", "layers/attention/output", OUTPUT_KERNEL),
         *norm(f"{layer}.attention.output.LayerNorm", "layers/attention_norm"),
         *dense(f"{layer}.intermediate.dense", "layers/feedforward/widen"),
         *dense(f"{layer}.output.dense", "layers/feedforward/narrow"),
@@ -62,18 +65,27 @@ def encoder_rows(prefix: str) -> tuple[Row, ...]:
     )
 
 
-def own_table(theirs: str) -> tuple[Row, ...]:
-    """Name the table and the bias of a language-model head that does not share the word table."""
-    return (Row(f"{theirs}.weight", ("decoder",)), Row(f"{theirs}.bias", ("bias",)))
+def own_table(theirs: str) -> tuple[TensorMapping, ...]:
+    """Map the table and the bias of a language-model head that does not share the word embeddings."""
+    return (TensorMapping(f"{theirs}.weight", ("decoder",)), TensorMapping(f"{theirs}.bias", ("bias",)))
 
 
-CLASSIFIER_DROPOUT = Drop("classifier_dropout")
+def with_segments(encoder: Encoder, params: Params) -> tuple[Encoder, Params]:
+    """Give an encoder without segments one segment of zeros, which the classes of the family always have."""
+    if encoder.types:
+        return encoder, params
+    segments = {"type": {"table": jnp.zeros((1, encoder.embedding_width))}}
+    with_one: Encoder = encoder.clone(types=1)
+    return with_one, {**params, "embeddings": {**params["embeddings"], **segments}}
+
+
+CLASSIFIER_DROPOUT = HeadDropout("classifier_dropout")
 POOLER = dense("bert.pooler.dense", "pooler")
 CLASSIFIER = dense("classifier", "classifier")
 MLM = (
     *dense("cls.predictions.transform.dense", "transform"),
     *norm("cls.predictions.transform.LayerNorm", "norm"),
-    Row("cls.predictions.bias", ("bias",)),
+    TensorMapping("cls.predictions.bias", ("bias",)),
 )
 OWN = own_table("cls.predictions.decoder")
 BERT = Family(
@@ -81,21 +93,21 @@ BERT = Family(
     prefix="bert",
     base_class="BertModel",
     encoder=Encoder,
-    fields=FIELDS,
+    config_keys=FIELDS,
     fixed={},
     unsupported=UNSUPPORTED,
-    rows=encoder_rows("bert"),
+    tensors=encoder_tensors("bert"),
     pooler=Head("pair", POOLER, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
     heads=(
         Head("mlm", MLM, lambda e, config, C: e.language_head(), untied=OWN),
         Head("pair", POOLER + dense("cls.seq_relationship", "classifier"),
              lambda e, config, C: PairHead(e.D, 2, e.initializer, e.dtype)),
         Head("classify", POOLER + CLASSIFIER,
-             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+             lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), True, dropout=CLASSIFIER_DROPOUT),
         Head("choice", POOLER + CLASSIFIER,
-             lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+             lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, dropout=CLASSIFIER_DROPOUT),
         Head("tags", CLASSIFIER,
-             lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+             lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, dropout=CLASSIFIER_DROPOUT),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     ),
     classes={
@@ -112,4 +124,5 @@ BERT = Family(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     specials={"pad_token_id": "pad"},
+    canonical=with_segments,
 )  # fmt: skip

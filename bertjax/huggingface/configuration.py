@@ -1,6 +1,6 @@
-"""Say in the words of config.json what a model of ours is, and build the model that these words describe.
+"""Convert between config.json and our encoders and heads.
 
-What is written is read back and compared, so that nothing is lost which config.json cannot say.
+What is written is read back and compared, so that nothing is lost which config.json cannot express.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,18 +13,16 @@ import flax.linen as nn
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.description import field_names
 from bertjax.errors import InputError
-from bertjax.huggingface.families import FAMILIES
+from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import Tensor
-from bertjax.huggingface.table import TIE, Family, Field, Head, head_dropout, head_of
-from bertjax.models.deberta import DeBERTa
-from bertjax.models.encoder import Encoder
+from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout, head_of
 
-_HEAD_DROPOUT = ("dropout", "input_dropout")  # written where config.json has a key for it
+_HEAD_DROPOUT = ("dropout", "input_dropout")  # written if config.json has a key for it
 _NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype", "attend")
 
 
 def family_of(config: Mapping[str, Any], folder: Path) -> Family:
-    """Find the family that config.json names. Raises InputError for one that we do not read."""
+    """Return the family of config.json's model_type. Raises InputError for one that bertjax does not read."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{folder / 'config.json'} has model_type={model_type!r}: bertjax reads {', '.join(FAMILIES)}")
@@ -32,42 +30,37 @@ def family_of(config: Mapping[str, Any], folder: Path) -> Family:
 
 
 def family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str) -> Family:
-    """Choose the family that has such an encoder: what several could be is BERT."""
-    if architecture:
-        if architecture not in FAMILIES:
-            raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
-        if not isinstance(encoder, FAMILIES[architecture].encoder):
-            raise InputError(
-                f"{architecture} of transformers has the encoder {FAMILIES[architecture].encoder.__name__}, not "
-                f"{type(encoder).__name__}"
-            )
-        return FAMILIES[architecture]
-    if isinstance(encoder, DeBERTa):
-        return FAMILIES["deberta-v2" if encoder.key_bias else "deberta"]
-    if not isinstance(encoder, Encoder):
-        return next(family for family in FAMILIES.values() if family.encoder is type(encoder))
-    if encoder.shared:
-        return FAMILIES["albert"]
-    if encoder.E is not None or "rtd" in heads:
-        return FAMILIES["electra"]
-    return FAMILIES["roberta" if encoder.first_position else "bert"]
+    """Return the family `architecture`, or by default the one that fits the encoder and its heads.
+
+    Raises InputError for a family that is unknown or has another encoder.
+    """
+    if not architecture:
+        return default_family(encoder, heads)
+    if architecture not in FAMILIES:
+        raise InputError(f"no architecture {architecture!r}: choose one of {', '.join(FAMILIES)}")
+    if not isinstance(encoder, FAMILIES[architecture].encoder):
+        raise InputError(
+            f"{architecture} of transformers has the encoder {FAMILIES[architecture].encoder.__name__}, not "
+            f"{type(encoder).__name__}"
+        )
+    return FAMILIES[architecture]
 
 
 def make_encoder(family: Family, config: Mapping[str, Any], folder: Path, heads: Iterable[Head] = ()) -> Any:
-    """Build our encoder from config.json, and what its heads say of it.
+    """Build our encoder from config.json, and from the fields that follow from its heads.
 
-    Raises InputError for a missing key, and for what we cannot compute.
+    Raises InputError for a missing key, and for a value that bertjax cannot compute.
     """
     fields: dict[str, Any] = dict(family.fixed)
-    for field in family.fields:
-        if field.theirs not in config and field.absent is None:
-            raise InputError(f"{folder / 'config.json'} has no {field.theirs}: add it, nothing is guessed")
+    for entry in family.config_keys:
+        if entry.key not in config and entry.default is None:
+            raise InputError(f"{folder / 'config.json'} has no {entry.key}: add it, nothing is guessed")
         try:
-            fields[field.ours] = _value(field, config)
+            fields[entry.field] = _decode(entry, config)
         except InputError as error:
-            raise InputError(f"{folder / 'config.json'}: {field.theirs}: {error}") from error
+            raise InputError(f"{folder / 'config.json'}: {entry.key}: {error}") from error
     for head in heads:
-        fields |= head.fields
+        fields |= head.encoder_fields
     try:
         encoder = family.encoder(**fields)
     except ValueError as error:
@@ -82,13 +75,13 @@ def make_encoder(family: Family, config: Mapping[str, Any], folder: Path, heads:
     return encoder
 
 
-def _value(field: Field, config: Mapping[str, Any]) -> Any:
-    given = config[field.theirs] if field.theirs in config or field.absent is None else field.absent(config)
-    return field.value.read(given, config)
+def _decode(entry: ConfigKey, config: Mapping[str, Any]) -> Any:
+    given = config[entry.key] if entry.key in config or entry.default is None else entry.default(config)
+    return entry.codec.decode(given, config)
 
 
 def make_head(head: Head, encoder: Any, config: Mapping[str, Any], folder: Path) -> nn.Module:
-    """Build the module of a head. Raises InputError where config.json asks for one that we do not have."""
+    """Build the module of a head. Raises InputError where config.json asks for one that bertjax lacks."""
     try:
         return head_of(head, encoder, config, _count_classes(config))
     except InputError as error:
@@ -96,7 +89,7 @@ def make_head(head: Head, encoder: Any, config: Mapping[str, Any], folder: Path)
 
 
 def all_heads(family: Family, config: Mapping[str, Any]) -> tuple[Head, ...]:
-    """List the heads that a folder can have: of those with the same tensors, the one of its class."""
+    """List the heads that a folder can have: of those with the same tensor names, the one of its class."""
     needed = family.classes.get(_architecture(config), ())
     return tuple(
         head
@@ -106,18 +99,22 @@ def all_heads(family: Family, config: Mapping[str, Any]) -> tuple[Head, ...]:
 
 
 def heads_of_folder(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Head]:
-    """List the heads that the folder carries: those whose tensors it has, and besides those of its class."""
+    """List the heads of a folder: those whose tensors it has, and those of its class."""
     needed = family.classes.get(_architecture(config), ())
-    pooling = {row.theirs for row in family.pooler.rows} if family.pooler else set()
+    pooling = {each.tensor for each in family.pooler.tensors} if family.pooler else set()
     heads = all_heads(family, config)
-    there = [head for head in heads if ({row.theirs for row in head.rows} - pooling) & tensors.keys()]
-    names = {head.name for head in there}
+    present = [head for head in heads if ({each.tensor for each in head.tensors} - pooling) & tensors.keys()]
+    names = {head.name for head in present}
     found = [
         head
         for head in heads
-        if head in there or (head.name in needed and head.name not in names and not head.classless)
+        if head in present or (head.name in needed and head.name not in names and not head.classless)
     ]
-    if family.pooler and pooling & tensors.keys() and not pooling & {row.theirs for h in found for row in h.rows}:
+    if (
+        family.pooler
+        and pooling & tensors.keys()
+        and not pooling & {each.tensor for head in found for each in head.tensors}
+    ):
         found.append(family.pooler)
     return found
 
@@ -128,7 +125,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _count_classes(config: Mapping[str, Any]) -> int:
-    """Count the classes of a task head as transformers does: its labels, or two."""
+    """Count the classes of a task head as transformers does: its labels, two by default."""
     labels = config.get("id2label")
     found = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
     if type(found) is not int or not 0 < found < 2**31:
@@ -137,7 +134,7 @@ def _count_classes(config: Mapping[str, Any]) -> int:
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the classes of a task head; none where the config gives them no names, or not one for each."""
+    """Return the names of the classes of a task head; none unless the config names each of them."""
     given = config.get("id2label")
     names = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
     known = [name for name in names if isinstance(name, str)]
@@ -153,15 +150,15 @@ def make_config(
     tokenizer: Tokenizer | None,
     labels: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Describe our encoder and heads in the words of config.json, on top of what a source folder said."""
+    """Build config.json for an encoder and its heads, on top of the config of the source folder, if any."""
     config = {"dtype": "float32", TIE: True, **original}
     config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
-    for field in family.fields:
-        ours = getattr(encoder, field.ours)
-        stated = field.theirs in original or (original and field.absent is not None)
-        if not stated or _value(field, original) != ours:
-            config[field.theirs] = field.value.write(ours, encoder)
+    for entry in family.config_keys:
+        ours = getattr(encoder, entry.field)
+        stated = entry.key in original or (original and entry.default is not None)
+        if not stated or _decode(entry, original) != ours:
+            config[entry.key] = entry.codec.encode(ours, encoder)
     if tokenizer is not None and not original:
         for key, role in family.specials.items():
             index = getattr(tokenizer.vocabulary, role)
@@ -177,21 +174,21 @@ def make_config(
 def _describe_classes(
     family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]
 ) -> None:
-    """Write the names of the classes of a head, and its dropout, where config.json says other ones."""
+    """Set the names of the classes of a head, and its dropout, where config.json has others."""
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and (counts[0] != _count_classes(config) or (labels and labels != labels_of(config))):
         labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
     for head in family.heads:
-        if head.name in heads and head.drop is not None and head.drop.key:
+        if head.name in heads and head.dropout is not None and head.dropout.key:
             rate = getattr(heads[head.name], "dropout", 0.0)
-            if rate != head_dropout(head.drop, encoder, config):
-                config[head.drop.key] = rate
+            if rate != head_dropout(head.dropout, encoder, config):
+                config[head.dropout.key] = rate
 
 
 def class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, nn.Module], heads: list[Head]) -> str:
-    """Name the class of transformers with these heads; that of the source where there was one."""
+    """Return the class of transformers with these heads; the class of the source folder, if any."""
     if original and _architecture(original):
         return _architecture(original)
     classifying = {head.name for head in heads if head is not family.pooler and not head.classless}
@@ -207,7 +204,7 @@ def class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, n
     return found
 
 
-def check_alike(
+def check_round_trip(
     family: Family,
     config: Mapping[str, Any],
     encoder: Any,
@@ -215,7 +212,7 @@ def check_alike(
     heads: list[Head],
     folder: Path,
 ) -> None:
-    """Read the new config.json back and compare: whatever it cannot say would be lost without a word."""
+    """Read the new config.json back and compare. Raises InputError for the first field that it cannot express."""
     again = make_encoder(family, config, folder, heads)
     pairs: list[tuple[str, Any, Any]] = [("encoder", encoder, again)]
     pairs += [(head.name, given[head.name], make_head(head, again, config, folder)) for head in heads]
@@ -226,8 +223,12 @@ def check_alike(
                 f"{type(theirs).__name__}"
             )
         for field in field_names(ours):
-            dropped = name != "encoder" and field in _HEAD_DROPOUT
-            if not dropped and field not in _NOT_ARCHITECTURE and getattr(ours, field) != getattr(theirs, field, None):
+            is_dropout = name != "encoder" and field in _HEAD_DROPOUT
+            if (
+                not is_dropout
+                and field not in _NOT_ARCHITECTURE
+                and getattr(ours, field) != getattr(theirs, field, None)
+            ):
                 where, mine, other = _difference(field, getattr(ours, field), getattr(theirs, field, None))
                 raise InputError(
                     f"{family.model_type} of transformers cannot have {where}={_plain(mine)} in its {name}, only "

@@ -1,7 +1,7 @@
-"""Turn a Hugging Face folder into a model of ours, and a model of ours into such a folder.
+"""Convert a Hugging Face folder to a model of ours, and a model of ours to such a folder.
 
-Strict both ways: every tensor is used once, or listed with the reason why it is not; shapes and dtypes are those that
-config.json asks for; what is written is first read back from its own config.json and compared with the model.
+Strict both ways: every tensor is used once, or listed with the reason why it is ignored; shapes and dtypes are those
+that config.json implies; before a model is written its config.json is read back and compared with it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import InputError
 from bertjax.huggingface.configuration import (
     all_heads,
-    check_alike,
+    check_round_trip,
     class_for,
     family_for,
     family_of,
@@ -26,7 +26,7 @@ from bertjax.huggingface.configuration import (
     make_encoder,
     make_head,
 )
-from bertjax.huggingface.families import FAMILIES
+from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import find_tensors, read_config, write_folder
 from bertjax.huggingface.table import TIE, Family
 from bertjax.huggingface.tensors import (
@@ -41,17 +41,15 @@ from bertjax.huggingface.tensors import (
     write_tensors,
 )
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
-from bertjax.models.deberta import DeBERTa
-from bertjax.models.encoder import Encoder
 from bertjax.models.heads import Pooler
-from bertjax.models.published import LABELLED, Published
+from bertjax.models.published import LABELLED, LANGUAGE, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
 
 @runtime_checkable
 class Headed(Protocol):
-    """What a model offers that can be written: an encoder, and heads by name."""
+    """Protocol for a model that can be written: an encoder, and heads by name."""
 
     @property
     def encoder(self) -> Any:
@@ -65,7 +63,7 @@ class Headed(Protocol):
 
 
 class Found(NamedTuple):
-    """A folder as a model of ours. notes: what a round trip needs besides, and what is to be said, as JSON types."""
+    """A folder read as a model. notes: what a round trip needs besides, and notes to report, as JSON types."""
 
     model: Published
     params: Params
@@ -74,7 +72,7 @@ class Found(NamedTuple):
 
 
 def read_folder(folder: Path) -> Found:
-    """Read a model. Raises InputError, naming the file or the tensor, for all that is broken, missing or unknown."""
+    """Read a model. Raises InputError, naming the file or tensor, for anything broken, missing or unknown."""
     config = read_config(folder)
     family = family_of(config, folder)
     config = dict(family.modernise(config))
@@ -84,7 +82,7 @@ def read_folder(folder: Path) -> Found:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
     tensors, ignored = set_aside(family, config, tensors, folder)
     heads = heads_of_folder(family, config, tensors)
-    untied, said = finds_untied(family, config, heads, tensors, folder)
+    untied, reported = finds_untied(family, config, heads, tensors, folder)
     if untied:
         config[TIE] = False
     tensors, copies = without_copies(family, untied, tensors, folder)
@@ -96,31 +94,32 @@ def read_folder(folder: Path) -> Found:
     labels = labels_of(config) if {head.name for head in heads} & LABELLED else ()
     model = Published(encoder, modules, family.cls_last, labels)
     shapes = parameter_shapes(model, folder)
-    slots = [slot for slot in slots_of(family, heads, shapes) if slot.theirs in tensors or slot.theirs not in ignored]
+    slots = [slot for slot in slots_of(family, heads, shapes) if slot.tensor in tensors or slot.tensor not in ignored]
     check_tensors(slots, shapes, tensors, folder)
     params = read_params(slots, shapes, tensors)
-    dtypes = {slot.theirs: tensors[slot.theirs].dtype for slot in slots if tensors[slot.theirs].dtype != "F32"}
-    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "said": said}
+    dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
+    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": reported}
     return Found(model, params, read_tokenizer(folder, config, encoder.V), notes)
 
 
 def write_model(
     model: Any, params: Params, tokenizer: Tokenizer | None, notes: Mapping[str, Any], folder: Path, architecture: str
 ) -> list[str]:
-    """Write an encoder and its heads to a new folder. Return what transformers has no class for, as sentences.
+    """Write an encoder and its heads to a new folder. Returns notes to report: what no class of transformers has.
 
     notes: of the folder that the model came from, or empty. architecture: a `model_type`, or empty to choose by the
-    encoder. Raises InputError where no class there computes what this model computes.
+    encoder. Raises InputError where no class of transformers computes what this model computes.
     """
     if not isinstance(model, Headed):
         parts = [f"folder:{name}" for name in params] if hasattr(model, "part") else []
         hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
-        raise InputError(f"a {type(model).__name__} has no one encoder and heads{hint}")
+        raise InputError(f"a {type(model).__name__} is not one encoder with heads{hint}")
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else family_for(model.encoder, model.heads, architecture)
     given = model.heads
-    encoder, params, said = _without_idle_decoder(model.encoder, given, params)
-    encoder, params = _with_segments(family, family.normal(encoder), params)
+    encoder, params, reported = _without_idle_parameters(family, model.encoder, given, params)
+    encoder, canonical = family.canonical(encoder, params["encoder"])
+    params = {**params, "encoder": canonical}
     heads = [
         head
         for head in (*all_heads(family, original), *([family.pooler] if family.pooler else []))
@@ -129,12 +128,12 @@ def write_model(
     class_name = class_for(family, original, given, heads)
     labels = model.labels if isinstance(model, Published) else ()
     config = make_config(family, encoder, original, class_name, given, tokenizer, labels)
-    check_alike(family, config, encoder, given, heads, folder)
+    check_round_trip(family, config, encoder, given, heads, folder)
     tensors = write_tensors(family, heads, params, dict(notes.get("dtypes", {})))
     classless = [head for head in heads if head.classless]
-    said += [
+    reported += [
         f"wrote head/{head.name} by the names of the released weights: transformers has no class with it, and lists "
-        f"{head.rows[0].theirs.split('.')[0]}.* as unexpected; FOLDER:encoder is the encoder alone"
+        f"{head.tensors[0].tensor.split('.')[0]}.* as unexpected; FOLDER:encoder is the encoder alone"
         for head in classless
     ]
     prefixed = notes.get("prefixed", class_name != family.base_class or bool(classless))
@@ -143,11 +142,11 @@ def write_model(
     write_folder(folder, config, tensors)
     if tokenizer is not None:
         write_tokenizer(tokenizer, family, folder)
-    return said
+    return reported
 
 
 def parameter_shapes(model: Published, folder: Path) -> Shapes:
-    """Work out the shapes of all parameters by their names, without making them."""
+    """Return the shapes of all parameters by name, without initialising them."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     batch = {"tokens": tokens, "mask": tokens, "types": tokens}
     try:
@@ -157,27 +156,17 @@ def parameter_shapes(model: Published, folder: Path) -> Shapes:
     return {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def without_decoder(encoder: Any, params: Params) -> tuple[Any, Params]:
-    """Take the mask decoder off a DeBERTa; other encoders have none. params: those of the encoder."""
-    if not isinstance(encoder, DeBERTa) or not encoder.decoder:
-        return encoder, params
-    return encoder.clone(decoder=0), {name: part for name, part in params.items() if name != "decoder_positions"}
+def without_heads(encoder: Any, params: Params) -> tuple[Any, Params]:
+    """Remove from an encoder and its parameters what only a language-model head reads, such as a mask decoder."""
+    return default_family(encoder).headless(encoder, params)
 
 
-def _without_idle_decoder(
-    encoder: Any, heads: Mapping[str, nn.Module], params: Params
+def _without_idle_parameters(
+    family: Family, encoder: Any, heads: Mapping[str, nn.Module], params: Params
 ) -> tuple[Any, Params, list[str]]:
-    """Take off a mask decoder after which no head stands, and say so: a folder says by the head that it is there."""
-    if not isinstance(encoder, DeBERTa) or not encoder.decoder or "mlm" in heads:
+    """As `without_heads` if there is no language-model head, with a note: a folder shows them by its head alone."""
+    if set(heads) & set(LANGUAGE):
         return encoder, params, []
-    encoder, own = without_decoder(encoder, params["encoder"])
-    return encoder, {**params, "encoder": own}, ["left out encoder/decoder_positions: there is no head/mlm to use it"]
-
-
-def _with_segments(family: Family, encoder: Any, params: Params) -> tuple[Any, Params]:
-    """Give an encoder without segments the one segment of zeros that the family's classes cannot be without."""
-    if not isinstance(encoder, Encoder) or encoder.types or "types" not in {field.ours for field in family.fields}:
-        return encoder, params
-    zeros = jnp.zeros((1, encoder.embedding_width))
-    embeddings = {**params["encoder"]["embeddings"], "type": {"table": zeros}}
-    return encoder.clone(types=1), {**params, "encoder": {**params["encoder"], "embeddings": embeddings}}
+    alone, own = family.headless(encoder, params["encoder"])
+    left = [f"left out encoder/{name}: there is no head/mlm to use it" for name in params["encoder"] if name not in own]
+    return alone, {**params, "encoder": own}, left

@@ -1,4 +1,4 @@
-"""The names of DeBERTa, version 1 and versions 2 and 3: transformers, models/deberta and models/deberta_v2.
+"""DeBERTa, version 1 and versions 2 and 3: transformers, models/deberta and models/deberta_v2.
 
 Version 1 has queries, keys and values in one array, head by head. The released folders (microsoft/deberta-base and
 their like; microsoft/DeBERTa apps/models) carry what no class of transformers has: the positions of the mask decoder,
@@ -18,20 +18,20 @@ from bertjax.huggingface.bert import MLM, OWN
 from bertjax.huggingface.table import (
     ACTIVATION,
     BOOL,
-    JOIN,
+    FLATTENED,
     NORMAL,
     NUMBER,
+    OUTPUT_KERNEL,
     TIE,
-    VECTOR,
+    Codec,
     Config,
-    Drop,
+    ConfigKey,
     Family,
-    Field,
-    Form,
     Head,
-    Row,
+    HeadDropout,
     Shape,
-    Value,
+    TensorLayout,
+    TensorMapping,
     activation,
     dense,
     norm,
@@ -39,6 +39,7 @@ from bertjax.huggingface.table import (
 )
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.heads import MaskedLMHead, PairHead, ReplacedInContextHead, TokenHead
+from bertjax.types import Params
 
 
 def _by_head(*kernels: Any) -> Any:
@@ -52,10 +53,10 @@ def _of_heads(array: np.ndarray, shapes: list[Shape]) -> tuple[np.ndarray, ...]:
     return tuple(array.reshape(H, 3, K, D).transpose(1, 3, 0, 2))
 
 
-BY_HEAD = Form(_by_head, _of_heads)
-ABSENT = Form(lambda kernel: np.zeros(kernel.shape[1:], np.float32).reshape(-1), lambda x, shapes: ())
+BY_HEAD = TensorLayout(_by_head, _of_heads)
+ABSENT = TensorLayout(lambda kernel: np.zeros(kernel.shape[1:], np.float32).reshape(-1), lambda x, shapes: ())
 """A bias that ours lacks: written as zeros, and ignored when read."""
-WINDOWS = Form(lambda x: x.transpose(2, 1, 0), lambda x, shapes: (x.transpose(2, 1, 0),))
+WINDOWS = TensorLayout(lambda x: x.transpose(2, 1, 0), lambda x, shapes: (x.transpose(2, 1, 0),))
 """A convolution: theirs [outputs, inputs, width], ours the other way round."""
 
 
@@ -121,12 +122,12 @@ def _same_activation(value: Any, config: Config) -> Any:
 
 
 def _legacy(config: Config) -> bool:
-    return bool(BOOL.read(config.get("legacy", True), config))
+    return bool(BOOL.decode(config.get("legacy", True), config))
 
 
 def _tied(value: Any, config: Config) -> bool:
     """Read whether words are guessed by the word table: the head of the new names always does."""
-    return bool(BOOL.read(value, config)) or not _legacy(config)
+    return bool(BOOL.decode(value, config)) or not _legacy(config)
 
 
 def _ignored(config: Config, names: Collection[str]) -> dict[str, str]:
@@ -148,6 +149,14 @@ def _ignored(config: Config, names: Collection[str]) -> dict[str, str]:
     return ignored
 
 
+def _without_decoder(encoder: DeBERTa, params: Params) -> tuple[DeBERTa, Params]:
+    """Remove the mask decoder, whose states only a language-model head reads."""
+    if not encoder.decoder:
+        return encoder, params
+    alone: DeBERTa = encoder.clone(decoder=0)
+    return alone, {name: part for name, part in params.items() if name != "decoder_positions"}
+
+
 def _mlm(e: DeBERTa, config: Config, C: int) -> MaskedLMHead:
     if e.E is not None and not _legacy(config):
         raise InputError("legacy=false asks for an embedding_size that is hidden_size")
@@ -159,25 +168,25 @@ def _classify(e: DeBERTa, config: Config, C: int) -> PairHead:
 
 
 FIELDS = (
-    Field("vocab_size", "V"),
-    Field("hidden_size", "D"),
-    Field("num_hidden_layers", "N"),
-    Field("num_attention_heads", "H"),
-    Field("intermediate_size", "F"),
-    Field("max_position_embeddings", "positions"),
-    Field("embedding_size", "E", Value(_width, lambda value, encoder: encoder.embedding_width),
-          absent=lambda config: config.get("hidden_size")),
-    Field("pos_att_type", "terms", Value(_terms, lambda value, encoder: list(value)), absent=lambda config: None),
-    Field("relative_attention", "terms", Value(_relative, lambda value, encoder: True)),
+    ConfigKey("vocab_size", "V"),
+    ConfigKey("hidden_size", "D"),
+    ConfigKey("num_hidden_layers", "N"),
+    ConfigKey("num_attention_heads", "H"),
+    ConfigKey("intermediate_size", "F"),
+    ConfigKey("max_position_embeddings", "positions"),
+    ConfigKey("embedding_size", "E", Codec(_width, lambda value, encoder: encoder.embedding_width),
+              default=lambda config: config.get("hidden_size")),
+    ConfigKey("pos_att_type", "terms", Codec(_terms, lambda value, encoder: list(value)), default=lambda config: None),
+    ConfigKey("relative_attention", "terms", Codec(_relative, lambda value, encoder: True)),
     # A table of positions is the decoder's, for which no key has a word: its head says that it is there.
-    Field("position_biased_input", "decoder", Value(_no_positions, lambda value, encoder: False)),
-    Field("max_relative_positions", "distances", Value(_distances), absent=lambda config: -1),
-    Field("hidden_dropout_prob", "dropout", NUMBER),
-    Field("attention_probs_dropout_prob", "attention_dropout", NUMBER),
-    Field("hidden_act", "activation", ACTIVATION),
-    Field("layer_norm_eps", "norm_eps", NUMBER),
-    Field(TIE, "tied_head", Value(_tied), absent=lambda config: True),
-    Field("initializer_range", "initializer", NORMAL),
+    ConfigKey("position_biased_input", "decoder", Codec(_no_positions, lambda value, encoder: False)),
+    ConfigKey("max_relative_positions", "distances", Codec(_distances), default=lambda config: -1),
+    ConfigKey("hidden_dropout_prob", "dropout", NUMBER),
+    ConfigKey("attention_probs_dropout_prob", "attention_dropout", NUMBER),
+    ConfigKey("hidden_act", "activation", ACTIVATION),
+    ConfigKey("layer_norm_eps", "norm_eps", NUMBER),
+    ConfigKey(TIE, "tied_head", Codec(_tied), default=lambda config: True),
+    ConfigKey("initializer_range", "initializer", NORMAL),
 )  # fmt: skip
 UNSUPPORTED = {
     "type_vocab_size": 0,
@@ -190,13 +199,13 @@ UNSUPPORTED = {
 POSITIONS = r"^deberta\.embeddings\.position_embeddings\.weight$"
 LAYER = "deberta.encoder.layer.{n}"
 SELF = f"{LAYER}.attention.self"
-ROWS = (
+TENSORS = (
     *table("deberta.embeddings.word_embeddings", "embeddings/word"),
     *table("deberta.embeddings.position_embeddings", "decoder_positions"),
     *dense("deberta.embeddings.embed_proj", "embeddings/project", bias=False),
     *norm("deberta.embeddings.LayerNorm", "embeddings/norm"),
     *table("deberta.encoder.rel_embeddings", "relative"),
-    *dense(f"{LAYER}.attention.output.dense", "layers/attention/output", JOIN),
+    *dense(f"{LAYER}.attention.output.dense", "layers/attention/output", OUTPUT_KERNEL),
     *norm(f"{LAYER}.attention.output.LayerNorm", "layers/attention_norm"),
     *dense(f"{LAYER}.intermediate.dense", "layers/feedforward/widen"),
     *dense(f"{LAYER}.output.dense", "layers/feedforward/narrow"),
@@ -205,12 +214,12 @@ ROWS = (
 QUERY, KEY, VALUE = (f"layers/attention/{name}" for name in ("query", "key", "value"))
 POSITION_QUERY, POSITION_KEY = "layers/attention/position_query", "layers/attention/position_key"
 CLASSIFIER = dense("classifier", "classifier")
-POOLED_DROPOUT = Drop("cls_dropout")
+POOLED_DROPOUT = HeadDropout("cls_dropout")
 POOLED = dense("pooler.dense", "pooler") + CLASSIFIER
 NEW_MLM = (
     *dense("lm_predictions.lm_head.dense", "transform"),
     *norm("lm_predictions.lm_head.LayerNorm", "norm"),
-    Row("lm_predictions.lm_head.bias", ("bias",)),
+    TensorMapping("lm_predictions.lm_head.bias", ("bias",)),
 )
 RTD = (
     *norm("mask_predictions.LayerNorm", "norm"),
@@ -222,15 +231,16 @@ HEADS = (
     Head("mlm", MLM, _mlm, when=_legacy, untied=OWN, fits=lambda e: not e.decoder),
     Head("mlm", NEW_MLM, _mlm, when=lambda config: not _legacy(config), fits=lambda e: not e.decoder),
     Head("mlm", NEW_MLM, _mlm, when=_legacy, classless=True, fits=lambda e: bool(e.decoder),
-         fields={"decoder": 2, "tied_head": True}),
+         encoder_fields={"decoder": 2, "tied_head": True}),
     Head("rtd", RTD,
          lambda e, config, C: ReplacedInContextHead(e.D, e.activation, e.norm_eps, e.initializer, e.dtype),
          classless=True),
-    Head("classify", POOLED, _classify, True, drop=POOLED_DROPOUT),
-    Head("tags", CLASSIFIER, lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=Drop()),
+    Head("classify", POOLED, _classify, True, dropout=POOLED_DROPOUT),
+    Head("tags", CLASSIFIER,
+         lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, dropout=HeadDropout()),
     Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
     # As DeBERTa/apps/models/multi_choice.py; transformers has a class for it from version 2 on.
-    Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, drop=POOLED_DROPOUT),
+    Head("choice", POOLED, lambda e, config, C: _classify(e, config, 1), True, dropout=POOLED_DROPOUT),
 )  # fmt: skip
 TIED = {
     "cls.predictions.decoder.weight": "deberta.embeddings.word_embeddings.weight",
@@ -241,14 +251,14 @@ DEBERTA = Family(
     prefix="deberta",
     base_class="DebertaModel",
     encoder=DeBERTa,
-    fields=FIELDS,
+    config_keys=FIELDS,
     fixed={"key_bias": False},
     unsupported=UNSUPPORTED | {"talking_head": False},
-    rows=(
-        *ROWS,
-        Row(f"{SELF}.in_proj.weight", (f"{QUERY}/kernel", f"{KEY}/kernel", f"{VALUE}/kernel"), BY_HEAD),
-        Row(f"{SELF}.q_bias", (f"{QUERY}/bias",), VECTOR),
-        Row(f"{SELF}.v_bias", (f"{VALUE}/bias",), VECTOR),
+    tensors=(
+        *TENSORS,
+        TensorMapping(f"{SELF}.in_proj.weight", (f"{QUERY}/kernel", f"{KEY}/kernel", f"{VALUE}/kernel"), BY_HEAD),
+        TensorMapping(f"{SELF}.q_bias", (f"{QUERY}/bias",), FLATTENED),
+        TensorMapping(f"{SELF}.v_bias", (f"{VALUE}/bias",), FLATTENED),
         *dense(f"{SELF}.pos_proj", POSITION_KEY, bias=False),
         *dense(f"{SELF}.pos_q_proj", POSITION_QUERY),
     ),
@@ -263,36 +273,50 @@ DEBERTA = Family(
     specials={"pad_token_id": "pad"},
     stated=lambda encoder: {"legacy": True},
     ignored=_ignored,
+    is_default=lambda encoder, heads, part_of: not encoder.key_bias,
+    headless=_without_decoder,
+    published=lambda encoder: {(1024, 24): "deberta-large", (1024, 48): "deberta-xlarge"}.get(
+        (encoder.D, encoder.N), ""
+    ),
 )
+_SIZES = {
+    (1536, 24): "deberta-v2-xlarge",
+    (1536, 48): "deberta-v2-xxlarge",
+    (384, 12): "deberta-v3-xsmall",
+    (768, 6): "deberta-v3-small",
+    (768, 12): "deberta-v3-base",
+    (1024, 24): "deberta-v3-large",
+}
 DEBERTA_V2 = Family(
     model_type="deberta-v2",
     prefix="deberta",
     base_class="DebertaV2Model",
     encoder=DeBERTa,
-    fields=(
+    config_keys=(
         *FIELDS,
-        Field("position_buckets", "buckets", Value(_buckets, lambda value, encoder: value or -1),
-              absent=lambda config: -1),
-        Field("norm_rel_ebd", "table_norm", Value(_normed, lambda value, encoder: "layer_norm" if value else "none"),
-              absent=lambda config: "none"),
-        Field("share_att_key", "shared_projections", BOOL, absent=lambda config: False),
-        Field("conv_kernel_size", "convolution", Value(_convolution, lambda value, encoder: value or 0),
-              absent=lambda config: 0),
-        Field("conv_act", "activation", Value(_same_activation, ACTIVATION.write), absent=lambda config: "tanh"),
+        ConfigKey("position_buckets", "buckets", Codec(_buckets, lambda value, encoder: value or -1),
+                  default=lambda config: -1),
+        ConfigKey("norm_rel_ebd", "table_norm",
+                  Codec(_normed, lambda value, encoder: "layer_norm" if value else "none"),
+                  default=lambda config: "none"),
+        ConfigKey("share_att_key", "shared_projections", BOOL, default=lambda config: False),
+        ConfigKey("conv_kernel_size", "convolution", Codec(_convolution, lambda value, encoder: value or 0),
+                  default=lambda config: 0),
+        ConfigKey("conv_act", "activation", Codec(_same_activation, ACTIVATION.encode), default=lambda config: "tanh"),
     ),
     fixed={},
     unsupported=UNSUPPORTED | {"conv_groups": 1},
-    rows=(
-        *ROWS,
+    tensors=(
+        *TENSORS,
         *norm("deberta.encoder.LayerNorm", "relative/norm"),
-        Row("deberta.encoder.conv.conv.weight", ("convolution/mix/kernel",), WINDOWS),
-        Row("deberta.encoder.conv.conv.bias", ("convolution/mix/bias",)),
+        TensorMapping("deberta.encoder.conv.conv.weight", ("convolution/mix/kernel",), WINDOWS),
+        TensorMapping("deberta.encoder.conv.conv.bias", ("convolution/mix/bias",)),
         *norm("deberta.encoder.conv.LayerNorm", "convolution/norm"),
         *dense(f"{SELF}.query_proj", QUERY),
         *dense(f"{SELF}.key_proj", KEY),
         *dense(f"{SELF}.value_proj", VALUE),
         *dense(f"{SELF}.pos_key_proj", POSITION_KEY, bias=False),
-        Row(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
+        TensorMapping(f"{SELF}.pos_key_proj.bias", (f"{POSITION_KEY}/kernel",), ABSENT),
         *dense(f"{SELF}.pos_query_proj", POSITION_QUERY),
     ),
     heads=HEADS,
@@ -307,4 +331,7 @@ DEBERTA_V2 = Family(
     specials={"pad_token_id": "pad"},
     stated=lambda encoder: {"legacy": True},
     ignored=_ignored,
+    is_default=lambda encoder, heads, part_of: encoder.key_bias,
+    headless=_without_decoder,
+    published=lambda encoder: _SIZES.get((encoder.D, encoder.N), ""),
 )  # fmt: skip

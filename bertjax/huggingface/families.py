@@ -1,5 +1,9 @@
-"""List the families that can be read and written, by the `model_type` of config.json."""
+"""The families that can be read and written, by the `model_type` of config.json."""
 
+from collections.abc import Collection
+from typing import Any
+
+from bertjax.errors import InputError
 from bertjax.huggingface.albert import ALBERT
 from bertjax.huggingface.bert import BERT
 from bertjax.huggingface.deberta import DEBERTA, DEBERTA_V2
@@ -10,7 +14,25 @@ from bertjax.huggingface.roberta import ROBERTA, XLM_ROBERTA
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.xlnet import XLNET
 
+# Where several fit a model, the last one is its default: from the general to the special.
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ALBERT, ELECTRA, XLNET, MODERNBERT, DEBERTA, DEBERTA_V2)
 }
+
+
+def default_family(encoder: Any, heads: Collection[str] = (), part_of: str = "") -> Family:
+    """Return the last family of FAMILIES that fits a model: see Family.is_default.
+
+    Raises InputError if none has such an encoder.
+    """
+    fitting = [
+        family
+        for family in FAMILIES.values()
+        if type(encoder) is family.encoder and family.is_default(encoder, heads, part_of)
+    ]
+    if not fitting:
+        raise InputError(
+            f"transformers has no class for the encoder {type(encoder).__name__}: bertjax writes {', '.join(FAMILIES)}"
+        )
+    return fitting[-1]

@@ -1,4 +1,4 @@
-"""Make the head of a task as the family of an encoder has it, so that a fine-tuned model can be written."""
+"""Build the head of a task as the family of an encoder has it, so that a fine-tuned model can be written."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from bertjax.huggingface.table import Config, head_of
 class TaskHead(NamedTuple):
     """A head to train.
 
-    pooler_of: the head of a pre-trained model whose pooler it begins with; empty for none. class_name: what
-    transformers calls such a model.
+    pooler_of: the head of the pre-trained model that its pooler is initialised from, or "". class_name: of such a model
+    in transformers, or "".
     """
 
     module: nn.Module
@@ -26,10 +26,10 @@ class TaskHead(NamedTuple):
 def task_head(
     name: str, encoder: Any, heads: Mapping[str, nn.Module], classes: int, config: Config, architecture: str = ""
 ) -> TaskHead:
-    """Make the head `name` (published.TASKS) of so many classes for an encoder that came with `heads`.
+    """Build the head `name` (published.TASKS) with this number of classes, for an encoder that came with `heads`.
 
     config: config.json of the folder that the encoder came from, or empty. architecture: as in `save_hf`. Raises
-    InputError where the family has no such head.
+    InputError if the family has no such head.
     """
     family = FAMILIES[config["model_type"]] if config else family_for(encoder, heads, architecture)
     config = config or family.stated(encoder)
@@ -37,8 +37,8 @@ def task_head(
     if head is None:
         known = ", ".join(dict.fromkeys(head.name for head in family.heads))
         raise InputError(f"{family.model_type} has no head {name!r}: it has {known}")
-    pooling = {row.theirs for row in family.pooler.rows} if family.pooler is not None else set()
-    shares = family.pooler is not None and pooling <= {row.theirs for row in head.rows}
+    pooling = {each.tensor for each in family.pooler.tensors} if family.pooler is not None else set()
+    shares = family.pooler is not None and pooling <= {each.tensor for each in head.tensors}
     pooler_of = family.pooler.name if shares and family.pooler is not None else ""
     class_name = next((class_name for class_name, names in family.classes.items() if names == (name,)), "")
     return TaskHead(head_of(head, encoder, config, classes), pooler_of, class_name)

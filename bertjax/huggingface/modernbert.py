@@ -1,6 +1,6 @@
-"""The names of ModernBERT and Ettin: transformers, models/modernbert.
+"""ModernBERT and Ettin: transformers, models/modernbert.
 
-Theirs are queries, keys and values in one array, and the two halves of a gated layer in one.
+There queries, keys and values are one tensor, and so are the two halves of a gated layer.
 """
 
 from typing import Any, Literal
@@ -9,29 +9,30 @@ from bertjax.errors import InputError
 from bertjax.huggingface.table import (
     ACTIVATION,
     BOOL,
-    JOIN,
+    FLATTENED,
+    IDENTITY,
     KERNEL,
     NUMBER,
-    SAME,
+    OUTPUT_KERNEL,
     TIE,
     TRUNCATED,
-    VECTOR,
+    Codec,
     Config,
-    Drop,
+    ConfigKey,
     Family,
-    Field,
     Head,
-    Row,
-    Value,
+    HeadDropout,
+    TensorMapping,
     activation,
+    concatenated,
     dense,
     norm,
-    stacked,
     table,
 )
 from bertjax.models.heads import TransformedHead
+from bertjax.models.layers import rms_norm
 from bertjax.models.modern import Biases, Modern, Norms, transformed_head, untied_transformed_head
-from bertjax.models.positions import Rotary
+from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids
 
 _KINDS = {"theta": "full_attention", "local_theta": "sliding_attention"}
 
@@ -71,7 +72,7 @@ def _rotary(value: Any, config: Config) -> Rotary:
         given = value.get(kind) if isinstance(value, dict) else None
         if not isinstance(given, dict) or given.get("rope_type", "default") != "default":
             raise InputError(f"{str(given)[:80]} for {kind}: only rope_type=default with a rope_theta is supported")
-        thetas[ours] = NUMBER.read(given.get("rope_theta"), config)
+        thetas[ours] = NUMBER.decode(given.get("rope_theta"), config)
     return _shortest(Rotary(**thetas))
 
 
@@ -95,7 +96,7 @@ def _reach(value: Any, config: Config) -> int:
 
 
 def _tied(value: Any, config: Config) -> Any:
-    return transformed_head if BOOL.read(value, config) else untied_transformed_head
+    return transformed_head if BOOL.decode(value, config) else untied_transformed_head
 
 
 def _flag(config: Config, key: str) -> bool:
@@ -105,7 +106,7 @@ def _flag(config: Config, key: str) -> bool:
 
 
 def _norms(value: Any, config: Config) -> Norms:
-    return Norms(eps=NUMBER.read(config.get("norm_eps"), config), bias=_flag(config, "norm_bias"), first=False)
+    return Norms(eps=NUMBER.decode(config.get("norm_eps"), config), bias=_flag(config, "norm_bias"), first=False)
 
 
 def _biases(value: Any, config: Config) -> Biases:
@@ -130,6 +131,15 @@ def _pooling(config: Config) -> Literal["cls", "mean"]:
     return "cls" if pooling == "cls" else "mean"
 
 
+def _published(encoder: Modern) -> str:
+    """Tell apart the encoders that are a Modern here, of which transformers has a class for ModernBERT alone."""
+    if isinstance(encoder.positions, Alibi):
+        return "mosaicbert"
+    if isinstance(encoder.positions, ScaledSinusoids):
+        return "crammed"
+    return "neobert" if encoder.norms.normalise is rms_norm else ""
+
+
 LAYER = "model.layers.{n}"
 ATTENTION = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 GATED = ("layers/feedforward/widen", "layers/feedforward/gate")
@@ -139,7 +149,7 @@ def _parts(ours: tuple[str, ...], what: str) -> tuple[str, ...]:
     return tuple(f"{name}/{what}" for name in ours)
 
 
-DROP = Drop("classifier_dropout", 0.0)
+DROP = HeadDropout("classifier_dropout", 0.0)
 TRANSFORM = (*dense("head.dense", "transform"), *norm("head.norm", "norm"))
 TASK = TRANSFORM + dense("classifier", "classifier")
 MODERNBERT = Family(
@@ -147,27 +157,27 @@ MODERNBERT = Family(
     prefix="model",
     base_class="ModernBertModel",
     encoder=Modern,
-    fields=(
-        Field("vocab_size", "V"),
-        Field("hidden_size", "D"),
-        Field("num_hidden_layers", "N"),
-        Field("num_attention_heads", "H"),
-        Field("intermediate_size", "F"),
-        Field("rope_parameters", "positions", Value(_rotary, _rope)),
-        Field("layer_types", "global_every", Value(_every, lambda value, encoder: _layer_types(value, encoder.N))),
-        Field("local_attention", "reach", Value(_reach, lambda value, encoder: 2 * value)),
-        Field(TIE, "head", Value(_tied, lambda value, encoder: value != untied_transformed_head),
-              absent=lambda config: True),
-        Field("norm_eps", "norms", Value(_norms, lambda value, encoder: value.eps)),
-        Field("norm_bias", "norms", Value(_norms, lambda value, encoder: value.bias)),
-        Field("attention_bias", "biases", Value(_biases, lambda value, encoder: value.attention)),
-        Field("mlp_bias", "biases", Value(_biases, lambda value, encoder: value.widen)),
-        Field("classifier_bias", "biases", Value(_biases, lambda value, encoder: value.head)),
-        Field("embedding_dropout", "dropout", NUMBER),
-        Field("mlp_dropout", "dropout", NUMBER),
-        Field("attention_dropout", "attention_dropout", NUMBER),
-        Field("hidden_activation", "activation", ACTIVATION),
-        Field("initializer_range", "initializer", TRUNCATED),
+    config_keys=(
+        ConfigKey("vocab_size", "V"),
+        ConfigKey("hidden_size", "D"),
+        ConfigKey("num_hidden_layers", "N"),
+        ConfigKey("num_attention_heads", "H"),
+        ConfigKey("intermediate_size", "F"),
+        ConfigKey("rope_parameters", "positions", Codec(_rotary, _rope)),
+        ConfigKey("layer_types", "global_every", Codec(_every, lambda value, encoder: _layer_types(value, encoder.N))),
+        ConfigKey("local_attention", "reach", Codec(_reach, lambda value, encoder: 2 * value)),
+        ConfigKey(TIE, "head", Codec(_tied, lambda value, encoder: value != untied_transformed_head),
+                  default=lambda config: True),
+        ConfigKey("norm_eps", "norms", Codec(_norms, lambda value, encoder: value.eps)),
+        ConfigKey("norm_bias", "norms", Codec(_norms, lambda value, encoder: value.bias)),
+        ConfigKey("attention_bias", "biases", Codec(_biases, lambda value, encoder: value.attention)),
+        ConfigKey("mlp_bias", "biases", Codec(_biases, lambda value, encoder: value.widen)),
+        ConfigKey("classifier_bias", "biases", Codec(_biases, lambda value, encoder: value.head)),
+        ConfigKey("embedding_dropout", "dropout", NUMBER),
+        ConfigKey("mlp_dropout", "dropout", NUMBER),
+        ConfigKey("attention_dropout", "attention_dropout", NUMBER),
+        ConfigKey("hidden_activation", "activation", ACTIVATION),
+        ConfigKey("initializer_range", "initializer", TRUNCATED),
     ),
     fixed={"types": 0},
     unsupported={
@@ -176,27 +186,29 @@ MODERNBERT = Family(
         "embedding_dropout": lambda encoder: encoder.dropout,
         "chunk_size_feed_forward": 0,
     },
-    rows=(
+    tensors=(
         *table("model.embeddings.tok_embeddings", "embeddings/word"),
         *norm("model.embeddings.norm", "embeddings/norm"),
         # The first layer reads the embeddings, which are normed already.
-        *(row._replace(first_layer=1) for row in norm(f"{LAYER}.attn_norm", "layers/attention_norm")),
-        Row(f"{LAYER}.attn.Wqkv.weight", _parts(ATTENTION, "kernel"), stacked(KERNEL, KERNEL, KERNEL)),
-        Row(f"{LAYER}.attn.Wqkv.bias", _parts(ATTENTION, "bias"), stacked(VECTOR, VECTOR, VECTOR)),
-        *dense(f"{LAYER}.attn.Wo", "layers/attention/output", JOIN),
+        *(each._replace(first_layer=1) for each in norm(f"{LAYER}.attn_norm", "layers/attention_norm")),
+        TensorMapping(f"{LAYER}.attn.Wqkv.weight", _parts(ATTENTION, "kernel"), concatenated(KERNEL, KERNEL, KERNEL)),
+        TensorMapping(
+            f"{LAYER}.attn.Wqkv.bias", _parts(ATTENTION, "bias"), concatenated(FLATTENED, FLATTENED, FLATTENED)
+        ),
+        *dense(f"{LAYER}.attn.Wo", "layers/attention/output", OUTPUT_KERNEL),
         *norm(f"{LAYER}.mlp_norm", "layers/feedforward_norm"),
-        Row(f"{LAYER}.mlp.Wi.weight", _parts(GATED, "kernel"), stacked(KERNEL, KERNEL)),
-        Row(f"{LAYER}.mlp.Wi.bias", _parts(GATED, "bias"), stacked(SAME, SAME)),
+        TensorMapping(f"{LAYER}.mlp.Wi.weight", _parts(GATED, "kernel"), concatenated(KERNEL, KERNEL)),
+        TensorMapping(f"{LAYER}.mlp.Wi.bias", _parts(GATED, "bias"), concatenated(IDENTITY, IDENTITY)),
         *dense(f"{LAYER}.mlp.Wo", "layers/feedforward/narrow"),
         *norm("model.final_norm", "final_norm"),
     ),
     heads=(
-        Head("mlm", (*TRANSFORM, Row("decoder.bias", ("bias",))), _mlm, True,
-             untied=(Row("decoder.weight", ("decoder",)),)),
-        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True, drop=DROP),
-        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True, drop=DROP),
-        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True, drop=DROP),
-        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True, drop=DROP),
+        Head("mlm", (*TRANSFORM, TensorMapping("decoder.bias", ("bias",))), _mlm, True,
+             untied=(TensorMapping("decoder.weight", ("decoder",)),)),
+        Head("classify", TASK, lambda e, config, C: _task(e, config, C, _pooling(config)), True, dropout=DROP),
+        Head("choice", TASK, lambda e, config, C: _task(e, config, 1, _pooling(config)), True, dropout=DROP),
+        Head("tags", TASK, lambda e, config, C: _task(e, config, C, "none"), True, dropout=DROP),
+        Head("span", TASK, lambda e, config, C: _task(e, config, 2, "none"), True, dropout=DROP),
     ),
     classes={
         "ModernBertForMaskedLM": ("mlm",),
@@ -211,9 +223,10 @@ MODERNBERT = Family(
         "eos_token_id": "sep",
     },
     modernise=_modernise,
-    normal=lambda encoder: encoder.clone(positions=_shortest(encoder.positions)),
+    canonical=lambda encoder, params: (encoder.clone(positions=_shortest(encoder.positions)), params),
+    published=_published,
     stated=lambda encoder: {
-        "classifier_activation": ACTIVATION.write(encoder.activation, encoder),
+        "classifier_activation": ACTIVATION.encode(encoder.activation, encoder),
         "classifier_pooling": "mean",  # as the released models have it
         "global_attn_every_n_layers": encoder.global_every,
     },

@@ -1,21 +1,25 @@
-"""The names of RoBERTa and XLM-RoBERTa: transformers, models/roberta and models/xlm_roberta.
+"""RoBERTa and XLM-RoBERTa: transformers, models/roberta and models/xlm_roberta.
 
 Their position table has rows for the padding id and those before it, which no token uses: 514 for 512 positions.
 """
 
-from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_rows, own_table
-from bertjax.huggingface.table import NORMAL, Drop, Family, Field, Head, Row, Value, dense, norm
+from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_tensors, own_table, with_segments
+from bertjax.huggingface.table import NORMAL, Codec, ConfigKey, Family, Head, HeadDropout, TensorMapping, dense, norm
 from bertjax.models import layers
 from bertjax.models.encoder import Encoder
 from bertjax.models.heads import PairHead, Pooler, TokenHead
 
 BOTH = CLASSIFIER_DROPOUT._replace(fields=("dropout", "input_dropout"))
-FIRST_POSITION = Value(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)
+FIRST_POSITION = Codec(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)
 
 
 def _roberta(model_type: str, class_prefix: str) -> Family:
     pooler = dense("roberta.pooler.dense", "pooler")
-    mlm = (*dense("lm_head.dense", "transform"), *norm("lm_head.layer_norm", "norm"), Row("lm_head.bias", ("bias",)))
+    mlm = (
+        *dense("lm_head.dense", "transform"),
+        *norm("lm_head.layer_norm", "norm"),
+        TensorMapping("lm_head.bias", ("bias",)),
+    )
     classify = dense("classifier.dense", "pooler") + dense("classifier.out_proj", "classifier")
     classifier = dense("classifier", "classifier")
     return Family(
@@ -23,25 +27,25 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
         prefix="roberta",
         base_class=f"{class_prefix}Model",
         encoder=Encoder,
-        fields=(
+        config_keys=(
             *FIELDS[:-1],
-            Field("initializer_range", "initializer", NORMAL),
-            Field("pad_token_id", "first_position", FIRST_POSITION),
+            ConfigKey("initializer_range", "initializer", NORMAL),
+            ConfigKey("pad_token_id", "first_position", FIRST_POSITION),
         ),
         fixed={},
         unsupported=UNSUPPORTED,
-        rows=encoder_rows("roberta"),
+        tensors=encoder_tensors("roberta"),
         pooler=Head("pair", pooler, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
         heads=(
             # Their activation is this one whatever hidden_act says.
             Head("mlm", mlm,
                  lambda e, config, C: e.language_head().clone(activation=layers.gelu),
                  untied=own_table("lm_head.decoder")),
-            Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), drop=BOTH),
+            Head("classify", classify, lambda e, config, C: PairHead(e.D, C, e.initializer, e.dtype), dropout=BOTH),
             Head("choice", pooler + classifier,
-                 lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, drop=Drop()),
+                 lambda e, config, C: PairHead(e.D, 1, e.initializer, e.dtype), True, dropout=HeadDropout()),
             Head("tags", classifier,
-                 lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, drop=CLASSIFIER_DROPOUT),
+                 lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype), True, dropout=CLASSIFIER_DROPOUT),
             Head("span", dense("qa_outputs", "classifier"),
                  lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
         ),
@@ -57,6 +61,8 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
             "lm_head.decoder.bias": "lm_head.bias",
         },
         specials={"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"},
+        is_default=lambda encoder, heads, part_of: model_type == "roberta" and encoder.first_position > 0,
+        canonical=with_segments,
     )  # fmt: skip
 
 

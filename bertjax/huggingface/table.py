@@ -1,7 +1,8 @@
-"""What a table of names is made of, and how it is read in both directions.
+"""The parts of a family's description, which is read in both directions.
 
-A family of models is described by a `Family`: which key of config.json is which field of our encoder, which of their
-tensors is which of our parameters, and which heads their classes have. Nothing else differs between families.
+A `Family` describes the models of one `model_type`: which key of config.json is which field of our encoder, which of
+the tensors of transformers is which of our parameters, and which heads its classes have. Everything that depends on
+the family is in there, so that a new one is one file and one line in families.py.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,78 +17,80 @@ import numpy as np
 from bertjax.errors import InputError
 from bertjax.models import layers
 from bertjax.models.layers import Activation, Normal, TruncatedNormal
+from bertjax.types import Params
 
 Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 
 
-class Form(NamedTuple):
-    """Say how one of their tensors is laid out among ours; both ways only move numbers.
+class TensorLayout(NamedTuple):
+    """Convert between the layout of a tensor of transformers and that of our parameters; both ways only move numbers.
 
-    write: our arrays -> theirs. read: their array, and the shapes of ours -> ours.
+    write: our arrays -> the tensor. read: the tensor, the shapes of our arrays -> our arrays.
     """
 
     write: Callable[..., np.ndarray]
     read: Callable[[np.ndarray, list[Shape]], tuple[np.ndarray, ...]]
 
 
-SAME = Form(lambda x: x, lambda x, shapes: (x,))
-VECTOR = Form(lambda x: x.reshape(-1), lambda x, shapes: (x.reshape(shapes[0]),))
-KERNEL = Form(lambda x: x.reshape(x.shape[0], -1).T, lambda x, shapes: (x.T.reshape(shapes[0]),))
-"""A dense layer: theirs [outputs, inputs], ours [inputs, *outputs]; outputs may be heads."""
-JOIN = Form(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shapes: (x.T.reshape(shapes[0]),))
-"""The dense layer after attention: ours [H, K, outputs]."""
+IDENTITY = TensorLayout(lambda x: x, lambda x, shapes: (x,))
+FLATTENED = TensorLayout(lambda x: x.reshape(-1), lambda x, shapes: (x.reshape(shapes[0]),))
+KERNEL = TensorLayout(lambda x: x.reshape(x.shape[0], -1).T, lambda x, shapes: (x.T.reshape(shapes[0]),))
+"""The kernel of a dense layer: [outputs, inputs] in transformers, [inputs, *outputs] here; outputs may be heads."""
+OUTPUT_KERNEL = TensorLayout(lambda x: x.reshape(-1, x.shape[-1]).T, lambda x, shapes: (x.T.reshape(shapes[0]),))
+"""The kernel of attention's output layer: [H, K, outputs] here."""
 
 
-def stacked(*forms: Form) -> Form:
-    """Lay several of our arrays one after another along their first axis, each in its own form."""
+def concatenated(*layouts: TensorLayout) -> TensorLayout:
+    """Concatenate several of our arrays along the first axis of the tensor, each in its own layout."""
 
     def write(*arrays: Any) -> Any:
-        return jnp.concatenate([form.write(array) for form, array in zip(forms, arrays, strict=True)])
+        return jnp.concatenate([layout.write(array) for layout, array in zip(layouts, arrays, strict=True)])
 
     def read(array: np.ndarray, shapes: list[Shape]) -> tuple[np.ndarray, ...]:
-        parts = np.split(array, len(forms))  # all of one size
-        return tuple(form.read(x, [shape])[0] for form, x, shape in zip(forms, parts, shapes, strict=True))
+        parts = np.split(array, len(layouts))  # all of one size
+        return tuple(layout.read(x, [shape])[0] for layout, x, shape in zip(layouts, parts, shapes, strict=True))
 
-    return Form(write, read)
+    return TensorLayout(write, read)
 
 
-class Row(NamedTuple):
-    """Say that a tensor of theirs is a parameter of ours, or several; {n} is the number of a layer.
+class TensorMapping(NamedTuple):
+    """Map a tensor of transformers to one or several of our parameters; {n} is the number of a layer.
 
-    Ours is the name within the encoder or the head. Where the encoder has no such parameter the row does not count.
+    params: names within the encoder or the head. A mapping whose parameters the model lacks is skipped.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
-    form: Form = SAME
-    first_layer: int = 0  # ours begin with this one
+    tensor: str
+    params: tuple[str, ...]
+    layout: TensorLayout = IDENTITY
+    first_layer: int = 0  # the layer that our stack begins with
 
 
-def dense(theirs: str, ours: str, form: Form = KERNEL, *, bias: bool = True) -> tuple[Row, ...]:
-    """Name the kernel and the bias of a dense layer."""
-    kernel = Row(f"{theirs}.weight", (f"{ours}/kernel",), form)
-    return (kernel, Row(f"{theirs}.bias", (f"{ours}/bias",), VECTOR)) if bias else (kernel,)
+def dense(tensor: str, param: str, layout: TensorLayout = KERNEL, *, bias: bool = True) -> tuple[TensorMapping, ...]:
+    """Map the kernel and the bias of a dense layer."""
+    kernel = TensorMapping(f"{tensor}.weight", (f"{param}/kernel",), layout)
+    return (kernel, TensorMapping(f"{tensor}.bias", (f"{param}/bias",), FLATTENED)) if bias else (kernel,)
 
 
-def norm(theirs: str, ours: str) -> tuple[Row, ...]:
-    """Name the scale and the bias of a norm."""
-    return (Row(f"{theirs}.weight", (f"{ours}/scale",)), Row(f"{theirs}.bias", (f"{ours}/bias",)))
+def norm(tensor: str, param: str) -> tuple[TensorMapping, ...]:
+    """Map the scale and the bias of a norm."""
+    return (TensorMapping(f"{tensor}.weight", (f"{param}/scale",)), TensorMapping(f"{tensor}.bias", (f"{param}/bias",)))
 
 
-def table(theirs: str, ours: str) -> tuple[Row, ...]:
-    """Name a table."""
-    return (Row(f"{theirs}.weight", (f"{ours}/table",)),)
+def table(tensor: str, param: str) -> tuple[TensorMapping, ...]:
+    """Map an embedding table."""
+    return (TensorMapping(f"{tensor}.weight", (f"{param}/table",)),)
 
 
-class Value(NamedTuple):
-    """Say how a value of config.json becomes one of ours, and back. read raises InputError for what it cannot be.
+class Codec(NamedTuple):
+    """Convert a value of config.json to a field of our encoder and back.
 
-    read: value, the whole config -> ours. write: our value, the encoder -> theirs.
+    decode: value, the whole config -> field; raises InputError for a value that is not valid. encode: field, the
+    encoder -> value.
     """
 
-    read: Callable[[Any, Config], Any]
-    write: Callable[[Any, Any], Any] = lambda value, encoder: value
+    decode: Callable[[Any, Config], Any]
+    encode: Callable[[Any, Any], Any] = lambda value, encoder: value
 
 
 def _size(value: Any, config: Config) -> int:
@@ -116,7 +119,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(value: Any) -> Activation:
-    """Find the function that a config names. Raises InputError where it is not one of ours."""
+    """Return the activation that a config names. Raises InputError for one that bertjax lacks."""
     if not isinstance(value, str) or value not in _ACTIVATIONS:
         raise InputError(f"{value!r} is none of the activations {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[value]
@@ -132,109 +135,120 @@ def _name_of_activation(value: Activation, encoder: Any) -> str:
     return next((name for name, function in _ACTIVATIONS.items() if function == value), "")
 
 
-SIZE = Value(_size)
-NUMBER = Value(_number)
-BOOL = Value(_bool)
-ACTIVATION = Value(lambda value, config: activation(value), _name_of_activation)
-NORMAL = Value(lambda value, config: Normal(_number(value, config)), lambda value, encoder: _stddev(value))
-TRUNCATED = Value(lambda value, config: TruncatedNormal(_number(value, config)), lambda value, encoder: _stddev(value))
+SIZE = Codec(_size)
+NUMBER = Codec(_number)
+BOOL = Codec(_bool)
+ACTIVATION = Codec(lambda value, config: activation(value), _name_of_activation)
+NORMAL = Codec(lambda value, config: Normal(_number(value, config)), lambda value, encoder: _stddev(value))
+TRUNCATED = Codec(lambda value, config: TruncatedNormal(_number(value, config)), lambda value, encoder: _stddev(value))
 
 
 def _stddev(initializer: Any) -> float:
     return initializer.stddev if isinstance(initializer, Normal | TruncatedNormal) else 0.02
 
 
-class Field(NamedTuple):
-    """Say that a key of config.json is a field of our encoder.
+class ConfigKey(NamedTuple):
+    """Map a key of config.json to a field of our encoder.
 
-    absent: what a config without the key means by it, where transformers says so; else the key must be there.
+    default: the value that transformers gives to a missing key, by the whole config; None where the key is required.
     """
 
-    theirs: str
-    ours: str
-    value: Value = SIZE
-    absent: Callable[[Config], Any] | None = None
+    key: str
+    field: str
+    codec: Codec = SIZE
+    default: Callable[[Config], Any] | None = None
 
 
 TIE = "tie_word_embeddings"
-TIED = Field(TIE, "tied_head", BOOL, absent=lambda config: True)
-"""Whether the language-model head shares the word table; transformers' default is that it does."""
+TIED = ConfigKey(TIE, "tied_head", BOOL, default=lambda config: True)
+"""Whether the language-model head shares the word embeddings; in transformers it does by default."""
 
 
-class Drop(NamedTuple):
-    """Say which dropout fine-tuning has in a head: the key of config.json, and its value where that says none.
+class HeadDropout(NamedTuple):
+    """The dropout of a head in fine-tuning.
 
-    key: empty where no key says it. absent: None for the encoder's own rate. fields: of our module.
+    key: of config.json; empty where no key sets it. default: the rate without such a key; None for the encoder's own.
+    fields: those of our module that take the rate.
     """
 
     key: str = ""
-    absent: float | None = None
+    default: float | None = None
     fields: tuple[str, ...] = ("dropout",)
 
 
 class Head(NamedTuple):
-    """Describe a head: its name among our parameters, its tensors, the module.
+    """A head of a family: its name among our parameters, its tensors, its module.
 
     make: the encoder, the config, the number of classes -> module. shared_names: another head of the family has tensors
-    of the same names, so that only the class in `architectures` tells which it is. when: the configs that have it,
-    where two heads of one name differ in their tensors. untied: the rows that it has besides where it does not share
-    the word table. classless: no class of transformers has it: it is written by the names of the released weights.
-    fits: the encoders that it is written for, and fields: what they have because of it, where no key of a config says
-    so. drop: what it drops in training, if anything.
+    of the same names, so that only the class in `architectures` tells them apart. when: whether models of this config
+    have it, for two heads of one name with different tensors. untied: tensors that it has besides if it does not share
+    the word embeddings. classless: no class of transformers has it; it is written by the names of the released
+    weights. fits: whether an encoder can have it. encoder_fields: fields of the encoder that follow from the head,
+    where no key of config.json sets them. dropout: in fine-tuning, None for none.
     """
 
     name: str
-    rows: tuple[Row, ...]
+    tensors: tuple[TensorMapping, ...]
     make: Callable[[Any, Config, int], nn.Module]
     shared_names: bool = False
     when: Callable[[Config], bool] = lambda config: True
-    untied: tuple[Row, ...] = ()
+    untied: tuple[TensorMapping, ...] = ()
     classless: bool = False
     fits: Callable[[Any], bool] = lambda encoder: True
-    fields: Mapping[str, Any] = MappingProxyType({})
-    drop: Drop | None = None
+    encoder_fields: Mapping[str, Any] = MappingProxyType({})
+    dropout: HeadDropout | None = None
 
 
 def head_of(head: Head, encoder: Any, config: Config, classes: int) -> nn.Module:
-    """Build the module of a head, with the dropout that its config says. Raises InputError as `make`."""
+    """Build the module of a head, with the dropout of its config. Raises InputError as `make`."""
     module = head.make(encoder, config, classes)
-    if head.drop is None:
+    if head.dropout is None:
         return module
-    rate = head_dropout(head.drop, encoder, config)
-    dropping: nn.Module = module.clone(**cast(Any, dict.fromkeys(head.drop.fields, rate)))
-    return dropping
+    rate = head_dropout(head.dropout, encoder, config)
+    with_dropout: nn.Module = module.clone(**cast(Any, dict.fromkeys(head.dropout.fields, rate)))
+    return with_dropout
 
 
-def head_dropout(drop: Drop, encoder: Any, config: Config) -> float:
-    """Find the rate of a head's dropout. Raises InputError for what is no share in [0, 1)."""
-    given = config.get(drop.key) if drop.key else None
+def head_dropout(dropout: HeadDropout, encoder: Any, config: Config) -> float:
+    """Return the dropout rate of a head. Raises InputError for a rate outside [0, 1)."""
+    given = config.get(dropout.key) if dropout.key else None
     if given is None:
-        given = encoder.dropout if drop.absent is None else drop.absent
+        given = encoder.dropout if dropout.default is None else dropout.default
     rate = _number(given, config)
     if rate >= 1:
-        raise InputError(f"{drop.key}={given!r} is not a share in [0, 1)")
+        raise InputError(f"{dropout.key}={given!r} is not in [0, 1)")
     return rate
 
 
 @dataclass(frozen=True)
 class Family:
-    """Describe the models of one `model_type`.
+    """Everything that bertjax knows of the models of one `model_type`.
 
-    fixed: fields of our encoder that no key says. unsupported: keys with the only value that we can compute, if they
-    are there; a function makes it of the encoder. pooler: its tensors stand in several heads, or alone. tied: names of
-    tensors that repeat another one. specials: keys of config.json for ids of the tokenizer. modernise: turns the keys
-    of older configs into those of today. stated: keys that are no field of our encoder, but for which its own models
-    need another value than the default. ignored: patterns of names that folders may have beside the rows, and why
-    nothing is lost without them, by the config and all names; what is a row besides is written, but not read. normal:
-    turns an encoder into the one of those that compute the same that reading gives.
+    Config. config_keys: the keys that are fields of our encoder. fixed: fields that no key sets. unsupported: keys with
+    the only value that we can compute, if they are present; a function returns it for the encoder. modernise: turns the
+    keys of older configs into today's. stated: keys that are no field of our encoder, but for which our own models
+    need another value than the default. specials: keys for ids of the tokenizer.
+
+    Weights. prefix: of the encoder's tensors in classes with heads. tensors: those of the encoder. tied: tensors that
+    repeat another one. ignored: patterns of names that folders may have besides, by the config and all names, and why
+    nothing is lost without them; a tensor that `tensors` maps too is written, but not read.
+
+    Heads. classes: the heads of each class of transformers. pooler: its tensors are part of several heads, or alone.
+    cls_last: texts end with the classification token.
+
+    Encoders. encoder: our class of them. is_default: whether a model is of this family if nothing else is stated, by
+    its encoder, its heads and the name of the objective that it was a part of (or ""); see families.default_family.
+    canonical: encoder, its parameters -> the encoder that is read back after writing, which computes the same.
+    headless: encoder, its parameters -> both without what only a language-model head reads. published: the name of the
+    published model of this shape if it is fine-tuned with hyper-parameters of its own, else "".
     """
 
     model_type: str
     prefix: str
     base_class: str
     encoder: type[nn.Module]
-    fields: tuple[Field, ...]
-    rows: tuple[Row, ...]
+    config_keys: tuple[ConfigKey, ...]
+    tensors: tuple[TensorMapping, ...]
     heads: tuple[Head, ...]
     classes: Mapping[str, tuple[str, ...]]
     fixed: Mapping[str, Any]
@@ -246,4 +260,7 @@ class Family:
     modernise: Callable[[Config], Config] = lambda config: config
     stated: Callable[[Any], Config] = lambda encoder: {}
     ignored: Callable[[Config, Collection[str]], Mapping[str, str]] = lambda config, names: {}
-    normal: Callable[[Any], Any] = lambda encoder: encoder
+    is_default: Callable[[Any, Collection[str], str], bool] = lambda encoder, heads, part_of: True
+    canonical: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
+    headless: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
+    published: Callable[[Any], str] = lambda encoder: ""

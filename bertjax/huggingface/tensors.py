@@ -1,4 +1,4 @@
-"""Turn the tensors of a folder into parameters of ours and back: each is used once, or listed with a reason."""
+"""Convert the tensors of a folder to our parameters and back: each is used once, or listed with a reason."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from bertjax.errors import InputError
 from bertjax.huggingface.folder import FLOATS, Tensor, read_tensor
-from bertjax.huggingface.table import TIE, Family, Form, Head
+from bertjax.huggingface.table import TIE, Family, Head, TensorLayout, TensorMapping
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -23,16 +23,16 @@ _IGNORED = {r"(^|\.)embeddings\.(position_ids|token_type_ids)$": "a buffer that 
 
 
 class Slot(NamedTuple):
-    """One tensor of theirs, and where it goes: names of ours, and the layer where they are stacked."""
+    """One tensor and where it goes: our parameters, and the layer where they are stacked."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    tensor: str
+    params: tuple[str, ...]
     layer: int | None
-    form: Form
+    layout: TensorLayout
 
 
 def modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what TensorFlow called gamma and beta: the oldest published weights still do. DeBERTa misspelt a name."""
+    """Rename gamma and beta, as TensorFlow and the oldest published weights have them, and a misspelling of DeBERTa."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         modern = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
@@ -46,7 +46,7 @@ def modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def set_aside(
     family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Leave out what nothing learns and what no head of ours reads, each with its reason."""
+    """Split off the tensors that are no parameters and those that no head of ours reads, each with its reason."""
     kept, ignored = dict(tensors), {}
     try:
         patterns = {**_IGNORED, **family.ignored(config, tensors.keys())}
@@ -63,30 +63,31 @@ def set_aside(
 def finds_untied(
     family: Family, config: Mapping[str, Any], heads: Iterable[Head], tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[bool, list[str]]:
-    """Say whether a language-model head has a table of its own, and what is to be said of it, as transformers decides.
+    """Tell whether a language-model head has a table of its own, as transformers decides it, with notes to report.
 
-    Its config.json says so, and then the table must be there; or the table is there and differs from the words'.
+    It does if config.json has tie_word_embeddings=false, and then the table must be present; or if the table is present
+    and differs from the word embeddings.
     """
-    own = {row.theirs for head in heads for row in head.untied}
+    own = {each.tensor for head in heads for each in head.untied}
     for copy, words in family.tied.items():
         if copy not in own or not copy.endswith(".weight"):
             continue
         if config.get(TIE, True) is False and copy not in tensors:
             raise InputError(
                 f"{folder} lacks {copy}, which {TIE}=false in its config.json asks for: add it, or say true if the "
-                "head is to share the word table"
+                "head is to share the word embeddings"
             )
         if config.get(TIE, True) is False:
             return True, []
         if copy in tensors and words in tensors and not _equal(tensors[copy], tensors[words]):
-            return True, [f"{copy} differs from {words}, so it is taken as untied, although {TIE} is not false"]
+            return True, [f"{copy} differs from {words}, so it is read as untied, although {TIE} is not false"]
     return False, []
 
 
 def without_copies(
     family: Family, untied: bool, tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Leave out what repeats another tensor, or what a head does not read because of another, each with its reason."""
+    """Split off the tensors that repeat another one, and superseded biases, each with its reason."""
     kept, ignored = dict(tensors), {}
     for copy, name in family.tied.items():
         if copy.endswith(".weight"):
@@ -119,30 +120,33 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def slots_of(family: Family, heads: Iterable[Head], shapes: Shapes) -> Iterable[Slot]:
-    """Yield every tensor of theirs that the parameters of ours are made of."""
-    rows = [(f"encoder/{ours}" for ours in row.ours) for row in family.rows]
-    named = [row._replace(ours=tuple(ours)) for row, ours in zip(family.rows, rows, strict=True)]
+    """Yield every tensor that our parameters, whose shapes these are, are read from and written to."""
+    mappings = [_within("encoder", each) for each in family.tensors]
     for head in heads:
-        untied = any(name.startswith(f"head/{head.name}/decoder") for name in shapes)
-        of_head = head.rows + head.untied if untied else head.rows
-        named += [row._replace(ours=tuple(f"head/{head.name}/{ours}" for ours in row.ours)) for row in of_head]
-    for row in named:
-        present = [ours in shapes for ours in row.ours]
+        scope = f"head/{head.name}"
+        untied = any(name.startswith(f"{scope}/decoder") for name in shapes)
+        mappings += [_within(scope, each) for each in (head.tensors + head.untied if untied else head.tensors)]
+    for tensor, params, layout, first_layer in mappings:
+        present = [name in shapes for name in params]
         if not any(present):
             continue
-        assert all(present), row
-        if "{n}" not in row.theirs:
-            yield Slot(row.theirs, row.ours, None, row.form)
+        assert all(present), tensor
+        if "{n}" not in tensor:
+            yield Slot(tensor, params, None, layout)
             continue
-        for n in range(shapes[row.ours[0]][0]):
-            yield Slot(row.theirs.format(n=n + row.first_layer), row.ours, n, row.form)
+        for n in range(shapes[params[0]][0]):
+            yield Slot(tensor.format(n=n + first_layer), params, n, layout)
+
+
+def _within(scope: str, mapping: TensorMapping) -> TensorMapping:
+    return mapping._replace(params=tuple(f"{scope}/{name}" for name in mapping.params))
 
 
 def check_tensors(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Compare the names, shapes and dtypes of a folder with what its config.json asks for."""
-    covered = {ours for slot in slots for ours in slot.ours}
+    covered = {ours for slot in slots for ours in slot.params}
     assert covered == shapes.keys(), f"the table lacks {shapes.keys() - covered}"
-    names = {slot.theirs for slot in slots}
+    names = {slot.tensor for slot in slots}
     missing, unexpected = sorted(names - tensors.keys()), sorted(tensors.keys() - names)
     if missing:
         raise InputError(f"{folder} lacks {some(missing)}, which its config.json asks for")
@@ -153,20 +157,20 @@ def check_tensors(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tenso
         )
     expected: dict[tuple[str, ...], tuple[int, ...]] = {}
     for slot in slots:
-        if slot.ours not in expected:
-            ours = [jax.ShapeDtypeStruct(_of_layer(shapes[name], slot.layer), jnp.float32) for name in slot.ours]
-            expected[slot.ours] = jax.eval_shape(slot.form.write, *ours).shape
-        tensor = tensors[slot.theirs]
-        if tensor.shape != expected[slot.ours]:
+        if slot.params not in expected:
+            ours = [jax.ShapeDtypeStruct(_of_layer(shapes[name], slot.layer), jnp.float32) for name in slot.params]
+            expected[slot.params] = jax.eval_shape(slot.layout.write, *ours).shape
+        tensor = tensors[slot.tensor]
+        if tensor.shape != expected[slot.params]:
             raise InputError(
-                f"{folder}: {slot.theirs} has shape {tensor.shape}, config.json asks for {expected[slot.ours]}"
+                f"{folder}: {slot.tensor} has shape {tensor.shape}, config.json asks for {expected[slot.params]}"
             )
         if tensor.dtype not in FLOATS:
-            raise InputError(f"{folder}: {slot.theirs} has dtype {tensor.dtype}: only {', '.join(FLOATS)} are weights")
+            raise InputError(f"{folder}: {slot.tensor} has dtype {tensor.dtype}: only {', '.join(FLOATS)} are weights")
 
 
 def some(names: list[str]) -> str:
-    """List the first three, and count the rest."""
+    """List the first three names, and count the rest."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -175,17 +179,17 @@ def _of_layer(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
 
 
 def read_params(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tensor]) -> Params:
-    """Read all tensors into float32 arrays of ours; the dtypes that weights have all fit into it exactly."""
+    """Read all tensors as float32 parameters, which represent each dtype of weights exactly."""
     flat = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
     for slot in slots:
-        array = read_tensor(tensors[slot.theirs]).astype(np.float32)
+        array = read_tensor(tensors[slot.tensor]).astype(np.float32)
         if not np.isfinite(array).all():
             raise InputError(
-                f"{tensors[slot.theirs].file}: {slot.theirs} has {int((~np.isfinite(array)).sum()):,} of "
+                f"{tensors[slot.tensor].file}: {slot.tensor} has {int((~np.isfinite(array)).sum()):,} of "
                 f"{math.prod(array.shape):,} values that are not finite: it is damaged"
             )
-        parts = slot.form.read(array, [_of_layer(shapes[name], slot.layer) for name in slot.ours])
-        for name, part in zip(slot.ours, parts, strict=True):
+        parts = slot.layout.read(array, [_of_layer(shapes[name], slot.layer) for name in slot.params])
+        for name, part in zip(slot.params, parts, strict=True):
             flat[name][... if slot.layer is None else slot.layer] = part
     tree: Params = unflatten_dict({tuple(name.split("/")): jnp.asarray(array) for name, array in flat.items()})
     return tree
@@ -194,14 +198,14 @@ def read_params(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tensor]
 def write_tensors(
     family: Family, heads: list[Head], params: Params, dtypes: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """Lay all parameters out as their tensors, in the dtypes that these had, by their full names."""
+    """Convert all parameters to tensors by their full names, float32 or the dtypes of the source folder."""
     flat = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     slots = list(slots_of(family, heads, {name: array.shape for name, array in flat.items()}))
-    left = flat.keys() - {ours for slot in slots for ours in slot.ours}
+    left = flat.keys() - {ours for slot in slots for ours in slot.params}
     if left:
         raise InputError(f"transformers has no place for {some(sorted(left))} in a {family.model_type}")
     tensors = {}
     for slot in slots:
-        arrays = [flat[name] if slot.layer is None else flat[name][slot.layer] for name in slot.ours]
-        tensors[slot.theirs] = np.asarray(slot.form.write(*arrays)).astype(FLOATS[dtypes.get(slot.theirs, "F32")])
+        arrays = [flat[name] if slot.layer is None else flat[name][slot.layer] for name in slot.params]
+        tensors[slot.tensor] = np.asarray(slot.layout.write(*arrays)).astype(FLOATS[dtypes.get(slot.tensor, "F32")])
     return tensors

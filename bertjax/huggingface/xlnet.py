@@ -1,4 +1,4 @@
-"""The names of XLNet: transformers, models/xlnet. Attention has kernels [D, H, K] and no biases; layers are untied."""
+"""XLNet: transformers, models/xlnet. Attention has kernels [D, H, K] and no biases; layers are untied."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from bertjax.errors import InputError
 from bertjax.huggingface.table import (
     ACTIVATION,
     BOOL,
+    IDENTITY,
     NORMAL,
     NUMBER,
-    SAME,
     TIED,
+    Codec,
     Config,
-    Drop,
+    ConfigKey,
     Family,
-    Field,
-    Form,
     Head,
-    Row,
-    Value,
+    HeadDropout,
+    TensorLayout,
+    TensorMapping,
     activation,
     dense,
     norm,
@@ -28,9 +28,9 @@ from bertjax.models.span_heads import BeamSpanHead, xlnet_span_head
 from bertjax.models.xlnet import XLNet
 
 LAYER = "transformer.layer.{n}"
-OUTPUT = Form(lambda x: x.transpose(2, 0, 1), lambda x, shapes: (x.transpose(1, 2, 0),))
-"""Theirs [outputs, H, K], ours [H, K, outputs]."""
-MASK = Form(lambda x: x.reshape(1, 1, -1), lambda x, shapes: (x.reshape(shapes[0]),))
+OUTPUT = TensorLayout(lambda x: x.transpose(2, 0, 1), lambda x, shapes: (x.transpose(1, 2, 0),))
+"""[outputs, H, K] in transformers, [H, K, outputs] here."""
+MASK = TensorLayout(lambda x: x.reshape(1, 1, -1), lambda x, shapes: (x.reshape(shapes[0]),))
 
 
 def _clamp(value: Any, config: Config) -> int | None:
@@ -41,12 +41,12 @@ def _clamp(value: Any, config: Config) -> int | None:
 
 def _summary(e: XLNet, config: Config, C: int) -> PairHead:
     if config.get("summary_type", "last") != "last" or not config.get("summary_use_proj", True):
-        raise InputError("heads of whole texts are only there with summary_type=last, summary_use_proj=true")
+        raise InputError("heads of whole texts need summary_type=last, summary_use_proj=true")
     function = activation(config.get("summary_activation", "tanh"))
     return PairHead(e.D, C, e.initializer, e.dtype, function, position=-1)
 
 
-LAST_DROPOUT = Drop("summary_last_dropout", 0.1)
+LAST_DROPOUT = HeadDropout("summary_last_dropout", 0.1)
 
 
 def _beams(e: XLNet, config: Config, C: int) -> BeamSpanHead:
@@ -71,19 +71,19 @@ XLNET = Family(
     prefix="transformer",
     base_class="XLNetModel",
     encoder=XLNet,
-    fields=(
-        Field("vocab_size", "V"),
-        Field("d_model", "D"),
-        Field("n_layer", "N"),
-        Field("n_head", "H"),
-        Field("d_inner", "F"),
-        Field("dropout", "dropout", NUMBER),
-        Field("dropout", "attention_dropout", NUMBER),
-        Field("ff_activation", "activation", ACTIVATION),
-        Field("layer_norm_eps", "norm_eps", NUMBER),
-        Field("initializer_range", "initializer", NORMAL),
-        Field("clamp_len", "clamp", Value(_clamp, lambda value, encoder: value or -1)),
-        Field("same_length", "same_length", BOOL),
+    config_keys=(
+        ConfigKey("vocab_size", "V"),
+        ConfigKey("d_model", "D"),
+        ConfigKey("n_layer", "N"),
+        ConfigKey("n_head", "H"),
+        ConfigKey("d_inner", "F"),
+        ConfigKey("dropout", "dropout", NUMBER),
+        ConfigKey("dropout", "attention_dropout", NUMBER),
+        ConfigKey("ff_activation", "activation", ACTIVATION),
+        ConfigKey("layer_norm_eps", "norm_eps", NUMBER),
+        ConfigKey("initializer_range", "initializer", NORMAL),
+        ConfigKey("clamp_len", "clamp", Codec(_clamp, lambda value, encoder: value or -1)),
+        ConfigKey("same_length", "same_length", BOOL),
         TIED,
     ),
     fixed={"untied": True},
@@ -95,28 +95,28 @@ XLNET = Family(
         "pruned_heads": {},
         "chunk_size_feed_forward": 0,
     },
-    rows=(
+    tensors=(
         *table("transformer.word_embedding", "embeddings/word"),
-        Row("transformer.mask_emb", ("mask_embedding",), MASK),
-        Row(f"{LAYER}.rel_attn.q", ("layers/attention/query/kernel",)),
-        Row(f"{LAYER}.rel_attn.k", ("layers/attention/key/kernel",)),
-        Row(f"{LAYER}.rel_attn.v", ("layers/attention/value/kernel",)),
-        Row(f"{LAYER}.rel_attn.o", ("layers/attention/output/kernel",), OUTPUT),
-        Row(f"{LAYER}.rel_attn.r", ("layers/attention/position_kernel",)),
-        Row(f"{LAYER}.rel_attn.r_w_bias", ("layers/attention/content_bias",)),
-        Row(f"{LAYER}.rel_attn.r_r_bias", ("layers/attention/position_bias",)),
-        Row(f"{LAYER}.rel_attn.r_s_bias", ("layers/attention/segment_bias",)),
-        Row(f"{LAYER}.rel_attn.seg_embed", ("layers/attention/segment_table",)),
+        TensorMapping("transformer.mask_emb", ("mask_embedding",), MASK),
+        TensorMapping(f"{LAYER}.rel_attn.q", ("layers/attention/query/kernel",)),
+        TensorMapping(f"{LAYER}.rel_attn.k", ("layers/attention/key/kernel",)),
+        TensorMapping(f"{LAYER}.rel_attn.v", ("layers/attention/value/kernel",)),
+        TensorMapping(f"{LAYER}.rel_attn.o", ("layers/attention/output/kernel",), OUTPUT),
+        TensorMapping(f"{LAYER}.rel_attn.r", ("layers/attention/position_kernel",)),
+        TensorMapping(f"{LAYER}.rel_attn.r_w_bias", ("layers/attention/content_bias",)),
+        TensorMapping(f"{LAYER}.rel_attn.r_r_bias", ("layers/attention/position_bias",)),
+        TensorMapping(f"{LAYER}.rel_attn.r_s_bias", ("layers/attention/segment_bias",)),
+        TensorMapping(f"{LAYER}.rel_attn.seg_embed", ("layers/attention/segment_table",)),
         *norm(f"{LAYER}.rel_attn.layer_norm", "layers/attention_norm"),
         *dense(f"{LAYER}.ff.layer_1", "layers/feedforward/widen"),
         *dense(f"{LAYER}.ff.layer_2", "layers/feedforward/narrow"),
         *norm(f"{LAYER}.ff.layer_norm", "layers/feedforward_norm"),
     ),
     heads=(
-        Head("plm", (Row("lm_loss.bias", ("bias",), SAME),), lambda e, config, C: e.language_head(),
+        Head("plm", (TensorMapping("lm_loss.bias", ("bias",), IDENTITY),), lambda e, config, C: e.language_head(),
              untied=dense("lm_loss", "decoder")),
-        Head("classify", SUMMARY, _summary, True, drop=LAST_DROPOUT),
-        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True, drop=LAST_DROPOUT),
+        Head("classify", SUMMARY, _summary, True, dropout=LAST_DROPOUT),
+        Head("choice", SUMMARY, lambda e, config, C: _summary(e, config, 1), True, dropout=LAST_DROPOUT),
         Head("tags", dense("classifier", "classifier"), lambda e, config, C: TokenHead(e.D, C, e.initializer, e.dtype)),
         Head("span", dense("qa_outputs", "classifier"), lambda e, config, C: TokenHead(e.D, 2, e.initializer, e.dtype)),
         Head("beams", BEAMS, _beams),

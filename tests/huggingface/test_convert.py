@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import wordpiece_files
+from conftest import with_spaces_in_pieces, wordpiece_files
 from contract import small_bert, small_generator, small_neobert, small_xlnet
 from folders import CONFIG, bert_tensors, write, write_shards
 from safetensors.numpy import load_file
@@ -141,7 +141,7 @@ def test_a_head_is_untied_where_its_config_or_its_decoder_says_so(tmp_path, caps
         capsys.readouterr()
         assert main(["convert", str(tmp_path / name), str(tmp_path / f"{name} again"), "--to", "huggingface"]) == 0
         said = capsys.readouterr().err
-        assert ("differs from bert.embeddings.word_embeddings.weight, so it is taken as untied" in said) == (
+        assert ("differs from bert.embeddings.word_embeddings.weight, so it is read as untied" in said) == (
             name == "seen"
         )
         same(tmp_path / f"{name} again", tensors | own | {DECODER: given[DECODER]})
@@ -534,8 +534,6 @@ def test_a_model_without_tokenizer_says_so(tmp_path):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_the_tokenizer_of_a_written_folder_is_the_same(kind, tokenizer, tmp_path):
-    from test_infer import with_spaces_in_pieces
-
     mine = tokenizer if kind == "wordpiece" else with_spaces_in_pieces(kind)
     v = mine.vocabulary
     fields = {"first_position": 2, "types": 0} if kind == "bpe" else {}
