@@ -20,20 +20,12 @@ import torch
 import transformers
 from make_deberta_golden import decoded
 from make_golden import randomised, rng_of, save
-from make_huggingface_golden import make_config, make_inputs
+from make_huggingface_golden import FAMILIES, make_config, make_inputs, run
 from transformers.activations import ACT2FN
 
 UNTIED = {
-    "Bert": "BertForMaskedLM",
-    "Roberta": "RobertaForMaskedLM",
-    "XLMRoberta": "XLMRobertaForMaskedLM",
-    "DistilBert": "DistilBertForMaskedLM",
-    "Albert": "AlbertForMaskedLM",
-    "Electra": "ElectraForMaskedLM",
-    "XLNet": "XLNetLMHeadModel",
-    "ModernBert": "ModernBertForMaskedLM",
-    "Deberta": "DebertaForMaskedLM",
-    "DebertaV2": "DebertaV2ForMaskedLM",
+    family: next(family + name for name in ("ForMaskedLM", "LMHeadModel") if name in golden.classes)
+    for family, golden in FAMILIES.items()
 }
 RELEASED = ("Deberta", "DebertaV2")
 TIMES = 2  # the last layer is applied again to guess words
@@ -150,11 +142,7 @@ def run_untied(family, name):
     config = make_config(family, name, rng)
     config.tie_word_embeddings, config.legacy, config.architectures = False, True, [name]
     model, inputs = randomised(getattr(transformers, name)(config), rng), make_inputs(family, name, config, rng)
-    tensors = {key: torch.tensor(array).long() for key, array in inputs.items()}
-    segments = {} if family in ("DistilBert", "ModernBert") else {"token_type_ids": tensors["types"]}
-    return finish(
-        model, inputs, model(tensors["tokens"], attention_mask=tensors["mask"], **segments), described_by(model)
-    )
+    return finish(model, inputs, run(model, inputs), described_by(model))
 
 
 def run_released(family):
