@@ -1,9 +1,9 @@
-"""The exceptions for what a user can mend."""
+"""Exceptions for mistakes that the user can correct."""
 
 
 class InputError(ValueError):
-    """Tell the user in one line what is wrong, with which thing, and how to mend it; commands print it and exit 2."""
+    """A mistake of the user, in one line: what is wrong, with which thing, and the fix. Commands print it and exit 2."""
 
 
 class PassingError(InputError):
-    """Tell the same of what may be there when it is tried again, such as another host; commands exit 75."""
+    """A temporary failure that a retry may resolve, such as a host that is not up yet. Commands exit 75."""

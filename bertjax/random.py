@@ -1,8 +1,8 @@
 """Derive every random draw from (seed, purpose, step), so that nothing random is ever stored.
 
-Two generators. JAX's own (threefry) makes parameters, masks and samples. Dropout takes `hash_bits`, a counter hash:
-it costs a few integer operations that fuse with their neighbours, is recomputed rather than kept for the backward
-pass, and depends on an element's global index alone, so every mesh and back end draws the same.
+There are two generators. JAX's own (threefry) draws parameters, masks and samples. Dropout uses `hash_bits`, a counter
+hash: it costs a few integer operations that fuse with their neighbours, is rematerialised rather than saved for the
+backward pass, and depends on an element's global index alone, so every mesh and back end draws the same.
 """
 
 import zlib
@@ -15,14 +15,14 @@ from bertjax.types import Array, Batch, Key
 
 
 def stream(seed: int, purpose: str) -> Key:
-    """Name an independent stream of keys: `jax.random.fold_in(stream(seed, "train"), step)` is the key of one step."""
+    """Return the key of an independent stream: `jax.random.fold_in(stream(seed, "train"), step)` is that of one step."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
 def row_keys(rng: Key, batch: Batch) -> Key:
-    """Give every row its own key [B], by the number of its example, else by its place in the batch.
+    """Return a key for each row [B], by the number of its example, or by its index in the batch if it has none.
 
-    With `example` in the batch the draws of a row do not depend on what else is in the batch.
+    With `example` in the batch the draws of a row do not depend on the other rows.
     """
     rows = len(batch["tokens"])
     number_B = batch.get("example", jnp.arange(rows, dtype=jnp.uint32) + jnp.uint32(first_row(rows)))
@@ -30,16 +30,16 @@ def row_keys(rng: Key, batch: Batch) -> Key:
 
 
 def unit_interval(bits: Array) -> Array:
-    """Turn 32 random bits into f32 uniform over [0, 1)."""
+    """Convert 32 random bits to f32, uniform over [0, 1)."""
     return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0, first: Array | int = 0) -> Array:
     """Draw 32 random bits for each element of `shape`: u32, from `rng`, the element's index and its u32 `data`.
 
-    first: what the leading axis counts from, where `shape` is a part of a larger array.
-    The leading axis is hashed apart from the others: a global batch of over 2^32 elements repeats nothing, and no two
-    rows are shifted copies of each other.
+    first: the index of the first row, where `shape` is part of a larger array.
+    The leading axis is hashed separately: a global batch of over 2^32 elements repeats nothing, and no two rows are
+    shifted copies of each other.
     Two rounds of the 32-bit finaliser of MurmurHash3, keyed by the two words of `rng`; a bijection of `data`.
     """
     word_0, word_1 = key_words(rng)
@@ -53,12 +53,12 @@ def hash_bits(rng: Key, shape: tuple[int, ...], data: Array | int = 0, first: Ar
 
 
 def key_words(rng: Key) -> Array:
-    """Take the two words of a key that `hash_bits` hashes with: u32 [2]."""
+    """Return the two words of a key that `hash_bits` uses: u32 [2]."""
     return jax.random.key_data(rng).astype(jnp.uint32)[..., -2:]
 
 
 def finalise(x: Array) -> Array:
-    """Mix the bits of each u32, one to one: the 32-bit finaliser of MurmurHash3."""
+    """Mix the bits of each u32 bijectively: the 32-bit finaliser of MurmurHash3."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

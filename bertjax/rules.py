@@ -1,4 +1,4 @@
-"""Give every parameter a value by its name: ordered (regex, value) lists, first match wins.
+"""Assign a value to every parameter by its name: ordered (regex, value) lists, first match wins.
 
 Parameter names are an API: `encoder/layers/attention/query/kernel`. A parameter that no rule covers is an error, so
 that a renamed module cannot silently change what is decayed, frozen or sharded.
@@ -13,17 +13,25 @@ import jax
 Rules = tuple[tuple[str, Any], ...]
 
 NOT_NORM_NOR_BIAS: Rules = ((r"(^|/)(scale|bias)$", False), (r".*", True))
-"""True for kernels and tables: BERT's set of decayed parameters, and what LAMB adapts."""
+"""True for kernels and tables: BERT's set of decayed parameters, and those that LAMB adapts."""
 
 EVERYTHING: Rules = ((r".*", True),)
 
 STACKED: Rules = ((r"(^|/)layers/", True), (r".*", False))
-"""True for parameters with a leading axis of layers: each slice of it is a tensor of its own."""
+"""True for parameters with a leading axis of layers: each slice of it is the tensor of one layer."""
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """Join the keys of a tree path with slashes."""
+    """Return the keys of a tree path joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def first_match(rules: Rules, name: str) -> Any:
+    """Return the value of the first rule whose regex is found in `name`. Raises KeyError if there is none."""
+    for pattern, value in rules:
+        if re.search(pattern, name):
+            return value
+    raise KeyError(name)
 
 
 def match(rules: Rules, tree: Any) -> Any:
@@ -34,11 +42,10 @@ def match(rules: Rules, tree: Any) -> Any:
     missed = []
 
     def value(path: tuple[Any, ...], _: Any) -> Any:
-        for pattern, found in rules:
-            if re.search(pattern, name_of(path)):
-                return found
-        missed.append(name_of(path))
-        return None
+        try:
+            return first_match(rules, name_of(path))
+        except KeyError as error:
+            missed.append(error.args[0])
 
     values = jax.tree_util.tree_map_with_path(value, tree)
     if missed:
@@ -46,21 +53,21 @@ def match(rules: Rules, tree: Any) -> Any:
     return values
 
 
-def split(chosen: Rules, tree: Any) -> tuple[Any, Any]:
-    """Split a tree in two by rules that are True or False: each part has None where the other has the leaf.
+def matcher(rules: Rules) -> Callable[[Any], Any]:
+    """Curry `match` for optax, which takes masks as functions of the parameters."""
+    return lambda tree: match(rules, tree)
 
-    None is no leaf to JAX: nothing is computed, kept or saved there. Raises ValueError as `match`.
+
+def partition(chosen: Rules, tree: Any) -> tuple[Any, Any]:
+    """Partition a tree by rules with values True and False: each of the two has None where the other has the leaf.
+
+    None is no leaf to JAX: nothing is computed, stored or saved there. Raises ValueError as `match`.
     """
     choice = match(chosen, tree)
     kept = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, choice)
     return kept, jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, choice)
 
 
-def joined(kept: Any, rest: Any) -> Any:
-    """Put together what `split` took apart."""
+def combine(kept: Any, rest: Any) -> Any:
+    """Combine the two trees of `partition` into one."""
     return jax.tree.map(lambda a, b: b if a is None else a, kept, rest, is_leaf=lambda leaf: leaf is None)
-
-
-def matcher(rules: Rules) -> Callable[[Any], Any]:
-    """Curry `match` for optax, which asks for masks as functions of the parameters."""
-    return lambda tree: match(rules, tree)

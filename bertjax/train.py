@@ -39,7 +39,7 @@ from bertjax.errors import InputError
 from bertjax.evaluate import evaluator
 from bertjax.flops import abstract_params, row_shapes
 from bertjax.random import stream
-from bertjax.rules import EVERYTHING, Rules, joined, name_of, split
+from bertjax.rules import EVERYTHING, Rules, combine, name_of, partition
 from bertjax.run.metrics import Watch, due
 from bertjax.run.processes import agree, failing_together, first, versions
 from bertjax.run.profiler import Profile
@@ -92,17 +92,17 @@ def train_step(
     What is not `trained` stays as it is, and neither gradient nor optimiser state of it is ever made.
     """
     rng = jax.random.fold_in(key, state.step)
-    params, frozen = split(trained, state.params)
+    params, frozen = partition(trained, state.params)
 
     def whole(params: Params, batch: Batch, rng: Key) -> tuple[Array, Metrics]:
-        return loss(gather_params(joined(params, frozen)), batch, rng)
+        return loss(gather_params(combine(params, frozen)), batch, rng)
 
     if parts == 1:
         grads, metrics = jax.grad(whole, has_aux=True)(params, batch, rng)
     else:
         grads, metrics = accumulated_gradient(whole, params, batch, rng, parts)
     updates, opt = tx.update(grads, state.opt, params)
-    params = joined(optax.apply_updates(params, updates), frozen)
+    params = combine(optax.apply_updates(params, updates), frozen)
     metrics |= {
         "norm/gradient": Mean(optax.tree.norm(grads), jnp.float32(1)),
         "norm/update": Mean(optax.tree.norm(updates), jnp.float32(1)),
@@ -146,9 +146,9 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
     params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
     places = storage_shardings(mesh, params)
-    opt = jax.eval_shape(tx.init, split(trained, params)[0])
+    opt = jax.eval_shape(tx.init, partition(trained, params)[0])
     opt_places = optax.tree.map_params(
-        tx, lambda _, place: place, opt, split(trained, places)[0], transform_non_params=lambda _: replicated(mesh)
+        tx, lambda _, place: place, opt, partition(trained, places)[0], transform_non_params=lambda _: replicated(mesh)
     )
 
     def placed(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -309,7 +309,7 @@ def _beginning(
     """Say what a run begins with: a line for its size, one for what it took from a trained model."""
     count, frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, split(experiment.optimizer.trained, state.params)[1])
+        for tree in (state.params, partition(experiment.optimizer.trained, state.params)[1])
     )
     yield (
         f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
@@ -403,7 +403,7 @@ def initial_state(
     def fresh(key: Key) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[0])
         params = experiment.objective.init(key, batch)
-        return State(jnp.zeros([], jnp.int32), params, tx.init(split(experiment.optimizer.trained, params)[0]))
+        return State(jnp.zeros([], jnp.int32), params, tx.init(partition(experiment.optimizer.trained, params)[0]))
 
     def taken(path: Any, ours: Array) -> Array:
         # Two may begin as the same array; each needs memory of its own, since the update writes over it.

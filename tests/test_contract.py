@@ -24,7 +24,7 @@ from bertjax.masking import mask_tokens, rounded, tokens
 from bertjax.models.language import word_table
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
-from bertjax.rules import name_of, split
+from bertjax.rules import name_of, partition
 from bertjax.sharding import placement
 from bertjax.sharding.collectives import gather_params
 from bertjax.sharding.mesh import MeshShape, by_row
@@ -180,7 +180,7 @@ def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
     _, gradient = case.train(case.params, case.batch, KEY)
-    gradient, frozen = split(Optimizer(BertLinear(1, 0, 1), rates=rates(case.objective)).trained, gradient)
+    gradient, frozen = partition(Optimizer(BertLinear(1, 0, 1), rates=rates(case.objective)).trained, gradient)
     assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
     dead = [
         name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0
@@ -285,11 +285,13 @@ def test_one_batch_can_be_overfitted(case):
     tx, trained = optimizer.transform(), optimizer.trained
     update = partial(train_step, loss=partial(objective.loss, train=True), tx=tx, key=KEY, trained=trained)
     step = jax.jit(update, donate_argnums=0)
-    state = State(jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(split(trained, case.params)[0]))
+    state = State(
+        jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(partition(trained, case.params)[0])
+    )
     for _ in range(120):
         state, metrics = step(state, case.batch)
     task = sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), 0.0)
     assert average(metrics.get("loss/mlm", metrics.get("loss/plm", Mean(task, 1)))) < 0.5
     assert int(state.step) == 120
-    before, after = (jax.tree.leaves(split(trained, params)[1]) for params in (case.params, state.params))
+    before, after = (jax.tree.leaves(partition(trained, params)[1]) for params in (case.params, state.params))
     assert all((a == b).all() for a, b in zip(before, after, strict=True))

@@ -18,7 +18,7 @@ from bertjax.models.layers import (
     states_at,
     tanh,
 )
-from bertjax.sharding.collectives import products_with_words
+from bertjax.sharding.collectives import vocabulary_product
 from bertjax.types import Array, Mean, Metrics
 
 
@@ -49,7 +49,7 @@ class MaskedLMHead(nn.Module):
         bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
         if not self.tied:
             table_VE = self.param("decoder", self.initializer, (self.V, self.E))
-        logits_BPV = products_with_words(x_BPE, table_VE.astype(self.dtype))
+        logits_BPV = vocabulary_product(x_BPE, table_VE.astype(self.dtype))
         return add_bias(logits_BPV, bias_V)
 
 
@@ -66,7 +66,7 @@ class TiedHead(nn.Module):
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
-        logits_BPV = products_with_words(x_BPD, table_VD.astype(self.dtype))
+        logits_BPV = vocabulary_product(x_BPD, table_VD.astype(self.dtype))
         if not self.use_bias:
             return logits_BPV
         return add_bias(logits_BPV, self.param("bias", nn.initializers.zeros_init(), (self.V,)))
@@ -87,7 +87,7 @@ class UntiedHead(nn.Module):
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
         """Return logits_BPV in the compute dtype; reduce them in float32."""
         kernel_DV, bias_V = _Decoder(self.V, self.D, self.initializer, name="decoder")()
-        return add_bias(products_with_words(x_BPD.astype(self.dtype), kernel_DV.astype(self.dtype).T), bias_V)
+        return add_bias(vocabulary_product(x_BPD.astype(self.dtype), kernel_DV.astype(self.dtype).T), bias_V)
 
 
 class _Decoder(nn.Module):

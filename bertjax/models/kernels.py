@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from bertjax.models.layers import Drop, attend
 from bertjax.random import finalise, key_words
 from bertjax.sharding.collectives import first_row
-from bertjax.sharding.mesh import AXES, ROWS, ambient_mesh
+from bertjax.sharding.mesh import AXES, BATCH_AXES, ambient_mesh
 from bertjax.types import Array
 
 LANES = 128
@@ -81,7 +81,7 @@ def on_devices(
     if mesh is None or mesh.size == 1:
         return of_device(*inputs)
     left = set(AXES) - set(mesh.manual_axes)  # within `per_replica` some are taken apart already
-    over = tuple(axis for axis in ROWS if axis in left)
+    over = tuple(axis for axis in BATCH_AXES if axis in left)
     heads = "tensor" if H % mesh.shape["tensor"] == 0 and fits(L, H // mesh.shape["tensor"], K) else None
     each = PartitionSpec(over, None, heads, None)
     specs = each, each, each, PartitionSpec(over, None), PartitionSpec(over), PartitionSpec(heads), PartitionSpec()

@@ -18,7 +18,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from bertjax.random import hash_bits
-from bertjax.sharding.collectives import first_row, gather_layer, sharded_embedding_lookup, sum_cotangents_first
+from bertjax.sharding.collectives import first_row, gather_layer, sum_cotangents_first
+from bertjax.sharding.lookup import sharded_embedding_lookup
 from bertjax.sharding.mesh import splits_parameters
 from bertjax.types import Array, Key, Params
 

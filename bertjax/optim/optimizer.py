@@ -61,7 +61,7 @@ class Optimizer:
         return tuple((pattern, any(_each(rate))) for pattern, rate in self.rates)
 
     def transform(self) -> optax.GradientTransformation:
-        """Build the optax transform of what is trained (`rules.split`)."""
+        """Build the optax transform of what is trained (`rules.partition`)."""
         whole = all(all(_each(rate)) or not any(_each(rate)) for _, rate in self.rates)
         return optax.chain(
             optax.identity() if whole else scale_by_rules(_ones_and_zeros(self.rates)),

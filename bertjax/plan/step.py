@@ -22,8 +22,8 @@ from bertjax.machine.xla_flags import SLICES_FLAGS, TPU_FLAGS
 from bertjax.models.layers import REMAT
 from bertjax.plan.hlo import Program
 from bertjax.plan.roofline import estimate, moved_by_kind
-from bertjax.rules import name_of, split
-from bertjax.sharding.mesh import ROWS, by_row, replicated
+from bertjax.rules import name_of, partition
+from bertjax.sharding.mesh import BATCH_AXES, by_row, replicated
 from bertjax.sharding.placement import compute_spec, storage_spec
 from bertjax.train import sharded_step, state_shapes
 
@@ -62,7 +62,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     }
     return {
         "params": sum(groups.values()),
-        "trained": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(split(trained, params)[0])),
+        "trained": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(partition(trained, params)[0])),
         "params_by_group": groups,
         "flops_per_token": phases[0]["flops_per_token"],
         "phases": phases,
@@ -124,7 +124,7 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
 def _places(experiment: Experiment, phase: Phase, on: Slice) -> int:
     """Count over how many devices rows are split."""
     mesh = mesh_on(experiment, phase, on)
-    return math.prod(mesh.shape[axis] for axis in ROWS)
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def split_parameters(experiment: Experiment, on: Slice) -> dict[str, dict[str, str]]:

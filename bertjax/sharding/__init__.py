@@ -1,1 +1,1 @@
-"""Sharding: the mesh, where arrays lie on it, and what moves between devices inside a step."""
+"""Sharding: the mesh, the partition specs of arrays on it, and the communication between devices inside a step."""

@@ -1,10 +1,11 @@
-"""Arrange devices in a mesh, and lay the rows of batches out over it.
+"""Arrange devices in a mesh, and place batches on it.
 
-    slice    data, over the slow network between slices      data    rows of a batch
-    fsdp     rows too; parameters and optimiser state are stored split over it, and gathered where they are used
+    slice    rows of a batch, over the slow network between slices
+    data     rows of a batch
+    fsdp     rows too; parameters and optimiser state are stored split over it, and gathered for computation
     tensor   attention heads, feed-forward width and the vocabulary: matrix products are split over it
 
-The mesh reaches the code of a step as JAX's own ambient mesh (`jax.set_mesh`).
+Code inside a step reads the mesh from JAX's ambient mesh (`jax.set_mesh`).
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,18 @@ from bertjax.types import Array
 
 AXES = ("slice", "data", "fsdp", "tensor")
 
-ROWS = ("slice", "data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp")
+"""The axes that split the rows of a batch."""
 
-COPIES = ("slice", "data")
-"""The axes over which each parameter has copies, and its gradient is summed."""
+REPLICA_AXES = ("slice", "data")
+"""The axes over which parameters are replicated, and their gradients reduced."""
 
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Say how devices share the work, as sizes of the axes of the mesh; data=0 takes all devices that are left.
+    """Sizes of the axes of a mesh; data=0 takes all devices that the other axes leave.
 
-    Raises ValueError for a size that is not a number of devices.
+    Raises ValueError for a negative size, and for a size of 0 other than data=0.
     """
 
     slices: int = 1
@@ -41,11 +43,11 @@ class MeshShape:
 
     def __post_init__(self) -> None:
         if min(self.slices, self.fsdp, self.tensor) < 1 or self.data < 0:
-            raise ValueError(f"a mesh of {self}: every axis has 1 device or more (data=0: all that are left)")
+            raise ValueError(f"a mesh of {self}: every axis needs 1 device or more (data=0: all that are left)")
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":
-        """Read `fsdp:8,tensor:2`. Raises InputError for what is no axis."""
+        """Parse `fsdp:8,tensor:2`. Raises InputError for an unknown or repeated axis, and for a size that is wrong."""
         sizes = {}
         for part in filter(None, text.split(",")):
             name, _, size = part.partition(":")
@@ -61,23 +63,26 @@ class MeshShape:
         return ",".join(f"{field.name}:{getattr(self, field.name)}" for field in fields(self))
 
     def mesh(self, rows: int, devices: Sequence[Any] | None = None) -> Mesh:
-        """Make the mesh of `devices`, all there are by default, for (micro-)batches of `rows`.
+        """Build the mesh of `devices`, by default all of JAX's, for (micro-)batches of `rows`.
 
-        Raises InputError where the sizes do not multiply to the number of devices, or the rows do not divide.
+        Raises InputError if the sizes do not multiply to the number of devices, or do not divide the rows.
         """
         devices = jax.devices() if devices is None else list(devices)
         rest, left = divmod(len(devices), self.slices * self.fsdp * self.tensor)
         data = self.data or rest
         if left or data != rest:
             raise InputError(f"a mesh of {self} does not fit {len(devices)} devices: its sizes must multiply to that")
-        over = self.slices * data * self.fsdp
-        if rows % over:
-            raise InputError(f"a batch of {rows} rows does not divide over {over} devices: use a multiple of {over}")
+        shards = self.slices * data * self.fsdp
+        if rows % shards:
+            raise InputError(
+                f"a batch of {rows} rows does not divide over {shards} devices: use a multiple of {shards}"
+            )
         # Plain Linen needs the compiler to choose intermediate layouts; JAX's new default, Explicit, breaks it.
         auto = (AxisType.Auto,) * len(AXES)
         found = {getattr(device, "slice_index", 0) for device in devices}
         if len(found) > 1 and len(found) != self.slices:
-            raise InputError(f"mesh=slices:{self.slices}, but the devices are of {len(found)} slices: say slices")
+            count = len(found)
+            raise InputError(f"mesh=slices:{self.slices}, but the devices are of {count} slices: set slices:{count}")
 
         def grid(**how: bool) -> np.ndarray:
             within = (data, self.fsdp, self.tensor)
@@ -87,56 +92,56 @@ class MeshShape:
 
         try:
             placed = grid()
-        except NotImplementedError:  # no axis of the mesh is whole axes of the chips: neighbours as far as it goes
+        except NotImplementedError:  # no axis of the mesh is a product of whole axes of chips
             placed = grid(allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=auto)
 
 
 DATA_PARALLEL = MeshShape()
-"""Split rows over all devices, and keep all of the state on each: pure data parallelism."""
+"""Rows split over all devices, the state replicated on each."""
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Keep a copy on every device."""
+    """Return the sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_row(mesh: Mesh) -> NamedSharding:
-    """Split the leading axis over all axes of the mesh that rows go over."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    """Return the sharding that splits the leading axis over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def ambient_mesh() -> AbstractMesh | None:
-    """Find the mesh that a step is traced for."""
+    """Return the ambient mesh; None where none is set, or one that is not ours."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.axis_names != AXES else mesh
 
 
 def splitting_mesh() -> AbstractMesh | None:
-    """Find the mesh that a step is traced for, where it splits parameters."""
+    """Return the ambient mesh if it splits parameters, over `fsdp` or `tensor`; else None."""
     mesh = ambient_mesh()
     return None if mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1 else mesh
 
 
 def splits_parameters() -> bool:
-    """Tell whether the ambient mesh splits parameters."""
+    """Return whether the ambient mesh splits parameters."""
     return splitting_mesh() is not None
 
 
 def axis_size(axis: str) -> int:
-    """Say how many devices an axis of the ambient mesh has."""
+    """Return the size of an axis of the ambient mesh; 1 without one."""
     mesh = ambient_mesh()
     return 1 if mesh is None else int(mesh.shape[axis])
 
 
 def held_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Number the rows of a global batch that the devices of this process hold, in order."""
+    """Return the indices of the rows of a global batch that the devices of this process hold, in order."""
     held = by_row(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held if index is not None]))
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, Array]:
-    """Make a global batch of `rows` of what this process holds of it: the rows that `held_rows` numbers."""
+    """Assemble a global batch of `rows` from the rows that this process holds: those of `held_rows`."""
     if jax.process_count() == 1:
         return cast(dict[str, Array], jax.device_put(batch, by_row(mesh)))
     held = held_rows(mesh, rows)

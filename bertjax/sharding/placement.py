@@ -1,4 +1,4 @@
-"""Choose the partition spec of a parameter from its name and shape: how it is stored, and how it is used.
+"""Choose the partition specs of a parameter by its name and shape: the spec it is stored in, and that of computation.
 
 Pure functions: nothing here moves an array.
 """
@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from bertjax.rules import Rules, name_of
+from bertjax.rules import STACKED, Rules, first_match, name_of
 
 SMALLEST = 2**14
-"""Elements of a tensor, of one layer, that is worth splitting: below, a gather costs more than the memory it saves."""
+"""Elements of the smallest tensor, of one layer, that is split for storage: a smaller one is not worth a gather."""
 
 SPLIT_OVER_TENSOR: Rules = (
     (r"(query|key|value|position_key|position_query)/(kernel|bias)$", -2),  # [D, H, K], [H, K]: heads
@@ -26,24 +26,21 @@ SPLIT_OVER_TENSOR: Rules = (
     (r"(mlm|plm)/decoder$", -2),  # [V, E]
     (r".*", None),
 )
-"""Which axis is split over `tensor`, counted from the last, so that a stack of layers has the same."""
-
-STACKED = re.compile(r"(^|/)layers/")
-"""Parameters with a leading axis of layers, which is never split: a scan takes slices of it."""
+"""The axis that `tensor` splits, counted from the last, so that it is the same in a stack of layers."""
 
 TABLES = re.compile(r"(embeddings/(word|position|type)|decoder_positions)/table$")
-"""Parameters that are gathered as tables: a word table has two uses, rows looked up and a product with all of it."""
+"""Parameters that are gathered as tables: a word table has two uses, lookups and a product with all of it."""
 
 IN_LAYERS = re.compile(r"(^|/)layers?/")
-"""Parameters that the layers gather themselves, one layer at a time."""
+"""Parameters that layers gather themselves, one layer at a time."""
 
 
 def compute_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """Say how a matrix product meets a parameter: whole, or split over `tensor`.
+    """Return the partition spec of a parameter in matrix products: replicated, or split over `tensor`.
 
-    A vocabulary is split also where it does not divide, and padded for it (`products_with_words`). Heads are not.
+    A vocabulary is split also where it does not divide, and padded for it (`vocabulary_product`); heads are not.
     """
-    axis = next(axis for pattern, axis in SPLIT_OVER_TENSOR if re.search(pattern, name))
+    axis = first_match(SPLIT_OVER_TENSOR, name)
     size = mesh.shape["tensor"]
     if axis is None or size == 1 or (shape[axis] % size and not re.search(r"word/table$|(mlm|plm)/", name)):
         return PartitionSpec()
@@ -53,17 +50,17 @@ def compute_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -
 
 
 def storage_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """Say where a parameter is kept between its uses: as it is used, and its largest other axis split over `fsdp`.
+    """Return the partition spec that a parameter is stored in: as in computation, its largest other axis over `fsdp`.
 
-    What is small is kept by every device. Of two axes as large the last one is split.
+    Small parameters are stored on every device. Of two axes of the same size the last is split.
     """
     spec: list[str | None] = [*compute_spec(mesh, name, shape), *([None] * len(shape))][: len(shape)]
-    wanted = ["fsdp"]
+    splitting = ["fsdp"]
     if "tensor" in spec and shape[spec.index("tensor")] % mesh.shape["tensor"]:
-        spec, wanted = [None] * len(shape), ["tensor", "fsdp"]  # arrays at rest must divide
-    first = 1 if STACKED.search(name) else 0
+        spec, splitting = [None] * len(shape), ["tensor", "fsdp"]  # what is stored must divide
+    first = 1 if first_match(STACKED, name) else 0  # a scan takes slices of the axis of layers
     if math.prod(shape[first:]) >= SMALLEST:
-        for over in wanted:
+        for over in splitting:
             size = mesh.shape[over]
             free = [axis for axis in range(first, len(shape)) if spec[axis] is None and shape[axis] % size == 0]
             if size > 1 and free:
@@ -72,7 +69,7 @@ def storage_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -
 
 
 def storage_shardings(mesh: Mesh, params: Any) -> Any:
-    """Say of every parameter in a tree where it is kept; shapes are enough."""
+    """Return the shardings that the parameters of a tree are stored in; their shapes suffice."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, storage_spec(mesh, name_of(path), leaf.shape)), params
     )

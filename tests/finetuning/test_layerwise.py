@@ -7,7 +7,7 @@ import pytest
 from bertjax.finetuning.layerwise import layerwise
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import Schedule
-from bertjax.rules import match, split
+from bertjax.rules import match, partition
 
 CONSTANT = Schedule(1.0, 0, 100, decay=0)
 
@@ -25,8 +25,8 @@ def tree(N=3):
 
 
 def steps(optimizer, params, gradients, count=1):
-    tx, (params, frozen) = optimizer.transform(), split(optimizer.trained, params)
-    gradients, state = split(optimizer.trained, gradients)[0], tx.init(params)
+    tx, (params, frozen) = optimizer.transform(), partition(optimizer.trained, params)
+    gradients, state = partition(optimizer.trained, gradients)[0], tx.init(params)
     for _ in range(count):
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)

@@ -51,7 +51,7 @@ def test_a_mesh_has_all_devices_and_rows_divide_over_it():
     with pytest.raises(InputError, match="12 rows does not divide over 8 devices"):
         DATA_PARALLEL.mesh(12)
     of_slices = [SimpleNamespace(slice_index=number // 4) for number in range(8)]
-    with pytest.raises(InputError, match="mesh=slices:1, but the devices are of 2 slices: say slices"):
+    with pytest.raises(InputError, match="mesh=slices:1, but the devices are of 2 slices: set slices:2"):
         DATA_PARALLEL.mesh(8, of_slices)
 
 
