@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """A mistake of the user, in one line: what is wrong, with which thing, and the fix. Commands print it and exit 2."""
+    """A mistake of the user, in one line: the thing, what is wrong with it, and the fix. Commands print it, exit 2."""
 
 
 class PassingError(InputError):

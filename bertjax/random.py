@@ -15,7 +15,7 @@ from bertjax.types import Array, Batch, Key
 
 
 def stream(seed: int, purpose: str) -> Key:
-    """Return the key of an independent stream: `jax.random.fold_in(stream(seed, "train"), step)` is that of one step."""
+    """Return the key of an independent stream; that of a step is `jax.random.fold_in(stream(seed, "train"), step)`."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
