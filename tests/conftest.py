@@ -15,10 +15,14 @@ os.environ["XLA_FLAGS"] = (
 # program with independent collectives (two models) runs out of threads and waits for ever; this is their number.
 os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The compiler for TPUs asks no server what machine this is, and several workers may load it.
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 import jax
 import numpy as np
 import pytest
+from contract import OBJECTIVES
+from suite import groups, skips, termination
 
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import Document, split_sentences
@@ -36,11 +40,24 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """Let go of what a module compiled: each program maps memory, and the system allows a process 65,530 maps."""
-    yield
-    jax.clear_caches()
+pytest_addoption = skips.add_option
+
+
+def pytest_configure(config):
+    termination.install()
+    for plugin in (groups, skips):
+        config.pluginmanager.register(plugin)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
+def pytest_collection_modifyitems(items):
+    """Leave one row of each kind of objective to `make quick`: the others are slow."""
+    first = {type(objective): name for name, objective in reversed(OBJECTIVES.items())}.values()
+    for item in items:
+        if item.path.name == "test_contract.py" and hasattr(item, "callspec"):
+            names = OBJECTIVES.keys() & {value for value in item.callspec.params.values() if isinstance(value, str)}
+            if not names <= set(first):
+                item.add_marker("slow")
 
 
 WORDS = """

@@ -192,6 +192,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
             assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(unlike, monkeypatch):
     """Two groups of rows, two parts of what is stored, two of each matrix product."""
     case = unlike
@@ -250,6 +251,7 @@ WEIGHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHED)
 def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(name, monkeypatch):
     case, mesh_shape, parts = CASES(name), WEIGHED[name], 2

@@ -268,6 +268,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path):
     """SIGKILL in mid-run, then Ctrl-C, then to the end: log and parameters as those of a run left in peace."""
     command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "run.checkpoint_every=7",
