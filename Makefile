@@ -1,5 +1,5 @@
-# make demo: from text to a filled mask.   make test: install, then lint, types and all tests.   make quick: the tests of
-# every commit, in about a minute.   All need Python >= 3.11 alone.
+# make demo: from text to a filled mask.   make test: install, then lint, types and all tests.   make quick: lint, types
+# and the tests of every commit, in about a minute.   All need Python >= 3.11 alone.
 # make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 PYTHON ?= python3
 VENV ?= .venv
@@ -48,7 +48,7 @@ lint: $(VENV)/$(EXTRAS)-installed
 test: lint
 	$(PYTEST)
 
-quick: $(VENV)/$(EXTRAS)-installed
+quick: lint
 	$(PYTEST) -m 'not slow' $(QUICK)
 
 $(VENV)/parity-installed: $(VENV)/$(EXTRAS)-installed

@@ -11,6 +11,7 @@ See README.md for the other ways in.
 """
 
 import importlib
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ __all__ = [*_HOMES, "infer"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("bertjax")
     if name == "infer":
         return importlib.import_module("bertjax.inference.checked")
     if name in _HOMES:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from bertjax.data.source import Rows
 from bertjax.description import field_names
 from bertjax.errors import InputError
+from bertjax.experiment_files import find_experiment
 from bertjax.optim.optimizer import Optimizer
 from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
 from bertjax.types import Objective
@@ -124,10 +125,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 def load_described(path: str | Path, overrides: Sequence[str], kind: type[Described]) -> Described:
     """Build what the function `experiment` of a file describes, of this kind, with `key=value` overrides.
 
-    Raises InputError for a missing file, a file without `experiment`, an unknown key (with the nearest known one), a
-    value of the wrong type, and whatever the objects refuse at construction.
+    A file that comes with bertjax is also found by its name alone, as "bert". Raises InputError for a missing file, a
+    file without `experiment`, an unknown key (with the nearest known one), a value of the wrong type, and whatever the
+    objects refuse at construction.
     """
-    build = _experiment_function(Path(path))
+    build = _experiment_function(find_experiment(path))
     parameters = get_type_hints(build)
     parameters.pop("return", None)
     arguments: dict[str, Any] = {}
@@ -159,10 +161,6 @@ def load_described(path: str | Path, overrides: Sequence[str], kind: type[Descri
 
 
 def _experiment_function(path: Path) -> Callable[..., Experiment]:
-    if not path.is_file():
-        known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f"; beside it: {', '.join(known)}" if known else ""
-        raise InputError(f"no experiment file {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no experiment file: it must be Python and end in .py")

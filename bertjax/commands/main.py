@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+import bertjax
 from bertjax.commands import machines, predicting, texts, training
 from bertjax.errors import InputError, PassingError
 
@@ -59,6 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bertjax", description="Pre-train and use encoder language models in JAX.")
+    parser.add_argument("--version", action="version", version=f"bertjax {bertjax.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for group in (training, predicting, texts, machines):
         group.add(commands)
