@@ -7,7 +7,7 @@
 Rows are encoded and put into batches once, by bertjax, and both sides train on these batches in this order, with AdamW
 (corrected, eps 1e-6, decay 0.01 but for norms and biases), the gradient clipped to 1, a line with 10% of warm-up,
 dropout on. The other side is eager, with fused AdamW, and leaves out rows of padding. Each run has a process of its
-own, with all the cores; the sides take turns. Both are judged by bertjax's metrics on the validation split. Printed:
+own, with all the cores; the sides take turns. Both are evaluated by bertjax's metrics on the validation split. Printed:
 medians over seeds of the metrics, and the wall-clock time of training, without judging: ours over theirs, run by run,
 with our compilation and checkpoints, and by the median of windows of 50 steps, which compilation hardly touches; and
 the share of our steps that was spent waiting for data. Of SQuAD 10,000 training questions are drawn.
@@ -57,10 +57,10 @@ def tuning_of(options: argparse.Namespace) -> Any:
 def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
     """Fine-tune through `fit` and send what came out."""
     from bertjax.checkpoints.trained import load
+    from bertjax.finetuning.prepare import experiment_of, prepare
     from bertjax.finetuning.results import timing
-    from bertjax.finetuning.run import experiment_of, prepare
     from bertjax.run.writers import Progress
-    from bertjax.tasks.scoring import judged
+    from bertjax.tasks.scoring import evaluate_rows
     from bertjax.train import fit
 
     tuning, progress, spent = tuning_of(options), Progress(every_seconds=60), [0.0]
@@ -75,7 +75,7 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> Non
             begun = time.perf_counter()
             logits = jax.jit(prepared.model.task_logits)
             rows = prepared.splits["validation"]
-            metrics.update(judged(rows, lambda batch: logits(params, batch), tuning.recipe.batch_size).metrics)
+            metrics.update(evaluate_rows(rows, lambda batch: logits(params, batch), tuning.recipe.batch_size).metrics)
             spent[0] += time.perf_counter() - begun
             return dict(metrics)
 
@@ -98,9 +98,9 @@ def run_torch(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
     from bertjax.checkpoints.trained import load
     from bertjax.data.source import training_batches
     from bertjax.data.tokenizer import save_tokenizer
-    from bertjax.finetuning.run import experiment_of, prepare
+    from bertjax.finetuning.prepare import experiment_of, prepare
     from bertjax.run.writers import Progress
-    from bertjax.tasks.scoring import judged
+    from bertjax.tasks.scoring import evaluate_rows
 
     tuning = tuning_of(options)
     recipe, kind = tuning.recipe, tuning.task.kind
@@ -150,7 +150,7 @@ def run_torch(pipe: Connection, options: argparse.Namespace, seed: int) -> None:
             both = torch.stack([said.start_logits, said.end_logits], -1) if kind == "span" else said.logits
             return both.numpy()
 
-        metrics = judged(prepared.splits["validation"], logits, recipe.batch_size).metrics
+        metrics = evaluate_rows(prepared.splits["validation"], logits, recipe.batch_size).metrics
         pipe.send({"metrics": metrics, "seconds": seconds, "steps": steps, "median_step": median_window(taken)})
 
 

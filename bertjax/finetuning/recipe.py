@@ -1,4 +1,4 @@
-"""Say how a model is fine-tuned: a recipe in numbers, and what it is applied to."""
+"""The configuration of a fine-tuning: its hyperparameters, and the model and task that they apply to."""
 
 import math
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from bertjax.tasks.task import Task
 
 _RUN = Run(log_every=50)
 _DECIDED = {
-    "evaluate_every": "`evaluations` says how often it is judged",
-    "evaluate_batches": "it is judged by the whole split",
-    "keep": "the best model is kept, and of checkpoints the newest until there is a result",
-    "keep_every": "the best model is kept, and of checkpoints the newest until there is a result",
+    "evaluate_every": "set `evaluations`, their number in an epoch",
+    "evaluate_batches": "the whole split is evaluated",
+    "keep": "the best model is kept, and the newest checkpoint until there is a result",
+    "keep_every": "the best model is kept, and the newest checkpoint until there is a result",
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Say how a model is fine-tuned, in numbers.
+    """The hyperparameters of fine-tuning.
 
-    steps: instead of epochs, where the recipe says so. warmup: a share of the steps, or so many where above 1. length:
-    of the longest row. decay, skipped, frozen: see depth.layerwise. renewed: so many top layers are made anew, and the
-    pooler with them. dropout: of the head; none: as its family has it. encoder_dropout: in all of the encoder; none:
-    as it was pre-trained. adversary: the weight of SiFT's divergence, 0 for none. schedule: made of peak, warm-up and
-    all steps. both_orders, unit_range: see TaskRows. Adam corrects its bias, where BERT's does not: without, small data
-    sets fail more often (Mosbach et al. 2020).
-    Raises ValueError for numbers out of their range.
+    steps: instead of epochs, for recipes that count in steps. warmup: a fraction of the steps, or their number if above
+    1. length: maximum tokens of a row. decay, skipped, frozen: see layerwise. renewed: number of top layers that are
+    freshly initialised, and the pooler with them. dropout: of the head, by default that of its family. encoder_dropout:
+    everywhere in the encoder, by default as pre-trained. adversary: weight of SiFT's divergence, 0 for none. schedule:
+    called with peak, warm-up steps and all steps. both_orders, unit_range: see TaskRows. Adam corrects its bias, unlike
+    BERT's: without, fine-tuning on small data sets fails more often (Mosbach et al. 2020).
+    Raises ValueError for numbers out of range.
     """
 
     learning_rate: float
@@ -63,18 +63,18 @@ class Recipe:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be above 0")
         if self.steps < 0 or (not self.steps and not 0 < self.epochs < math.inf):
-            raise ValueError(f"epochs={self.epochs}, steps={self.steps}: train for some of either")
+            raise ValueError(f"epochs={self.epochs}, steps={self.steps}: one of them must be positive and finite")
         if self.batch_size < 1 or self.warmup < 0:
             raise ValueError(f"batch_size={self.batch_size} must be 1 or more, warmup={self.warmup} 0 or more")
         for name in ("dropout", "encoder_dropout"):
             share = getattr(self, name)
             if share is not None and not 0 <= share < 1:
-                raise ValueError(f"{name}={share} is not a share in [0, 1)")
+                raise ValueError(f"{name}={share} must be in [0, 1)")
 
     def changed(
         self, *, learning_rate: float = 0.0, batch_size: int = 0, epochs: float = 0.0, length: int = 0
     ) -> "Recipe":
-        """Set what is given, which 0 is not. Epochs replace steps, and a tenth of them a warm-up counted in steps."""
+        """Replace the values that are not 0. Epochs replace steps, and a warm-up counted in steps becomes 0.1."""
         numbers = {"learning_rate": learning_rate, "batch_size": batch_size, "length": length}
         given: dict[str, Any] = {name: number for name, number in numbers.items() if number}
         if epochs:
@@ -82,11 +82,11 @@ class Recipe:
         return replace(self, **given)
 
     def count(self, rows: int) -> int:
-        """Count the updates on so many rows."""
+        """Return the number of updates for a training split of this many rows."""
         return self.steps or max(1, round(self.epochs * rows / self.batch_size))
 
     def optimizer(self, layers: int, steps: int, first: Rules) -> Optimizer:
-        """Build the optimiser of an encoder with so many layers. first: rules that its rates begin with."""
+        """Build the optimiser of an encoder with this many layers. first: rules before those of layer-wise rates."""
         warmup = round(self.warmup * steps) if self.warmup <= 1 else min(steps, int(self.warmup))
         return Optimizer(
             self.schedule(self.learning_rate, warmup, steps),
@@ -101,11 +101,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Hold everything that a fine-tuning is: which model, on which task, by which recipe, from which seeds on.
+    """A complete fine-tuning: the model, the task, the recipe and the seeds.
 
-    init: a trained model, as for `load`. head: makes a conditional head for spans; none: the family's own, whose starts
-    and ends do not know of each other. evaluations: in an epoch. stride, question, ending: see TaskRows. longest,
-    threshold: of answers when it is judged, see answers.answer_questions.
+    init: a trained model, as for `load`. head: builds a conditional head for spans; by default the family's own, which
+    predicts starts and ends independently. evaluations: number in an epoch. stride, question, ending: see TaskRows.
+    longest, threshold: of answers in evaluation, see answers.answer_questions.
     """
 
     task: Task
@@ -130,8 +130,10 @@ class FineTuning:
                 raise ValueError(f"run.{name}={getattr(self.run, name)} has no effect on fine-tuning: {instead}")
         if self.seeds < 1 or self.evaluations < 1 or self.first_seed < 0:
             given = f"seeds={self.seeds}, evaluations={self.evaluations}, first_seed={self.first_seed}"
-            raise ValueError(f"{given}: the first two ≥ 1, the last ≥ 0")
+            raise ValueError(f"{given}: seeds and evaluations must be at least 1, first_seed at least 0")
         if self.longest < 1 or not math.isfinite(self.threshold):
             raise ValueError(f"longest={self.longest} must be 1 or more, threshold={self.threshold} a number")
         if self.head is not None and self.task.kind != "span":
-            raise ValueError(f"head={self.head.__name__} chooses the spans of answers: task {self.task.name} has none")
+            raise ValueError(
+                f"head={self.head.__name__} predicts spans, which task {self.task.name} has none of: leave it out"
+            )

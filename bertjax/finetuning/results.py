@@ -1,7 +1,7 @@
-"""Put the results of several seeds together, and write down what a model predicted.
+"""Summarise the results of several seeds, and write predictions.
 
-A result of a seed: `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one), `failed`
-(why, where it learned nothing), and how long its steps took.
+A result of a seed has `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one),
+`failed` (the reason, if it diverged or learned nothing), and the time of a step.
 """
 
 import json
@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.tasks.answers import write_predictions
+from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
-from bertjax.tasks.scoring import Judgement
+from bertjax.tasks.scoring import Evaluated
 
 Result = dict[str, Any]
 
 
 def summarise(results: Sequence[Result], first: str) -> Result:
-    """Return median and quartiles of the last evaluation over the seeds that learned, the best seed, and who failed.
+    """Return median and quartiles of the last evaluation over the seeds that did not fail, the best seed, and failures.
 
-    first: the metric that chooses the best one, of those that failed where none learned.
+    first: the metric that selects the best seed; if all failed, the best of those.
     """
     learned = [result for result in results if "failed" not in result]
     metrics = {}
@@ -42,7 +42,7 @@ def summarise(results: Sequence[Result], first: str) -> Result:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Write a summary, with its task and init, as a table in Markdown."""
+    """Format a summary, with its task and init, as a table in Markdown."""
     first = summary["chosen_by"]
     names = next((list(result["last"]) for result in summary["seeds"] if result["last"]), [])
     names.sort(key=lambda name: name != first)
@@ -62,45 +62,45 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"| {what} | {' | '.join(cells)} | | | |")
     lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
     lengths = ", ".join(f"{split} {count}" for split, count in summary["programs"].items())
-    lines += [f"Lengths that rows come in, for each of which a program is compiled: {lengths}."]
+    lines += [f"Row lengths, each with a compiled program of its own: {lengths}."]
     return "\n".join(lines) + "\n"
 
 
 def timing(folder: Path) -> dict[str, float]:
-    """Average a run's timing: milliseconds of a step, and the share of them that it waited for data."""
+    """Return a run's mean milliseconds per step, and the fraction of them spent waiting for data."""
     path = folder / "timing.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not lines:  # too short a run to be timed
+    if not lines:  # the run was too short to be timed
         return {}
     step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
     return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """Read the metrics of the last evaluation from the log of a run; none where there was no evaluation."""
+    """Return the metrics of the last evaluation in the log of a run, {} if it has none."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = [line for line in lines if any(name.startswith("validation/") for name in line)]
     named = found[-1].items() if found else ()
     return {name.removeprefix("validation/"): value for name, value in named if name != "step"}
 
 
-def write_predicted(folder: Path, encoded: Encoded, judgement: Judgement) -> None:
-    """Write what was predicted: of SQuAD the official files, else a JSON line an example."""
+def write_predictions(folder: Path, encoded: Encoded, evaluated: Evaluated) -> None:
+    """Write predictions: for SQuAD the official files, else one JSON line for each example."""
     task = encoded.spec.task
     if task.kind == "span":
-        write_predictions(folder, judgement.predicted, unanswerable=task.unanswerable)
+        write_answers(folder, evaluated.predictions, unanswerable=task.unanswerable)
         return
     folder.mkdir(parents=True, exist_ok=True)
     names = task.labels if task.kind == "classify" else ()
     lines = [
-        {"example": example.origin, "predicted": names[said] if names else said}
-        for example, said in zip(encoded.examples, judgement.predicted, strict=True)
+        {"example": example.origin, "predicted": names[prediction] if names else prediction}
+        for example, prediction in zip(encoded.examples, evaluated.predictions, strict=True)
     ]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def read_json(path: Path) -> Result:
-    """Read a file of results; empty where there is none yet."""
+    """Load a JSON file of results, {} if it does not exist."""
     if not path.exists():
         return {}
     try:
@@ -111,7 +111,7 @@ def read_json(path: Path) -> Result:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of results at once: a kill leaves the old one or the new one."""
+    """Write a JSON file of results atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     partial.replace(path)

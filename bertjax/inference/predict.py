@@ -20,7 +20,7 @@ from bertjax.models.published import Published
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words
 from bertjax.tasks.loading import load_examples
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
-from bertjax.tasks.scoring import Judgement, answers_of, judged, logits_of_rows, logits_of_words
+from bertjax.tasks.scoring import Evaluated, answers_of, evaluate_rows, logits_of_rows, logits_of_words
 from bertjax.tasks.tags import entities
 from bertjax.tasks.task import Kind, Task
 
@@ -213,7 +213,7 @@ def score(
     batch_size: int = 32,
     max_length: int = 0,
     say: Say = print,
-) -> Judgement:
+) -> Evaluated:
     """Score a model on a labelled split of a task: of that which it was trained on, or of one with the same labels.
 
     So AX, which has no training split, is asked of a model of MNLI. data: as for tasks.load_examples. Raises InputError
@@ -237,7 +237,7 @@ def score(
     for what, count in loaded.notes.items():
         say(f"{task.name}, {split}: {count:,} {what}")
     encoded = _encoded(model, task, loaded.examples, max_length, say)
-    return judged(encoded, model.logits, _rows(encoded, batch_size))
+    return evaluate_rows(encoded, model.logits, _rows(encoded, batch_size))
 
 
 def _head(model: Model, kind: Kind) -> Any:

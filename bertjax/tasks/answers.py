@@ -182,7 +182,7 @@ def decided(answered: Answered, odds: float, threshold: float) -> Answered:
     return Answered(answered.id, spans[0] if spans and odds <= threshold else none, tuple(best), odds)
 
 
-def write_predictions(folder: Path, answered: Sequence[Answered], *, unanswerable: bool) -> None:
+def write_answers(folder: Path, answered: Sequence[Answered], *, unanswerable: bool) -> None:
     """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
     folder.mkdir(parents=True, exist_ok=True)
     nbest = {

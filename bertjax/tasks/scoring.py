@@ -1,4 +1,4 @@
-"""Judge a model on a task: run it over the rows of a split, put its answers together, score them as the task is."""
+"""Evaluate a model on a task: run it over the rows of a split, collect its predictions, compute the metrics."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from bertjax.tasks.tags import to_iob2
 from bertjax.tasks.task import Task
 
 Logits = Callable[[Any], Any]
-"""batch -> what the head of the task says of it: arrays whose first axis is the rows."""
+"""Maps a batch to the logits of the task head: arrays whose first axis is the rows."""
 
 
 class RowLogits(NamedTuple):
-    """What a head says of one row, and the length of the batch that it was in."""
+    """The logits of one row, and the padded length of its batch."""
 
     row: int
     logits: Any
@@ -30,7 +30,7 @@ class RowLogits(NamedTuple):
 
 
 def predict_rows(logits: Logits, encoded: Encoded, batch_size: int) -> Iterator[RowLogits]:
-    """Run all rows, in batches of like length; in whatever order."""
+    """Yield the logits of all rows, run in batches by bucket, in no particular order."""
     for index in bucketed(np.arange(len(encoded)), encoded.buckets, batch_size, np.random.default_rng(0)):
         batch = encoded.rows(index)
         found = jax.device_get(logits({name: array for name, array in batch.items() if name in _READ}))
@@ -43,7 +43,7 @@ _READ = ("tokens", "mask", "types", "context")
 
 
 def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
-    """Return what is said of rows, or of the options of each, in order: logits [R, C]."""
+    """Return the logits of all rows, or of the options of each, in order: [R, C], -inf for options that a row lacks."""
     found = {each.row: each.logits for each in predict_rows(logits, encoded, batch_size)}
     scores_RC = np.stack([found[row] for row in range(len(encoded))])
     if encoded.spec.task.kind == "choice":  # a question may have fewer options than others
@@ -52,7 +52,7 @@ def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndar
 
 
 def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
-    """Return for each sentence the logits [words, C] at the first pieces of its words."""
+    """Return for each sentence the logits [words, C] at the first piece of each word."""
     found: list[dict[int, np.ndarray]] = [{} for _ in encoded.examples]
     for row, logits_LC, length in predict_rows(logits, encoded, batch_size):
         places, words = encoded.first_pieces(row, length)
@@ -63,7 +63,7 @@ def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[n
 
 
 def tags_of(task: Task, logits: list[np.ndarray]) -> list[list[str]]:
-    """Name the best tag of each word of each sentence."""
+    """Return the highest-scoring tag of each word of each sentence."""
     return [[task.labels[number] for number in scores.argmax(-1)] if len(scores) else [] for scores in logits]
 
 
@@ -72,8 +72,8 @@ def answers_of(
 ) -> list[Answered]:
     """Answer the questions of `encoded`. See answers.answer_questions.
 
-    A conditional head says itself how likely it is that there is no answer: its logit, the lowest of all windows, is
-    what exceeds the threshold.
+    A conditional head predicts unanswerability itself: its logit, the lowest of all windows, is compared with the
+    threshold.
     """
     scores: dict[int, WindowScores] = {}
     none: dict[int, float] = {}
@@ -91,7 +91,7 @@ def answers_of(
 
 
 def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> WindowScores:
-    """Turn the beams of a row, which are places in a batch of some length, into candidates of its window."""
+    """Convert the beams of a row, which are positions in a padded batch, to candidates of its window."""
     window = encoded.windows[row]
     size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
     first = window.at + (length - size if encoded.spec.templates.left else 0)
@@ -103,44 +103,44 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
     return WindowScores(starts[kept], ends[kept], start_scores[kept], end_scores[kept], null, 0.0)
 
 
-class Judgement(NamedTuple):
-    """The metrics of a task, and what was predicted: answers to questions, tags of words, or numbers of rows."""
+class Evaluated(NamedTuple):
+    """The metrics of a task, and the predictions: answers to questions, tags of words, or class numbers or values."""
 
     metrics: dict[str, float]
-    predicted: Any
+    predictions: Any
 
 
-def need_labels(encoded: Encoded) -> None:
-    """Raise InputError where an example has no label, or question no answer, that predictions could be judged by."""
+def require_labels(encoded: Encoded) -> None:
+    """Raise InputError if an example has no label, or a question no answer, to evaluate predictions against."""
     for example in encoded.examples:
         if not is_labelled(example) and not (isinstance(example, Question) and example.answers):
-            raise InputError(f"{example.origin}: no label: models are judged by this split, so all of it needs labels")
+            raise InputError(f"{example.origin}: no label: models are evaluated on this split, so label all of it")
 
 
-def judged(
+def evaluate_rows(
     encoded: Encoded, logits: Logits, batch_size: int, *, longest: int = 30, threshold: float = 0.0
-) -> Judgement:
-    """Run the rows of a labelled split and score them. longest, threshold: see answers.answer_questions.
+) -> Evaluated:
+    """Evaluate a model on the rows of a labelled split. longest, threshold: see answers.answer_questions.
 
-    Raises InputError where labels are missing: see need_labels.
+    Raises InputError for missing labels: see require_labels.
     """
-    need_labels(encoded)
+    require_labels(encoded)
     task = encoded.spec.task
     if task.kind == "span":
-        return _judged_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
+        return _evaluate_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
     if task.kind == "tag":
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
-        strict = entity_f1(gold, tags, "iob2")  # a name that does not begin with B- is none
-        return Judgement({"entity_f1": entity_f1(gold, tags), "entity_f1_strict": strict}, tags)
+        strict = entity_f1(gold, tags, "iob2")  # an entity that does not begin with B- does not count
+        return Evaluated({"entity_f1": entity_f1(gold, tags), "entity_f1_strict": strict}, tags)
     assert encoded.labels is not None  # all examples have one
     scores_RC = logits_of_rows(logits, encoded, batch_size)
     predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
-    return Judgement(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
+    return Evaluated(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
 
 
-def _judged_answers(encoded: Encoded, answered: list[Answered]) -> Judgement:
-    """Score answers, of questions without one also at the threshold that is best for them."""
+def _evaluate_answers(encoded: Encoded, answered: list[Answered]) -> Evaluated:
+    """Score answers; if questions may have none, also at the best threshold."""
     gold = _gold(encoded)
     predictions = {each.id: each.answer.text for each in answered}
     if not gold.unanswerable:
@@ -153,7 +153,7 @@ def _judged_answers(encoded: Encoded, answered: list[Answered]) -> Judgement:
         scores |= {name: value for name, value in best.items() if name.startswith("best_")}
     left_out = ("missing_ids", "unknown_ids")
     kept = {name: value for name, value in scores.items() if not name.endswith("total") and name not in left_out}
-    return Judgement(kept, answered)
+    return Evaluated(kept, answered)
 
 
 def _gold(encoded: Encoded) -> Gold:
@@ -162,7 +162,7 @@ def _gold(encoded: Encoded) -> Gold:
 
 
 def constant_answer(encoded: Encoded) -> float:
-    """Return the first metric of the best answer that is the same for all rows: a model at it has learned nothing."""
+    """Return the first metric of the best constant prediction: a model that does no better has learned nothing."""
     task = encoded.spec.task
     if task.kind == "span":
         gold = _gold(encoded)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 
-from bertjax.commands.main import main
+from bertjax.commands.main import _parse, main
 from bertjax.errors import InputError
 from bertjax.run import processes
 
@@ -102,13 +102,12 @@ def test_plan_prints_published_counts(capsys):
 
 
 def test_overrides_may_stand_before_and_after_options(capsys):
-    for words in (
-        ["size=tiny", "cased=true", "--json"],
-        ["--json", "size=tiny", "cased=true"],
-        ["size=tiny", "--json", "cased=true"],
-    ):
-        code, out, _ = run(capsys, "plan", "experiments/bert.py", *words)
-        assert code == 0 and json.loads(out)["params"] == 4_433_468 - (30522 - 28996) * (128 + 1)
+    given = ["--json", "size=tiny", "cased=true"]
+    for words in (given, [*given[1:], given[0]], [given[1], given[0], given[2]]):
+        options = _parse(["plan", "experiments/bert.py", *words])
+        assert options.json and options.override == ["size=tiny", "cased=true"]
+    code, out, _ = run(capsys, "plan", "experiments/bert.py", *words)
+    assert code == 0 and json.loads(out)["params"] == 4_433_468 - (30522 - 28996) * (128 + 1)
     for words in (["plan", "experiments/bert.py", "--jsn"], ["data", "inspect", "corpus", "more"]):
         with pytest.raises(SystemExit) as stopped:
             main(words)
@@ -255,8 +254,12 @@ def test_texts_that_cannot_be_filled_are_named(built, capsys):
 
 
 def bertjax(*arguments, **options):
-    """Start the command as a process of its own, on one device."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """Start the command as a process of its own, on one device, with the programs that earlier ones compiled."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": os.environ["BERTJAX_TEST_PROGRAMS"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     command = [sys.executable, "-m", "bertjax", *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
@@ -271,8 +274,9 @@ def wait_for(condition, process, seconds=120):
 @pytest.mark.slow
 def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path):
     """SIGKILL in mid-run, then Ctrl-C, then to the end: log and parameters as those of a run left in peace."""
-    command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "run.checkpoint_every=7",
-               "run.log_every=1", "run.evaluate_every=25", "run.evaluate_batches=1", "--workdir"]  # fmt: skip
+    command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "objective.encoder.D=32",
+               "objective.encoder.F=64", "run.checkpoint_every=7", "run.log_every=1", "run.evaluate_every=25",
+               "run.evaluate_batches=1", "--workdir"]  # fmt: skip
     straight = bertjax(*command, tmp_path / "straight")
     assert straight.wait(timeout=300) == 0
     disturbed = tmp_path / "disturbed"

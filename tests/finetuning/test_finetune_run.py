@@ -18,8 +18,11 @@ from bertjax.config import Run
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.description import to_json
 from bertjax.errors import InputError
+from bertjax.finetuning.build import build
+from bertjax.finetuning.evaluator import TaskEvaluator
+from bertjax.finetuning.prepare import experiment_of, prepare
 from bertjax.finetuning.recipe import FineTuning, Recipe
-from bertjax.finetuning.run import build, finetune, prepare
+from bertjax.finetuning.run import finetune
 from bertjax.inference.checked import classify
 from bertjax.inference.compatible import check_texts
 from bertjax.models.heads import Pooler
@@ -36,6 +39,15 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the package catches it."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """Train on two devices, which share the rows: programs for eight take longer to compile and to run."""
+    devices = jax.devices()[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *backend: devices)
+        yield
+
+
 @pytest.fixture(scope="module")
 def init(tokenizer, tmp_path_factory):
     """A model that knows nothing, with a pooler."""
@@ -49,9 +61,9 @@ def written(tokenizer, folder, **fields):
 
 
 def exported(model, tokenizer, folder):
-    """Write a model, its parameters made anew."""
+    """Write a freshly initialised model."""
     tokens = np.zeros((1, 1), np.int32)
-    params = model.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
+    params = jax.jit(model.init)(jax.random.key(0), {"tokens": tokens, "mask": tokens})
     checkpoint.export(folder, params, experiment={"objective": to_json(model)}, tokenizer=tokenizer)
     return str(folder)
 
@@ -72,25 +84,34 @@ def data(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tuning(init, data):
     task = own_task("classify", data, ("text",), "label")
     run = Run(log_every=8, checkpoint_every=8)
-    return FineTuning(task, data, init, RECIPE, seeds=1, run=run)
+    return FineTuning(task, data, init, RECIPE, seeds=1, first_seed=1, run=run)
 
 
-def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tmp_path, monkeypatch):
-    straight = finetune(tuning, tmp_path / "straight")
+@pytest.fixture(scope="module")
+def finished(tuning, tmp_path_factory):
+    """Fine-tune seed 1: the work folder and the summary."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, finetune(tuning, folder)
+
+
+def test_a_seed_is_trained_evaluated_and_its_best_model_kept(finished):
+    folder, straight = finished
     assert straight["metrics"]["accuracy"]["median"] > 0.9 and not straight["failed"]
     assert straight["programs"] == {"train": 2, "validation": 2}  # rows of at most 8 and of at most 16
-    assert not list((tmp_path / "straight").glob("seed-*/checkpoints"))
-    lines = (tmp_path / "straight/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    assert not list(folder.glob("seed-*/checkpoints"))
+    lines = (folder / "seed-1/predictions/validation/predictions.jsonl").read_text().splitlines()
     predicted = [json.loads(line) for line in lines]
     right = [line["predicted"] == label for line, label in zip(predicted, ["no", "yes"] * 10, strict=True)]
     assert np.mean(right) == straight["seeds"][0]["best"]["metrics"]["accuracy"]
-    assert "1 seeds, 0 failed" in (tmp_path / "straight" / "results.md").read_text()
+    assert "1 seeds, 0 failed" in (folder / "results.md").read_text()
 
-    place, calls = train.place_batch, iter(range(10**6))
+
+def test_a_killed_seed_resumes_to_the_same_results(tuning, finished, tmp_path, monkeypatch):
+    straight, place, calls = finished[1], train.place_batch, iter(range(10**6))
 
     def dying(*arguments):
         if next(calls) == 20:
@@ -105,7 +126,9 @@ def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tm
     assert again["metrics"] == straight["metrics"] and again["seeds"][0]["best"] == straight["seeds"][0]["best"]
     assert finetune(tuning, tmp_path / "killed") == again and again["chosen_by"] == "accuracy"
 
-    model = load(tmp_path / "straight" / "best")
+
+def test_the_best_model_is_served_and_written_with_its_labels(tuning, finished, tmp_path):
+    model = load(finished[0] / "best")
     assert model.objective.labels == ("no", "yes")
     save_hf(model, tmp_path / "written")
     config = json.loads((tmp_path / "written" / "config.json").read_text())
@@ -116,18 +139,20 @@ def test_seeds_are_run_judged_and_kept_and_a_killed_one_goes_on(tuning, init, tm
     for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(back.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
-    # A head that is there is trained on; of other labels it is made anew.
+    # A head of the same labels is inherited; with other labels it is freshly initialised.
     same, other = (build(dataclasses.replace(tuning, task=dataclasses.replace(tuning.task, labels=labels)), back)[1]
                    for labels in (("no", "yes"), ("yes", "no")))  # fmt: skip
     assert same.begin_with(back.params)["head"]["classify"].keys() == {"pooler", "classifier"}
     assert other.begin_with(back.params)["head"]["classify"].keys() == {"pooler"}
 
 
-def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(tuning, tmp_path, monkeypatch):
+def test_seeds_share_data_and_programs_and_each_is_as_if_trained_alone(tuning, finished, tmp_path, monkeypatch):
     opened, made, (opening, making) = [], [], (TaskRows.open, train.sharded_step)
     monkeypatch.setattr(TaskRows, "open", lambda rows, split: opened.append(split) or opening(rows, split))
-    monkeypatch.setattr("bertjax.finetuning.run.sharded_step", lambda *given: made.append(making(*given)) or made[-1])
-    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=3), seeds=2)
+    monkeypatch.setattr(
+        "bertjax.finetuning.prepare.sharded_step", lambda *given: made.append(making(*given)) or made[-1]
+    )
+    short = dataclasses.replace(tuning, seeds=2, first_seed=0)
     both = finetune(short, tmp_path / "both")
     assert sorted(opened) == ["train", "validation"] and len(made) == 1
     assert made[0]._cache_size() == 2  # for rows of at most 8 and of at most 16
@@ -148,9 +173,8 @@ def test_seeds_share_their_data_and_their_programs_and_stay_what_they_are_alone(
     with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
         finetune(short, tmp_path / "both")
     monkeypatch.setattr("bertjax.finetuning.run.load", load)
-    alone = finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "alone")
-    assert alone["seeds"][0]["last"] == both["seeds"][1]["last"]
-    logs = [(tmp_path / run / "seed-1" / "log.jsonl").read_bytes() for run in ("both", "alone")]
+    assert finished[1]["seeds"][0]["last"] == both["seeds"][1]["last"]
+    logs = [(folder / "seed-1" / "log.jsonl").read_bytes() for folder in (tmp_path / "both", finished[0])]
     assert logs[0] == logs[1]
 
 
@@ -180,12 +204,12 @@ def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, 
     refused("frozen=2 of the lowest layers, but there are 1", recipe=dataclasses.replace(RECIPE, frozen=2))
     refused("renewed=2 top layers", recipe=dataclasses.replace(RECIPE, renewed=2))
     recipe, one = dataclasses.replace(RECIPE, frozen=1), written(tokenizer, tmp_path / "shared", N=2, shared=True)
-    refused("frozen=1: all layers of this encoder are one", recipe=recipe, init=one)
+    refused("frozen=1: the layers of this encoder share", recipe=recipe, init=one)
     with pytest.raises(ValueError, match=r"run.evaluate_every=5 has no effect.*`evaluations`"):
         dataclasses.replace(tuning, run=Run(evaluate_every=5))
     squad = {"task": own_task("span", questions(tmp_path), (), ""), "data": str(tmp_path)}
     refused("rows of length 16 have no room beside a question of 64", **squad)
-    refused("dev.json: question 2: no label: models are judged by this split", **squad, question=4)
+    refused("dev.json: question 2: no label: models are evaluated on this split", **squad, question=4)
 
 
 def questions(folder):
@@ -205,10 +229,13 @@ def test_answers_are_judged_by_the_length_and_threshold_that_are_asked_for(tunin
     recipe = dataclasses.replace(RECIPE, steps=1, warmup=0)
     task = own_task("span", str(tmp_path), (), "")
     asked = dataclasses.replace(tuning, task=task, data=str(tmp_path), question=4, stride=4, recipe=recipe)
+    prepared = prepare(asked, load(asked.init), tmp_path / "run", SimpleNamespace(say=print))
+    experiment = experiment_of(asked, prepared, 0)
+    params = jax.jit(experiment.objective.init)(jax.random.key(0), prepared.rows.padding(1))
     best = {}
     for name, change in {"short": {"longest": 1, "threshold": 1e9}, "none": {"threshold": -1e9}}.items():
-        finetune(dataclasses.replace(asked, **change), tmp_path / name)
-        predictions = tmp_path / name / "seed-0/predictions/validation"
+        TaskEvaluator(dataclasses.replace(asked, **change), prepared, tmp_path / name)(1, params)
+        predictions = tmp_path / name / "predictions/validation"
         best[name] = json.loads((predictions / "predictions.json").read_text())["1"]
     assert best["none"] == "" and len(best["short"].split()) == 1
     with pytest.raises(ValueError, match="longest=0 must be 1 or more"):
@@ -228,8 +255,9 @@ def test_the_encoder_drops_as_it_was_pre_trained_unless_the_recipe_says(tuning, 
     recipe = dataclasses.replace(RECIPE, encoder_dropout=encoder_dropout)
     objective = build(dataclasses.replace(tuning, recipe=recipe), source).objective
     batch = {name: np.ones((4, 9), np.int32) for name in ("tokens", "mask")} | {"labels": np.zeros(4, np.int32)}
-    params = objective.init(jax.random.key(0), batch)
-    losses = [objective.loss(params, batch, jax.random.key(number), train=True)[0] for number in (1, 2)]
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    loss = jax.jit(lambda params, key: objective.loss(params, batch, key, train=True)[0])
+    losses = [loss(params, jax.random.key(number)) for number in (1, 2)]
     assert (losses[0] != losses[1]) == bool(encoder_dropout)
     assert objective.model.encoder.attention_dropout == (encoder_dropout or 0)
 
@@ -237,7 +265,7 @@ def test_the_encoder_drops_as_it_was_pre_trained_unless_the_recipe_says(tuning, 
 @pytest.mark.parametrize("name", ["dropout", "encoder_dropout"])
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_dropout_is_a_share(name, share):
-    with pytest.raises(ValueError, match=f"^{name}={share} is not a share"):
+    with pytest.raises(ValueError, match=f"^{name}={share} must be in"):
         Recipe(1e-5, **{name: share})
 
 
@@ -251,7 +279,7 @@ def test_renewed_layers_are_fresh_and_the_others_inherited(init, tuning, tmp_pat
         return states[-1]
 
     monkeypatch.setattr("bertjax.finetuning.run.fit", kept)
-    finetune(dataclasses.replace(tuning, recipe=recipe, seeds=1), tmp_path / "run")
+    finetune(dataclasses.replace(tuning, recipe=recipe), tmp_path / "run")
     source, params = jax.device_get((load(init).params["encoder"], states[0].params["encoder"]))
     stacked = jax.tree.leaves(match(STACKED, params))
     for theirs, ours, fresh in zip(jax.tree.leaves(source), jax.tree.leaves(params), stacked, strict=True):
@@ -303,9 +331,8 @@ def test_the_command_fails_where_every_seed_did_and_says_why(init, data, tmp_pat
     assert note.startswith("not finite at step ") and "checkpoints" not in note
 
 
-def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, init, tokenizer, tmp_path):
-    short = dataclasses.replace(tuning, recipe=dataclasses.replace(RECIPE, steps=1, warmup=0))
-    finetune(short, tmp_path / "run")
+def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, finished, tokenizer, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
 
     def contents():
         files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]
@@ -316,11 +343,11 @@ def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, init, tokenize
     other = tokenizer_from_files({"vocab.txt": vocabulary}, origin="another")
     changed = written(other, tmp_path / "other", N=1)
     with pytest.raises(InputError, match="has seeds with another tokenizer than that of"):
-        finetune(dataclasses.replace(short, init=changed), tmp_path / "run")
+        finetune(dataclasses.replace(tuning, init=changed), tmp_path / "run")
     assert contents() == before
-    (tmp_path / "run/seed-0/result.json").write_text("{")
-    with pytest.raises(InputError, match=r"seed-0/result\.json is damaged: delete it"):
-        finetune(short, tmp_path / "run")
+    (tmp_path / "run/seed-1/result.json").write_text("{")
+    with pytest.raises(InputError, match=r"seed-1/result\.json is damaged: delete it"):
+        finetune(tuning, tmp_path / "run")
 
 
 def test_data_of_which_nothing_can_be_learned_are_refused_before_training(tuning, tmp_path):
@@ -329,7 +356,7 @@ def test_data_of_which_nothing_can_be_learned_are_refused_before_training(tuning
         content = {"data": [{"paragraphs": [{"context": "man day", "qas": [entry]}]}]}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     asked = {"task": own_task("span", str(tmp_path), (), ""), "data": str(tmp_path), "question": 4, "stride": 4}
-    with pytest.raises(InputError, match=r"nothing in the training split of .* can be learned from"):
+    with pytest.raises(InputError, match=r"the training split of .* has no example to train on"):
         finetune(dataclasses.replace(tuning, **asked), tmp_path / "run")
-    with pytest.raises(ValueError, match="first_seed=-1: the first two"):
+    with pytest.raises(ValueError, match="first_seed=-1: seeds and"):
         dataclasses.replace(tuning, first_seed=-1)

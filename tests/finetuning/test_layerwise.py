@@ -27,9 +27,14 @@ def tree(N=3):
 def steps(optimizer, params, gradients, count=1):
     tx, (params, frozen) = optimizer.transform(), partition(optimizer.trained, params)
     gradients, state = partition(optimizer.trained, gradients)[0], tx.init(params)
-    for _ in range(count):
+
+    @jax.jit
+    def step(gradients, state, params):
         updates, state = tx.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(count):
+        params, state = step(gradients, state, params)
     return params, frozen
 
 

@@ -12,7 +12,7 @@ from bertjax.tasks.answers import (
     decided,
     widest_context,
     window_scores,
-    write_predictions,
+    write_answers,
 )
 from bertjax.tasks.examples import Answer, Question
 from bertjax.tasks.rows import TaskRows, encode_examples
@@ -115,7 +115,7 @@ def test_answers_are_those_that_a_loop_over_all_spans_finds(tokenizer, templates
         for guess in each.best:
             assert questions[number].context[guess.start : guess.end] == guess.text
     assert {bool(each.answer.text) for each in answered} == {True, False}
-    write_predictions(tmp_path, answered, unanswerable=True)
+    write_answers(tmp_path, answered, unanswerable=True)
     read = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("predictions", "nbest_predictions")}
     assert read["predictions"] == {each.id: each.answer.text for each in answered}
     assert set(read["nbest_predictions"]["0"][0]) == {"text", "probability", "start_logit", "end_logit"}

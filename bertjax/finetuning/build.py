@@ -1,0 +1,93 @@
+"""Build the model and the objective of a fine-tuning: the head of a task on a trained encoder."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+from bertjax.checkpoints.export import architecture_of
+from bertjax.checkpoints.trained import Model
+from bertjax.description import to_json
+from bertjax.finetuning.recipe import FineTuning
+from bertjax.huggingface.heads import TaskHead, task_head
+from bertjax.inference.template_of import is_cls_last
+from bertjax.models.published import Published
+from bertjax.models.span_heads import xlnet_span_head
+from bertjax.models.xlnet import XLNet
+from bertjax.objectives import supervised
+from bertjax.objectives.sift import SiFT
+from bertjax.objectives.supervised import BeamSpans, Score, Supervised
+from bertjax.rules import Rules
+from bertjax.types import Objective
+
+_SCORES: Mapping[str, tuple[str, Score]] = {
+    "classify": ("classify", supervised.classes),
+    "regress": ("classify", supervised.numbers),
+    "tag": ("tags", supervised.tags),
+    "span": ("span", supervised.spans),
+    "choice": ("choice", supervised.options),
+}
+"""By the kind of a task: its head among published.TASKS, and the function that computes loss and metrics."""
+
+
+class Built(NamedTuple):
+    """A model with the head of a task, its objective, and the config that is exported with its parameters."""
+
+    model: Published
+    objective: Objective
+    config: dict[str, Any]
+
+
+def build(tuning: FineTuning, source: Model) -> Built:
+    """Put the head of the task on the encoder of a trained model, with rules for the parameters that it inherits."""
+    task, recipe = tuning.task, tuning.recipe
+    encoder, cls_last = source.encoder.clone(dtype=tuning.dtype), is_cls_last(source)
+    if recipe.encoder_dropout is not None:
+        encoder = encoder.clone(dropout=recipe.encoder_dropout, attention_dropout=recipe.encoder_dropout)
+    name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
+    head = _head(tuning, source, encoder, name)
+    labels = task.labels if task.kind in ("classify", "tag") else ()
+    model = Published(encoder, ((name, head.module),), cls_last, labels)
+    inherited: Rules = ((r".*", True),)
+    theirs = getattr(source.objective, "heads", {}).get(name)
+    if theirs is not None and (recipe.unit_range or not _same_classes(source.objective, theirs, head.module, labels)):
+        inherited = ((r"^head/\w+/classifier/", False), *inherited)
+    if recipe.renewed:
+        inherited = ((r"^head/\w+/pooler/", False), *inherited)
+    plain = Supervised(model, score, inherited, recipe.renewed, head.pooler_of)
+    objective = SiFT(plain, weight=recipe.adversary) if recipe.adversary else plain
+    config = {"objective": to_json(model), "architecture": architecture_of(source)}
+    if original := _original(source):
+        kept = {key: value for key, value in original.items() if key != "architectures"}
+        named = {"architectures": [head.class_name]} if head.class_name else {}
+        config["huggingface"] = {"config": kept | named, "ignored": {}}
+    return Built(model, objective, config)
+
+
+def _original(source: Model) -> dict[str, Any]:
+    """Return config.json of the Hugging Face folder that a model was first converted from, {} if from none."""
+    return dict(source.config.get("huggingface", {}).get("config", {}))
+
+
+def _head(tuning: FineTuning, source: Model, encoder: Any, name: str) -> TaskHead:
+    """Build the head of the task, with the dropout of the recipe."""
+    task, dropout = tuning.task, tuning.recipe.dropout
+    if tuning.head is None:
+        classes = {"classify": len(task.labels), "tag": len(task.labels), "span": 2}.get(task.kind, 1)
+        heads = dict(getattr(source.objective, "heads", {}))
+        head = task_head(name, encoder, heads, classes, _original(source), architecture_of(source))
+    else:
+        # XLNet's is the only conditional head that transformers has.
+        theirs = isinstance(encoder, XLNet) and tuning.head is xlnet_span_head
+        module = tuning.head(encoder, -1 if is_cls_last(source) else 0)
+        head = TaskHead(module, "", "XLNetForQuestionAnswering" if theirs else "")
+    if dropout is None:
+        return head
+    others = {field: dropout for field in ("input_dropout",) if getattr(head.module, field, 0)}
+    return head._replace(module=head.module.clone(**cast(Any, {"dropout": dropout} | others)))
+
+
+def _same_classes(objective: Any, theirs: Any, ours: Any, labels: tuple[str, ...]) -> bool:
+    """Return whether a trained head has the task's classes: as many and, unless they are unnamed, of the same names."""
+    given = getattr(objective, "labels", ())
+    named = any(not re.fullmatch(r"LABEL_\d+", label) for label in given)
+    return getattr(theirs, "C", 0) == getattr(ours, "C", 0) and (not named or given == labels)

@@ -1,0 +1,75 @@
+"""Evaluate a model during fine-tuning by the metrics of its task, and keep the best."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from bertjax.checkpoints import checkpoint
+from bertjax.data.source import Batch
+from bertjax.finetuning.prepare import Prepared
+from bertjax.finetuning.recipe import FineTuning
+from bertjax.finetuning.results import read_json, write_json, write_predictions
+from bertjax.rules import name_of
+from bertjax.sharding.mesh import MeshShape, place_batch
+from bertjax.tasks.scoring import Evaluated, evaluate_rows
+from bertjax.types import Params
+
+
+class TaskEvaluator:
+    """Evaluate the model of a run by the metrics of its task, and keep the best."""
+
+    def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
+        self._tuning, self._prepared, self._folder = tuning, prepared, folder
+        self._mesh = MeshShape().mesh(tuning.recipe.batch_size)
+
+    def __call__(self, step: int, params: Params) -> Mapping[str, float]:
+        """Return the metrics of all validation splits; export the model to `best` if the first metric is the best."""
+        task, recipe = self._tuning.task, self._tuning.recipe
+        if recipe.unit_range and task.scale:
+            params = _in_range(params, task.scale)
+
+        def logits(batch: Batch) -> Any:
+            return self._prepared.logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
+
+        metrics: dict[str, float] = {}
+        results = {}
+        for split, encoded in self._prepared.splits.items():
+            if split == "train":
+                continue
+            results[split] = evaluate_rows(
+                encoded, logits, recipe.batch_size, longest=self._tuning.longest, threshold=self._tuning.threshold
+            )
+            of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
+            metrics |= {f"{name}{of_split}": value for name, value in results[split].metrics.items()}
+        best = read_json(self._folder / "best.json")
+        first = task.metric_names[0]
+        if not best or metrics[first] > best["metrics"][first]:
+            self._keep(step, params, metrics, results)
+        return metrics
+
+    def _keep(self, step: int, params: Params, metrics: Mapping[str, float], results: Mapping[str, Evaluated]) -> None:
+        partial = self._folder / "best.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        experiment = self._prepared.config | {"step": step, "metrics": dict(metrics)}
+        checkpoint.export(partial, params, experiment=experiment, tokenizer=self._prepared.tokenizer)
+        shutil.rmtree(self._folder / "best", ignore_errors=True)
+        partial.rename(self._folder / "best")
+        for split, result in results.items():
+            write_predictions(self._folder / "predictions" / split, self._prepared.splits[split], result)
+        write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+
+
+def _in_range(params: Params, scale: tuple[float, float]) -> Params:
+    """Rescale the last layer of a model trained on targets in 0 .. 1, so that it predicts numbers of the range."""
+    low, high = scale
+
+    def rescaled(path: Any, leaf: Any) -> Any:
+        if not re.search(r"^head/\w+/classifier/", name_of(path)):
+            return leaf
+        return leaf * (high - low) + (low if name_of(path).endswith("/bias") else 0.0)
+
+    return cast(Params, jax.tree_util.tree_map_with_path(rescaled, params))
