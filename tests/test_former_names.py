@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_documents
 from contract import OBJECTIVES
+from texts import make_documents
 
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run, load_experiment

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_documents, wordpiece_files
 from contract import V, make_batch, small_bert
+from texts import make_documents, wordpiece_files
 
 from bertjax import train
 from bertjax.checkpoints import checkpoint

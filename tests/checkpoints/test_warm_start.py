@@ -6,10 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import wordpiece_files
-from folders import bert_tensors, write
+from hub_folders import BATCH, DECODER, PRETRAINING, WORD, bert_tensors, pretraining_tensors, write
 from safetensors.numpy import load_file
-from test_convert import BATCH, DECODER, PRETRAINING, WORD, pretraining_tensors
+from texts import wordpiece_files
 
 from bertjax.checkpoints.trained import load
 from bertjax.checkpoints.warm_start import warm_start

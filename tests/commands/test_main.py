@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WORDS
+from texts import WORDS
 
 from bertjax.commands.main import _parse, main
 from bertjax.errors import InputError

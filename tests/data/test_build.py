@@ -3,8 +3,8 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from conftest import make_documents, wordpiece_files
-from made import files_of, read_documents, read_shards
+from corpora import files_of, read_documents, read_shards
+from texts import make_documents, wordpiece_files
 
 from bertjax.data import build as module
 from bertjax.data.build import BuildSettings, build, one_sentence

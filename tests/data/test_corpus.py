@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 import zstandard
+from corpora import write_tfds
 from hypothesis import given
 from hypothesis import strategies as st
-from made import write_tfds
 from tensorflow_datasets import features as features_of_tfds
 
 from bertjax.data import corpus

@@ -3,9 +3,9 @@ from itertools import chain, pairwise
 
 import numpy as np
 import pytest
+from corpora import VOCABULARY, numbered, write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
-from made import VOCABULARY, numbered, write_corpus
 
 from bertjax.data.pairs import NextSentencePairs, SentenceOrderPairs, plan_chunks
 from bertjax.data.source import Corpus

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from test_tokenizer import OLD, TRICKY, basic_tokens, pieces_of, wordpieces
+from original_tokenization import OLD, TRICKY, basic_tokens, pieces_of, wordpieces
 
 from bertjax.data.tokenizer import load_tokenizer
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from corpora import FIRST, VOCABULARY, numbered, read_documents, read_shards, write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from made import FIRST, VOCABULARY, numbered, read_documents, read_shards, write_corpus
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bertjax.data import records

@@ -3,9 +3,9 @@ from itertools import chain, pairwise
 
 import numpy as np
 import pytest
+from corpora import VOCABULARY, numbered, read_documents, starts_word, write_corpus
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made import VOCABULARY, numbered, read_documents, starts_word, write_corpus
 
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments, pack
 from bertjax.errors import InputError

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made import VOCABULARY, numbered, starts_word, write_corpus
+from corpora import VOCABULARY, numbered, starts_word, write_corpus
 
 from bertjax.data.segments import Segments, plan_examples
 from bertjax.data.source import Corpus, cut_sentences

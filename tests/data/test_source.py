@@ -2,7 +2,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
-from made import VOCABULARY, numbered, write_corpus
+from corpora import VOCABULARY, numbered, write_corpus
 
 from bertjax.data.rows import FullSentences, PackedDocuments
 from bertjax.data.source import (

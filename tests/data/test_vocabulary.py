@@ -3,7 +3,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import WORDS
+from texts import WORDS
 
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.tokenizer import load_tokenizer

@@ -2,9 +2,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from corpora import VOCABULARY, flags_of, numbered, write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
-from made import VOCABULARY, flags_of, numbered, write_corpus
 
 from bertjax.data.records import WORD
 from bertjax.data.source import evaluation_batches, training_batches

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import wordpiece_files
 from contract import small_bert, small_crammed
+from texts import wordpiece_files
 
 from bertjax import train
 from bertjax.checkpoints import checkpoint

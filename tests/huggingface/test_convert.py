@@ -7,11 +7,25 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import with_spaces_in_pieces, wordpiece_files
-from contract import small_bert, small_generator, small_neobert, small_xlnet
-from folders import CONFIG, bert_tensors, write, write_shards
+from contract import small_bert, small_generator, small_neobert
+from hub_folders import (
+    BATCH,
+    BIAS,
+    CONFIG,
+    DECODER,
+    PRETRAINING,
+    WORD,
+    bert_tensors,
+    own_model,
+    own_objectives,
+    pretraining_tensors,
+    refused,
+    small_v2,
+    write,
+    write_shards,
+)
 from safetensors.numpy import load_file
-from test_folder import refused
+from texts import with_spaces_in_pieces, wordpiece_files
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import convert, save_hf
@@ -19,10 +33,9 @@ from bertjax.checkpoints.trained import Model, load
 from bertjax.checkpoints.warm_start import warm_start
 from bertjax.commands.main import main
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.inference.fill_mask import fill_mask
-from bertjax.masking import Masking, Permutation
+from bertjax.masking import Masking
 from bertjax.models import layers
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
@@ -31,29 +44,11 @@ from bertjax.models.modern import Modern, Norms
 from bertjax.models.positions import Rotary
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
 from bertjax.rules import name_of
 
 TENSORS = bert_tensors()
-WORD, BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
-DECODER = "cls.predictions.decoder.weight"
 POSITIONS = "deberta.embeddings.position_embeddings.weight"
-TOKENS = jnp.array([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
-BATCH = {"tokens": TOKENS, "mask": jnp.ones_like(TOKENS)}
-PRETRAINING = CONFIG | {"architectures": ["BertForPreTraining"]}
-
-
-def pretraining_tensors(V=20):
-    rng = np.random.default_rng(1)
-    shapes = {
-        "cls.predictions.bias": (V,), "cls.predictions.transform.dense.weight": (8, 8),
-        "cls.predictions.transform.dense.bias": (8,), "cls.predictions.transform.LayerNorm.weight": (8,),
-        "cls.predictions.transform.LayerNorm.bias": (8,), "cls.seq_relationship.weight": (2, 8),
-        "cls.seq_relationship.bias": (2,),
-    }  # fmt: skip
-    kept = {n: a for n, a in bert_tensors(CONFIG | {"vocab_size": V}).items() if not n.startswith("classifier")}
-    return kept | {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def flat(tree):
@@ -191,42 +186,6 @@ def test_heads_beyond_the_class_of_the_config_are_kept(tmp_path):
     assert set(model.params["head"]) == {"mlm", "pair"} and model.logits(BATCH).shape == (2, 2)
     save_hf(model, tmp_path / "again")
     same(tmp_path / "again", tensors)
-
-
-def own_model(objective, tokenizer, seed=0):
-    shapes = {**BATCH, "types": jnp.zeros_like(TOKENS)}
-    params = jax.eval_shape(objective.init, jax.random.key(seed), shapes)
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) / 4, params)
-    return Model(objective, params, tokenizer, {"objective": to_json(objective)})
-
-
-def small_v2(v, **fields):
-    given = {"distances": 16, "buckets": 4, "table_norm": True, "convolution": 3, "positions": 16} | fields
-    return DeBERTa(V=v.size, D=8, N=2, H=2, F=12, **given)
-
-
-def own_objectives(v):
-    masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
-    small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
-    return {
-        "BertForPreTraining": MaskedLM(Encoder(**small), masking, pair=True),
-        "BertForMaskedLM": MaskedLM(Encoder(**small | {"types": 0, "activation": layers.gelu_tanh}), masking),
-        "AlbertForPreTraining": MaskedLM(
-            Encoder(**small, E=4, shared=True, activation=layers.gelu_tanh), masking, pair=True
-        ),
-        "ElectraForMaskedLM": MaskedLM(Encoder(**small, E=4), masking),
-        "ModernBertForMaskedLM": MaskedLM(
-            Modern(V=v.size, D=8, N=3, H=2, F=12, positions=Rotary(160.0, 10.0), global_every=2, reach=4), masking
-        ),
-        "DebertaForMaskedLM": MaskedLM(
-            DeBERTa(V=v.size, D=8, N=2, H=2, F=12, E=4, distances=6, key_bias=False, positions=16), masking
-        ),
-        "DebertaV2ForMaskedLM": MaskedLM(small_v2(v), masking),
-        "XLNetLMHeadModel": PermutationLM(
-            small_xlnet(V=v.size), Permutation(functional=(v.cls, v.sep), parts=(8, 8), targets=2)
-        ),
-    }
 
 
 @pytest.mark.parametrize(

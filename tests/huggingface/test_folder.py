@@ -1,28 +1,16 @@
 """Broken and hostile folders: each is refused in one sentence, quickly, and without taking the memory it claims."""
 
 import json
-import resource
 import struct
-import time
 
 import numpy as np
 import pytest
-from folders import CONFIG, bert_tensors, write, write_shards
+from hub_folders import CONFIG, bert_tensors, refused, write, write_shards
 
 from bertjax.checkpoints.trained import load
-from bertjax.errors import InputError
 
 TENSORS = bert_tensors()
 WORD = "bert.embeddings.word_embeddings.weight"
-
-
-def refused(folder, message):
-    """See that loading fails with this message, in a second and 100 MB."""
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    with pytest.raises(InputError, match=message):
-        load(folder)
-    assert time.monotonic() - begun < 5  # a second where nothing else runs
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import with_spaces_in_pieces
-from test_convert import BATCH, TOKENS, own_model, own_objectives
+from hub_folders import BATCH, TOKENS, own_model, own_objectives
+from texts import with_spaces_in_pieces
 
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import load

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import with_spaces_in_pieces
 from contract import small_bert
+from texts import with_spaces_in_pieces
 
 import bertjax
 from bertjax.checkpoints import checkpoint

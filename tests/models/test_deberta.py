@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import V, make_batch, small_deberta, small_deberta_v2
-from test_relative import primitives
+from jaxprs import primitives
 
 from bertjax.config import load_experiment
 from bertjax.models import layers

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import small_xlnet
+from jaxprs import primitives
 
 from bertjax.config import load_experiment
 from bertjax.flops import batch_shapes
@@ -172,16 +173,6 @@ def test_any_function_of_distance_is_a_sum_of_waves():
     frequencies, coefficients = fourier_series(table)
     angles = np.arange(-6, 7)[:, None] * frequencies
     np.testing.assert_allclose(np.concatenate([np.sin(angles), np.cos(angles)], -1) @ coefficients, table, atol=1e-5)
-
-
-def primitives(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name, [getattr(v.aval, "shape", ()) for v in equation.outvars]
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from primitives(inner)
 
 
 def test_no_form_gathers_and_no_gradient_scatters():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from bertjax.models import layers
 from bertjax.rules import name_of
@@ -55,3 +56,27 @@ def compare(case, outputs, grads):
         # is measured by the query's.
         largest = np.abs(case["grads"][key.replace("key/bias", "query/bias")]).max()
         np.testing.assert_allclose(ours, case["grads"][key], rtol=0, atol=1e-4 * largest, err_msg=key)
+
+
+def read_cases(stem):
+    """Read the entries of each case; `tensors`, and `gradients` where it has them, are then arrays by their names."""
+    cases = {}
+    with np.load(FOLDER / f"{stem}.npz") as file:
+        for key in file:
+            name, what = key.split("/")
+            cases.setdefault(name, {})[what] = file[key]
+    for case in cases.values():
+        shapes = json.loads(str(case["tensors"]))
+        ends = np.cumsum([np.prod(shape, dtype=int) for _, shape in shapes])
+        for what, source in (("tensors", "values"), ("gradients", "gradients")):
+            if source in case:
+                parts = np.split(case[source].astype(np.float32), ends[:-1])
+                case[what] = {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
+    return cases
+
+
+def write_folder(case, folder):
+    folder.mkdir()
+    (folder / "config.json").write_text(str(case["config"]))
+    save_file(case["tensors"], folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import read_cases, write_folder
 from safetensors.numpy import load_file
-from test_huggingface_parity import read_cases, write_folder
 
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import load

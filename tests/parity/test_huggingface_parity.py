@@ -9,39 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FOLDER
-from safetensors.numpy import load_file, save_file
+from golden import read_cases, write_folder
+from safetensors.numpy import load_file
 
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import load
 from bertjax.models.layers import apply
 
-
-def read_cases(stem):
-    """Read the entries of each case; `tensors`, and `gradients` where it has them, are then arrays by their names."""
-    cases = {}
-    with np.load(FOLDER / f"{stem}.npz") as file:
-        for key in file:
-            name, what = key.split("/")
-            cases.setdefault(name, {})[what] = file[key]
-    for case in cases.values():
-        shapes = json.loads(str(case["tensors"]))
-        ends = np.cumsum([np.prod(shape, dtype=int) for _, shape in shapes])
-        for what, source in (("tensors", "values"), ("gradients", "gradients")):
-            if source in case:
-                parts = np.split(case[source].astype(np.float32), ends[:-1])
-                case[what] = {name: part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
-    return cases
-
-
 CASES = read_cases("huggingface")
-
-
-def write_folder(case, folder):
-    folder.mkdir()
-    (folder / "config.json").write_text(str(case["config"]))
-    save_file(case["tensors"], folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def outputs_of(model, case):

@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from programs import program
 
 from bertjax.plan.costs import collectives, lookups, products, traffic
 from bertjax.plan.hlo import Program
-
-
-def program(entry, other=""):
-    return Program(f"HloModule jit_step\n\n{other}\nENTRY %main () -> f32[] {{\n{entry}\n}}\n")
 
 
 def grouped(groups, kind="all-reduce"):

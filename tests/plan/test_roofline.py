@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from test_costs import program
+from programs import program
 
 from bertjax.machine.topology import parse_slice
 from bertjax.plan.roofline import estimate, moved_by_kind

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made import write_tfds
+from corpora import write_tfds
+from task_files import write
 
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
@@ -43,14 +44,6 @@ def asked(*entries):
     """Write a file of SQuAD with such questions."""
     whole = [{"question": "Who?", "answers": [{"text": "A", "answer_start": 0}]} | entry for entry in entries]
     return json.dumps({"data": [{"paragraphs": [{"context": "A.", "qas": whole}]}]})
-
-
-def write(folder, files):
-    for name, content in files.items():
-        path = Path(folder) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(folder)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_table import write
+from task_files import write
 
 from bertjax.data.source import Bucketed, LabelledRows, ReportsDataIssues, evaluation_batches, training_batches
 from bertjax.data.templates import BERT, ROBERTA, XLNET
