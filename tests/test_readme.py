@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_paths_that_are_named_exist(page):
     targets = re.findall(r"`make ([a-z]+)`", text) + [line[1] for line in shell_lines(page) if line[:1] == ["make"]]
     makefile = Path("Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets if target != "quick")
+
+
+@ALL
+def test_names_of_code_are_those_of_the_source(page):
+    """Look up each name in backticks with a capital inside or an underscore, so that a renaming reaches the pages."""
+    if page.name == "CHANGELOG.md" or page.parent.name == "tpu":  # former names, those of Google
+        return
+    text = re.sub(r"```.*?```|\S+\.py|LIBTPU_INIT_ARGS=\S+", "", page.read_text(), flags=re.DOTALL)
+    names = {part for code in re.findall(r"`([^`\n]+)`", text) for part in re.findall(r"[A-Za-z]\w+", code)}
+    names = {name for name in names if re.search(r"[a-z][A-Z]|\w{2}_\w", name)}
+    missing = {name for name in names if name not in words_of_the_source()}
+    assert not missing, missing
+
+
+@cache
+def words_of_the_source():
+    files = [file for folder in ("bertjax", "experiments", "tests", "tpu") for file in Path(folder).rglob("*.py")]
+    files += [path for path in (Path("setup.cfg"), Path("Makefile"))]
+    return {word for file in files for word in re.findall(r"\w+", file.read_text())}
 
 
 @ALL
