@@ -1,6 +1,7 @@
 """docs/design.md names every module, and none that is not there, in an order that no import goes against."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -44,3 +45,11 @@ def test_other_names_of_files_on_the_page_exist():
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
     for name in re.findall(r"`([\w/]+\.py)`", text):
         assert any((folder / name).exists() for folder in (PACKAGE, Path("tests"), Path())), name
+
+
+def test_what_happens_where_is_there():
+    rows = re.findall(r"^\| [^|]* \| `([\w/]+)\.py`[^|]* \| (`[^|]*`) \|$", PAGE, flags=re.MULTILINE)
+    assert len(rows) >= 10
+    for module, names in rows:
+        found = importlib.import_module(f"bertjax.{module.replace('/', '.')}")
+        assert all(hasattr(found, name) for name in re.findall(r"\w+", names)), (module, names)
