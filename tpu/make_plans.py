@@ -1,8 +1,8 @@
 """Plan the published models on TPU slices and write tpu/plans.md: `python tpu/make_plans.py`, hours on a small CPU.
 
-Every plan is one `bertjax plan … --json`, in a process of its own, one at a time; what it prints is kept in
-tpu/.plans/, so that the same command goes on where it was stopped, and writes the table from what there is. `--fresh`
-begins anew, `--only TEXT` makes those whose name has TEXT.
+Every plan is one `bertjax plan … --json` in a process of its own, one at a time. Its output is kept in tpu/.plans/, so
+that the same command resumes where it was stopped. `--fresh` discards those plans, `--only TEXT` makes the plans whose
+name contains TEXT, `--write` only writes the table.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertjax.machine.topology import Slice, parse_slice
-from bertjax.plan.explained import HONESTLY
+from bertjax.plan.explained import CAVEAT
 
 HERE = Path(__file__).parent
 CACHE, TABLE = HERE / ".plans", HERE / "plans.md"
@@ -25,7 +25,7 @@ POLICIES = ("none", "dots", "full")
 
 
 class Model(NamedTuple):
-    """Name a model, its experiment and overrides, the tokens of a row of its `batch_size`, and its encoders."""
+    """A model: its experiment and overrides, the tokens per row of its `batch_size`, its encoders and slices."""
 
     name: str
     experiment: str
@@ -48,9 +48,9 @@ MODELS = (
 
 
 def commands(model: Model, on: Slice) -> Iterator[list[str]]:
-    """Yield the commands that plan a model, from the one that recomputes least.
+    """Yield the commands that plan a model, the one with the least rematerialisation first.
 
-    A device has 512 tokens at a time for each GiB of its memory, rounded down to a power of two.
+    A device computes 512 tokens at a time per GiB of its memory, rounded down to a power of two.
     """
     tokens = 2 ** (int(512 * on.chip.hbm / on.chip.devices).bit_length() - 1)
     rows = tokens // model.length
@@ -65,7 +65,7 @@ def commands(model: Model, on: Slice) -> Iterator[list[str]]:
 
 
 def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None:
-    """Plan a model on a slice with the policy that recomputes least of those that fit; keep what was found."""
+    """Plan a model on a slice with the remat policy that recomputes least of those that fit, and keep the plan."""
     if not fresh and (found := kept(model, slice_name)):
         return found
     found = None
@@ -92,7 +92,7 @@ def planned(model: Model, slice_name: str, fresh: bool) -> dict[str, Any] | None
 
 
 def kept(model: Model, slice_name: str) -> dict[str, Any] | None:
-    """Read the plan of an earlier run, if it was made by a command that would make it now."""
+    """Return the plan of an earlier run, if one of today's commands made it."""
     path = _place(model, slice_name)
     found = json.loads(path.read_text()) if path.is_file() else None
     return found if found and found["command"] in commands(model, parse_slice(slice_name)) else None
@@ -103,7 +103,7 @@ def _place(model: Model, slice_name: str) -> Path:
 
 
 def row(model: Model, slice_name: str, plan: dict[str, Any]) -> str:
-    """Write a plan as a row of the table."""
+    """Format a plan as a row of the table."""
     phase, memory = plan["phases"][0], plan["bytes_per_device"]
     remat = next(word.partition("remat=")[2] for word in plan["command"] if "remat=" in word)
     rows = f"{phase['rows_per_device']:g} × {phase['length']}"
@@ -132,11 +132,13 @@ HEAD = (
 
 
 def main() -> None:
-    """Make what plans are missing, BERT-large first, and write the table."""
+    """Make the missing plans, BERT-large first, and write the table."""
     parser = argparse.ArgumentParser(description="Plan the published models on TPU slices and write tpu/plans.md.")
-    parser.add_argument("--fresh", action="store_true", help="make every plan anew")
-    parser.add_argument("--only", default="", metavar="TEXT", help="make those whose name has TEXT, as XLNet or v5e-16")
-    parser.add_argument("--write", action="store_true", help="plan nothing, write the table from what there is")
+    parser.add_argument("--fresh", action="store_true", help="make every plan again")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="make the plans whose name contains TEXT, such as XLNet or v5e-16"
+    )
+    parser.add_argument("--write", action="store_true", help="make no plan, write the table of those that exist")
     options = parser.parse_args()
     lines, missing = [], []
     for model in MODELS:
@@ -155,12 +157,12 @@ def _write(lines: list[str], missing: list[str]) -> None:
     text = [
         "# Plans of the published models",
         "",
-        f"Made by `python tpu/make_plans.py` on a CPU. {HONESTLY} Every row is `bertjax plan EXPERIMENT … --topology "
+        f"Made by `python tpu/make_plans.py` on a CPU. {CAVEAT} Every row is `bertjax plan EXPERIMENT … --topology "
         "SLICE` in bfloat16 with the dropout of the recipe and all parameters on every device; attention of BERT and "
         "RoBERTa is the kernel on chips that have it, and layers are a loop. The batch is chosen to fill memory (512 "
-        "tokens a device and GiB, a power of two), remat is the first of none, dots, full that fits. "
-        "*Scheduled* is the compiler's cycles and the model of what it gives none for, *waited* the collectives that "
-        "nothing runs beside, *FLOPs ratio* compiled over the model's own.",
+        "tokens per device and GiB, a power of two), remat is the first of none, dots, full that fits. "
+        "*Scheduled* is the compiler's cycles and the model of operations without cycles, *waited* the collectives "
+        "that do not overlap with computation, *FLOPs ratio* compiled FLOPs over model FLOPs.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "|---" * len(HEAD) + "|",

@@ -1,8 +1,8 @@
-"""Say what a run will find on this machine, what is wrong with it, and how to mend that.
+"""Check a machine before a run: its software, TPUs, devices, memory and disks, what is wrong and how to fix it.
 
-`collect` gathers facts, `diagnose` is a pure function of them. Devices are asked in a child process with a time limit,
-since a TPU may answer late or never, and only where no process holds them: a job that is running keeps its TPU. Who
-holds them is read from /proc, as tpu-info does: open files, and the lock that libtpu keeps on a file.
+`collect` gathers facts, `diagnose` is a pure function of them. JAX is asked for its devices in a child process with a
+timeout, since a TPU may answer late or never, and only if no process is using them: a running job keeps its TPU. The
+processes that use a TPU are read from /proc, as tpu-info does: open device files, and the lock on libtpu's lock file.
 """
 
 import json
@@ -33,11 +33,11 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Devices:
-    """Hold what JAX sees, or why it was not asked or did not answer (`error`)."""
+    """The devices of JAX, or the reason that they are unknown (`error`)."""
 
     platform: str = ""
     kinds: tuple[str, ...] = ()  # of local devices
-    memory: tuple[int, ...] = ()  # bytes of each local device, where it says so
+    memory: tuple[int, ...] = ()  # bytes of each local device, where the platform reports them
     total: int = 0  # devices of all processes
     processes: int = 0
     error: str = ""
@@ -45,20 +45,20 @@ class Devices:
 
 @dataclass(frozen=True)
 class Facts:
-    """Hold what was found. Bytes are plain numbers; what the system does not tell is empty or 0."""
+    """Facts about a machine. Sizes are bytes; what the system does not report is empty or 0."""
 
     python: str
     host: str
     packages: Mapping[str, str] = field(default_factory=dict)  # installed
     requirements: tuple[str, ...] = ()  # of bertjax: "jax<0.13,>=0.10"
-    libtpu_wanted: str = ""  # by the installed jax: "0.0.42.*"
+    libtpu_wanted: str = ""  # version that the installed jax requires: "0.0.42.*"
     environment: Mapping[str, str] = field(default_factory=dict)
     memory: int = 0
     memory_available: int = 0
     disks: Mapping[str, int] = field(default_factory=dict)  # folder -> bytes free
     chips: tuple[str, ...] = ()  # generations of TPU chips on the PCI bus
-    holders: Mapping[int, str] = field(default_factory=dict)  # process that holds a chip -> its command
-    lock_owner: str = ""  # of libtpu's lock file, where that belongs to someone else
+    holders: Mapping[int, str] = field(default_factory=dict)  # process that uses a chip -> its command
+    lock_owner: str = ""  # of libtpu's lock file, if another user owns it
     huge_pages: str = ""
     cache: str = ""
     cache_bytes: int = 0
@@ -68,7 +68,7 @@ class Facts:
 
 
 class Finding(NamedTuple):
-    """Say what is wrong and how to mend it; `stops`: a run fails, or does not use what it should."""
+    """A problem and its fix; `stops`: a run would fail, or not use the accelerator."""
 
     stops: bool
     what: str
@@ -76,7 +76,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Find what is wrong, the worst first."""
+    """Return the problems, the worst first."""
     found = [*_versions(facts), *_tpu(facts), *_devices(facts), *_room(facts), *_peers(facts.environment)]
     return sorted(found, key=lambda finding: not finding.stops)
 
@@ -85,21 +85,21 @@ def _versions(facts: Facts) -> Iterable[Finding]:
     if not (3, 11) <= _numbers(facts.python)[:2] <= (3, 13):
         yield Finding(False, f"Python {facts.python}: 3.11 to 3.13 are tested", "use one of these")
     if "bertjax" not in facts.packages:
-        yield Finding(True, "bertjax is not installed, and its checkpoints name its version", "pip install .")
+        yield Finding(True, "bertjax is not installed, but checkpoints record its version", "pip install .")
     for requirement in facts.requirements:
         name = _name(requirement)
         wanted = requirement.removeprefix(name).split(";")[0].strip()
         there = facts.packages.get(name)
         if there is None or not _within(there, wanted):
             yield Finding(
-                True, f"{name} is {there or 'not installed'}, needed is {wanted}", f"pip install '{name}{wanted}'"
+                True, f"{name} is {there or 'not installed'}, required is {wanted}", f"pip install '{name}{wanted}'"
             )
     jax_, jaxlib = facts.packages.get("jax", ""), facts.packages.get("jaxlib", "")
     if _numbers(jax_) != _numbers(jaxlib):
         yield Finding(False, f"jax {jax_} with jaxlib {jaxlib}", f"pip install jax=={jax_} jaxlib=={jax_}")
     libtpu = facts.packages.get("libtpu")
     if libtpu and facts.libtpu_wanted and not libtpu.startswith(facts.libtpu_wanted.rstrip("*")):
-        yield Finding(bool(facts.chips), f"libtpu {libtpu}, jax {jax_} is made for {facts.libtpu_wanted}",
+        yield Finding(bool(facts.chips), f"libtpu {libtpu}, jax {jax_} requires {facts.libtpu_wanted}",
                       f"pip install 'jax[tpu]=={jax_}'")  # fmt: skip
 
 
@@ -111,31 +111,37 @@ def _tpu(facts: Facts) -> Iterable[Finding]:
     if facts.environment.get("JAX_PLATFORMS", "tpu").startswith("cpu"):
         yield Finding(True, "JAX_PLATFORMS=cpu hides the TPU", "unset JAX_PLATFORMS")
     for process, command in facts.holders.items():
-        yield Finding(True, f"process {process} holds the TPU: {command}", f"wait for it, or end it: kill {process}")
+        yield Finding(
+            True, f"process {process} is using the TPU: {command}", f"wait for it, or stop it: kill {process}"
+        )
     if facts.lock_owner and not facts.holders:
-        yield Finding(True, f"{LOCK} belongs to {facts.lock_owner}: libtpu cannot open it, and says that the TPU is "
-                      "in use", f"sudo rm {LOCK}")  # fmt: skip
+        yield Finding(True, f"{LOCK} belongs to {facts.lock_owner}: libtpu cannot open it, and reports that the "
+                      "TPU is in use", f"sudo rm {LOCK}")  # fmt: skip
     if facts.huge_pages and "[always]" not in facts.huge_pages:
-        yield Finding(False, f"transparent huge pages are {facts.huge_pages}: a TPU starts slowly",
+        yield Finding(False, f"transparent huge pages are {facts.huge_pages}: TPUs initialise slowly",
                       'sudo sh -c "echo always > /sys/kernel/mm/transparent_hugepage/enabled"')  # fmt: skip
     generation = facts.chips[0]
     if "LIBTPU_INIT_ARGS" not in facts.environment and libtpu_init_args(generation):
-        yield Finding(False, f"LIBTPU_INIT_ARGS is not set, for {generation} Google advises some flags",
+        yield Finding(False, f"LIBTPU_INIT_ARGS is not set, Google advises flags for {generation}",
                       f"export LIBTPU_INIT_ARGS='{libtpu_init_args(generation)}'")  # fmt: skip
 
 
 def _devices(facts: Facts) -> Iterable[Finding]:
     devices = facts.devices
     if devices.error and not facts.holders:
-        yield Finding(True, f"no devices: {devices.error}", "on a slice of several hosts ask all of them at once "
-                      "(tpu/slices.py doctor NAME); for all of it: python -c 'import jax; jax.devices()'")  # fmt: skip
+        yield Finding(True, f"no devices: {devices.error}", "on a slice of several hosts run it on all of "
+                      "them (tpu/slices.py doctor NAME); see also: python -c 'import jax; jax.devices()'")  # fmt: skip
     if facts.chips and devices.platform == "cpu" and not facts.environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         yield Finding(
-            True, f"{len(facts.chips)} TPU chips, but JAX uses the CPU", "pip install '.[tpu]', and see above"
+            True,
+            f"{len(facts.chips)} TPU chips, but JAX uses the CPU",
+            "pip install '.[tpu]', and fix what is above",
         )
     elif facts.accelerator_expected and devices.platform == "cpu" and not facts.chips:
         yield Finding(
-            True, "a GPU, but JAX uses the CPU", "pip install 'jax[cuda13]', or set JAX_PLATFORMS=cpu to mean it"
+            True,
+            "a GPU, but JAX uses the CPU",
+            "pip install 'jax[cuda13]', or set JAX_PLATFORMS=cpu if it is meant",
         )
 
 
@@ -143,11 +149,11 @@ def _room(facts: Facts) -> Iterable[Finding]:
     for folder, free in facts.disks.items():
         if free < 20 * _GIB:
             yield Finding(free < _GIB, f"{free / _GIB:.1f} GiB free in {folder}",
-                          "make room, or use another: BERT-large's checkpoints take 4 GiB each")  # fmt: skip
+                          "free some space, or use another disk: a checkpoint of BERT-large takes 4 GiB")  # fmt: skip
     if 0 < facts.memory_available < 2 * _GIB:
-        yield Finding(False, f"{facts.memory_available / _GIB:.1f} GiB of memory left", "end other processes")
+        yield Finding(False, f"{facts.memory_available / _GIB:.1f} GiB of memory available", "stop other processes")
     if not facts.cache_private:
-        yield Finding(False, f"others can write to {facts.cache}, and JAX runs what it finds there",
+        yield Finding(False, f"other users can write to {facts.cache}, and JAX runs the programs in it",
                       f"chmod go-w {facts.cache}")  # fmt: skip
 
 
@@ -155,18 +161,18 @@ def _peers(environment: Mapping[str, str]) -> Iterable[Finding]:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     number = environment.get("TPU_WORKER_ID", "")
     if hosts and not (number.isdigit() and int(number) < len(hosts.split(","))):
-        yield Finding(True, f"TPU_WORKER_ID={number!r} is not the number of one of {len(hosts.split(','))} hosts",
+        yield Finding(True, f"TPU_WORKER_ID={number!r} is not the index of one of {len(hosts.split(','))} hosts",
                       "unset both variables, or set them as the platform does")  # fmt: skip
     megascale = {name for name in environment if name.startswith("MEGASCALE_")}
     wanted = {"MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID"}
     if megascale and not wanted <= megascale:
         missing = ", ".join(sorted(wanted - megascale))
-        yield Finding(True, f"{', '.join(sorted(megascale))} without {missing}: a run waits for slices that are gone",
-                      "unset them: they are left over from another run")  # fmt: skip
+        found = f"{', '.join(sorted(megascale))} without {missing}: a run would wait for slices that do not exist"
+        yield Finding(True, found, "unset them: they are left over from another run")
 
 
 def _within(version: str, wanted: str) -> bool:
-    """Compare release numbers with comma-separated bounds, as setup.cfg has them."""
+    """Check a release number against comma-separated bounds, as in setup.cfg."""
     compare = {">=": tuple.__ge__, "<": tuple.__lt__, "==": tuple.__eq__}
     bounds = re.findall(r"(>=|==|<)\s*([\d.]+)", wanted)
     return all(compare[sign](_numbers(version), _numbers(bound)) for sign, bound in bounds)
@@ -180,7 +186,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> Facts:
-    """Gather facts; devices have `seconds` to answer. root: where /proc, /sys and /tmp lie."""
+    """Gather facts; devices have `seconds` to answer. root: the folder of /proc, /sys and /tmp."""
     requirements = _requirements()
     memory = _memory(root)
     chips, holders = _chips(root), _holders(root)
@@ -206,7 +212,9 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         cache_bytes=sum(files),
         cache_private=not cache.is_dir() or not cache.stat().st_mode & 0o022,
         accelerator_expected=accelerator_expected(),
-        devices=Devices(error="not asked, since they are held") if holders else ask_devices([sys.executable], seconds),
+        devices=Devices(error="not asked, since a process is using them")
+        if holders
+        else ask_devices([sys.executable], seconds),
     )
 
 
@@ -232,7 +240,7 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """Read the variables that this process was given: JAX sets some of its own as it is imported."""
+    """Return the variables that this process was started with: JAX sets some of its own when imported."""
     path = root / "proc/self/environ"
     texts = path.read_bytes().decode(errors="replace").split("\0") if path.exists() else []
     found = dict(text.split("=", 1) for text in texts if "=" in text) if path.exists() else dict(os.environ)
@@ -255,7 +263,7 @@ def _memory(root: Path) -> dict[str, int]:
 
 
 def _chips(root: Path) -> tuple[str, ...]:
-    """Find the generations of Google's chips on the PCI bus."""
+    """Return the generations of the TPU chips on the PCI bus."""
     ids = [
         (device / "device").read_text().strip()
         for device in sorted((root / "sys/bus/pci/devices").glob("*"))
@@ -265,12 +273,12 @@ def _chips(root: Path) -> tuple[str, ...]:
 
 
 def _holders(root: Path) -> dict[int, str]:
-    """Find the processes that have a chip open, or hold libtpu's lock: of others' only the lock can be seen."""
+    """Return the processes that have a chip open, or hold libtpu's lock: of other users' only the lock is visible."""
     holders = set()
     for link in (root / "proc").glob("[0-9]*/fd/*"):
         try:
             target = os.readlink(link)
-        except OSError:  # ended meanwhile, or another user's
+        except OSError:  # the process ended meanwhile, or is another user's
             continue
         if re.fullmatch(r"/dev/(accel|vfio/)\d+", target):
             holders.add(int(link.parts[-3]))
@@ -278,7 +286,7 @@ def _holders(root: Path) -> dict[int, str]:
     if lock.exists() and locks.exists():
         file = lock.stat()
         place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
-        held = re.findall(r" (\d+) ([0-9a-f]+:[0-9a-f]+:\d+) ", locks.read_text())  # process -1: of no one that is seen
+        held = re.findall(r" (\d+) ([0-9a-f]+:[0-9a-f]+:\d+) ", locks.read_text())  # process -1: an invisible one
         holders |= {int(process) for process, where in held if where == place}
     return {process: _command(root, process) for process in sorted(holders)}
 
@@ -307,8 +315,8 @@ print("\\n" + json.dumps({"platform": jax.default_backend(), "kinds": [device.de
 
 
 def ask_devices(python: Sequence[str], seconds: float) -> Devices:
-    """Ask JAX for its devices, in a process that is ended with all its children after `seconds`."""
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leave a GPU's memory to who uses it
+    """Ask JAX for its devices, in a process that is killed with its children after `seconds`."""
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # leave the memory of a GPU to its users
     child = subprocess.Popen(
         [*python, "-c", _ASK],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -327,31 +335,38 @@ def ask_devices(python: Sequence[str], seconds: float) -> Devices:
 
 
 def report(facts: Facts, findings: Sequence[Finding]) -> str:
-    """Write facts, then findings, for a terminal."""
+    """Format facts, then findings, for a terminal."""
+    text = "".join(f"{name:<14} {value}\n" for name, value in _rows(facts).items() if value)
+    generation = _generation(facts)
+    if generation:
+        flags = [f"  --{flag.name}={flag.value}  {flag.purpose} ({flag.source})" for flag in TPU_FLAGS[generation]]
+        text += "\n".join([f"advised in LIBTPU_INIT_ARGS for {generation}:", *(flags or ["  nothing"])]) + "\n"
+    for finding in findings:
+        text += f"{'WRONG' if finding.stops else 'better'}: {finding.what}\n       {finding.mend}\n"
+    return text + ("" if findings else "no problems found\n")
+
+
+def _generation(facts: Facts) -> str:
+    return facts.chips[0] if facts.chips else _KINDS.get(next(iter(facts.devices.kinds), ""), "")
+
+
+def _rows(facts: Facts) -> dict[str, str]:
     devices = facts.devices
     kinds = {kind: devices.kinds.count(kind) for kind in dict.fromkeys(devices.kinds)}
-    generation = facts.chips[0] if facts.chips else _KINDS.get(next(iter(kinds), ""), "")
-    rows = {
+    return {
         "host": f"{facts.host}, Python {facts.python}",
         "packages": ", ".join(f"{name} {version}" for name, version in facts.packages.items()),
         "devices": devices.error
         or f"{devices.platform}: {', '.join(f'{count} × {kind}' for kind, count in kinds.items())}; "
         f"{devices.total} in {devices.processes} process(es)",
         "device memory": ", ".join(f"{size / _GIB:.1f} GiB" for size in dict.fromkeys(devices.memory) if size),
-        "TPU chips": f"{len(facts.chips)} × {generation}" if facts.chips else "",
-        "memory": f"{facts.memory / _GIB:.1f} GiB, {facts.memory_available / _GIB:.1f} left",
+        "TPU chips": f"{len(facts.chips)} × {_generation(facts)}" if facts.chips else "",
+        "memory": f"{facts.memory / _GIB:.1f} GiB, {facts.memory_available / _GIB:.1f} available",
         "disk": ", ".join(f"{free / _GIB:.1f} GiB free in {folder}" for folder, free in facts.disks.items()),
         "huge pages": facts.huge_pages,
-        "compiled": f"{facts.cache} ({facts.cache_bytes / 2**20:.1f} MiB)",
+        "cache": f"{facts.cache} ({facts.cache_bytes / 2**20:.1f} MiB)",
         "environment": " ".join(f"{name}={value}" for name, value in facts.environment.items()),
     }
-    text = "".join(f"{name:<14} {value}\n" for name, value in rows.items() if value)
-    if generation:
-        flags = [f"  --{flag.name}={flag.value}  {flag.purpose} ({flag.source})" for flag in TPU_FLAGS[generation]]
-        text += "\n".join([f"advised in LIBTPU_INIT_ARGS for {generation}:", *(flags or ["  nothing"])]) + "\n"
-    for finding in findings:
-        text += f"{'WRONG' if finding.stops else 'better'}: {finding.what}\n       {finding.mend}\n"
-    return text + ("" if findings else "nothing is wrong\n")
 
 
 def as_json(facts: Facts, findings: Sequence[Finding]) -> dict[str, Any]:

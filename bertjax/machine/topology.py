@@ -1,6 +1,6 @@
-"""Know TPU slices by name: what a chip can do at most, which shape a slice has, and its devices to compile for.
+"""TPU chips and slices by name: the peaks of a chip, the shape of a slice, and devices to compile for.
 
-The compiler for TPUs runs on any CPU (the package libtpu, extra `plan`), so a slice need not be at hand.
+The compiler for TPUs runs on any CPU (the package libtpu, extra `plan`), so no slice is needed.
 """
 
 import importlib.util
@@ -16,13 +16,13 @@ from bertjax.errors import InputError
 
 @dataclass(frozen=True)
 class Chip:
-    """Hold the limits of one chip. JAX may show a chip as two devices; a device has its share of everything.
+    """The limits of one chip. JAX may show a chip as two devices; a device has its share of everything.
 
-    tflops: dense bfloat16; products of float32 are rounded to it unless asked otherwise. hbm: GiB, and of one device
-    what programs can have of it (`available`), since the system keeps some; hbm_rate: GB/s.
-    links: to neighbours, two for each axis of the slice; link_rate: GB/s of one, one way. ring: an axis of a multiple
-    of so many chips closes to a ring. dcn_rate: GB/s to other slices; 0 where slices cannot be joined. cycle: bfloat16
-    FLOPs of one device in a cycle, of which the clock follows. cores: an accelerator's type counts these to a chip.
+    tflops: dense bfloat16; products of float32 are rounded to it by default. hbm: GiB. available: GiB of one device
+    that programs can use, since the system reserves some. hbm_rate: GB/s.
+    links: to neighbours, two for each axis of the slice. link_rate: GB/s of one link, one way. ring: an axis closes to
+    a ring if its length is a multiple of this. dcn_rate: GB/s to other slices; 0 where slices cannot be joined.
+    cycle: bfloat16 FLOPs of one device per cycle, which gives the clock. cores: per chip, as accelerator types count.
     """
 
     kind: str  # JAX's device_kind
@@ -47,8 +47,8 @@ class Chip:
 # cloud.google.com/tpu/docs/v2 … v6e and tpu7x: FLOPs, HBM, interconnect (both ways and all links there, one way of one
 # here) and network. v2, v3: 496 Gbit/s (Jouppi et al. 2020, "A domain-specific supercomputer", table 3) and 70 GB/s,
 # v4: 50 GB/s (Jouppi et al. 2023, "TPU v4", table 4) of one link. Networks: v4 as v5p, of v6e and 7x per chip; rings:
-# jax-ml.github.io/scaling-book/tpus. Available memory: what libtpu 0.0.42 says as it refuses a program that is too
-# large; for v5p the documents count what the system leaves. FLOPs of a cycle: matrix units times 2 · side², as the
+# jax-ml.github.io/scaling-book/tpus. Available memory: as libtpu 0.0.42 reports it when it refuses a program that is
+# too large; for v5p hbm is net of the reserve. FLOPs per cycle: matrix units times 2 · side², as the
 # compiler counts them: its estimates of large products are 86 to 98% of these, 70% on v6e.
 CHIPS = {
     "v2": Chip("TPU v2", 2, 46, 16, 7.48, 700, 4, 62, 16, 0, 2**15, 2),
@@ -65,7 +65,7 @@ _ALSO = {"v5litepod": "v5e", "tpu7x": "7x"}
 
 @dataclass(frozen=True)
 class Slice:
-    """Name a slice by its generation and its shape in chips."""
+    """A slice: its generation, and its shape in chips."""
 
     generation: str
     shape: tuple[int, ...]
@@ -75,18 +75,18 @@ class Slice:
 
     @property
     def chip(self) -> Chip:
-        """What the slice is made of."""
+        """The chip of its generation."""
         return CHIPS[self.generation]
 
     @property
     def devices(self) -> int:
-        """The number of devices that JAX shows."""
+        """The number of JAX devices."""
         return math.prod(self.shape) * self.chip.devices
 
     def link_rate(self, group: int) -> float:
-        """Say how many bytes a chip can send each second to those that a collective over `group` devices joins.
+        """Return the bytes per second that a chip can send in a collective over `group` devices.
 
-        Along every axis, both ways where it closes to a ring, if the group is the slice; else along its weakest axis.
+        If the group is the slice, along every axis, and both ways where it is a ring; else along the weakest axis.
         """
         ways = [2 if size % self.chip.ring == 0 else 1 for size in self.shape if size > 1]
         used = (sum(ways) if group >= self.devices else min(ways)) if ways else 1
@@ -94,13 +94,13 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """Read `v5e:4x4`, a generation and a shape in chips, or the type of an accelerator as Google Cloud has it (`v3-8`).
+    """Parse `v5e:4x4`, a generation and a shape in chips, or an accelerator type of Google Cloud (`v3-8`).
 
-    Raises InputError for an unknown generation, and for a shape or a size that the generation does not have.
+    Raises InputError for an unknown generation, and for a shape or a size that the generation does not offer.
     """
     found = re.fullmatch(r"([a-z0-9]+?)(?::(\d+(?:x\d+)*)|-(\d+))", text)
     if not found:
-        raise InputError(f"topology {text!r}: write a generation and its chips, as v5e:4x4, or a type, as v3-8")
+        raise InputError(f"topology {text!r}: write a generation and shape, as v5e:4x4, or a type, as v3-8")
     generation = _ALSO.get(found[1], found[1])
     if generation not in CHIPS:
         raise InputError(f"topology {text!r}: {found[1]!r} is not one of {', '.join([*CHIPS, *_ALSO])}")
@@ -115,7 +115,7 @@ def parse_slice(text: str) -> Slice:
 
 
 def _shape_of(text: str, size: int, cores: int, axes: int) -> tuple[int, ...]:
-    """Find the shape of a type's slice: the axes as equal as powers of two can be, the longest last."""
+    """Return the shape of an accelerator type: powers of two as equal as possible, the longest axis last."""
     chips, left = divmod(size, cores)
     power = chips.bit_length() - 1
     if left or chips < 1 or chips != 2**power:
@@ -127,7 +127,7 @@ def _shape_of(text: str, size: int, cores: int, axes: int) -> tuple[int, ...]:
     return tuple(2**exponent for exponent in exponents)
 
 
-# Ask no metadata server what machine this is, look for no workers, let several programs load the compiler at once.
+# Query no metadata server, look for no workers, let several processes load the compiler at once.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -137,12 +137,12 @@ _ENVIRONMENT = {
 
 
 def slice_devices(of: Slice, slices: int = 1) -> Sequence[Any]:
-    """Describe the devices of a slice, or of several that are joined, to JAX: programs compile for them, none runs.
+    """Return the devices of a slice, or of several joined slices, to compile for; no program can run on them.
 
     Raises InputError without the compiler, for slices that cannot be joined, and for shapes that the compiler refuses.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError("to plan for a TPU its compiler is needed, the package libtpu: pip install '.[plan]'")
+        raise InputError("planning for a TPU needs its compiler, the package libtpu: pip install '.[plan]'")
     if slices > 1 and not of.chip.dcn_rate:
         raise InputError(f"slices of {of.generation} cannot be joined: plan for one slice")
     for name, value in _ENVIRONMENT.items():

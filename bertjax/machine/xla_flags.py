@@ -1,7 +1,8 @@
-"""Tell the compiler what it should know: the flags of each TPU generation, and where compiled programs are kept.
+"""Settings of the compiler: the flags of each TPU generation, and the compilation cache.
 
-Nothing here starts a device. `python -m bertjax.machine.xla_flags v5e` prints the flags, `bertjax doctor` too;
-`tpu/worker.py` sets them, where the user has set no LIBTPU_INIT_ARGS. libtpu reads that variable once, as it is loaded.
+Nothing here initialises a device. `python -m bertjax.machine.xla_flags v5e` prints the flags, and so does
+`bertjax doctor`; `tpu/worker.py` sets them unless the user sets LIBTPU_INIT_ARGS. libtpu reads that variable once, when
+it is loaded.
 """
 
 import argparse
@@ -19,7 +20,7 @@ _MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/main"
 
 
 class Flag(NamedTuple):
-    """A flag of libtpu, what it is for, and who says so. On libtpu 0.0.42 each is known: a wrong name is an error."""
+    """A flag of libtpu, its purpose and the source. libtpu 0.0.42 knows each of them: an unknown flag is an error."""
 
     name: str
     value: str
@@ -27,21 +28,21 @@ class Flag(NamedTuple):
     source: str
 
 
-# Only what Google publishes with a purpose, and advises a value for that is not the default.
+# Only flags whose purpose Google publishes, with an advised value that is not the default.
 TPU_FLAGS: dict[str, tuple[Flag, ...]] = {
     "v2": (),
     "v3": (),
     "v4": (
-        Flag("xla_enable_async_all_gather", "true", "all-gathers beside computation; the default from v5 on",
+        Flag("xla_enable_async_all_gather", "true", "all-gathers overlap with computation; the default from v5 on",
              f"{_GUIDE}; for v4: {_MAXTEXT}/MaxText/configs/2xv4-128.sh"),
     ),
     "v5e": (
-        Flag("xla_tpu_enable_async_collective_fusion", "true", "collectives beside computation", _GUIDE),
+        Flag("xla_tpu_enable_async_collective_fusion", "true", "collectives overlap with computation", _GUIDE),
         Flag("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true", "all-reduces too", _GUIDE),
     ),
     "v5p": (),
     "v6e": (
-        Flag("xla_tpu_scoped_vmem_limit_kib", "98304", "VMEM for one operation, for dense models bound by computation",
+        Flag("xla_tpu_scoped_vmem_limit_kib", "98304", "VMEM of one operation, for compute-bound dense models",
              f"{_MAXTEXT}/benchmarks/xla_flags_library.py; what it is: {_GUIDE}"),
     ),
     "7x": (),
@@ -49,18 +50,21 @@ TPU_FLAGS: dict[str, tuple[Flag, ...]] = {
 
 SLICES_FLAGS = (
     Flag(
-        "xla_tpu_enable_data_parallel_all_reduce_opt", "true", "all-reduces between slices beside computation", _GUIDE
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "true",
+        "all-reduces between slices overlap with computation",
+        _GUIDE,
     ),
     Flag("xla_tpu_data_parallel_opt_different_sized_ops", "true", "… of any size, over iterations", _GUIDE),
 )
-"""What several slices add, on any generation."""
+"""Additional flags for several slices, of any generation."""
 
 
 def deep_stacks() -> None:
-    """Begin this process anew without a limit of its stack, where there is one that may be lifted.
+    """Restart this process with an unlimited stack, if its limit may be raised.
 
-    libtpu 0.0.42.1 overflows a stack of its own, and dies, over some programs that recompute; not where there was no
-    limit as the process began. (glibc then gives other threads 2 MiB instead of 8.)
+    libtpu 0.0.42.1 overflows the stack of one of its threads, and crashes, on some programs with rematerialisation; not
+    if the stack was unlimited when the process started. (glibc then gives other threads 2 MiB instead of 8.)
     """
     soft, most = resource.getrlimit(resource.RLIMIT_STACK)
     if soft != most == resource.RLIM_INFINITY:
@@ -69,7 +73,7 @@ def deep_stacks() -> None:
 
 
 def libtpu_init_args(generation: str, slices: int = 1) -> str:
-    """Write the flags of a generation (v2 … v6e, 7x) as LIBTPU_INIT_ARGS takes them. Raises ValueError if unknown."""
+    """Format the flags of a generation (v2 … v6e, 7x) for LIBTPU_INIT_ARGS. Raises ValueError for an unknown one."""
     if generation not in TPU_FLAGS:
         raise ValueError(f"no TPU generation {generation!r}: one of {', '.join(TPU_FLAGS)}")
     flags = TPU_FLAGS[generation] + (SLICES_FLAGS if slices > 1 else ())
@@ -77,9 +81,9 @@ def libtpu_init_args(generation: str, slices: int = 1) -> str:
 
 
 def cache_folder() -> Path:
-    """Say where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, else a folder of this user and this jaxlib.
+    """Return the compilation cache: JAX_COMPILATION_CACHE_DIR, else a folder of this user and this version of jaxlib.
 
-    JAX runs what it finds there, so the folder must be writable to nobody else.
+    JAX runs the programs in it, so nobody else may be able to write there.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -87,10 +91,10 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Keep compiled programs from one process to the next, on TPUs and GPUs; JAX_ENABLE_COMPILATION_CACHE=false: not.
+    """Turn on JAX's persistent compilation cache on TPUs and GPUs, unless JAX_ENABLE_COMPILATION_CACHE=false.
 
-    Not on CPUs, unless JAX_COMPILATION_CACHE_DIR is set: there XLA loads machine code, which another CPU may not have
-    the instructions for, and on many CPUs refuses its own (jax-ml/jax#38445, openxla/xla#44565, jaxlib 0.9 to 0.10).
+    Not on CPUs, unless JAX_COMPILATION_CACHE_DIR is set: there XLA loads machine code, for which another CPU may lack
+    instructions, and refuses its own on many CPUs (jax-ml/jax#38445, openxla/xla#44565, jaxlib 0.9 to 0.10).
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -99,14 +103,14 @@ def keep_compiled_programs() -> None:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:  # a home that cannot be written to: compile each time
+    except OSError:  # the home folder is read-only: compile each time
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def accelerator_expected() -> bool:
-    """Tell whether JAX will use an accelerator, without starting it: that must wait for `jax.distributed`."""
-    # Set by the user, or by JAX as it finds TPU chips.
+    """Return whether JAX will use an accelerator, without initialising it: `jax.distributed` must come first."""
+    # Set by the user, or by JAX when it finds TPU chips.
     platforms = jax.config.values["jax_platforms"]
     if platforms:
         return not platforms.startswith("cpu")

@@ -2,11 +2,11 @@
 
     clip global norm → moments → + weight decay · w → trust ratio per tensor → × learning rate
 
-AdamW takes optax's moments, BERT's Adam uncorrected ones, StableAdamW clips each tensor's, LAMB adds the trust ratio.
-What is decayed, scaled or adapted is said by `Rules` on parameter names.
+AdamW takes optax's moments, BERT's Adam uncorrected ones, StableAdamW clips the update of each tensor, LAMB adds the
+trust ratio. `Rules` on parameter names select the parameters that are decayed, scaled or adapted.
 
-Weight decay is multiplied by the learning rate. Fully decoupled decay, as Composer and optimi have it, shrinks weights
-by decay · rate / peak a step: that is `weight_decay = decay / peak` here.
+Weight decay is multiplied by the learning rate. Fully decoupled decay, as in Composer and optimi, shrinks weights by
+decay · rate / peak per step: that is `weight_decay = decay / peak` here.
 """
 
 import math
@@ -28,12 +28,12 @@ from bertjax.rules import NOT_NORM_NOR_BIAS, Rules, matcher
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Compose an optimiser: AdamW as it stands; see `bert_adam` and `lamb` for the other published ones.
+    """An optimiser, by default AdamW; see `bert_adam`, `stable_adamw` and `lamb` for the other published ones.
 
     clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
-    rates: rules that multiply the learning rate; 0 freezes: then neither gradient nor moments are made. A tuple has a
-    rate for each slice of stacked layers (depth.py); a slice of rate 0 stays as it is, and its gradient does not count
-    in the clipping. adapted: rules, True where LAMB's trust ratio applies.
+    rates: rules with factors of the learning rate; 0 freezes: then neither gradient nor moments exist. A tuple has a
+    factor for each slice of stacked layers (finetuning/layerwise.py); a slice with factor 0 is not updated, and its
+    gradient does not count in the clipping. adapted: rules, True where LAMB's trust ratio applies.
     """
 
     learning_rate: LearningRate
@@ -50,18 +50,18 @@ class Optimizer:
     def __post_init__(self) -> None:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not a share in [0, 1)")
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
         for name in ("eps", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is not a number of 0 or more")
+                raise ValueError(f"{name}={getattr(self, name)} is not a finite number of 0 or more")
 
     @property
     def trained(self) -> Rules:
-        """True for what is trained, False for what is frozen."""
+        """Rules: True for trained parameters, False for frozen ones."""
         return tuple((pattern, any(_each(rate))) for pattern, rate in self.rates)
 
     def transform(self) -> optax.GradientTransformation:
-        """Build the optax transform of what is trained (`rules.partition`)."""
+        """Build the optax transform of the trained parameters (`rules.partition`)."""
         whole = all(all(_each(rate)) or not any(_each(rate)) for _, rate in self.rates)
         return optax.chain(
             optax.identity() if whole else scale_by_rules(_ones_and_zeros(self.rates)),
@@ -79,7 +79,7 @@ def _each(rate: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _ones_and_zeros(rates: Rules) -> Rules:
-    """Say what is trained by numbers, slice by slice."""
+    """Return rules with 1 for trained slices and 0 for frozen ones."""
     return tuple(
         (pattern, tuple(float(each != 0) for each in rate) if isinstance(rate, tuple) else 1.0)
         for pattern, rate in rates
@@ -87,12 +87,12 @@ def _ones_and_zeros(rates: Rules) -> Rules:
 
 
 bert_adam = partial(Optimizer, moments=scale_by_uncorrected_adam)
-"""Adam as BERT, ALBERT and ELECTRA pre-train with it: no bias correction."""
+"""Adam without bias correction, for the pre-training of BERT and ELECTRA."""
 
 
 stable_adamw = partial(Optimizer, moments=scale_by_stable_adam, clip=0.0)
-"""StableAdamW as ModernBERT pre-trains with it: update clipping for each tensor, none of the gradient."""
+"""StableAdamW, for the pre-training of ModernBERT: updates are clipped per tensor, gradients are not."""
 
 
 lamb = partial(Optimizer, moments=scale_by_uncorrected_adam, adapted=NOT_NORM_NOR_BIAS)
-"""LAMB as ALBERT uses it: uncorrected moments, a trust ratio per tensor except norms and biases, no clamp."""
+"""LAMB as in ALBERT: uncorrected moments, a trust ratio per tensor except norms and biases, no clamp."""

@@ -1,4 +1,4 @@
-"""Gradient transformations that optax does not have: the moments and the trust ratio of the published optimisers."""
+"""Gradient transformations that optax lacks: the moments and the trust ratio of the published optimisers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from bertjax.types import Array
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Divide the mean gradient by its root mean square without Adam's bias correction, as BERT, ALBERT and ELECTRA.
+    """Adam without bias correction, as in BERT, ALBERT and ELECTRA.
 
     google-research/bert optimization.py AdamWeightDecayOptimizer; eps is added outside the root.
     """
@@ -30,11 +30,11 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 
 
 def scale_by_stable_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam, but divide the update of each tensor by the root mean square of g / √v where that is above 1.
+    """Adam, with the update of each tensor divided by the root mean square of g / √v where that is above 1.
 
-    StableAdamW (Wortsman et al. 2023; warner-benjamin/optimi stableadamw.py), which needs no clipping of gradients: it
-    holds a tensor back while its gradients outgrow what v remembers. Each slice of stacked layers is a tensor. Where we
-    deviate: optimi holds weight decay back as well.
+    StableAdamW (Wortsman et al. 2023; warner-benjamin/optimi stableadamw.py) needs no gradient clipping: it scales the
+    update of a tensor down while its gradients outgrow v. Each slice of stacked layers is a tensor. Where we
+    deviate: optimi scales weight decay down as well.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
 
@@ -42,25 +42,25 @@ def scale_by_stable_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
         updates, state = adam.update(gradients, state, params)
         corrected = 1 - b2 ** state.count.astype(jnp.float32)
 
-        def hold_back(update: Array, g: Array, v: Array, stacked: bool) -> Array:
+        def clip_update(update: Array, g: Array, v: Array, stacked: bool) -> Array:
             squares = jnp.square(g) / jnp.maximum(v / corrected, eps**2)
             return update / jnp.maximum(1.0, jnp.sqrt(squares.mean(_axes(g, stacked), keepdims=True)))
 
-        return jax.tree.map(hold_back, updates, gradients, state.nu, match(STACKED, gradients)), state
+        return jax.tree.map(clip_update, updates, gradients, state.nu, match(STACKED, gradients)), state
 
     return optax.GradientTransformation(adam.init, update)
 
 
 def _axes(tensor: Array, stacked: bool) -> tuple[int, ...]:
-    """Name the axes of one tensor, in a stack of layers all but the first."""
+    """Return the axes of one tensor, in a stack of layers all but the first."""
     return tuple(range(1 if stacked else 0, tensor.ndim))
 
 
 def scale_by_trust_ratio(adapted: Rules) -> optax.GradientTransformation:
     """Scale the update of each tensor by ‖w‖ / ‖u‖, 1 where either is 0 (google-research/albert lamb_optimizer.py).
 
-    The tensors of a stack of layers are told apart: the norms are taken over each slice of the leading axis. Parameters
-    whose rule is False keep their update as it is.
+    In a stack of layers the norms are taken per slice of the leading axis. The update of parameters whose rule is False
+    is not scaled.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -79,9 +79,9 @@ def scale_by_trust_ratio(adapted: Rules) -> optax.GradientTransformation:
 
 
 def scale_by_rules(rates: Rules) -> optax.GradientTransformation:
-    """Multiply each update by the value of its parameter's rule; a tuple has one for each slice of stacked layers.
+    """Multiply each update by the value of its parameter's rule; a tuple has a value for each slice of stacked layers.
 
-    A stack may lack the first layer (ModernBERT's attention norm). Raises ValueError for another number of slices.
+    A stack may lack the first layer (ModernBERT's attention norm). Raises ValueError if the numbers differ otherwise.
     """
 
     def scale(update: Array, rate: float | tuple[float, ...]) -> Array:

@@ -1,8 +1,8 @@
-"""Count what a compiled program does: collectives, matrix products, lookups, bytes to and from HBM.
+"""Count the work of a compiled program: collectives, matrix products, lookups, bytes to and from HBM.
 
-What this takes care of: of a fusion the operands that it slices are read in part, and what it updates in place is not
-read at all; what lies in on-chip memory is no traffic; XLA:TPU writes batches of matrix products as convolutions with
-holes, of which most places meet nothing.
+Of the operands of a fusion, those that it slices are read in part, and those that it updates in place not at all.
+Arrays in on-chip memory cause no traffic. XLA:TPU writes batches of matrix products as dilated convolutions, most of
+whose window positions fall on holes.
 """
 
 import math
@@ -16,10 +16,10 @@ from bertjax.plan.hlo import Computation, Op, Program, Shape, Step, called, para
 
 
 class Collective(NamedTuple):
-    """Hold a collective: its kind, the bytes of the whole array, the devices of one group, and how often it runs.
+    """A collective: its kind, the bytes of the whole array, the devices of one group, and how often it runs.
 
-    bytes: what an all-reduce or an all-to-all is given, an all-gather returns, a reduce-scatter is given.
-    hidden: it runs beside other work. Between slices, over the network, the group is unknown: empty.
+    bytes: the input of an all-reduce, all-to-all or reduce-scatter, the output of an all-gather.
+    hidden: it overlaps with computation. Between slices, over the network, the group is unknown: empty.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Collective(NamedTuple):
 
 
 class Product(NamedTuple):
-    """Hold a matrix product or a convolution: its FLOPs, the dtypes of its two inputs, and how often it runs."""
+    """A matrix product or a convolution: its FLOPs, the dtypes of its two inputs, and how often it runs."""
 
     flops: float
     dtypes: tuple[str, str]
@@ -40,7 +40,7 @@ class Product(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """Hold a gather or a scatter: how many slices it moves one by one, the elements of one, how often it runs."""
+    """A gather or a scatter: the slices that it moves one by one, the elements of each, and how often it runs."""
 
     kind: str
     slices: int
@@ -52,9 +52,9 @@ class Lookup(NamedTuple):
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 BETWEEN = " between slices"
-"""What the kind of a collective over the network ends in."""
+"""The suffix of the kind of a collective over the network."""
 
-# What does no work of its own: names, what ends an asynchronous operation, and what only carries other computations.
+# Operations without work of their own: bookkeeping, ends of asynchronous operations, calls of other computations.
 FREE = frozenset({
     "send", "send-done", "recv", "recv-done",
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
@@ -71,9 +71,9 @@ _UPDATES = ("dynamic-update-slice", "scatter")
 def collectives(program: Program) -> tuple[Collective, ...]:
     """Find all collectives.
 
-    One that runs beside a fusion stands in three, where it starts, in the fusion, and where it is done: it counts once.
-    A reduce-scatter is written as an all-reduce of which each device takes its part. Between slices hosts do it: the
-    program sends to its own and receives.
+    One that overlaps with a fusion is written three times, where it starts, in the fusion, and where it is done, and
+    counted once. A reduce-scatter is written as an all-reduce of which each device slices its part. Between slices the
+    hosts communicate: the program sends to its own host and receives from it.
     """
     found = []
     for step in program.schedule:
@@ -88,11 +88,11 @@ def collectives(program: Program) -> tuple[Collective, ...]:
             beside = "chain_id=" in op.attributes
             if kind not in COLLECTIVES or (beside and not _starts(scope)):
                 continue
-            given = _given(op, scope)
+            size = _input_bytes(op, scope)
             if within is not None and called(within, "calls").startswith("all-reduce-scatter"):
-                kind, given = "reduce-scatter", _given(step.op, step.scope)
+                kind, size = "reduce-scatter", _input_bytes(step.op, step.scope)
             group = _group(op.attributes)
-            size = given * len(group) if kind == "all-gather" else given
+            size *= len(group) if kind == "all-gather" else 1
             hidden = beside or op.opcode.endswith("-start") or (within is not None and within.opcode == "async-start")
             found.append(Collective(kind, size, group, times, hidden, source(op)))
     return tuple(found)
@@ -102,12 +102,12 @@ def _starts(scope: Computation) -> bool:
     return any(call_target(op) == "AsyncCollectiveStart" for op in scope.values())
 
 
-def _given(op: Op, scope: Computation) -> float:
+def _input_bytes(op: Op, scope: Computation) -> float:
     return sum(shape.bytes for name in op.operands for shape in shapes(scope[name].shape))
 
 
 def products(program: Program) -> tuple[Product, ...]:
-    """Find all matrix products and convolutions that are not inside of kernels."""
+    """Find all matrix products and convolutions outside of kernels."""
     return tuple(found for step in program.schedule for found in products_of(program, step))
 
 
@@ -140,7 +140,7 @@ def lookups_of(program: Program, step: Step) -> Iterator[Lookup]:
 
 
 def _numbers(op: Op, attribute: str) -> list[int]:
-    """Read a list of numbers; of no such attribute an empty one."""
+    """Read a list of numbers; empty if the attribute is missing."""
     found = re.search(rf"\b{attribute}=\{{([\d,]*)\}}", op.attributes)
     return [int(number) for number in found[1].split(",") if number] if found else []
 
@@ -150,27 +150,28 @@ def traffic(program: Program, step: Step) -> float:
     op, scope, *_ = step
     if op.opcode in FREE or is_free_call(op):
         return 0.0
-    if op.opcode.endswith("-start"):  # (operands, results, context): each lies where its layout says
+    if op.opcode.endswith("-start"):  # (operands, results, context): the layout of each has its memory space
         moved = shapes(op.shape)
         smallest = min((shape.bytes for shape in moved[:2]), default=0.0)
         return smallest * sum(shape.in_hbm for shape in moved[:2])
     inner = program.computations[called(op, "calls")] if op.opcode == "fusion" else None
-    read = 0.0
-    for number, name in enumerate(op.operands):
-        placed = [shape for shape in shapes(scope[name].shape) if shape.in_hbm]
-        whole = sum(shape.bytes for shape in placed)
-        if whole and inner is not None:
-            whole = min(whole, _read(program, inner, parameter(inner, number)))
-        elif whole and op.opcode in _SLICES and number == 0:
-            whole = min(whole, sum(shape.bytes for shape in shapes(op.shape)))
-        elif op.opcode in _UPDATES and number == 0:
-            whole = 0.0
-        read += whole
-    return read + _written(op, scope, inner)
+    read = sum(_operand_bytes(program, step, inner, number) for number in range(len(op.operands)))
+    return read + (_written(op, scope) if inner is None else _written_by_fusion(op, inner))
+
+
+def _operand_bytes(program: Program, step: Step, inner: Computation | None, number: int) -> float:
+    """Count the bytes of an operand that a step reads from HBM. inner: the computation of a fusion."""
+    op, scope, *_ = step
+    whole = sum(shape.bytes for shape in shapes(scope[op.operands[number]].shape) if shape.in_hbm)
+    if whole and inner is not None:
+        return min(whole, _read(program, inner, parameter(inner, number)))
+    if whole and op.opcode in _SLICES and number == 0:
+        return min(whole, sum(shape.bytes for shape in shapes(op.shape)))
+    return 0.0 if op.opcode in _UPDATES and number == 0 else whole
 
 
 def _read(program: Program, scope: Computation, op: Op | None) -> float:
-    """Count the bytes of an op that others of its fused computation look at."""
+    """Count the bytes of an op that other ops of its fused computation read."""
     if op is None:
         return 0.0
     read = 0.0
@@ -191,16 +192,17 @@ def _read(program: Program, scope: Computation, op: Op | None) -> float:
     return read
 
 
-def _written(op: Op, scope: Computation, inner: Computation | None) -> float:
-    results = shapes(op.shape)
-    if inner is None:
-        if op.opcode in _UPDATES:
-            return sum(shape.bytes for shape in shapes(scope[op.operands[-1 if op.opcode == "scatter" else 1]].shape))
-        return sum(shape.bytes for shape in results if shape.in_hbm)
+def _written(op: Op, scope: Computation) -> float:
+    if op.opcode in _UPDATES:
+        return sum(shape.bytes for shape in shapes(scope[op.operands[-1 if op.opcode == "scatter" else 1]].shape))
+    return sum(shape.bytes for shape in shapes(op.shape) if shape.in_hbm)
+
+
+def _written_by_fusion(op: Op, inner: Computation) -> float:
     last = root(inner)
     roots = [inner[name] for name in last.operands] if last.opcode == "tuple" else [last]
     written = 0.0
-    for result, part in zip(results, roots, strict=False):
+    for result, part in zip(shapes(op.shape), roots, strict=False):
         while part.opcode == "bitcast" and part.operands:
             part = inner[part.operands[0]]
         if result.in_hbm and part.opcode == "dynamic-update-slice":
@@ -211,18 +213,18 @@ def _written(op: Op, scope: Computation, inner: Computation | None) -> float:
 
 
 def is_free_call(op: Op) -> bool:
-    """Tell whether an op is a custom call that the compiler removes."""
+    """Return whether an op is a custom call that the compiler removes."""
     return op.opcode == "custom-call" and call_target(op) in FREE_CALLS
 
 
 def call_target(op: Op) -> str:
-    """Name what a custom call calls."""
+    """Return the target of a custom call; "" for other ops."""
     found = re.search(r'custom_call_target="([^"]*)"', op.attributes)
     return found[1] if found else ""
 
 
 def _group(attributes: str) -> tuple[int, ...]:
-    """List the devices of the first group of a collective, in any of the three ways that groups are written."""
+    """Return the devices of the first group of a collective, in any of the three notations for groups."""
     named = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]*)\](.*?)\))?\s*\{([^}]*)\}", attributes
     )
@@ -241,7 +243,7 @@ def _group(attributes: str) -> tuple[int, ...]:
 
 
 def _counted(sizes: str, order: str) -> np.ndarray:
-    """Number the places of a grid of `sizes`, with its axes in another `order`: `T(1,0)`."""
+    """Number the cells of a grid of `sizes`, with its axes transposed by `order`, such as `T(1,0)`."""
     shape = [int(size) for size in sizes.split(",")]
     grid = np.arange(math.prod(shape)).reshape(shape)
     axes = [int(axis) for axis in re.findall(r"\d+", order)]
@@ -254,7 +256,7 @@ def _dot_flops(op: Op, left: Shape) -> float:
 
 
 def _convolution_flops(op: Op, left: Shape, right: Shape) -> float:
-    """Count what meets an element of the input: XLA:TPU writes batches as holes and padding of a convolution."""
+    """Count products with an element of the input: XLA:TPU writes batches as dilation and padding of a convolution."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     if not labels:
         raise ValueError(f"{op.name}: a convolution without dim_labels")

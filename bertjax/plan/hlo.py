@@ -1,12 +1,12 @@
-"""Read a compiled program: what XLA:TPU schedules, how often, and what it says that each operation costs.
+"""Parse a compiled program: the operations that XLA:TPU schedules, how often each runs, and its estimated cycles.
 
-The text of an executable is the one place where loops, collectives and the compiler's own estimates meet:
-`cost_analysis` counts the body of a loop once and knows no collectives. What this reader takes care of:
+Only the text of an executable has loops, collectives and the compiler's own estimates: `cost_analysis` counts the body
+of a loop once and has no collectives. The parser takes care of these:
 
-- loops count as often as they run: by the trip count that the compiler notes, else from the counter's start, step and
-  bound, wherever in a fusion these are; a loop that ends by its data counts once, and is named;
-- the text of a kernel may hold lines that look like the end of a computation;
-- what lies in on-chip memory, S(1) in a layout, is not in HBM.
+- a loop counts as often as it runs: by the trip count that the compiler notes, else from the counter's start, step and
+  bound, wherever in a fusion these are; a loop whose trip count depends on data counts once, and is named;
+- the text of a kernel may contain lines that look like the end of a computation;
+- arrays in on-chip memory, S(1) in a layout, are not in HBM.
 """
 
 import math
@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 
 class Op(NamedTuple):
-    """Hold one operation as it is written; `shape` is one array, or a tuple of arrays in brackets."""
+    """One operation, as text; `shape` is one array, or a tuple of arrays in brackets."""
 
     name: str
     opcode: str
     shape: str
     operands: tuple[str, ...]
-    literal: str  # what stands in the brackets of the operation: the value of a constant
+    literal: str  # the text in the brackets of the operation: the value of a constant
     attributes: str
-    root: bool  # what its computation returns
+    root: bool  # its computation returns it
 
 
 Computation = Mapping[str, Op]
@@ -33,7 +33,7 @@ Computation = Mapping[str, Op]
 
 
 class Shape(NamedTuple):
-    """Hold one array: its dtype, its sizes, and whether it lies in HBM."""
+    """One array: its dtype, its sizes, and whether it is in HBM."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Hold an operation, the computation it stands in, how often it runs, and the fusion that it is part of."""
+    """An operation, its computation, how often it runs, and the fusion that it is part of."""
 
     op: Op
     scope: Computation
@@ -60,7 +60,7 @@ class Step(NamedTuple):
 
 
 class Program:
-    """Read the text of a compiled program."""
+    """The text of a compiled program, parsed."""
 
     def __init__(self, text: str) -> None:
         self.header = text.partition("\n")[0]
@@ -68,12 +68,12 @@ class Program:
 
     @cached_property
     def schedule(self) -> tuple[Step, ...]:
-        """Every operation that is scheduled, of all loops; what stands inside of a fusion is not."""
+        """All scheduled operations, those of loop bodies included, those inside of fusions not."""
         return tuple(self._steps(self.entry, 1.0))
 
     @cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """The loops whose rounds depend on data: they count once."""
+        """The loops whose trip count depends on data: they count once."""
         loops = [step.op for step in self.schedule if step.op.opcode == "while"]
         return tuple(source(op) for op in loops if self.rounds(op) is None)
 
@@ -92,7 +92,7 @@ class Program:
                 yield from max(branches, key=lambda steps: sum(cycles(step.op) * step.times for step in steps))
 
     def rounds(self, loop: Op) -> int | None:
-        """Say how often a loop runs; None where that depends on data."""
+        """Return the trip count of a loop; None where it depends on data."""
         noted = re.search(r"known_trip_count[^\d]+(\d+)", loop.attributes)
         if noted:
             return int(noted[1])
@@ -110,9 +110,9 @@ class Program:
         return math.ceil((test.bound - start) / after.added)
 
     def _resolve(self, scope: Computation, op: Op, given: Mapping[int, "_Value"], index: int | None = None) -> "_Value":
-        """Work out a whole number, the counter of a loop plus a number, or the test that ends a loop; None: neither.
+        """Evaluate an op to an integer, the counter of a loop plus an integer, or the test that ends a loop; else None.
 
-        given: what the parameters of a fused computation stand for. index: which element, of an op that is a tuple.
+        given: the values of the parameters of a fused computation. index: the element, of an op that is a tuple.
         """
 
         def operand(number: int) -> "_Value":
@@ -141,7 +141,7 @@ class Program:
         return None
 
     def inside(self, step: Step) -> Iterator[Step]:
-        """Yield a step, and what stands inside of it if it is a fusion or runs asynchronously."""
+        """Yield a step, and the operations inside of it if it is a fusion or asynchronous."""
         yield step
         if "calls=" in step.op.attributes:
             inner = self.computations[called(step.op, "calls")]
@@ -150,7 +150,7 @@ class Program:
 
     @property
     def aliased(self) -> int:
-        """The number of outputs that take the place of an input."""
+        """The number of outputs that alias an input."""
         return len(re.findall(r"\{[\d, ]*\}: \(\d+, \{[\d, ]*\}, (?:may|must)-alias\)", self.header))
 
 
@@ -175,16 +175,16 @@ def _added(a: _Value, b: _Value) -> _Value:
     return _Counter(a.place, a.added + b) if isinstance(a, _Counter) and isinstance(b, int) else None
 
 
-_TURNED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
+_REVERSED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 _PAST = {"LT": 0, "NE": 0, "GT": 0, "LE": 1, "GE": -1}  # how far past the other side the counter stops
 
 
 def _test(a: _Value, b: _Value, attributes: str) -> _Value:
-    """Read a comparison of a counter with a number, either way round."""
+    """Read a comparison of a counter with an integer, in either order."""
     found = re.search(r"direction=(\w+)", attributes)
     direction = found[1] if found else ""
     if isinstance(a, int):
-        a, b, direction = b, a, _TURNED.get(direction, "")
+        a, b, direction = b, a, _REVERSED.get(direction, "")
     if not isinstance(a, _Counter) or not isinstance(b, int) or direction not in _PAST:
         return None
     return _Test(a.place, b - a.added + _PAST[direction])
@@ -211,10 +211,10 @@ def _parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
             close()
             lines.append(line)
         elif lines:
-            lines.append(line)  # a kernel's text goes on; the bracket that ends a computation does no harm
+            lines.append(line)  # the text of a kernel goes on; the bracket that ends a computation does no harm
     close()
     if not entry:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY computation")
+        raise ValueError("not the text of a compiled program: it has no ENTRY computation")
     return computations, entry
 
 
@@ -239,7 +239,7 @@ def _operation(text: str) -> Op:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Find the bracket that closes the one at `opening`."""
+    """Return the index of the bracket that closes the one at `opening`."""
     depth = 0
     for place in re.finditer(r"[()]", text[opening:]):
         depth += 1 if place[0] == "(" else -1
@@ -249,7 +249,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def shapes(text: str) -> list[Shape]:
-    """Read the arrays of a shape: one, or those of a tuple."""
+    """Parse a shape: one array, or those of a tuple."""
     found = []
     for dtype, sizes, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?", text):
         numbers = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
@@ -269,19 +269,19 @@ def _bits(dtype: str) -> int:
 
 
 def cycles(op: Op) -> int:
-    """Read the compiler's estimate of one run; 0 where it has none."""
+    """Return the compiler's estimate of the cycles of one run; 0 where it has none."""
     found = re.search(r'"estimated_cycles":"(\d+)"', op.attributes)
     return int(found[1]) if found else 0
 
 
 def source(op: Op) -> str:
-    """Name what of the model an op comes from, as JAX names it."""
+    """Return the operation of the model that an op comes from, as JAX names it."""
     found = re.search(r'op_name="([^"]*)"', op.attributes)
     return found[1] if found else op.name
 
 
 def called(op: Op, attribute: str) -> str:
-    """Name the computation that an attribute of an op names: `calls`, `body`, `condition`."""
+    """Return the name of the computation that an attribute of an op refers to: `calls`, `body`, `condition`."""
     found = re.search(rf"\b{attribute}=%?([\w.\-]+)", op.attributes)
     if not found:
         raise ValueError(f"{op.name}: {op.opcode} without {attribute}")
@@ -296,10 +296,10 @@ def _branches(op: Op) -> list[str]:
 
 
 def root(scope: Computation) -> Op:
-    """Find what a computation returns."""
+    """Return the root of a computation."""
     return next(op for op in scope.values() if op.root)
 
 
 def parameter(scope: Computation, number: int) -> Op | None:
-    """Find a parameter of a computation; None where it is not used."""
+    """Return a parameter of a computation; None if it is unused."""
     return next((op for op in scope.values() if op.opcode == "parameter" and op.literal == str(number)), None)

@@ -1,18 +1,18 @@
-"""Draw the memory of a device as stacked bars, one for each program, in SVG: no library is needed for rectangles."""
+"""Draw the memory of a device as stacked bars, one per program, in SVG, which needs no library."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
 PARTS = {"params": "#4477aa", "optimizer": "#66ccee", "batch": "#ccbb44", "activations": "#ee6677"}
-"""What memory holds, as `plan` names it, and a colour that the colour-blind can tell from the others."""
+"""The parts of memory, as `plan` names them, and their colours, which the colour-blind can tell apart."""
 
 LEFT, BAR, GAP, WIDTH = 260, 22, 10, 560
 
 
 def memory_picture(programs: Sequence[tuple[str, Mapping[str, float | None]]], title: str) -> str:
-    """Draw `bytes_per_device` of each named program, and the line that it must not pass.
+    """Draw `bytes_per_device` of each named program, and the capacity of the device as a line.
 
-    Of a program of which the compiler does not say how much it needs the last part is left out.
+    Where the compiler does not state how much a program needs, the last part is left out.
     """
     capacity = max(memory["capacity"] or 0.0 for _, memory in programs)
     longest = max(capacity, *(memory["peak"] or 0.0 for _, memory in programs)) * 1.05

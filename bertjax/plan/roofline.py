@@ -1,13 +1,13 @@
-"""Estimate how long a compiled step takes on a slice, from what the program says of itself. No hardware is asked.
+"""Estimate the time of a compiled step on a slice from the program alone, without hardware.
 
     step = max(scheduled, traffic, products, hidden) + waited
 
-    scheduled   the compiler's cycles of each fusion, as often as it runs, and a model of what it gives none for
-    traffic     bytes to and from HBM over its rate          products  FLOPs over the peak
-    hidden      collectives that run beside other work       waited    those that everything waits for
+    scheduled   the compiler's cycles of each fusion, as often as it runs, and a model of operations without cycles
+    traffic     bytes to and from HBM over its bandwidth          products  FLOPs over the peak
+    hidden      collectives that overlap with computation         waited    those that do not
 
-The compiler's cycles know no waiting for HBM that others use, no latency of collectives and nothing of the host, so a
-chip is slower. Two programs whose estimates are near each other are not ranked by them.
+The compiler's cycles contain no contention for HBM, no latency of collectives and nothing of the host, so a chip is
+slower. Estimates that are close do not rank two programs.
 """
 
 import re
@@ -30,19 +30,19 @@ from bertjax.plan.costs import (
 )
 from bertjax.plan.hlo import Program, Step, cycles, shapes
 
-# Bundles of final schedules, counted on v3 and v5e, where the compiler estimates nothing: for one slice of a gather or
-# scatter, for 1024 words drawn, for 1024 keys sorted (rows of 512; on v3 twice as many).
+# VLIW bundles of final schedules, counted on v3 and v5e, of operations that the compiler gives no estimate of: of one
+# slice of a gather or scatter, of 1024 random words, of 1024 sorted keys (rows of 512; on v3 twice as many).
 PER_SLICE, PER_1024_BITS, PER_1024_SORTED = 15, 5.5, 305
 
-# The same of a kernel, by what it says that it does: a sum of these two gives what the schedules of attention's kernel
-# have on v5e, 1,592 thousand bundles forward and back for 16 heads of 16 rows of 512, 674 thousand for 64 rows of 128.
+# The same of a kernel, by its cost estimate: the sum of these two gives the bundles in the schedules of the attention
+# kernel on v5e, 1,592 thousand forward and backward for 16 heads of 16 rows of 512, 674 thousand for 64 rows of 128.
 PER_1024_EXPONENTIALS, PER_1024_BYTES = 9.34, 2.04
 
-_SAID = re.compile(r'"(flops|transcendentals|bytes_accessed)":"?(\d+)')
+_COSTS = re.compile(r'"(flops|transcendentals|bytes_accessed)":"?(\d+)')
 
 
 def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
-    """Estimate the seconds of one run of a program on one of `slices` slices, with every number that enters."""
+    """Estimate the seconds of one run of a program on one of `slices` slices, with every number that enters it."""
     chip = on.chip
     peak, hbm_rate = (rate / chip.devices for rate in (chip.tflops * 1e12, chip.hbm_rate * 1e9))
     counted = sum(cycles(step.op) * step.times for step in program.schedule)
@@ -54,7 +54,7 @@ def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
             modelled[kind]["count"] += step.times
             modelled[kind]["seconds"] += seconds * step.times
     computed = sum(product.flops * product.times for product in products(program))
-    computed += sum(_said(step).get("flops", 0) * step.times for step in program.schedule)
+    computed += sum(_kernel_costs(step).get("flops", 0) * step.times for step in program.schedule)
     moved = sum(traffic(program, step) * step.times for step in program.schedule)
     of_which = {
         "cycles": counted / chip.clock,
@@ -81,15 +81,15 @@ def estimate(program: Program, on: Slice, slices: int = 1) -> dict[str, Any]:
     }
 
 
-def _said(step: Step) -> dict[str, int]:
-    """Read what a kernel says that it does; empty of all else."""
+def _kernel_costs(step: Step) -> dict[str, int]:
+    """Return the cost estimate of a kernel; empty for other operations and for kernels without one."""
     if call_target(step.op) != "tpu_custom_call":
         return {}
-    return {name: int(number) for name, number in _SAID.findall(step.op.attributes)}
+    return {name: int(number) for name, number in _COSTS.findall(step.op.attributes)}
 
 
 def moved_by_kind(program: Program) -> dict[str, dict[str, float]]:
-    """Count the collectives of one run by kind, and the bytes of the arrays that they move."""
+    """Return the count of the collectives of one run by kind, and the bytes of the arrays that they move."""
     found: dict[str, dict[str, float]] = {}
     for one in collectives(program):
         counted = found.setdefault(one.kind, {"count": 0.0, "bytes": 0.0})
@@ -99,11 +99,11 @@ def moved_by_kind(program: Program) -> dict[str, dict[str, float]]:
 
 
 def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
-    """Name the kind of a step that has no estimate but does work, and the fewest cycles that it takes; else ""."""
+    """Return the kind of a step that works but has no estimate, and the fewest cycles of it; "" for other steps."""
     op = step.op
     if cycles(op) or op.opcode in FREE or is_free_call(op) or op.opcode.removesuffix("-start") in COLLECTIVES:
         return "", 0.0
-    if op.opcode.endswith("-start"):  # copies beside other work: traffic, no time of their own
+    if op.opcode.endswith("-start"):  # asynchronous copies: traffic, no time of their own
         return "", 0.0
     elements = sum(shape.elements for shape in shapes(op.shape))
     lookups = list(lookups_of(program, step))
@@ -114,13 +114,16 @@ def _modelled(program: Program, step: Step, on: Slice) -> tuple[str, float]:
     if op.opcode == "sort":
         return op.opcode, PER_1024_SORTED * elements / 1024
     if call_target(op) == "tpu_custom_call":
-        said = _said(step)
-        if "flops" not in said:
-            return "kernel without an estimate", 0.0
-        bundles = PER_1024_EXPONENTIALS * said["transcendentals"] + PER_1024_BYTES * said["bytes_accessed"]
-        return "kernel", max(said["flops"] / on.chip.cycle, bundles / 1024)
+        return _modelled_kernel(_kernel_costs(step), on)
     flops = sum(product.flops for product in products_of(program, step))
     return ("others", flops / on.chip.cycle) if flops or elements >= 1024 else ("", 0.0)
+
+
+def _modelled_kernel(costs: dict[str, int], on: Slice) -> tuple[str, float]:
+    if "flops" not in costs:
+        return "kernel without an estimate", 0.0
+    bundles = PER_1024_EXPONENTIALS * costs["transcendentals"] + PER_1024_BYTES * costs["bytes_accessed"]
+    return "kernel", max(costs["flops"] / on.chip.cycle, bundles / 1024)
 
 
 def _collective_seconds(program: Program, on: Slice, slices: int, *, hidden: bool) -> float:
@@ -128,7 +131,7 @@ def _collective_seconds(program: Program, on: Slice, slices: int, *, hidden: boo
 
 
 def _seconds(one: Collective, on: Slice, slices: int) -> float:
-    """Divide what a chip must send by what its links carry; between slices, by its share of the network."""
+    """Divide the bytes that a chip must send by the rate of its links; between slices, by its share of the network."""
     if one.kind.endswith(BETWEEN):
         parts, rate = slices, on.chip.dcn_rate * 1e9 / on.chip.devices
     else:

@@ -1,7 +1,7 @@
-"""Plan a run without running it: count parameters and work, compile the real step for a real slice, say if it fits.
+"""Plan a run without running it: count parameters and FLOPs, compile the real step for a slice, check that it fits.
 
-What is compiled is what `fit` runs (`train.sharded_step`), for devices that need not exist here. Memory and collectives
-are the compiler's; the time is an estimate (`roofline.py`).
+The compiled step is the one that `fit` runs (`train.sharded_step`), for devices that need not exist here. Memory and
+collectives are the compiler's; the time is an estimate (`roofline.py`).
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ OF_A_PHASE = (
     "rows_per_device", "bytes_per_device", "fits", "collectives", "flops_ratio", "estimated_step_seconds",
     "estimated_utilisation",
 )  # fmt: skip
-"""What `plan_on` gives of each phase, and of the one that needs most memory also for the whole."""
+"""The results that `plan_on` returns for each phase, and at the top level for the phase that needs most memory."""
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
-    """Count parameters, all of them and by group, and model FLOPs per token of a training step, for each phase.
+    """Count parameters, in all and by group, and the model FLOPs per token of a training step, for each phase.
 
-    `trained` are those that are not frozen; `flops_per_token` is that of the first phase.
+    `trained` counts parameters that are not frozen; `flops_per_token` is that of the first phase.
     """
     phases, trained = [], experiment.optimizer.trained
     for phase in experiment.phases:
@@ -70,11 +70,11 @@ def plan(experiment: Experiment) -> dict[str, Any]:
 
 
 def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> dict[str, Any]:
-    """Add to `plan` what the step of each phase is on a slice: memory, collectives, FLOPs, an estimate of its time.
+    """Extend `plan` by the step of each phase on a slice: memory, collectives, FLOPs, an estimate of its time.
 
-    Of the phase that needs most memory these stand at the top as well; `fits` says that all phases do. What is known
-    only of a program is None where the compiler refuses one that is too large. say: is told of each compilation before
-    it starts.
+    Those of the phase that needs most memory are at the top level as well; `fits` is true if all phases fit. Where the
+    compiler refuses a program that is too large, the results that need a program are None. say: called with a line
+    before each compilation.
     Raises InputError without a compiler for TPUs.
     """
     planned = plan(experiment)
@@ -91,14 +91,14 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
 def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
     """Compile the step of one phase for a slice, and describe it.
 
-    `bytes_per_device`: `activations` is all that lives within a step only, gradients and 16-bit copies among it.
+    In `bytes_per_device`, `activations` are all arrays that live within a step only, gradients and 16-bit copies too.
     """
     compiled = compile_step(experiment, phase, on)
     tokens = phase.batch_size * phase.rows.length
-    slices, places = experiment.mesh.slices, _places(experiment, phase, on)
+    slices, shards = experiment.mesh.slices, _batch_shards(experiment, phase, on)
     devices = on.devices * slices
     described: dict[str, Any] = {
-        "rows_per_device": phase.batch_size / phase.accumulate / places,
+        "rows_per_device": phase.batch_size / phase.accumulate / shards,
         "bytes_per_device": compiled.memory,
         "fits": not compiled.refused,
         "refused": compiled.refused,
@@ -121,23 +121,23 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
     }
 
 
-def _places(experiment: Experiment, phase: Phase, on: Slice) -> int:
-    """Count over how many devices rows are split."""
+def _batch_shards(experiment: Experiment, phase: Phase, on: Slice) -> int:
+    """Return the number of shards of a batch."""
     mesh = mesh_on(experiment, phase, on)
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def split_parameters(experiment: Experiment, on: Slice) -> dict[str, dict[str, str]]:
-    """Say of every parameter that a device does not hold whole where it is stored, and how products meet it."""
+    """Return the partition specs of every parameter that is split: `stored` between steps, `used` in computation."""
     phase = experiment.phases[0]
     mesh = mesh_on(experiment, phase, on)
     params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = name_of(path)
-        kept, met = (place(mesh, name, leaf.shape) for place in (storage_spec, compute_spec))
-        if any(kept) or any(met):
-            found[name] = {"shape": str(list(leaf.shape)), "stored": _axes(kept), "used": _axes(met)}
+        storage, compute = (spec(mesh, name, leaf.shape) for spec in (storage_spec, compute_spec))
+        if any(storage) or any(compute):
+            found[name] = {"shape": str(list(leaf.shape)), "stored": _axes(storage), "used": _axes(compute)}
     return found
 
 
@@ -146,7 +146,7 @@ def _axes(spec: Iterable[Any]) -> str:
 
 
 class Compiled(NamedTuple):
-    """Hold a step compiled for a slice: its text, None where there is none, its memory, the seconds it took."""
+    """A step compiled for a slice: its text, None if it was refused, its memory, the seconds of compilation."""
 
     text: str | None
     memory: dict[str, float | None]
@@ -155,9 +155,9 @@ class Compiled(NamedTuple):
 
 
 def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
-    """Compile the training step of a phase for a slice, or for as many of them as the experiment's mesh has.
+    """Compile the training step of a phase for a slice, or for as many slices as the experiment's mesh has.
 
-    Raises InputError where the mesh does not fit the devices, or the rows do not divide over them.
+    Raises InputError if the mesh does not fit the devices, or the rows do not divide over them.
     """
     mesh = mesh_on(experiment, phase, on)
     state = state_shapes(experiment, mesh)
@@ -187,26 +187,26 @@ def compile_step(experiment: Experiment, phase: Phase, on: Slice) -> Compiled:
         return Compiled(None, memory, time.perf_counter() - begun, refused)
     seconds = time.perf_counter() - begun
     stats = executable.memory_analysis()
-    # Not the sum of arguments and `temp_size_in_bytes`, which counts gaps twice: up to a quarter more than is needed.
+    # Not the sum of arguments and `temp_size_in_bytes`, which counts fragmentation twice: up to a quarter too much.
     peak = float(stats.peak_memory_in_bytes + stats.generated_code_size_in_bytes)
     memory |= {"activations": peak - stats.argument_size_in_bytes, "peak": peak, "capacity": capacity}
-    # The compiler refuses by what lives within a step alone: what is held between steps may still be too much.
+    # The compiler refuses by the memory within a step alone: together with the state it may still be too much.
     refused = f"{peak / 2**30:.2f} GiB are needed, {on.chip.available} are there" if peak > capacity else ""
     return Compiled(executable.as_text(), memory, seconds, refused)
 
 
 def mesh_on(experiment: Experiment, phase: Phase, on: Slice) -> Mesh:
-    """Make the mesh of an experiment from the devices of a slice."""
+    """Build the mesh of an experiment from the devices of a slice."""
     devices = slice_devices(on, experiment.mesh.slices)
     return experiment.mesh.mesh(phase.batch_size // phase.accumulate, devices)
 
 
 def flags_for(experiment: Experiment, on: Slice) -> dict[str, str]:
-    """Name the flags that training on a slice would run with; none where the user's LIBTPU_INIT_ARGS say what holds."""
+    """Return the flags that training on a slice would run with; none if the user sets LIBTPU_INIT_ARGS."""
     if "LIBTPU_INIT_ARGS" in os.environ:
         return {}
-    joined = SLICES_FLAGS if experiment.mesh.slices > 1 else ()
-    return {flag.name: flag.value for flag in (*TPU_FLAGS[on.generation], *joined)}
+    multislice = SLICES_FLAGS if experiment.mesh.slices > 1 else ()
+    return {flag.name: flag.value for flag in (*TPU_FLAGS[on.generation], *multislice)}
 
 
 def _bytes_on_device(tree: Any) -> float:
@@ -215,12 +215,12 @@ def _bytes_on_device(tree: Any) -> float:
 
 
 def _refusal(message: str, held: float) -> tuple[float | None, float | None]:
-    """Read what the compiler says that a step needs besides what is `held` between steps, and what there is."""
+    """Parse the bytes that a step needs besides those `held` between steps, and the bytes available, from an error."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     number = r"([\d.]+)([KMGT])"
     temporaries = re.search(rf"temporaries \({number}\) exceeds available HBM \({number}\)", message)
-    compute_spec = re.search(rf"[Uu]sed {number} of {number} hbm", message)
-    found = temporaries or compute_spec
+    total = re.search(rf"[Uu]sed {number} of {number} hbm", message)
+    found = temporaries or total
     if not found:
         return None, None
     needed, available = (float(found[n]) * unit[found[n + 1]] for n in (1, 3))
@@ -240,25 +240,25 @@ def with_remat(value: Any, policy: str) -> Any:
 
 
 def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> dict[str, Any]:
-    """Find the largest batch of a device that fits, for each way to recompute, in the phase with the longest rows.
+    """Find the largest batch per device that fits, for each remat policy, in the phase with the longest rows.
 
-    Memory is a line in the rows: two compilations find it, one more confirms; programs that do not fit are refused
-    within seconds. `best` has the most tokens a second by the estimate; `cheapest` recomputes least among those that
-    take the batch of the experiment, None where none does.
+    Memory is linear in the rows: two compilations find the line, one more confirms; programs that do not fit are
+    refused within seconds. `best` has the highest estimated throughput; `cheapest` rematerialises least of those that
+    fit the batch of the experiment, None if none does.
     """
     phase = max(experiment.phases, key=lambda phase: phase.rows.length)
     shapes = row_shapes(phase.rows, phase.batch_size)
     flops = model_flops(experiment.objective, shapes, experiment.optimizer.trained)
-    places = _places(experiment, phase, on)
+    shards = _batch_shards(experiment, phase, on)
     found = []
     for policy in REMAT:
         objective = with_remat(experiment.objective, policy)
         if policy != "none" and objective == with_remat(experiment.objective, "none"):
-            continue  # nothing in it can recompute
+            continue  # no part of it can rematerialise
 
         def attempt(rows: int, objective: Any = objective, policy: str = policy) -> dict[str, Any]:
             say(f"compiling {rows} rows of {phase.rows.length} a device, remat={policy}, for {on}")
-            batch_size = rows * places * phase.accumulate
+            batch_size = rows * shards * phase.accumulate
             trial = dataclasses.replace(phase, batch_size=batch_size)
             changed = dataclasses.replace(experiment, objective=objective, phases=(trial,))
             per_token = flops / phase.batch_size / phase.rows.length
@@ -269,7 +269,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
         say(f"remat={policy}: {largest['rows_per_device']:g} rows a device" if largest else f"remat={policy}: none fit")
         if largest is not None:
             found.append(largest)
-    rows = phase.batch_size / phase.accumulate / places
+    rows = phase.batch_size / phase.accumulate / shards
     return {
         "topology": str(on),
         "length": phase.rows.length,
@@ -281,7 +281,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
 
 
 def _largest(attempt: Callable[[int], dict[str, Any]], unit: int) -> dict[str, Any] | None:
-    """Find the most rows, a multiple of `unit` and to 2%, that fit; None where not even `unit` rows do."""
+    """Return the most rows that fit, a multiple of `unit`, to 2%; None if not even `unit` rows do."""
     tried: dict[int, dict[str, Any]] = {}
     rows = 8 * unit
     while True:
@@ -293,13 +293,13 @@ def _largest(attempt: Callable[[int], dict[str, Any]], unit: int) -> dict[str, A
             return tried[best] if best else None
         rows = int(min(max(_expected(tried) // unit * unit, lower), upper))
         if len(tried) > 5 and refused is not None:
-            rows = (lower + refused - unit) // (2 * unit) * unit  # the line leads nowhere: halve
+            rows = (lower + refused - unit) // (2 * unit) * unit  # memory is not linear: bisect
 
 
 def _expected(tried: dict[int, dict[str, Any]]) -> float:
-    """Read the most rows off the line through the memory of two programs: of those that fit, if there are two.
+    """Extrapolate the most rows from the memory of two programs: of two that fit, if there are two.
 
-    What the compiler says of a program that it refuses is an early and larger guess.
+    Of a program that it refuses the compiler reports an early, larger estimate.
     """
     sized = {
         rows: one["bytes_per_device"] for rows, one in tried.items() if one["bytes_per_device"]["peak"] is not None

@@ -38,7 +38,7 @@ def found(**changes):
 def test_a_healthy_machine_has_no_findings():
     assert not diagnose(HEALTHY)
     text = report(HEALTHY, [])
-    assert "nothing is wrong" in text and "4 × TPU v5 lite; 16 in 4 process(es)" in text and "16.0 GiB" in text
+    assert "no problems found" in text and "4 × TPU v5 lite; 16 in 4 process(es)" in text and "16.0 GiB" in text
     assert "--xla_tpu_enable_async_collective_fusion=true" in text
 
 
@@ -46,24 +46,24 @@ def test_a_healthy_machine_has_no_findings():
     ("changes", "stops", "what", "mend"),
     [
         ({"python": "3.14.0"}, False, "Python 3.14.0", "use one of these"),
-        ({"packages": HEALTHY.packages | {"numpy": "1.26.4"}}, True, "numpy is 1.26.4, needed", "pip install 'numpy"),
+        ({"packages": HEALTHY.packages | {"numpy": "1.26.4"}}, True, "numpy is 1.26.4, required", "pip install 'numpy"),
         ({"packages": HEALTHY.packages | {"jax": "0.13", "jaxlib": "0.13"}}, True, "jax is 0.13", "'jax<0.13,>=0.10'"),
         ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "bertjax"}}, True, "not inst", "pip"),
         ({"packages": HEALTHY.packages | {"jaxlib": "0.10.1"}}, False, "jaxlib 0.10.1", "jaxlib==0.10.2"),
-        ({"packages": HEALTHY.packages | {"libtpu": "0.0.30"}}, True, "made for 0.0.42", "jax[tpu]==0.10.2"),
+        ({"packages": HEALTHY.packages | {"libtpu": "0.0.30"}}, True, "requires 0.0.42", "jax[tpu]==0.10.2"),
         ({"packages": {name: v for name, v in HEALTHY.packages.items() if name != "libtpu"}}, True, "libtpu", "[tpu]"),
         ({"environment": {"JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": ""}}, True, "hides the TPU", "unset"),
         ({"environment": {}}, False, "LIBTPU_INIT_ARGS is not set", "fuse_all_reduce=true"),
-        ({"holders": {7: "python train"}, "devices": Devices(error="held")}, True, "process 7 holds", "kill 7"),
+        ({"holders": {7: "python train"}, "devices": Devices(error="held")}, True, "process 7 is using", "kill 7"),
         ({"lock_owner": "user 12"}, True, "belongs to user 12", "sudo rm /tmp/libtpu_lockfile"),
-        ({"huge_pages": "always [madvise] never"}, False, "starts slowly", "echo always"),
+        ({"huge_pages": "always [madvise] never"}, False, "initialise slowly", "echo always"),
         ({"devices": Devices(error="no answer within 60 seconds")}, True, "no answer", "slices.py doctor"),
         ({"devices": Devices("cpu", ("cpu",), (0,), 1, 1)}, True, "4 TPU chips, but JAX uses the CPU", "[tpu]"),
         ({"devices": Devices("cpu", ("cpu",), (0,), 1, 1), "chips": ()}, True, "a GPU, but JAX uses", "cuda"),
-        ({"disks": {"/home": GIB // 2}}, True, "0.5 GiB free", "make room"),
-        ({"disks": {"/home": 5 * GIB}}, False, "5.0 GiB free", "make room"),
-        ({"memory_available": GIB}, False, "1.0 GiB of memory", "end other"),
-        ({"cache_private": False}, False, "others can write", "chmod go-w"),
+        ({"disks": {"/home": GIB // 2}}, True, "0.5 GiB free", "free some space"),
+        ({"disks": {"/home": 5 * GIB}}, False, "5.0 GiB free", "free some space"),
+        ({"memory_available": GIB}, False, "1.0 GiB of memory", "stop other"),
+        ({"cache_private": False}, False, "other users can write", "chmod go-w"),
         ({"environment": HEALTHY.environment | {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "2"}}, True,
          "TPU_WORKER_ID='2'", "unset both"),
         ({"environment": HEALTHY.environment | {"MEGASCALE_NUM_SLICES": "2"}}, True,
@@ -120,7 +120,7 @@ def test_who_holds_a_tpu_is_read_from_files_and_devices_are_left_alone(machine, 
     assert facts.chips == ("v5e", "v5e") and facts.holders == {41: "python train.py", 42: "of another user"}
     assert facts.environment == {"JAX_PLATFORMS": "tpu", "TPU_WORKER_ID": "0"}
     assert (facts.memory, facts.memory_available) == (2**20, 2**19) and "[madvise]" in facts.huge_pages
-    assert any(finding.what == "process 41 holds the TPU: python train.py" for finding in diagnose(facts))
+    assert any(finding.what == "process 41 is using the TPU: python train.py" for finding in diagnose(facts))
     assert all("no devices" not in finding.what for finding in diagnose(facts))
 
 
@@ -142,7 +142,7 @@ def test_devices_are_asked_where_nothing_holds_them(machine, monkeypatch):
 
 def test_the_command_says_and_returns_what_it_found(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "collect", lambda folder, *, seconds: HEALTHY)
-    assert main(["doctor"]) == 0 and "nothing is wrong" in capsys.readouterr().out
+    assert main(["doctor"]) == 0 and "no problems found" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "collect", lambda folder, *, seconds: dataclasses.replace(HEALTHY, lock_owner="user 3"))
     assert main(["doctor", "--workdir", str(tmp_path), "--json"]) == 2
     read = json.loads(capsys.readouterr().out)

@@ -31,7 +31,7 @@ BAD = {
     "v5e:2x2x2": "2 axes, as v5e:4x4",
     "v4:2x2": "3 axes",
     "v5e:0x4": "2 axes",
-    "v5e": "write a generation and its chips",
+    "v5e": "write a generation and shape",
 }
 
 
