@@ -1,11 +1,11 @@
-"""Keep and restore checkpoints: Orbax behind a few functions, with a checksum for every array.
+"""Save and restore checkpoints: Orbax behind a few functions, with a checksum for every array.
 
     <run>/checkpoints/<step>/params      what inference needs
                              optimizer   what only training needs
                              info        experiment, tokenizer files, checksums, versions: one JSON text
 
-Orbax hands flipped bits back as weights without a word. So a checksum of every array is computed on the device as it is
-saved, and again as it is restored. It is a sum over elements, hence the same on every mesh.
+Orbax does not notice flipped bits. So a checksum of every array is computed on the device when it is saved, and again
+when it is restored. It is a sum over elements, hence the same on every mesh.
 """
 
 import base64
@@ -27,14 +27,14 @@ from bertjax.random import hash_bits
 from bertjax.rules import name_of
 from bertjax.types import Array
 
-# What says nothing of the checkpoint; of damage Orbax and TensorStore tell in exceptions of any kind.
-_NOT_THE_CHECKPOINT = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+# Failures that are not damage, which Orbax and TensorStore report by exceptions of any kind.
+_NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
 def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.CheckpointManager:
-    """Manage the checkpoints of a run: the `keep` newest stay, and those at multiples of `keep_every` if not 0.
+    """Open the checkpoints of a run: the `keep` newest are kept, and those at multiples of `keep_every` if not 0.
 
-    What a kill left half-written is removed.
+    Unfinished checkpoints of a killed process are removed.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
@@ -52,7 +52,7 @@ def save(
     tokenizer: Tokenizer,
     data: list[str],
 ) -> None:
-    """Begin to save in the background; `manager.wait_until_finished()` waits for it.
+    """Save in the background; `manager.wait_until_finished()` waits for it.
 
     data: the digest of the manifest of each corpus that the run reads.
     """
@@ -62,7 +62,7 @@ def save(
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
-    """Write what inference needs to a new folder, which reads like a checkpoint."""
+    """Write what inference needs to a new folder, which can be read as a checkpoint."""
     info = _info({"params": params}, experiment, tokenizer)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(folder.absolute(), args=_described({"params": params}, info))
@@ -88,14 +88,14 @@ def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
 
 
 def read_info(step_folder: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of itself. Raises InputError where it is damaged."""
+    """Read the `info` of a checkpoint. Raises InputError if it is damaged."""
     try:
         read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore((step_folder / "info").absolute())
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         info: dict[str, Any] = read["info"]
         return info | {"experiment": up_to_date(info["experiment"])}
-    except _NOT_THE_CHECKPOINT:
+    except _NOT_DAMAGE:
         raise
     except Exception as error:
         raise _damaged(step_folder, error) from error
@@ -104,11 +104,11 @@ def read_info(step_folder: Path) -> dict[str, Any]:
 def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) -> Any:
     """Restore `params` or `optimizer` into the shapes, dtypes and shardings of `like`, and verify every array.
 
-    Raises InputError where the checkpoint is damaged or of another shape.
+    Raises InputError if the checkpoint is damaged or of another shape.
     """
     try:
         found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
-    except _NOT_THE_CHECKPOINT:
+    except _NOT_DAMAGE:
         raise
     except Exception as error:
         raise _damaged(step_folder, error) from error
@@ -120,7 +120,7 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
 
 
 def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer | None:
-    """Rebuild the tokenizer that a checkpoint carries; None where it has none, as some models of others."""
+    """Rebuild the tokenizer of a checkpoint; None if it has none, as some converted models."""
     if not info["tokenizer"]:
         return None
     files = {name: base64.b64decode(content) for name, content in info["tokenizer"].items()}
@@ -128,9 +128,9 @@ def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer | N
 
 
 def latest_step(run: Path) -> Path:
-    """Find the newest finished checkpoint: of a run folder, of its `checkpoints`, or a step folder itself.
+    """Return the newest finished checkpoint of a run folder or of its `checkpoints`; a step folder is returned itself.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if (run / "info").is_dir():
         return run
@@ -147,7 +147,7 @@ def latest_step(run: Path) -> Path:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Tell whether a run has a finished checkpoint to go on from."""
+    """Tell whether a run has a finished checkpoint to resume from."""
     folder = run / "checkpoints"
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
@@ -162,8 +162,8 @@ def checksums(tree: Any) -> dict[str, str]:
 def _checksums(leaves: dict[str, Array]) -> dict[str, Array]:
     def checksum(x: Array) -> Array:
         bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
-        # The bits are keyed by their place, so that moved elements count too; the hash is a bijection of the bits, so
-        # that one changed element always changes the sum.
+        # The bits are hashed with their index, so that permuted elements change the sum too; the hash is a bijection of
+        # the bits, so that one changed element always changes it.
         return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32)).sum(dtype=jnp.uint32)
 
     return {name: checksum(jnp.atleast_1d(leaf)) for name, leaf in leaves.items()}

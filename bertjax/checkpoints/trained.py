@@ -1,16 +1,16 @@
-"""Load a trained model: hidden states, logits, and what an objective may offer besides `init` and `loss`."""
+"""Load a trained model, and compute its hidden states and logits."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bertjax.checkpoints import checkpoint
-from bertjax.data.tokenizer import Tokenizer, Vocabulary
+from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
@@ -22,86 +22,13 @@ from bertjax.models.published import Published
 from bertjax.types import Array, Batch, Params
 
 
-class Trained(Protocol):
-    """What every model offers once it is trained."""
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder that was trained."""
-        ...
-
-    def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states [B, L, D]."""
-        ...
-
-
-@runtime_checkable
-class LanguageModel(Trained, Protocol):
-    """What a model offers that can guess words."""
-
-    def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return logits [B, P, V] at positions of masks, without them at all positions [B, L, V]."""
-        ...
-
-    def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
-        ...
-
-
-@runtime_checkable
-class InParts(Protocol):
-    """What a model offers that is made of several."""
-
-    def part(self, name: str, params: Params) -> tuple[Trained, Params]:
-        """Take one of them alone."""
-        ...
-
-
-@runtime_checkable
-class ForTask(Protocol):
-    """What a model offers that was made for a task."""
-
-    def task_logits(self, params: Params, batch: Batch) -> Array:
-        """Return what its task head says of a batch."""
-        ...
-
-
-@runtime_checkable
-class Wrapping(Protocol):
-    """What an objective offers that trains another one's parameters in its own way (SiFT)."""
-
-    @property
-    def objective(self) -> Trained:
-        """The objective that serves what was trained."""
-        ...
-
-
-@runtime_checkable
-class RemapsWarmStart(Protocol):
-    """What an objective offers that begins with another model otherwise than by equal names."""
-
-    def begin_with(self, found: Params) -> Params:
-        """Turn the parameters of that model into those to begin with, named as its own."""
-        ...
-
-
-@runtime_checkable
-class ReinitsTopLayers(Protocol):
-    """What an objective offers that begins with the lower layers of another model alone."""
-
-    @property
-    def renewed(self) -> int:
-        """How many of the top layers are made anew."""
-        ...
-
-
 @dataclass(frozen=True)
 class Model:
-    """A trained model. config: the experiment or the folder that it comes from, as JSON types."""
+    """A trained model. config: the experiment or the folder that it was loaded from, as JSON types."""
 
     objective: Trained
     params: Params
-    tokenizer: Tokenizer | None  # none where the folder of others that it comes from has none
+    tokenizer: Tokenizer | None  # None if its Hugging Face folder has none
     config: dict[str, Any]
 
     @property
@@ -114,11 +41,11 @@ class Model:
         return self._encode(self.params, dict(batch))
 
     def mlm_logits(self, batch: Batch) -> Array:
-        """Return language-model logits [B, L, V]. Raises InputError where the model has no such head."""
+        """Return language-model logits [B, L, V]. Raises InputError if the model has no such head."""
         return self._language_logits(self.params, dict(batch))
 
     def logits(self, batch: Batch) -> Array:
-        """Return the logits of the task head: see Published.task_logits. Raises InputError where there is none."""
+        """Return the logits of the task head: see Published.task_logits. Raises InputError if there is none."""
         return self._task_logits(self.params, dict(batch))
 
     def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
@@ -138,14 +65,14 @@ class Model:
 
     @property
     def text(self) -> Tokenizer:
-        """The tokenizer. Raises InputError where there is none."""
+        """The tokenizer. Raises InputError if there is none."""
         if self.tokenizer is None:
             raise InputError("this model came without tokenizer files: put its vocabulary into its folder")
         return self.tokenizer
 
     @property
     def language_model(self) -> LanguageModel:
-        """The objective, where it can guess words. Raises InputError where it cannot."""
+        """The objective if it has a language-model head. Raises InputError if not."""
         if not isinstance(self.objective, LanguageModel):
             raise InputError(f"a {type(self.objective).__name__} has no language-model head: use the whole model")
         return self.objective
@@ -160,7 +87,7 @@ def load(path: str | Path) -> Model:
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone; `path:encoder` is the encoder
     of any model, without heads and mask decoder. Works on any device, whatever it was trained on. Raises InputError
-    where there is none, or it is damaged.
+    if there is no model, or it is damaged.
     """
     folder, part = part_of(path)
     if part == ENCODER:
@@ -196,7 +123,7 @@ ENCODER = "encoder"  # the part that every model has
 
 
 def _encoder_alone(model: Model) -> Model:
-    """Take the encoder that was trained; of several models the one that is kept for other tasks."""
+    """Return the encoder that was trained; of several models the one that is meant for other tasks."""
     objective, params = model.objective, model.params
     if isinstance(objective, InParts):
         parts = [objective.part(name, params) for name in params]
@@ -212,7 +139,7 @@ def _encoder_alone(model: Model) -> Model:
 
 
 def _shapes(described: dict[str, Any]) -> Any:
-    """Find the shapes of a batch; what came from a Hugging Face folder has no rows of its own, so the smallest."""
+    """Return the shapes of a batch: the smallest for a model without rows, which came from a Hugging Face folder."""
     if "phases" not in described:
         return batch_shapes(1, 1, ("types",))
     rows = from_json(described["phases"][0]["rows"])
@@ -220,31 +147,17 @@ def _shapes(described: dict[str, Any]) -> Any:
 
 
 def part_of(path: str | Path) -> tuple[Path, str]:
-    """Split `folder:part`; a folder whose own name has a colon is a folder."""
+    """Split `folder:part`, unless the whole is the name of an existing folder."""
     folder, colon, part = str(path).rpartition(":")
     return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
 
 
-def wrapped(objective: Any) -> Iterator[Any]:
-    """Yield an objective and what it wraps."""
-    yield objective
-    while isinstance(objective, Wrapping):
-        objective = objective.objective
-        yield objective
-
-
-def served(objective: Wrapping) -> Trained:
-    """Find what serves what an objective trained."""
-    *_, innermost = wrapped(objective)
-    return innermost
-
-
 def load_notes(source: str | Path, model: Model) -> list[str]:
-    """Say what was decided in reading a Hugging Face folder, and the first tensors that were ignored, with reasons."""
+    """Return notes on how a Hugging Face folder was read, and the first tensors that were ignored, with reasons."""
     folder, _ = part_of(source)
     if not is_huggingface(folder):
         return []
     notes = model.config["huggingface"]
-    said = [f"{sentence}: {folder}" for sentence in notes["reported"]]
+    reported = [f"{note}: {folder}" for note in notes["reported"]]
     ignored = [f"{name} ({reason})" for name, reason in notes["ignored"].items()]
-    return said + ([f"ignored {some(ignored)} of {folder}"] if ignored else [])
+    return reported + ([f"ignored {some(ignored)} of {folder}"] if ignored else [])

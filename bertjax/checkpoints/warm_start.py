@@ -1,4 +1,4 @@
-"""Begin with a trained model: its parameters by their names."""
+"""Initialise an experiment with the parameters of a trained model, by their names."""
 
 import re
 from collections.abc import Mapping
@@ -6,40 +6,61 @@ from typing import NamedTuple
 
 import jax
 
-from bertjax.checkpoints.trained import ENCODER, InParts, ReinitsTopLayers, RemapsWarmStart, load, load_notes, wrapped
+from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
+from bertjax.checkpoints.trained import ENCODER, Model, load, load_notes
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
 from bertjax.description import field_names, to_json
 from bertjax.errors import InputError
 from bertjax.rules import STACKED, name_of
 from bertjax.types import Array, Objective, Params
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 class Start(NamedTuple):
-    """Parameters to begin with, by name, and what is to be said of them besides."""
+    """Initial parameters by name, and a note to report."""
 
     params: Mapping[str, Array]
     note: str
 
 
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
-    """Load what the model in `source` has under the name of a parameter of `objective`, whose shapes `like` gives.
+    """Load the parameters of the model in `source` that `objective`, whose shapes `like` has, has under the same names.
 
-    An objective may name what it finds in its own way (`Beginning`). A model that came without tokenizer is noted:
-    nothing but the number of its ids can be compared; and so is what was ignored in a Hugging Face folder. Raises
-    InputError where a shape, the tokenizer or the sharing of embeddings differs, or nothing has the same name.
+    An objective may map names itself (`RemapsWarmStart`). The note reports a model without tokenizer, of which only the
+    number of ids can be compared, and the tensors that were ignored in a Hugging Face folder. Raises InputError
+    if a shape, the tokenizer or the sharing of embeddings differs, or no parameter has the same name.
     """
+    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    *_, reinitialised = 0, *(each.renewed for each in wrapped(objective) if isinstance(each, ReinitsTopLayers))
+    model = _collect(source, objective, tokenizer)
+    found = _remap(source, model.params, objective, shapes)
+    taken = {name: leaf for name, leaf in found.items() if name in shapes}
+    _check_whole_head(source, found, shapes)
+    _check_shapes(source, objective, taken, shapes, reinitialised, tokenizer)
+    if not taken:
+        parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
+        hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
+        raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
+    return Start(taken, _explain(source, model, reinitialised))
+
+
+def _collect(source: str, objective: Objective, tokenizer: Tokenizer) -> Model:
+    """Load a model with the same tokenizer and the same sharing of embeddings. Raises InputError for another one."""
     model = load(source)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
     *_, inner = wrapped(objective)
-    # What a name means depends on it: tables, or what is added to the other model's.
+    # With another sharing the same name has another meaning: tables, or what is added to the other model's.
     theirs, ours = (to_json(x).get("sharing") for x in (model.objective, inner))
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")
-    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
-    params, renewed = model.params, 0
+    return model
+
+
+def _remap(source: str, params: Params, objective: Objective, shapes: Shapes) -> dict[str, Array]:
+    """Map the parameters of a model to names of `objective`."""
     for each in wrapped(objective):
-        renewed = each.renewed if isinstance(each, ReinitsTopLayers) else renewed
         if not isinstance(each, RemapsWarmStart):
             continue
         try:
@@ -47,27 +68,37 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         except ValueError as error:
             raise InputError(f"init={source}: {error}") from error
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    found = _one_segment(found, shapes)
-    taken = {name: leaf for name, leaf in found.items() if name in shapes}
-    lower = {name: (shape[0] - renewed, *shape[1:]) if _is_stack(name) else shape for name, shape in shapes.items()}
-    _check_whole_head(source, found, shapes)
+    return _one_segment(found, shapes)
+
+
+def _check_shapes(
+    source: str,
+    objective: Objective,
+    taken: Mapping[str, Array],
+    shapes: Shapes,
+    reinitialised: int,
+    tokenizer: Tokenizer,
+) -> None:
+    """Raise InputError for a parameter of another shape; stacks lack the layers that are freshly initialised."""
+    lower = {
+        name: (shape[0] - reinitialised, *shape[1:]) if _is_stack(name) else shape for name, shape in shapes.items()
+    }
     different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != lower[name]}
     if different:
         name, (given, wanted) = next(iter(different.items()))
         fix = _other_vocabulary(objective, different, tokenizer) or "make the model as large as that one"
         raise InputError(f"init={source} has {name} of shape {given}, this experiment {wanted}: {fix}")
-    if not taken:
-        parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
-        hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
-        raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
+
+
+def _explain(source: str, model: Model, reinitialised: int) -> str:
+    """Return the note of `Start`."""
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
-    note += f"; of the layers the top {renewed} anew" if renewed else ""
-    note += "".join(f"; {sentence}" for sentence in load_notes(source, model))
-    return Start(taken, note)
+    note += f"; the top {reinitialised} layers are freshly initialised" if reinitialised else ""
+    return note + "".join(f"; {each}" for each in load_notes(source, model))
 
 
-def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse to leave out a part of a language-model head that the rest of it was trained with."""
+def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Shapes) -> None:
+    """Raise InputError if a part of a language-model head would be left out, without which the rest was not trained."""
     for name in found.keys() - shapes.keys():
         head, _, _ = name.partition("/decoder")
         if re.search(r"(^|/)head/(mlm|plm)/decoder", name) and any(own.startswith(f"{head}/") for own in shapes):
@@ -90,7 +121,7 @@ def _is_stack(name: str) -> bool:
 def _other_vocabulary(
     objective: Objective, different: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], tokenizer: Tokenizer
 ) -> str:
-    """Say which V makes shapes alike, as (given, wanted), that differ in the size of the vocabulary alone, if so.
+    """Return the remedy where shapes, as (given, wanted), differ only in the size of the vocabulary, else "".
 
     Tables are often padded to more rows than there are ids.
     """
@@ -109,7 +140,7 @@ def _other_vocabulary(
 _SEGMENTS, _POSITIONS = "encoder/embeddings/type/table", "encoder/embeddings/position/table"
 
 
-def _one_segment(found: dict[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def _one_segment(found: dict[str, Array], shapes: Shapes) -> dict[str, Array]:
     """Add the first segment's vector to all positions where the new encoder has no segments: the sum is the same.
 
     Published RoBERTa has one segment, ours none.

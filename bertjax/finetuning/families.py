@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import architecture_of
-from bertjax.checkpoints.trained import Model, Wrapping, part_of, served
+from bertjax.checkpoints.protocols import Wrapping, served
+from bertjax.checkpoints.trained import Model, part_of
 from bertjax.description import from_json
 from bertjax.huggingface import configuration
 from bertjax.huggingface.folder import is_huggingface, read_config

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.checkpoints.trained import LanguageModel, Model
+from bertjax.checkpoints.protocols import LanguageModel
+from bertjax.checkpoints.trained import Model
 from bertjax.errors import InputError
 from bertjax.types import Array
 

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, cast
 
-from bertjax.checkpoints.trained import LanguageModel, Model
+from bertjax.checkpoints.protocols import LanguageModel
+from bertjax.checkpoints.trained import Model
 from bertjax.data.templates import Templates, templates_for
 
 
