@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import small_xlnet
+from contract import ENCODERS, small_xlnet
 from safetensors.numpy import save_file
+from texts import with_spaces_in_pieces
 
 from bertjax.checkpoints.trained import Model, load
 from bertjax.description import to_json
 from bertjax.errors import InputError
+from bertjax.huggingface.families import FAMILIES
 from bertjax.masking import Masking, Permutation
 from bertjax.models import layers
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
-from bertjax.models.modern import Modern
-from bertjax.models.positions import Rotary
+from bertjax.models.published import Published
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 
@@ -111,6 +112,7 @@ def small_v2(v, **fields):
 
 
 def own_objectives(v):
+    """Return objectives by the class of transformers that each of them becomes."""
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
     return {
@@ -120,17 +122,33 @@ def own_objectives(v):
             Encoder(**small, E=4, shared=True, activation=layers.gelu_tanh), masking, pair=True
         ),
         "ElectraForMaskedLM": MaskedLM(Encoder(**small, E=4), masking),
-        "ModernBertForMaskedLM": MaskedLM(
-            Modern(V=v.size, D=8, N=3, H=2, F=12, positions=Rotary(160.0, 10.0), global_every=2, reach=4), masking
-        ),
-        "DebertaForMaskedLM": MaskedLM(
-            DeBERTa(V=v.size, D=8, N=2, H=2, F=12, E=4, distances=6, key_bias=False, positions=16), masking
-        ),
-        "DebertaV2ForMaskedLM": MaskedLM(small_v2(v), masking),
         "XLNetLMHeadModel": PermutationLM(
             small_xlnet(V=v.size), Permutation(functional=(v.cls, v.sep), parts=(8, 8), targets=2)
         ),
     }
+
+
+def family_of_row(name):
+    """Return the family of an encoder of the contract, None where transformers has none."""
+    return FAMILIES.get(name.replace(" ", "-"))
+
+
+OWN = ["BertForPreTraining", "BertForMaskedLM", "AlbertForPreTraining", "ElectraForMaskedLM", "XLNetLMHeadModel"]
+OF_FAMILIES = [name for name in ENCODERS if family_of_row(name)]
+LANGUAGE = ("ForMaskedLM", "LMHeadModel")
+
+
+def make_own(name, tokenizer):
+    """Return a model of OWN or OF_FAMILIES, and the class of transformers that it becomes."""
+    if name in OWN:
+        return own_model(own_objectives(tokenizer.vocabulary)[name], tokenizer), name
+    family, encoder = family_of_row(name), ENCODERS[name](V=tokenizer.vocabulary.size)
+    if getattr(encoder, "first_position", 0):  # that of a vocabulary whose padding has another id
+        tokenizer = with_spaces_in_pieces("bpe")
+        encoder = encoder.clone(V=tokenizer.vocabulary.size)
+    class_name, (head,) = next((each, heads) for each, heads in family.classes.items() if each.endswith(LANGUAGE))
+    published = Published(encoder, ((head, encoder.language_head()),), family.cls_last)
+    return own_model(published, tokenizer), class_name
 
 
 def refused(folder, message):

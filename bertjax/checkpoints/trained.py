@@ -14,7 +14,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_folder, without_heads
+from bertjax.huggingface.convert import read_encoder, read_folder, without_heads
 from bertjax.huggingface.families import default_family
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.huggingface.tensors import some
@@ -86,18 +86,19 @@ def load(path: str | Path) -> Model:
     """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone; `path:encoder` is the encoder
-    of any model, without heads and mask decoder. Works on any device, whatever it was trained on. Raises InputError
-    if there is no model, or it is damaged.
+    of any model, without heads and mask decoder, whatever other heads a Hugging Face folder has. Works on any device,
+    whatever it was trained on. Raises InputError if there is no model, or it is damaged.
     """
     folder, part = part_of(path)
+    if is_huggingface(folder):
+        if part not in ("", ENCODER):
+            raise InputError(f"the model in {folder} has no part {part!r}, only {ENCODER!r}")
+        found = read_encoder(folder) if part else read_folder(folder)
+        config = {"objective": to_json(found.model), "huggingface": found.notes}
+        model = Model(found.model, found.params, found.tokenizer, config)
+        return _encoder_alone(model) if part else model
     if part == ENCODER:
         return _encoder_alone(load(folder))
-    if is_huggingface(folder):
-        if part:
-            raise InputError(f"the model in {folder} has no part {part!r}, only {ENCODER!r}")
-        found = read_folder(folder)
-        config = {"objective": to_json(found.model), "huggingface": found.notes}
-        return Model(found.model, found.params, found.tokenizer, config)
     step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])

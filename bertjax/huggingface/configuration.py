@@ -101,20 +101,12 @@ def all_heads(family: Family, config: Mapping[str, Any]) -> tuple[Head, ...]:
 def heads_of_folder(family: Family, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Head]:
     """List the heads of a folder: those whose tensors it has, and those of its class."""
     needed = family.classes.get(_architecture(config), ())
-    pooling = {each.tensor for each in family.pooler.tensors} if family.pooler else set()
+    pooling = family.pooler_names & tensors.keys()
     heads = all_heads(family, config)
-    present = [head for head in heads if ({each.tensor for each in head.tensors} - pooling) & tensors.keys()]
-    names = {head.name for head in present}
-    found = [
-        head
-        for head in heads
-        if head in present or (head.name in needed and head.name not in names and not head.classless)
-    ]
-    if (
-        family.pooler
-        and pooling & tensors.keys()
-        and not pooling & {each.tensor for head in found for each in head.tensors}
-    ):
+    present = [head for head in heads if (head.tensor_names - family.pooler_names) & tensors.keys()]
+    lacking = set(needed) - {head.name for head in present}
+    found = [head for head in heads if head in present or (head.name in lacking and not head.classless)]
+    if family.pooler and pooling and not any(pooling & head.tensor_names for head in found):
         found.append(family.pooler)
     return found
 
@@ -167,19 +159,22 @@ def make_config(
                     f"{family.model_type} of transformers needs the {role} piece at id {config[key]}, by the encoder's "
                     f"first_position; the tokenizer has it at {index}"
                 )
-    _describe_classes(family, encoder, config, heads, labels)
+    _set_labels(config, heads, labels)
+    _set_dropout(family, encoder, config, heads)
     return config
 
 
-def _describe_classes(
-    family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]
-) -> None:
-    """Set the names of the classes of a head, and its dropout, where config.json has others."""
+def _set_labels(config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]) -> None:
+    """Set the names of the classes of a head where config.json has others."""
     counts = [getattr(heads[name], "C", 2) for name in ("classify", "tags") if name in heads]
     if counts and (counts[0] != _count_classes(config) or (labels and labels != labels_of(config))):
         labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
+
+
+def _set_dropout(family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module]) -> None:
+    """Set the dropout of a head where config.json has another."""
     for head in family.heads:
         if head.name in heads and head.dropout is not None and head.dropout.key:
             rate = getattr(heads[head.name], "dropout", 0.0)
@@ -195,13 +190,11 @@ def class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, n
     if not classifying and set(given) <= {head.name for head in heads}:
         return family.base_class
     asked = set(given) - {head.name for head in heads if head.classless}
-    found = next((name for name, names in family.classes.items() if set(names) == asked == classifying), None)
-    if found is None:
-        known = "; ".join(f"{name}: {', '.join(names)}" for name, names in family.classes.items())
-        raise InputError(
-            f"transformers has no {family.model_type} class with the heads {', '.join(given)}; it has {known}"
-        )
-    return found
+    for class_name, names in family.classes.items():
+        if set(names) == asked == classifying:
+            return class_name
+    known = "; ".join(f"{name}: {', '.join(names)}" for name, names in family.classes.items())
+    raise InputError(f"transformers has no {family.model_type} class with the heads {', '.join(given)}; it has {known}")
 
 
 def check_round_trip(
@@ -237,7 +230,7 @@ def check_round_trip(
 
 
 def _difference(where: str, ours: Any, theirs: Any) -> tuple[str, Any, Any]:
-    """Name the first field in which two values differ, where they are dataclasses of one kind."""
+    """Return the first field in which two values differ, with its path if they are dataclasses of one kind."""
     if not is_dataclass(ours) or type(ours) is not type(theirs):
         return where, ours, theirs
     name = next(name for name in field_names(ours) if getattr(ours, name) != getattr(theirs, name))

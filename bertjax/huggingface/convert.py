@@ -27,11 +27,12 @@ from bertjax.huggingface.configuration import (
     make_head,
 )
 from bertjax.huggingface.families import FAMILIES, default_family
-from bertjax.huggingface.folder import find_tensors, read_config, write_folder
-from bertjax.huggingface.table import TIE, Family
+from bertjax.huggingface.folder import Tensor, find_tensors, read_config, write_folder
+from bertjax.huggingface.table import TIE, Family, Head
 from bertjax.huggingface.tensors import (
     Shapes,
     check_tensors,
+    encoder_tensors,
     finds_untied,
     modern_names,
     read_params,
@@ -71,22 +72,52 @@ class Found(NamedTuple):
     notes: dict[str, Any]
 
 
-def read_folder(folder: Path) -> Found:
-    """Read a model. Raises InputError, naming the file or tensor, for anything broken, missing or unknown."""
+class _Opened(NamedTuple):
+    """A folder before its tensors are read. prefixed: whether tensors had the prefix of the encoder, as here all do."""
+
+    config: dict[str, Any]
+    family: Family
+    tensors: dict[str, Tensor]
+    prefixed: bool
+
+
+def _open(folder: Path) -> _Opened:
     config = read_config(folder)
     family = family_of(config, folder)
-    config = dict(family.modernise(config))
     tensors = modern_names(find_tensors(folder))
     prefixed = any(name.startswith(f"{family.prefix}.") for name in tensors)
     if not prefixed:
         tensors = {f"{family.prefix}.{name}": tensor for name, tensor in tensors.items()}
-    tensors, ignored = set_aside(family, config, tensors, folder)
+    return _Opened(dict(family.modernise(config)), family, tensors, prefixed)
+
+
+def read_folder(folder: Path) -> Found:
+    """Read a model. Raises InputError, naming the file or tensor, for anything broken, missing or unknown."""
+    opened = _open(folder)
+    config, family = opened.config, opened.family
+    tensors, ignored = set_aside(family, config, opened.tensors, folder)
     heads = heads_of_folder(family, config, tensors)
     untied, reported = finds_untied(family, config, heads, tensors, folder)
     if untied:
         config[TIE] = False
     tensors, copies = without_copies(family, untied, tensors, folder)
-    ignored |= copies
+    found = _read(folder, opened._replace(tensors=tensors), heads, ignored | copies)
+    return found._replace(notes=found.notes | {"reported": reported})
+
+
+def read_encoder(folder: Path) -> Found:
+    """Read the encoder of a folder, whatever heads it has; tensors outside of the encoder are listed as ignored.
+
+    Raises InputError as `read_folder`.
+    """
+    opened = _open(folder)
+    tensors, left = encoder_tensors(opened.family, opened.tensors)
+    tensors, ignored = set_aside(opened.family, opened.config, tensors, folder)
+    return _read(folder, opened._replace(tensors=tensors), [], left | ignored)
+
+
+def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, str]) -> Found:
+    config, family, tensors, prefixed = opened
     encoder = make_encoder(family, config, folder, heads)
     if len(tensors) < encoder.N:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
@@ -98,7 +129,7 @@ def read_folder(folder: Path) -> Found:
     check_tensors(slots, shapes, tensors, folder)
     params = read_params(slots, shapes, tensors)
     dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
-    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": reported}
+    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": []}
     return Found(model, params, read_tokenizer(folder, config, encoder.V), notes)
 
 
@@ -111,20 +142,14 @@ def write_model(
     encoder. Raises InputError where no class of transformers computes what this model computes.
     """
     if not isinstance(model, Headed):
-        parts = [f"folder:{name}" for name in params] if hasattr(model, "part") else []
-        hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
-        raise InputError(f"a {type(model).__name__} is not one encoder with heads{hint}")
+        raise _not_one_encoder(model, params)
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else family_for(model.encoder, model.heads, architecture)
     given = model.heads
     encoder, params, reported = _without_idle_parameters(family, model.encoder, given, params)
     encoder, canonical = family.canonical(encoder, params["encoder"])
     params = {**params, "encoder": canonical}
-    heads = [
-        head
-        for head in (*all_heads(family, original), *([family.pooler] if family.pooler else []))
-        if head.name in given and isinstance(given[head.name], Pooler) == (head is family.pooler) and head.fits(encoder)
-    ]
+    heads = _heads_to_write(family, original, encoder, given)
     class_name = class_for(family, original, given, heads)
     labels = model.labels if isinstance(model, Published) else ()
     config = make_config(family, encoder, original, class_name, given, tokenizer, labels)
@@ -143,6 +168,23 @@ def write_model(
     if tokenizer is not None:
         write_tokenizer(tokenizer, family, folder)
     return reported
+
+
+def _not_one_encoder(model: Any, params: Params) -> InputError:
+    parts = [f"folder:{name}" for name in params] if hasattr(model, "part") else []
+    hint = f": name one of its parts, {' or '.join(parts)}" if parts else ""
+    return InputError(f"a {type(model).__name__} is not one encoder with heads{hint}")
+
+
+def _heads_to_write(
+    family: Family, original: Mapping[str, Any], encoder: Any, given: Mapping[str, nn.Module]
+) -> list[Head]:
+    """List the heads of the family that a model has; its pooler alone where the model has no more than that."""
+    heads = [head for head in all_heads(family, original) if head.name in given and head.fits(encoder)]
+    heads = [head for head in heads if not isinstance(given[head.name], Pooler)]
+    pooler = family.pooler
+    alone = pooler is not None and isinstance(given.get(pooler.name), Pooler)
+    return [*heads, pooler] if pooler is not None and alone else heads
 
 
 def parameter_shapes(model: Published, folder: Path) -> Shapes:

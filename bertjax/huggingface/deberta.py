@@ -39,11 +39,12 @@ from bertjax.huggingface.table import (
 )
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.heads import MaskedLMHead, PairHead, ReplacedInContextHead, TokenHead
+from bertjax.models.layers import Activation
 from bertjax.types import Params
 
 
 def _by_head(*kernels: Any) -> Any:
-    """Lay [D, H, K] each of queries, keys and values out as [H·3·K, D]: every head has its three side by side."""
+    """Stack the kernels [D, H, K] of queries, keys and values as [H·3·K, D], where each head has its three in a row."""
     _, H, K = kernels[0].shape
     return jnp.stack(kernels).transpose(2, 0, 3, 1).reshape(H * 3 * K, -1)
 
@@ -113,12 +114,11 @@ def _normed(value: Any, config: Config) -> bool:
     return "layer_norm" in names
 
 
-def _same_activation(value: Any, config: Config) -> Any:
-    """Read the convolution's, which must be that of the layers; without a convolution it is that of nothing."""
-    of_layers = activation(config.get("hidden_act"))
-    if _whole(config.get("conv_kernel_size", 0)) > 0 and activation(value) != of_layers:
-        raise InputError(f"{value!r} is not supported, only hidden_act={config['hidden_act']!r} is")
-    return of_layers
+def _convolution_activation(value: Any, config: Config) -> Activation | None:
+    """Return the activation of the convolution, None without one or if it is that of the layers."""
+    if _whole(config.get("conv_kernel_size", 0)) <= 0 or activation(value) == activation(config.get("hidden_act")):
+        return None
+    return activation(value)
 
 
 def _legacy(config: Config) -> bool:
@@ -131,7 +131,7 @@ def _tied(value: Any, config: Config) -> bool:
 
 
 def _ignored(config: Config, names: Collection[str]) -> dict[str, str]:
-    """Say what folders have beside our parameters, as patterns of names, and why it is ignored."""
+    """Return patterns of the tensors that are ignored, with the reason: see Family.ignored."""
     ignored = {
         r"\.attention\.self\.pos_key_proj\.bias$": "the same for all keys of a query, which a softmax does not see",
         r"^deberta\.embeddings\.(word|position)_embeddings\._weight$": "what a discriminator added to the tables of "
@@ -178,7 +178,7 @@ FIELDS = (
               default=lambda config: config.get("hidden_size")),
     ConfigKey("pos_att_type", "terms", Codec(_terms, lambda value, encoder: list(value)), default=lambda config: None),
     ConfigKey("relative_attention", "terms", Codec(_relative, lambda value, encoder: True)),
-    # A table of positions is the decoder's, for which no key has a word: its head says that it is there.
+    # A table of positions belongs to the mask decoder, for which there is no key: it is recognised by its head.
     ConfigKey("position_biased_input", "decoder", Codec(_no_positions, lambda value, encoder: False)),
     ConfigKey("max_relative_positions", "distances", Codec(_distances), default=lambda config: -1),
     ConfigKey("hidden_dropout_prob", "dropout", NUMBER),
@@ -302,7 +302,9 @@ DEBERTA_V2 = Family(
         ConfigKey("share_att_key", "shared_projections", BOOL, default=lambda config: False),
         ConfigKey("conv_kernel_size", "convolution", Codec(_convolution, lambda value, encoder: value or 0),
                   default=lambda config: 0),
-        ConfigKey("conv_act", "activation", Codec(_same_activation, ACTIVATION.encode), default=lambda config: "tanh"),
+        ConfigKey("conv_act", "convolution_activation",
+                  Codec(_convolution_activation, lambda value, e: ACTIVATION.encode(value or e.activation, e)),
+                  default=lambda config: "tanh"),
     ),
     fixed={},
     unsupported=UNSUPPORTED | {"conv_groups": 1},

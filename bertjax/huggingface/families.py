@@ -10,14 +10,26 @@ from bertjax.huggingface.deberta import DEBERTA, DEBERTA_V2
 from bertjax.huggingface.distilbert import DISTILBERT
 from bertjax.huggingface.electra import ELECTRA
 from bertjax.huggingface.modernbert import MODERNBERT
-from bertjax.huggingface.roberta import ROBERTA, XLM_ROBERTA
+from bertjax.huggingface.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.xlnet import XLNET
 
 # Where several fit a model, the last one is its default: from the general to the special.
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ALBERT, ELECTRA, XLNET, MODERNBERT, DEBERTA, DEBERTA_V2)
+    for family in (
+        BERT,
+        ROBERTA,
+        XLM_ROBERTA,
+        CAMEMBERT,
+        DISTILBERT,
+        ALBERT,
+        ELECTRA,
+        XLNET,
+        MODERNBERT,
+        DEBERTA,
+        DEBERTA_V2,
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""Read and write the files of a Hugging Face folder, trusting nothing that they claim.
+"""Read and write the files of a Hugging Face folder, trusting none of their claims.
 
 Before a tensor is read, or memory taken for it, every header has been checked against the size of its file: safetensors
 as its specification says (github.com/huggingface/safetensors, README "Format"), stricter in that a header may be 16 MiB
@@ -26,7 +26,7 @@ _LARGEST_TEXT = 2**24  # bytes of a header, a config or an index; real ones have
 
 
 class Tensor(NamedTuple):
-    """Say where a tensor lies and what it is, before it is read."""
+    """Where a tensor is stored, its dtype and shape, as its header states them."""
 
     file: Path
     name: str
@@ -34,13 +34,37 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+_PEFT = "merge it into its base model with peft: AutoPeftModel.from_pretrained(folder).merge_and_unload()"
+_BY_VERSION_4 = "convert it with transformers 4: AutoModel.from_pretrained(folder, {})"
+_SAVE = ".save_pretrained(new_folder)"
+_NOT_READ = {
+    "adapter_config.json": f"an adapter: {_PEFT}{_SAVE}",
+    "adapter_model.*": f"an adapter: {_PEFT}{_SAVE}",
+    "*.msgpack": f"weights of Flax: {_BY_VERSION_4.format('from_flax=True')}{_SAVE}",
+    "*.h5": f"weights of TensorFlow: {_BY_VERSION_4.format('from_tf=True')}{_SAVE}",
+    "*.ckpt.index": f"a checkpoint of TensorFlow: {_BY_VERSION_4.format('from_tf=True')}{_SAVE}",
+    "*_Transformer": "a model of sentence-transformers in a folder of its own: give that one",
+}
+"""What else folders keep their weights in, by patterns of names, and how to go on."""
+
+
 def is_huggingface(folder: Path) -> bool:
     """Tell whether this looks like a Hugging Face folder: it has a config.json or weights by their names."""
-    return folder.is_dir() and any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX))
+    return folder.is_dir() and (
+        any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(_not_read(folder))
+    )
+
+
+def _not_read(folder: Path) -> str:
+    """Describe weights in another format; "" if there are none."""
+    found = ((sorted(folder.glob(pattern)), remedy) for pattern, remedy in _NOT_READ.items())
+    return next((f"{folder} has {paths[0].name}, {remedy}" for paths, remedy in found if paths), "")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json. Raises InputError where it is missing or not a JSON object."""
+    """Read config.json. Raises InputError if it is missing or not a JSON object."""
+    if not (folder / CONFIG).exists() and (described := _not_read(folder)):
+        raise InputError(described)
     return _read_json(_inside(folder, CONFIG))
 
 
@@ -53,14 +77,14 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
         return _read_header(_inside(folder, WEIGHTS))
     if (folder / INDEX).exists():
         return _read_shards(folder)
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5"))
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if pickles:
         raise InputError(
             f"{folder} has its weights in {pickles[0]}, not in {WEIGHTS}; that format can run code and is never opened "
             "here: convert it where you trust it, with transformers: AutoModel.from_pretrained(folder)"
             ".save_pretrained(new_folder), of the class that config.json names"
         )
-    raise InputError(f"{folder} has no weights: no {WEIGHTS} and no {INDEX}")
+    raise InputError(_not_read(folder) or f"{folder} has no weights: no {WEIGHTS} and no {INDEX}")
 
 
 def read_tensor(tensor: Tensor) -> np.ndarray:
@@ -86,7 +110,7 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Find a plain file of the folder, by a name without a path.
+    """Return the path of a plain file of the folder, by a name without a path.
 
     Links may lead to the blobs beside the snapshots of a Hugging Face cache, and nowhere else outside.
     """
@@ -173,7 +197,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
 
 
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Check what the header says of one tensor; return where it begins and ends."""
+    """Check the header's entry of a tensor; return the byte offsets of its begin and end."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:

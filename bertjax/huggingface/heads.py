@@ -37,8 +37,7 @@ def task_head(
     if head is None:
         known = ", ".join(dict.fromkeys(head.name for head in family.heads))
         raise InputError(f"{family.model_type} has no head {name!r}: it has {known}")
-    pooling = {each.tensor for each in family.pooler.tensors} if family.pooler is not None else set()
-    shares = family.pooler is not None and pooling <= {each.tensor for each in head.tensors}
-    pooler_of = family.pooler.name if shares and family.pooler is not None else ""
+    has_pooler = family.pooler is not None and family.pooler_names <= head.tensor_names
+    pooler_of = family.pooler.name if family.pooler is not None and has_pooler else ""
     class_name = next((class_name for class_name, names in family.classes.items() if names == (name,)), "")
     return TaskHead(head_of(head, encoder, config, classes), pooler_of, class_name)

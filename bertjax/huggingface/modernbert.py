@@ -77,7 +77,7 @@ def _rotary(value: Any, config: Config) -> Rotary:
 
 
 def _shortest(positions: Any) -> Any:
-    """Leave a theta of the local layers out where it is that of the others: there are two ways to say so."""
+    """Drop the theta of the local layers if it equals the other one: both encoders are the same."""
     same = isinstance(positions, Rotary) and positions.local_theta == positions.theta
     return Rotary(positions.theta) if same else positions
 

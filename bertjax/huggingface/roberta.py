@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-RoBERTa: transformers, models/roberta and models/xlm_roberta.
+"""RoBERTa, XLM-RoBERTa and CamemBERT: transformers, models/roberta, models/xlm_roberta and models/camembert.
 
 Their position table has rows for the padding id and those before it, which no token uses: 514 for 512 positions.
 """
@@ -68,3 +68,4 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
 
 ROBERTA = _roberta("roberta", "Roberta")
 XLM_ROBERTA = _roberta("xlm-roberta", "XLMRoberta")
+CAMEMBERT = _roberta("camembert", "Camembert")

@@ -115,6 +115,9 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": layers.silu,
     "swish": layers.silu,
     "tanh": layers.tanh,
+    "gelu_10": layers.gelu_10,
+    "quick_gelu": layers.quick_gelu,
+    "mish": layers.mish,
 }
 
 
@@ -198,6 +201,11 @@ class Head(NamedTuple):
     encoder_fields: Mapping[str, Any] = MappingProxyType({})
     dropout: HeadDropout | None = None
 
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """The names of its tensors."""
+        return frozenset(each.tensor for each in self.tensors)
+
 
 def head_of(head: Head, encoder: Any, config: Config, classes: int) -> nn.Module:
     """Build the module of a head, with the dropout of its config. Raises InputError as `make`."""
@@ -264,3 +272,8 @@ class Family:
     canonical: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
     headless: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
     published: Callable[[Any], str] = lambda encoder: ""
+
+    @property
+    def pooler_names(self) -> frozenset[str]:
+        """The names of the pooler's tensors."""
+        return self.pooler.tensor_names if self.pooler is not None else frozenset()

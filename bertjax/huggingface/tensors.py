@@ -74,7 +74,7 @@ def finds_untied(
             continue
         if config.get(TIE, True) is False and copy not in tensors:
             raise InputError(
-                f"{folder} lacks {copy}, which {TIE}=false in its config.json asks for: add it, or say true if the "
+                f"{folder} lacks {copy}, which {TIE}=false in config.json requires: add it, or set that to true if the "
                 "head is to share the word embeddings"
             )
         if config.get(TIE, True) is False:
@@ -82,6 +82,17 @@ def finds_untied(
         if copy in tensors and words in tensors and not _equal(tensors[copy], tensors[words]):
             return True, [f"{copy} differs from {words}, so it is read as untied, although {TIE} is not false"]
     return False, []
+
+
+def encoder_tensors(family: Family, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split off all tensors outside of the modules of the encoder, each with its reason."""
+    named = dict(tensors)
+    for copy, words in family.tied.items():
+        if copy in named:
+            named.setdefault(words, named[copy])  # one of the two is enough
+    modules = tuple({".".join(each.tensor.split(".")[:2]) + "." for each in family.tensors})
+    kept = {name: tensor for name, tensor in named.items() if f"{name}.".startswith(modules)}
+    return kept, {name: "not of the encoder" for name in tensors if name not in kept}
 
 
 def without_copies(
@@ -143,7 +154,7 @@ def _within(scope: str, mapping: TensorMapping) -> TensorMapping:
 
 
 def check_tensors(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Compare the names, shapes and dtypes of a folder with what its config.json asks for."""
+    """Compare the names, shapes and dtypes of a folder with those that its config.json implies."""
     covered = {ours for slot in slots for ours in slot.params}
     assert covered == shapes.keys(), f"the table lacks {shapes.keys() - covered}"
     names = {slot.tensor for slot in slots}

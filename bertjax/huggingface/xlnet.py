@@ -39,6 +39,18 @@ def _clamp(value: Any, config: Config) -> int | None:
     return value if value > 0 else None
 
 
+def _same_length(value: Any, config: Config) -> bool:
+    """Return False: published code reads the key in unidirectional attention alone, which is refused."""
+    BOOL.decode(value, config)
+    return False
+
+
+def _untied(value: Any, config: Config) -> bool:
+    """Return True: whatever the key says, transformers gives each layer biases of its own."""
+    BOOL.decode(value, config)
+    return True
+
+
 def _summary(e: XLNet, config: Config, C: int) -> PairHead:
     if config.get("summary_type", "last") != "last" or not config.get("summary_use_proj", True):
         raise InputError("heads of whole texts need summary_type=last, summary_use_proj=true")
@@ -83,14 +95,14 @@ XLNET = Family(
         ConfigKey("layer_norm_eps", "norm_eps", NUMBER),
         ConfigKey("initializer_range", "initializer", NORMAL),
         ConfigKey("clamp_len", "clamp", Codec(_clamp, lambda value, encoder: value or -1)),
-        ConfigKey("same_length", "same_length", BOOL),
+        ConfigKey("same_length", "same_length", Codec(_same_length), default=lambda config: False),
+        ConfigKey("untie_r", "untied", Codec(_untied), default=lambda config: True),
         TIED,
     ),
-    fixed={"untied": True},
+    fixed={},
     unsupported={
         "attn_type": "bi",
         "bi_data": False,
-        "untie_r": True,
         "d_head": lambda encoder: encoder.D // encoder.H,
         "pruned_heads": {},
         "chunk_size_feed_forward": 0,

@@ -92,6 +92,7 @@ class DeBERTa(nn.Module):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
+    convolution_activation: Activation | None = None  # None: that of the layers
     norm_eps: float = 1e-7
     initializer: Initializer = layers.Normal(0.02)
     remat: str = "none"  # as in Encoder
@@ -172,8 +173,8 @@ class DeBERTa(nn.Module):
         branch = None
         if self.convolution is not None:
             branch = Convolution(
-                self.D, self.convolution, self.dropout, self.activation, self.initializer, self.dtype,
-                name="convolution",
+                self.D, self.convolution, self.dropout, self.convolution_activation or self.activation,
+                self.initializer, self.dtype, name="convolution",
             )(x_BLD, mask_BL, train=train)  # fmt: skip
         fields = (
             self.D, self.H, self.F, rows, self.terms, self.shared_projections, self.key_bias, self.dropout,

@@ -107,6 +107,24 @@ def silu(x: Array) -> Array:
     return jax.nn.silu(x)
 
 
+@recomputed
+def gelu_10(x: Array) -> Array:
+    """Apply the exact GELU, clipped to [-10, 10]: quantised models (Wu et al. 2020)."""
+    return jnp.clip(gelu(x), -10, 10)
+
+
+@recomputed
+def quick_gelu(x: Array) -> Array:
+    """Apply x σ(1.702 x), an approximation of GELU (Hendrycks and Gimpel 2016)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+@recomputed
+def mish(x: Array) -> Array:
+    """Apply x tanh(softplus(x)) (Misra 2019)."""
+    return x * jnp.tanh(jax.nn.softplus(x))
+
+
 @partial(recomputed, static_argnums=(2,))
 def gated(h: Array, gate: Array, activation: Activation) -> Array:
     """Multiply the activated `h` by `gate`: a gated linear unit."""

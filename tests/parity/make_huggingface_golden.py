@@ -102,7 +102,7 @@ def deberta_v2(s, rng):
     return of_both_debertas(s, rng) | {
         "legacy": False, "position_buckets": int(rng.choice([-1, 4])), "share_att_key": bool(rng.integers(2)),
         "norm_rel_ebd": str(rng.choice(["none", "layer_norm"])), "conv_kernel_size": int(rng.choice([0, 3])),
-        "conv_act": s.activation,
+        "conv_act": str(rng.choice(["tanh", "mish"])),
     }  # fmt: skip
 
 
@@ -110,6 +110,7 @@ FAMILIES = {
     "Bert": Golden(("Model", "ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction"), with_segments),
     "Roberta": Golden(("Model", "ForMaskedLM"), with_segments),
     "XLMRoberta": Golden(("Model", "ForMaskedLM"), with_segments),
+    "Camembert": Golden(("Model", "ForMaskedLM"), with_segments),
     "DistilBert": Golden(("Model", "ForMaskedLM"), distilbert),
     "Albert": Golden(("Model", "ForPreTraining", "ForMaskedLM"), with_narrow_embeddings),
     "Electra": Golden(("Model", "ForPreTraining", "ForMaskedLM"), with_narrow_embeddings),

@@ -69,6 +69,19 @@ def test_every_class_computes_what_transformers_does_and_comes_back_byte_by_byte
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(str(case["config"]))
 
 
+@pytest.mark.parametrize("keys", [{"same_length": True}, {"untie_r": False}])
+def test_keys_of_xlnet_that_transformers_does_not_read_in_both_directions_change_nothing(keys, tmp_path):
+    case = CASES["XLNetModel"]
+    config = json.loads(str(case["config"])) | keys
+    model = load(write_folder(case | {"config": json.dumps(config)}, tmp_path / "theirs"))
+    with jax.disable_jit():
+        states = outputs_of(model, case)["last_hidden_state"]
+    real = case["mask"] > 0
+    np.testing.assert_allclose(states[real], case["last_hidden_state"][real], rtol=0, atol=1e-5)
+    save_hf(model, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+
+
 def test_older_configs_of_modernbert_are_read_as_todays(tmp_path):
     case = CASES["ModernBertForMaskedLM"]
     config = json.loads(str(case["config"]))
