@@ -38,7 +38,9 @@ def test_no_import_goes_against_the_order_of_the_page():
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in (name for name in modules if name.startswith("bertjax.")):
                 imported = module.split(".")[1]
-                assert order.index(imported) <= order.index(room), f"{path} imports {module}: not below it"
+                assert order.index(imported) <= order.index(room), (
+                    f"{path} imports {module}: which does not stand above it on the page"
+                )
 
 
 def test_other_names_of_files_on_the_page_exist():
