@@ -36,39 +36,42 @@ class Phase:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.accumulate) < 1:
-            raise ValueError(f"steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}: all ≥ 1")
+            raise ValueError(
+                "steps, batch_size and accumulate must each be at least 1, but "
+                f"steps={self.steps}, batch_size={self.batch_size}, accumulate={self.accumulate}"
+            )
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} does not divide into accumulate={self.accumulate} parts")
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}")
         group_size = self.rows.group_size
         if self.batch_size // self.accumulate % group_size:
             raise ValueError(
-                f"batch_size={self.batch_size} in {self.accumulate} parts: these rows come in groups of {group_size} "
-                f"(both directions of a text): use a multiple of {group_size * self.accumulate}"
+                f"batch_size={self.batch_size} in {self.accumulate} micro-batches: these rows come in groups of "
+                f"{group_size} (both directions of a text): use a multiple of {group_size * self.accumulate}"
             )
 
 
 @dataclass(frozen=True)
 class Run:
-    """Say how a run is watched and kept. Nothing here changes what is computed, so a resumed run may change it.
+    """Logging, evaluation and checkpoints of a run. Nothing here changes the numbers, so a resumed run may change it.
 
-    All periods are in steps; 0: never, except that a run always ends with a checkpoint and an evaluation.
+    All intervals are in steps; 0: never, except that a run always ends with a checkpoint and an evaluation.
     """
 
     log_every: int = 10
     evaluate_every: int = 1000
-    evaluate_batches: int = 100  # of the held-out split, always the same rows; 0: all of it
+    evaluate_batches: int = 100  # of the validation split, always the same rows; 0: all of it
     checkpoint_every: int = 1000
-    keep: int = 3  # newest checkpoints to keep
+    keep: int = 3  # number of newest checkpoints to keep
     keep_every: int = 0  # also keep every checkpoint at a multiple of this
     tensorboard: bool = False
     wandb: str = ""  # project to log to
-    peak_tflops: float = 0.0  # of one device, for utilisation; 0: looked up by the name of the device
-    platform: str = ""  # refuse to train on any other: tpu, gpu or cpu
+    peak_tflops: float = 0.0  # peak of one device, for utilisation; 0: looked up by its name
+    platform: str = ""  # the platform to require: tpu, gpu or cpu
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
         if self.keep < 1:
-            raise ValueError(f"keep={self.keep}: at least the newest checkpoint must stay")
+            raise ValueError(f"keep={self.keep}: keep at least the newest checkpoint")
         if self.platform not in ("", "tpu", "gpu", "cpu"):
             raise ValueError(f"platform={self.platform!r} is none of tpu, gpu, cpu")
         for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
@@ -80,16 +83,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Hold everything that a run is: what is trained, how, on which rows, from which seed."""
+    """Everything that defines a run: objective, optimiser, phases, seed, and how it is run."""
 
     objective: Objective
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     seed: int = 0
     init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
-    mesh: MeshShape = (
-        DATA_PARALLEL  # how devices share the work, `mesh=fsdp:8,tensor:2`; numbers change by rounding alone
-    )
+    mesh: MeshShape = DATA_PARALLEL  # of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
     run: Run = Run()
 
     def __post_init__(self) -> None:
@@ -100,17 +101,17 @@ class Experiment:
                 f"the phases have {self.steps} steps, but the learning rate ends at step "
                 f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
             )
-        # Weight decay would wear away what the objective takes as it is.
+        # Weight decay would change parameters that the objective takes as they are.
         frozen = getattr(self.objective, "frozen", ())
         if self.optimizer.rates[: len(frozen)] != frozen:
             raise ValueError(
-                f"{type(self.objective).__name__} does not train {', '.join(name for name, _ in frozen)}: begin the "
-                f"optimizer's rates with {frozen}"
+                f"{type(self.objective).__name__} does not train {', '.join(name for name, _ in frozen)}: put "
+                f"{frozen} first in the optimizer's rates"
             )
 
     @property
     def steps(self) -> int:
-        """The steps of all phases."""
+        """Number of steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
 
@@ -123,11 +124,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def load_described(path: str | Path, overrides: Sequence[str], kind: type[Described]) -> Described:
-    """Build what the function `experiment` of a file describes, of this kind, with `key=value` overrides.
+    """Build the object of type `kind` that `experiment()` of a file returns, with `key=value` overrides.
 
     A file that comes with bertjax is also found by its name alone, as "bert". Raises InputError for a missing file, a
-    file without `experiment`, an unknown key (with the nearest known one), a value of the wrong type, and whatever the
-    objects refuse at construction.
+    file without `experiment`, an unknown key (with the nearest known one), a value of the wrong type, and every
+    ValueError at construction.
     """
     build = _experiment_function(find_experiment(path))
     parameters = get_type_hints(build)
@@ -193,13 +194,13 @@ def _unknown(key: str, known: Sequence[str], owner: str) -> str:
 
 
 _Override = tuple[list[str], str, str]
-"""(the keys that lead to a field, the text to set it to, all of what the user wrote)"""
+"""(keys that lead to a field, the text to set it to, the whole override as the user wrote it)"""
 
 
 def _replace(value: Any, overrides: Sequence[_Override]) -> Any:
-    """Copy `value` with fields set to texts, parsed as the fields' types.
+    """Return a copy of `value` with fields replaced, parsed from texts as the fields' types.
 
-    All at once: two fields that must agree can be changed together.
+    All at once, so that two fields that must agree can be changed in one command.
     """
     by_key: dict[str, list[_Override]] = {}
     for keys, text, full_key in overrides:
@@ -213,7 +214,7 @@ def _replace(value: Any, overrides: Sequence[_Override]) -> Any:
 
 
 def _replaced_part(value: Any, key: str, overrides: Sequence[_Override]) -> Any:
-    """Work out the new value of one field, or of one item of a tuple; of several texts for it the last counts."""
+    """Return the new value of one field, or of one item of a tuple; of several overrides of it the last counts."""
     full_key = overrides[0][2]
     if isinstance(value, tuple):
         if not key.isdigit() or int(key) >= len(value):
@@ -231,7 +232,7 @@ def _replaced_part(value: Any, key: str, overrides: Sequence[_Override]) -> Any:
 
 
 def _parse(key: str, text: str, annotation: Any) -> Any:
-    """Read `text` as a value of type `annotation`."""
+    """Parse `text` as a value of type `annotation`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         if type(None) in arguments and text.lower() == "none":

@@ -1,4 +1,4 @@
-"""Evaluate an objective on a held-out split: every row once, the same masks every time."""
+"""Evaluate an objective on a split: every row once, the same masks every time."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,10 +17,10 @@ Evaluate = Callable[[Params, Iterable[dict[str, np.ndarray]]], dict[str, float]]
 
 
 def evaluator(objective: Objective, mesh: Mesh, rows: int) -> Evaluate:
-    """Make a function (params, batches) -> metrics, compiled once for all its calls; `rows` of a batch on all devices.
+    """Return a function (params, batches) -> metrics, compiled once. rows: of a global batch.
 
     Sums and weights are added up over all batches before they are divided. A metric `targets/x`, a histogram, becomes
-    `unigram_entropy/x`: the loss in nats of the best guess that ignores the context, on the same targets. A metric
+    `unigram_entropy/x`: the loss in nats of the best prediction that ignores the context, on the same targets. A metric
     `scores/x`, histograms of the scores of negatives and positives, becomes `roc_auc/x`.
     """
     rng = stream(0, "evaluate")
@@ -59,6 +59,6 @@ def _finished(sums: dict[str, Any], weights: dict[str, float]) -> Iterable[tuple
 
 
 def roc_auc(negatives: np.ndarray, positives: np.ndarray) -> float:
-    """Return how often a positive scores above a negative, from how many of each lie in each bin; ties count half."""
+    """Compute the area under the ROC curve from histograms of scores; ties, within a bin, count half."""
     below = np.cumsum(negatives) - negatives
     return float((positives * (below + negatives / 2)).sum() / (positives.sum() * negatives.sum()))

@@ -52,8 +52,8 @@ def test_overrides_reach_arguments_and_fields():
         ("objective.encoder.H=7", "D=768 does not divide into H=7 heads: choose H among its divisors"),
         ("objective.masking.mask_id=99999", "masking uses id 99999, but the encoder's vocabulary has V=30522"),
         ("steps=100", "100 steps cannot spend 10000 on warm-up"),
-        ("batch_size=0", "all ≥ 1"),
-        ("phases.0.accumulate=7", "does not divide into accumulate=7"),
+        ("batch_size=0", "steps, batch_size and accumulate must each be at least 1"),
+        ("phases.0.accumulate=7", "batch_size=256 is not a multiple of accumulate=7"),
     ],
 )
 def test_wrong_overrides_are_one_line_errors_that_name_them(override, message):
@@ -153,7 +153,7 @@ def test_the_steps_of_an_experiment_are_those_of_its_phases():
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "multiple"), [(3, 1, 2), (6, 2, 4), (9, 3, 6)])
 def test_a_batch_that_parts_the_directions_of_a_text_is_refused(batch_size, accumulate, multiple):
-    message = f"batch_size={batch_size} in {accumulate} parts: .* groups of 2 .*: use a multiple of {multiple}"
+    message = f"batch_size={batch_size} in {accumulate} micro-batches: .* groups of 2 .*: use a multiple of {multiple}"
     with pytest.raises(ValueError, match=message):
         Phase(1, batch_size, Windows("corpus"), accumulate)
     Phase(1, batch_size, Windows("corpus", both_directions=False), accumulate)
