@@ -81,7 +81,7 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace, seed: int) -> Non
 
         experiment = experiment_of(tuning, prepared, seed)
         begun = time.perf_counter()
-        fit(experiment, folder / "run", progress=progress, judge=judge)
+        fit(experiment, folder / "run", progress=progress, evaluate=judge)
         seconds = time.perf_counter() - begun - spent[0]
         timed = [json.loads(line) for line in (folder / "run" / "timing.jsonl").read_text().splitlines()]
         step = float(np.median([line["step_ms"] for line in timed])) / 1000 if timed else seconds / experiment.steps

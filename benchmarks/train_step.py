@@ -99,7 +99,8 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace) -> None:
 
     from bertjax.optim.optimizer import Optimizer
     from bertjax.optim.schedules import BertLinear
-    from bertjax.train import State, train_step
+    from bertjax.run.state import State
+    from bertjax.train import train_step
     from bertjax.types import total
 
     objective, chosen = our_side(options)

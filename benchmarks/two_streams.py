@@ -32,7 +32,8 @@ from bertjax.models.xlnet import XLNet
 from bertjax.objectives.plm import PermutationLM
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
-from bertjax.train import State, train_step
+from bertjax.run.state import State
+from bertjax.train import train_step
 from bertjax.types import Array, Batch, Key, Metrics, Params, total
 
 V, CLS, SEP, _ = IDS["xlnet"]

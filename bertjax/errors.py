@@ -5,5 +5,9 @@ class InputError(ValueError):
     """A mistake of the user, in one line: the thing, what is wrong with it, and the fix. Commands print it, exit 2."""
 
 
+class EmptySplit(InputError):
+    """A split is too small to give one row of the kind that is asked for: training ends, an evaluation is skipped."""
+
+
 class PassingError(InputError):
     """A temporary failure that a retry may resolve, such as a host that is not up yet. Commands exit 75."""

@@ -1,4 +1,4 @@
-"""Count the work of an objective, and what devices can do at most."""
+"""Count the FLOPs of an objective, and list the peak FLOP/s of devices."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from bertjax.data.source import LabelledRows, Rows, feature_shape
+from bertjax.data.source import Rows, feature_shape
 from bertjax.errors import InputError
 from bertjax.machine.topology import CHIPS
 from bertjax.rules import EVERYTHING, Rules, match
@@ -27,15 +27,15 @@ NOWHERE = jax.sharding.AbstractMesh((), ())
 
 
 def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -> float:
-    """Count the FLOPs of a training step that the model asks for: three times the matrix products of a forward pass.
+    """Count the model FLOPs of a training step: three times the matrix products of a forward pass.
 
-    Once only what nothing `trained` enters, such as a teacher. batch: shapes and dtypes are enough. Recomputation is
-    not counted, nor anything that is not a matrix product. Where a platform chooses between forms of the same
-    computation, the one with the fewest counts; a kernel's are those of the plain form beside it.
+    Products that depend on nothing `trained`, such as a teacher's, count once. batch: shapes and dtypes are enough.
+    Rematerialisation is not counted, nor anything but matrix products. Where a platform chooses between
+    implementations (`cond`), the one with the fewest FLOPs counts; for a kernel, the plain form beside it.
     """
     params = abstract_params(objective, batch)
     loss = partial(objective.loss, rng=jax.random.key(0), train=False)
-    with jax.sharding.use_abstract_mesh(NOWHERE):  # what runs beside copies shows the rows of one
+    with jax.sharding.use_abstract_mesh(NOWHERE):  # within a shard_map only the rows of one replica would be seen
         forward = jax.make_jaxpr(lambda params, batch: loss(params, batch)[0])(params, batch).jaxpr
     entered = [*jax.tree.leaves(match(trained, params)), *(False for _ in jax.tree.leaves(batch))]
     once, thrice, _ = _matmul_flops(forward, entered)
@@ -45,7 +45,7 @@ def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -
 def abstract_params(objective: Objective, batch: Any) -> Params:
     """Trace `init` and `loss` on the shapes of a batch, without computing; return the shapes of the parameters.
 
-    Raises InputError with what the model or the objective says of rows that it cannot take.
+    Raises InputError, with the message of the ValueError of a model or an objective that cannot take such rows.
     """
     key = jax.random.key(0)
     try:
@@ -57,9 +57,9 @@ def abstract_params(objective: Objective, batch: Any) -> Params:
 
 
 def _matmul_flops(jaxpr: Any, trained: Sequence[bool]) -> tuple[float, float, list[bool]]:
-    """Count the FLOPs of matrix products that nothing trained enters, and of the others.
+    """Count the FLOPs of matrix products that depend on nothing trained, and of the others.
 
-    trained: of each input, whether something trained enters it; the third result says so of each output.
+    trained: for each input, whether it depends on a trained parameter; the third result is the same for each output.
     """
     reached = {variable for variable, into in zip(jaxpr.invars, trained, strict=True) if into}
     once = thrice = 0.0
@@ -78,14 +78,14 @@ def _matmul_flops(jaxpr: Any, trained: Sequence[bool]) -> tuple[float, float, li
             found = [min(told or found, key=lambda counted: counted[0] + counted[1])]
         for inner_once, inner_thrice, inner_out in found:
             once, thrice = once + inner_once, thrice + inner_thrice
-            # Of other forms, such as a loop's condition, the outputs are not those of the equation.
+            # The outputs of other bodies, such as the condition of a loop, are not those of the equation.
             out = inner_out if len(found) == 1 and len(inner_out) == len(out) else out
         reached.update(variable for variable, reaches in zip(equation.outvars, out, strict=True) if reaches)
     return once, thrice, [not isinstance(variable, Literal) and variable in reached for variable in jaxpr.outvars]
 
 
 def _has_kernel(jaxpr: Any) -> bool:
-    """Tell whether a kernel is called, which does not say what it computes."""
+    """Return whether a Pallas kernel is called, whose FLOPs cannot be counted."""
     return any(
         equation.primitive.name == "pallas_call"
         or any(_has_kernel(body) for value in equation.params.values() for body in _bodies(value))
@@ -101,7 +101,7 @@ def _bodies(value: Any) -> Iterator[Any]:
 
 
 def _body_flops(equation: Any, body: Any, into: list[bool]) -> tuple[float, float, list[bool]]:
-    """Count within one body of an equation, as often as it runs; trained carries reach all later rounds of a scan."""
+    """Count the FLOPs of one body of an equation, times its iterations; a carry stays trained in later iterations."""
     into = into[len(into) - len(body.invars) :] if len(into) >= len(body.invars) else [any(into)] * len(body.invars)
     if equation.primitive.name != "scan":
         return _matmul_flops(body, into)
@@ -117,7 +117,7 @@ def _body_flops(equation: Any, body: Any, into: list[bool]) -> tuple[float, floa
 
 
 def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Describe the batches that a source of these features makes, without one at hand."""
+    """Return the shapes and dtypes of batches with these features, as of rows cut from a corpus."""
     shapes = {name: jax.ShapeDtypeStruct((batch_size, length), np.int32) for name in ("tokens", "mask", "word_starts")}
     shapes["example"] = jax.ShapeDtypeStruct((batch_size,), np.uint32)
     for name in features:
@@ -126,8 +126,8 @@ def batch_shapes(batch_size: int, length: int, features: tuple[str, ...]) -> dic
 
 
 def row_shapes(rows: Rows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Describe the batches of rows; of rows in buckets, the longest."""
-    if isinstance(rows, LabelledRows):
-        padding = rows.padding(batch_size)
-        return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in padding.items()}
-    return batch_shapes(batch_size, rows.length, rows.features)
+    """Return the shapes and dtypes of batches of rows; of rows in buckets, those of the longest."""
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+        for name, array in rows.padding(1).items()
+    }

@@ -6,11 +6,12 @@ backward pass, and depends on an element's global index alone, so every mesh and
 """
 
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bertjax.sharding.collectives import first_row
+from bertjax.sharding.collectives import all_rows, first_row
 from bertjax.types import Array, Batch, Key
 
 
@@ -27,6 +28,45 @@ def row_keys(rng: Key, batch: Batch) -> Key:
     rows = len(batch["tokens"])
     number_B = batch.get("example", jnp.arange(rows, dtype=jnp.uint32) + jnp.uint32(first_row(rows)))
     return jax.vmap(lambda number: jax.random.fold_in(rng, number))(number_B)
+
+
+class GlobalRows(NamedTuple):
+    """Where the rows that a loss sees stand in the global batch of their step."""
+
+    key: Key  # of the step, the same for all rows of the global batch
+    number_B: Array  # u32: 0 .. size - 1
+    size: Array  # u32 []: rows of the global batch, those of padding included
+
+
+def global_rows(rng: Key, batch: Batch) -> GlobalRows:
+    """Return the numbers of the rows of `batch` in the global batch, the number of its rows, and a key they share.
+
+    For draws that depend on the whole batch. They are the same on every mesh and, unlike those from `rng` itself, under
+    accumulation, where `batch` is a micro-batch, perhaps of one replica, that carries these as `with_global_rows` says.
+    """
+    if "global_row" in batch:
+        return GlobalRows(batch["global_key"][0], batch["global_row"], batch["global_rows"][0])
+    rows = len(batch["tokens"])
+    number_B = jnp.arange(rows, dtype=jnp.uint32) + jnp.uint32(first_row(rows))
+    return GlobalRows(rng, number_B, jnp.uint32(all_rows(rows)))
+
+
+def with_global_rows(rng: Key, batch: Batch) -> Batch:
+    """Add to every row of a batch what `global_rows` returns, so that micro-batches of it still know."""
+    key, number_B, size = global_rows(rng, batch)
+    rows = number_B.shape
+    whole = {"global_row": number_B, "global_rows": jnp.broadcast_to(size, rows)}
+    return dict(batch) | whole | {"global_key": jnp.broadcast_to(key, rows)}
+
+
+def stratified(rng: Key, batch: Batch) -> Array:
+    """Return f32 [B] in [0, 1): (u + i / B) mod 1 for row i of the B rows of the global batch, with one uniform u.
+
+    Each number is uniform, and together they are spread evenly, which lowers the variance of a batch (Kingma et al.
+    2021, "Variational diffusion models", appendix I.1).
+    """
+    key, number_B, size = global_rows(rng, batch)
+    return (jax.random.uniform(key) + number_B.astype(jnp.float32) / size.astype(jnp.float32)) % 1
 
 
 def unit_interval(bits: Array) -> Array:

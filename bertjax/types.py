@@ -43,11 +43,17 @@ A batch of a task (bertjax/tasks/rows.py) has tokens, mask, types, example and, 
     context      i32 [B, L]  1 where an answer may begin and end, in the rows of a question
 
 A row of padding has mask 0 throughout and weighs nothing; so has an option that a question does not have.
+
+A micro-batch also says where its rows stand in the batch of their step, see `bertjax.random.global_rows`:
+
+    global_row   u32 [B]     the number of the row in the global batch
+    global_rows  u32 [B]     how many rows the global batch has
+    global_key   key [B]     the key of the step
 """
 
 
 class Mean(NamedTuple):
-    """Hold a sum and its weight, divided only at the very end: exact over micro-batches, hosts and ragged batches."""
+    """A sum and its weight, divided only at the very end: exact over micro-batches, hosts and ragged batches."""
 
     sum: Array
     weight: Array
@@ -66,17 +72,27 @@ With C = 1 they are no logits: each is a number that the objective compares with
 
 @runtime_checkable
 class Objective(Protocol):
-    """Say what is trained: everything that the trainer knows of models."""
+    """Protocol for a model and the loss that it is trained with: all that the trainer knows of models."""
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make fresh parameters; only the shapes and dtypes of `batch` matter."""
+        """Initialise the parameters; only the shapes and dtypes of `batch` matter."""
         ...
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
-        """Return the scalar to minimise and its metrics.
+        """Return the scalar to minimise, f32 [], and its metrics.
 
-        The scalar is the sum of the means in group `loss`, and their weights do not depend on `params`: so gradients
-        accumulate exactly over micro-batches.
+        The scalar is the sum of the means in group `loss/`. An implementation keeps these rules:
+
+        - The weights of the means in group `loss/` depend on the batch and on `rng` alone, not on `params`. So
+          gradients accumulate exactly: the weights of all micro-batches are known before the first gradient.
+        - `train` turns dropout on and changes nothing else, unless the objective documents it. So the loss that is
+          evaluated is the one that is trained.
+        - `batch` may be a part of the global batch. Under accumulation it is a micro-batch, with a key of its own, and
+          with several replicas (`sharding.collectives.per_replica`) only the rows of one replica. So no draw may depend
+          on `len(batch["tokens"])` or on a row's place in `batch`. A row's own draws come from `random.row_keys` or,
+          for dropout, from `random.hash_bits` with `first_row`; draws over the whole batch, such as one of each
+          stratum, from `random.global_rows`.
+        - The sums and weights of all metrics are sums over rows, so that those of parts can be added up.
         """
         ...
 

@@ -25,11 +25,12 @@ from bertjax.models.language import word_table
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
 from bertjax.rules import name_of, partition
+from bertjax.run.state import State
 from bertjax.sharding import placement
 from bertjax.sharding.collectives import gather_params
 from bertjax.sharding.mesh import MeshShape, by_row
 from bertjax.sharding.placement import storage_shardings
-from bertjax.train import State, accumulated_gradient, train_step
+from bertjax.train import accumulated_gradient, train_step
 from bertjax.types import Mean, average, total
 
 KEY = jax.random.key(1)
@@ -225,6 +226,15 @@ def test_weights_sum_to_what_the_masking_says(case):
         assert metrics["loss/mlm"].weight == sum(max(1, round(masking.rate * n)) for n in lengths.tolist())
     real = metrics["tokens/real"]
     assert real.sum == case.batch["mask"].sum() and real.weight == case.batch["mask"].size
+
+
+def test_weights_of_the_loss_depend_on_data_alone(case):
+    other = jax.tree.map(lambda x: 1.5 * x + 0.1, case.params)
+    (loss, metrics), _ = case.train(case.params, case.batch, KEY)
+    (changed, found), _ = case.train(other, case.batch, KEY)
+    assert loss != changed
+    for name in metrics:
+        assert not name.startswith("loss/") or metrics[name].weight == found[name].weight, name
 
 
 def test_rows_of_padding_weigh_nothing(case):

@@ -3,7 +3,7 @@ import json
 import os
 import signal
 import threading
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -23,30 +23,67 @@ from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
+from bertjax.flops import row_shapes
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
 from bertjax.random import stream
-from bertjax.run.metrics import Watch
+from bertjax.run.metrics import MetricLogger
+from bertjax.run.state import State
+from bertjax.run.stop import Interrupted
+from bertjax.run.workdir import lock_workdir
 from bertjax.sharding.mesh import by_row, replicated
-from bertjax.train import Interrupted, State, fit, sharded_step
+from bertjax.train import fit, sharded_step
 from bertjax.types import Mean
 
 STEPS = 6
+STEPS_MADE = {}
 
 
-@pytest.fixture
+def made_once(experiment, phase, mesh):
+    """Make a step as `fit` does by itself, but once for all runs of the same program."""
+    shapes = tuple(row_shapes(phase.rows, phase.batch_size).items())
+    program = (experiment.objective, experiment.optimizer, experiment.phases[0].rows.length, phase.accumulate, shapes)
+    if program not in STEPS_MADE:
+        STEPS_MADE[program] = sharded_step(experiment, phase, mesh)
+    return STEPS_MADE[program]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def evaluated_by_one_program():
+    """Compile the evaluation of an objective once for all runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluator", cache(train.evaluator))
+        yield
+    STEPS_MADE.clear()
+
+
+@pytest.fixture(scope="module")
 def experiment(corpus, tokenizer):
     """Two phases of three steps, the second on longer rows and in two micro-batches; dropout on."""
     v = tokenizer.vocabulary
-    objective = MaskedLM(small_bert(V=v.size), Masking(v.mask, (0, v.size), (v.cls, v.sep)), pair=True)
+    encoder = small_bert(V=v.size, D=16, F=16, N=1)
+    objective = MaskedLM(encoder, Masking(v.mask, (0, v.size), (v.cls, v.sep)), pair=True)
     phases = (
         Phase(3, 16, NextSentencePairs(corpus, 16, duplicates=1)),
         Phase(3, 16, NextSentencePairs(corpus, 32, duplicates=1), accumulate=2),
     )
     run = Run(log_every=1, evaluate_every=2, evaluate_batches=1, checkpoint_every=2)
     return Experiment(objective, bert_adam(BertLinear(1e-2, 2, STEPS)), phases, run=run)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(experiment, tmp_path_factory):
+    """Run the experiment from beginning to end, in one go: its folder and its final state. Tests change neither."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, fit(experiment, folder, make_step=made_once)
+
+
+@pytest.fixture
+def short(experiment):
+    """The first phase alone."""
+    return dataclasses.replace(experiment, phases=experiment.phases[:1])
 
 
 def same(a, b):
@@ -72,20 +109,23 @@ def die_after(monkeypatch, step):
     monkeypatch.setattr(train, "place_batch", dying)
 
 
-def test_a_run_killed_at_any_step_ends_bit_equal_to_an_undisturbed_one(experiment, tmp_path, monkeypatch):
-    fitted = partial(fit, experiment, make_step=cache(sharded_step))  # compiled once
-    undisturbed = fitted(tmp_path / "straight")
-    log = (tmp_path / "straight" / "log.jsonl").read_bytes()
+def test_a_run_killed_after_every_step_ends_bit_equal_to_an_undisturbed_one(
+    experiment, undisturbed, tmp_path, monkeypatch
+):
+    """One run that is killed after each of its steps in turn, once with and once without a checkpoint of that step."""
+    straight, state = undisturbed
+    log = (straight / "log.jsonl").read_bytes()
     assert len(log.splitlines()) == STEPS + 3
     for step in range(1, STEPS):
-        folder = tmp_path / f"killed after {step}"
+        begun = int(checkpoint.latest_step(tmp_path).name) if checkpoint.has_checkpoint(tmp_path) else 0
+        assert begun == (step - 1) // 2 * 2
         with monkeypatch.context() as patch:
-            die_after(patch, step)
+            die_after(patch, step - begun)
             with pytest.raises(Killed):
-                fitted(folder)
-        assert (folder / "log.jsonl").read_bytes() != log
-        assert same(fitted(folder), undisturbed), step
-        assert (folder / "log.jsonl").read_bytes() == log, step
+                fit(experiment, tmp_path, make_step=made_once)
+        assert log.startswith((tmp_path / "log.jsonl").read_bytes())
+    assert same(fit(experiment, tmp_path, make_step=made_once), state)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
 def test_a_seed_is_no_part_of_the_program_of_a_step_yet_decides_what_is_dropped(experiment):
@@ -106,8 +146,7 @@ def test_a_seed_is_no_part_of_the_program_of_a_step_yet_decides_what_is_dropped(
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, tmp_path, monkeypatch):
-    undisturbed = fit(experiment, tmp_path / "straight")
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, undisturbed, tmp_path, monkeypatch):
     place, calls = train.place_batch, iter(range(10**6))
 
     def interrupting(*arguments):
@@ -119,54 +158,54 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(train, "place_batch", interrupting)
         with pytest.raises(Interrupted, match=r"after step 3.*run the same command again"):
-            fit(experiment, tmp_path / "stopped")
+            fit(experiment, tmp_path, make_step=made_once)
     assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoint.latest_step(tmp_path / "stopped").name == "3"
-    assert same(fit(experiment, tmp_path / "stopped"), undisturbed)
-    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("straight", "stopped")]
-    assert logs[0] == logs[1]
+    assert checkpoint.latest_step(tmp_path).name == "3"
+    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+    assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
 
 
-def test_a_finished_run_is_left_as_it_is(experiment, tmp_path):
-    state = fit(experiment, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
-    assert same(fit(experiment, tmp_path), state)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+def test_a_finished_run_is_left_as_it_is(experiment, undisturbed):
+    folder, state = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
+    assert same(fit(experiment, folder, make_step=made_once), state)
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
 
 
-def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(experiment, tmp_path):
+def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(short, tmp_path):
     """Saving runs in the background while the update reuses the memory of what is saved."""
     run = Run(log_every=1, checkpoint_every=1, keep=STEPS, evaluate_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(experiment, run=run), tmp_path)
-    for step in range(1, STEPS + 1):
+    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
+    for step in range(1, short.steps + 1):
         assert load(tmp_path / "checkpoints" / str(step)).params  # verifies every checksum
 
 
 def test_old_checkpoints_go_and_the_asked_ones_stay(experiment, tmp_path):
-    run = Run(checkpoint_every=1, keep=1, keep_every=4, evaluate_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(experiment, run=run), tmp_path)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["4", "6"]
+    phases = (dataclasses.replace(experiment.phases[0], steps=5),)
+    run = Run(checkpoint_every=1, keep=1, keep_every=3, evaluate_every=0, evaluate_batches=1)
+    fit(dataclasses.replace(experiment, phases=phases, run=run), tmp_path, make_step=made_once)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "5"]
 
 
-def test_the_log_says_what_was_computed(experiment, tmp_path):
-    fit(experiment, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+def test_the_log_says_what_was_computed(undisturbed):
+    folder, _ = undisturbed
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
-    held_out = [line for line in lines if "validation/loss" in line]
+    validation = [line for line in lines if "validation/loss" in line]
     assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in held_out] == [2, 4, 6]
+    assert [line["step"] for line in validation] == [2, 4, 6]
     rates = [0, 5e-3, *(1e-2 * (1 - np.arange(2, 6) / 6))]
     np.testing.assert_allclose([line["learning_rate"] for line in training], rates, rtol=1e-6)
     for line in training:
         np.testing.assert_allclose(line["loss"], line["loss/mlm"] + line["loss/pair"], rtol=1e-6)
-    assert 0 < held_out[0]["validation/unigram_entropy/mlm"] < np.log(106)
-    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert 0 < validation[0]["validation/unigram_entropy/mlm"] < np.log(106)
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert timing and {"tokens_per_second", "real_tokens", "step_ms", "data_wait_ms"} <= timing[-1].keys()
 
 
-def test_utilisation_is_reported_against_a_named_peak(experiment, tmp_path):
-    run = dataclasses.replace(experiment.run, peak_tflops=1.0)
-    fit(dataclasses.replace(experiment, run=run), tmp_path)
+def test_utilisation_is_reported_against_a_named_peak(short, tmp_path):
+    run = dataclasses.replace(short.run, peak_tflops=0.01)
+    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert 0 < timing[-1]["utilisation"] < 1
 
@@ -174,7 +213,7 @@ def test_utilisation_is_reported_against_a_named_peak(experiment, tmp_path):
 def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path, monkeypatch):
     """Metrics of a step are read only after the next one was dispatched."""
     events = []
-    flush, place = Watch.flush, train.place_batch
+    flush, place = MetricLogger.flush, train.place_batch
 
     def flushing(self):
         events.append(("read", self._pending and self._pending[0]))
@@ -184,16 +223,16 @@ def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path
         events.append(("place", None))
         return place(*arguments)
 
-    monkeypatch.setattr(Watch, "flush", flushing)
+    monkeypatch.setattr(MetricLogger, "flush", flushing)
     monkeypatch.setattr(train, "place_batch", placing)
     run = Run(evaluate_every=0, checkpoint_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(experiment, run=run), tmp_path)
+    fit(dataclasses.replace(experiment, run=run), tmp_path, make_step=made_once)
     reads = [(number, step) for number, (kind, step) in enumerate(events) if kind == "read" and step]
     for number, step in reads[:-1]:
         assert sum(kind == "place" for kind, _ in events[:number]) == step + 1
 
 
-def test_a_diverged_run_stops_and_keeps_its_checkpoints(experiment, tmp_path):
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(short, tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Diverging:
         objective: MaskedLM
@@ -203,12 +242,12 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(experiment, tmp_path):
 
         def loss(self, params, batch, rng, *, train):
             loss, metrics = self.objective.loss(params, batch, rng, train=train)
-            bad = jnp.where(params["clock"] < -0.03, jnp.nan, 1.0)
+            bad = jnp.where(params["clock"] < -0.004, jnp.nan, 1.0)
             metrics["loss/clock"] = Mean(params["clock"] * bad, jnp.float32(1))
             return loss + params["clock"] * bad, metrics
 
     run = Run(log_every=1, evaluate_every=0, checkpoint_every=1)
-    broken = dataclasses.replace(experiment, objective=Diverging(experiment.objective), run=run)
+    broken = dataclasses.replace(short, objective=Diverging(short.objective), run=run)
     with pytest.raises(FloatingPointError, match=r"at step \d.*lower learning rate"):
         fit(broken, tmp_path)
     newest = checkpoint.latest_step(tmp_path)
@@ -220,15 +259,15 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(experiment, tmp_path):
 def test_rows_of_every_kind_train(experiment, corpus, tmp_path, rows):
     objective = dataclasses.replace(experiment.objective, pair=False)
     phases = (Phase(2, 8, rows(corpus, 32)),)
-    fit(dataclasses.replace(experiment, objective=objective, phases=phases), tmp_path)
+    fit(dataclasses.replace(experiment, objective=objective, phases=phases), tmp_path, make_step=made_once)
 
 
-def test_a_corpus_that_holds_nothing_out_trains_without_evaluation(experiment, tokenizer, tmp_path, capsys):
+def test_a_corpus_without_a_validation_split_trains_without_evaluation(experiment, tokenizer, tmp_path, capsys):
     folder = tmp_path / "corpus"
     build(make_documents(40), tokenizer, folder, BuildSettings(split_sentences, holdout=0.0))
     phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
-    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
-    assert "holds nothing out" in capsys.readouterr().err
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run", make_step=made_once)
+    assert "has no validation split (of a corpus: --holdout 0): skipping evaluation" in capsys.readouterr().err
 
 
 def test_a_single_document_held_out_gives_no_pairs_and_no_evaluation(experiment, tokenizer, tmp_path, capsys):
@@ -238,8 +277,8 @@ def test_a_single_document_held_out_gives_no_pairs_and_no_evaluation(experiment,
         if sum(shard.documents for shard in manifest.splits.get("validation", ())) == 1:
             break
     phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
-    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
-    assert "no evaluation: next-sentence pairs need at least two documents" in capsys.readouterr().err
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run", make_step=made_once)
+    assert "skipping evaluation: next-sentence pairs need at least two documents" in capsys.readouterr().err
 
 
 def refused(experiment, folder, message):
@@ -247,20 +286,21 @@ def refused(experiment, folder, message):
         fit(experiment, folder)
 
 
-def test_a_work_folder_of_another_experiment_is_refused_and_left_alone(experiment, tmp_path):
-    fit(experiment, tmp_path)
-    before = (tmp_path / "experiment.json").read_bytes()
+def test_a_work_folder_of_another_experiment_is_refused_and_left_alone(experiment, undisturbed):
+    folder, _ = undisturbed
+    before = (folder / "experiment.json").read_bytes()
     other = dataclasses.replace(experiment, seed=1)
-    refused(other, tmp_path, r"another experiment: seed is 0 there, 1 here\. Choose another --workdir")
-    assert (tmp_path / "experiment.json").read_bytes() == before
-    watched = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, log_every=7))
-    fit(watched, tmp_path)
+    refused(other, folder, r"another experiment: seed is 0 there, 1 here\. Choose another --workdir")
+    assert (folder / "experiment.json").read_bytes() == before
+    logged = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, log_every=7))
+    fit(logged, folder, make_step=made_once)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(experiment, tmp_path):
-    with train.claimed(tmp_path):
-        refused(experiment, tmp_path, rf"another run is going on in .* \(process {os.getpid()} on")
-    fit(experiment, tmp_path)
+def test_a_second_run_in_the_same_folder_is_refused(short, tmp_path):
+    with lock_workdir(tmp_path):
+        refused(short, tmp_path, rf"another run is going on in .* \(process {os.getpid()} on")
+    with lock_workdir(tmp_path):  # let go of
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_refused(experiment, tmp_path):
@@ -308,19 +348,19 @@ def test_going_on_with_another_corpus_is_refused(experiment, tokenizer, tmp_path
     with monkeypatch.context() as patch:
         die_after(patch, 3)
         with pytest.raises(Killed):
-            fit(runs[0], tmp_path / "run")
+            fit(runs[0], tmp_path / "run", make_step=made_once)
     refused(runs[1], tmp_path / "run", "trained on another corpus")
     folders[0].rename(tmp_path / "moved")
     moved = dataclasses.replace(runs[0], phases=(Phase(4, 8, NextSentencePairs(str(tmp_path / "moved"), 16)),))
-    assert int(fit(moved, tmp_path / "run").step) == 4
+    assert int(fit(moved, tmp_path / "run", make_step=made_once).step) == 4
 
 
-def test_training_works_outside_the_main_thread(experiment, tmp_path):
+def test_training_works_outside_the_main_thread(short, tmp_path):
     found = []
-    thread = threading.Thread(target=lambda: found.append(fit(experiment, tmp_path)))
+    thread = threading.Thread(target=lambda: found.append(fit(short, tmp_path, make_step=made_once)))
     thread.start()
     thread.join()
-    assert int(found[0].step) == STEPS
+    assert int(found[0].step) == short.steps
 
 
 def test_the_trainer_imports_no_model_and_no_objective():

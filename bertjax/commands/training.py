@@ -66,14 +66,15 @@ def _pretrain(options: argparse.Namespace) -> None:
     from bertjax.config import load_experiment
     from bertjax.machine.xla_flags import keep_compiled_programs
     from bertjax.run import processes
+    from bertjax.run.stop import Interrupted
     from bertjax.run.writers import Progress
-    from bertjax.train import Interrupted, fit
+    from bertjax.train import fit
 
     processes.join()
     keep_compiled_programs()
-    with processes.failing_together():  # else the others wait for one that lacks the corpus
+    with processes.raising_on_all():  # else the others wait for one that lacks the corpus
         experiment = load_experiment(options.experiment, options.override)
-    progress = Progress(shown=processes.first())
+    progress = Progress(shown=processes.is_coordinator())
     try:
         state = fit(experiment, options.workdir, progress=progress)
     except Interrupted as stopped:
@@ -92,11 +93,11 @@ def _finetune(options: argparse.Namespace) -> None:
     from bertjax.finetuning.run import finetune
     from bertjax.machine.xla_flags import keep_compiled_programs
     from bertjax.run import processes
+    from bertjax.run.stop import Interrupted
     from bertjax.run.writers import Progress
-    from bertjax.train import Interrupted
 
     processes.join()
-    processes.only_one("fine-tuning")
+    processes.require_one_process("fine-tuning")
     keep_compiled_programs()
     progress = Progress()
     try:
@@ -138,7 +139,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
     mesh = DATA_PARALLEL.mesh(options.batch_size)
-    batches = evaluation_batches(rows.open(options.split), options.batch_size, rows.features, model.text.vocabulary.pad)
+    batches = evaluation_batches(rows.open(options.split), options.batch_size)
     print_result(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
 
 

@@ -14,9 +14,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from bertjax.data import corpus_rows
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
 from bertjax.data.two_segments import Segment, plan_passes, truncate, write_row
-from bertjax.errors import InputError
+from bertjax.errors import EmptySplit
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class NextSentencePairs:
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types", "pair")
     group_size: ClassVar[int] = 1
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def __post_init__(self) -> None:
         _check(self.length, self.duplicates, self.short, self.seed)
@@ -56,6 +62,11 @@ class SentenceOrderPairs:
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types", "pair")
     group_size: ClassVar[int] = 1
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def __post_init__(self) -> None:
         _check(self.length, self.duplicates, self.short, self.seed)
@@ -132,7 +143,7 @@ class _Pairs:
         self._shards = [cut_sentences(shard, self._room) for shard in corpus.shards]
         self._documents = np.array([len(shard.documents) - 1 for shard in self._shards])
         if next_sentence and self._documents.sum() < 2:
-            raise InputError(
+            raise EmptySplit(
                 f"next-sentence pairs need at least two documents, the {corpus.split} split of {corpus.folder} has "
                 f"{self._documents.sum()}: is every document marked as one, is --holdout large enough?"
             )
@@ -148,10 +159,13 @@ class _Pairs:
     def __len__(self) -> int:
         return len(self._shard)
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return empty_batch(n, self._length, self._corpus.vocabulary.pad, NextSentencePairs.features)
+
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
-        vocabulary = self._corpus.vocabulary
-        batch = empty_batch(len(index), self._length, vocabulary.pad, NextSentencePairs.features)
+        vocabulary, batch = self._corpus.vocabulary, self.padding(len(index))
         batch["example"][:] = index
         for i, example in enumerate(index):
             a, b, label = self._segments(int(example))

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bertjax.data import corpus_rows
 from bertjax.data.records import DOCUMENT, WORD
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
 from bertjax.errors import InputError
@@ -24,6 +25,11 @@ class FullSentences:
     features: ClassVar[tuple[str, ...]] = ()
     group_size: ClassVar[int] = 1
 
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
+
     def open(self, split: str) -> Source:
         """See Rows.open."""
         return _Contiguous(Corpus(self.corpus, split), self.length, cross_documents=True)
@@ -37,6 +43,11 @@ class DocumentSentences:
     length: int
     features: ClassVar[tuple[str, ...]] = ()
     group_size: ClassVar[int] = 1
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -55,6 +66,11 @@ class PackedDocuments:
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ()
     group_size: ClassVar[int] = 1
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -106,9 +122,13 @@ class _Contiguous:
     def __len__(self) -> int:
         return len(self.start)
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return empty_batch(n, self.length, self.corpus.vocabulary.pad)
+
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
-        batch = empty_batch(len(index), self.length, self.corpus.vocabulary.pad)
+        batch = self.padding(len(index))
         batch["example"][:] = index
         for i, row in enumerate(index):
             self.place(batch, i, 0, int(row), 1)
@@ -145,9 +165,13 @@ class _Packed:
     def __len__(self) -> int:
         return len(self._bounds) - 1
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return self._parts.padding(n)
+
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
-        batch = empty_batch(len(index), self._parts.length, self._parts.corpus.vocabulary.pad)
+        batch = self.padding(len(index))
         batch["example"][:] = index
         for i, row in enumerate(index):
             at = 0

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from bertjax.data import corpus_rows
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, cut_sentences, empty_batch
 from bertjax.data.two_segments import Segment, plan_passes, write_row
 
@@ -33,6 +34,11 @@ class Segments:
     seed: int = 0
     features: ClassVar[tuple[str, ...]] = ("types",)
     group_size: ClassVar[int] = 1
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def __post_init__(self) -> None:
         if self.length < 8:
@@ -93,9 +99,13 @@ class _Segmented:
     def __len__(self) -> int:
         return len(self._shard)
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return empty_batch(n, self._length, self._vocabulary.pad, Segments.features)
+
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
-        batch = empty_batch(len(index), self._length, self._vocabulary.pad, Segments.features)
+        batch = self.padding(len(index))
         batch["example"][:] = index
         for i, example in enumerate(index):
             shard = self._shards[self._shard[example]]

@@ -1,7 +1,7 @@
-"""Serve rows of a corpus at random access: batch n is a pure function of (seed, corpus, n).
+"""Serve rows at random access, as batches: batch n is a pure function of (seed, data, n).
 
-So a run resumes from one integer, on any number of threads or hosts. `Rows` says which rows; `open` lays their plan
-out once; the order of an epoch is a permutation computed index by index (Grain), never stored.
+So a run resumes from one integer, on any number of threads or hosts. `Rows` describes which rows; `open` plans them
+once; the order of an epoch is a permutation computed index by index (Grain), never stored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,20 +16,24 @@ from grain.experimental import index_shuffle, set_next_index
 
 from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.errors import InputError
+from bertjax.errors import EmptySplit, InputError
 
 Batch = dict[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Rows at random access: host side, numpy only."""
+    """Protocol for the rows of one split at random access: on the host, in NumPy."""
 
     @property
     def group_size(self) -> int:
-        """See Rows.together."""
+        """See Rows.group_size."""
         ...
 
     def __len__(self) -> int: ...
+
+    def padding(self, n: int) -> Batch:
+        """Return n rows of padding: the arrays that `rows` returns, mask 0 throughout."""
+        ...
 
     def rows(self, index: np.ndarray) -> Batch:
         """Assemble the rows of `index` [n]: arrays [n, …] as in `bertjax.types.Batch`."""
@@ -37,77 +41,75 @@ class Source(Protocol):
 
 
 class Rows(Protocol):
-    """Which rows to cut from which corpus: a frozen dataclass, so that it can be dumped and overridden."""
+    """Protocol for a description of rows: cut from a corpus, or the examples of a task.
+
+    A frozen dataclass, so that it can be written as JSON, overridden, and planned with where the data are elsewhere.
+    """
 
     @property
     def corpus(self) -> str:
-        """The folder of the corpus."""
+        """The folder of the corpus or of the data set."""
         ...
 
     @property
     def length(self) -> int:
-        """Positions in a row."""
+        """Positions in a row; of rows in buckets, in the longest."""
         ...
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The arrays of a batch, beside tokens, mask, word_starts and example."""
+        """The arrays of a batch beside tokens, mask and example, and beside word_starts of rows cut from a corpus."""
         ...
 
     @property
     def group_size(self) -> int:
-        """How many consecutive rows always share a batch: they number a whole multiple of it."""
+        """The number of consecutive rows that always share a batch; the number of rows is a multiple of it."""
         ...
-
-    def open(self, split: str) -> Source:
-        """Plan the rows of a split."""
-        ...
-
-
-@runtime_checkable
-class LabelledRows(Protocol):
-    """What rows offer besides that are not cut from a corpus: a data set of its own, with labels."""
 
     def load_tokenizer(self) -> Tokenizer:
-        """Read the tokenizer that they are encoded with."""
+        """Load the tokenizer that the rows are encoded with."""
         ...
 
     def splits(self) -> tuple[str, ...]:
-        """Name the splits that are there."""
+        """Return the names of the splits that the data have."""
         ...
 
     def digest(self) -> str:
-        """Identify all that they are made of."""
+        """Return a digest of all data that the rows are made of. Raises InputError where they are damaged."""
         ...
 
     def padding(self, n: int) -> Batch:
-        """Make n rows of padding: all the arrays of a batch."""
+        """Return n rows of padding, of full length, with all arrays of a batch. Reads no data."""
+        ...
+
+    def open(self, split: str) -> Source:
+        """Plan the rows of a split. Raises EmptySplit where the split is too small to give one."""
         ...
 
 
 @runtime_checkable
 class Bucketed(Protocol):
-    """What a source offers whose rows differ in length: rows(index) is as long as the bucket of the longest of them.
+    """Protocol for a source whose rows differ in length: rows(index) is as long as the bucket of the longest of them.
 
     Its rows(index) also take -1, for a row of padding.
     """
 
-    buckets: np.ndarray  # i64 [rows]: what length each row asks for
+    buckets: np.ndarray  # i64 [rows]: the length of each row's bucket
 
 
 @runtime_checkable
 class ReportsDataIssues(Protocol):
-    """What a source offers that treats its data in ways the user should know: in words -> how often."""
+    """Protocol for a source that dropped or repaired examples: a description of the issue -> number of examples."""
 
     notes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Locate sentences and documents of one shard.
+    """The boundaries of sentences and documents in one shard.
 
-    tokens: i64 [S + 1], where sentence s begins in the token stream. documents: i64 [D + 1], the first sentence of
-    document d. Both end with the total.
+    tokens: i64 [S + 1], the position in the token stream at which sentence s begins. documents: i64 [D + 1], the first
+    sentence of document d. Both end with the total.
     """
 
     tokens: np.ndarray
@@ -116,7 +118,7 @@ class ShardIndex:
 
 
 class Corpus:
-    """Open one split of a corpus. Raises InputError where it is missing, damaged or empty."""
+    """One split of a corpus, opened. Raises InputError where it is missing, damaged or empty."""
 
     def __init__(self, folder: str, split: str) -> None:
         self.folder, self.split = folder, split
@@ -154,7 +156,7 @@ def cut_sentences(shard: ShardIndex, room: int) -> ShardIndex:
 
 
 def empty_batch(n: int, length: int, pad: int, features: tuple[str, ...] = ()) -> Batch:
-    """Make a batch of padding, with the arrays that every source has and `features`."""
+    """Return n rows of padding, with the arrays that every source has and `features`."""
     batch: Batch = {
         "tokens": np.full((n, length), pad, np.int32),
         "mask": np.zeros((n, length), np.int32),
@@ -165,14 +167,14 @@ def empty_batch(n: int, length: int, pad: int, features: tuple[str, ...] = ()) -
 
 
 def feature_shape(name: str, n: int, length: int) -> tuple[int, ...]:
-    """Say the shape that a feature has in a batch of n rows."""
+    """Return the shape of a feature in a batch of n rows."""
     return {"types": (n, length), "pair": (n,), "backward": (n,)}[name]
 
 
 def epoch_order(n: np.ndarray, size: int, seed: int, group_size: int = 1) -> np.ndarray:
-    """Map running example numbers to rows: every epoch of `size` examples is a permutation of its own.
+    """Map running example numbers [n] to row numbers: every epoch of `size` examples is a permutation of its own.
 
-    Groups of `together` rows are what is shuffled; the rows of a group stay side by side, in order.
+    Groups of `group_size` rows are shuffled; the rows of a group stay side by side, in order.
     """
     rows = np.empty(len(n), np.int64)
     for i, number in enumerate(n):
@@ -186,9 +188,9 @@ def epoch_order(n: np.ndarray, size: int, seed: int, group_size: int = 1) -> np.
 
 
 def _check(source: Source, batch_size: int, no_row: str) -> None:
-    """Raise InputError, with `no_row` where the source is empty, or where batches would part rows of a group."""
+    """Raise EmptySplit(no_row) where the source is empty, InputError where batches would part rows of a group."""
     if not len(source):
-        raise InputError(no_row)
+        raise EmptySplit(no_row)
     if batch_size % source.group_size:
         raise InputError(
             f"batches of {batch_size} rows, but these rows come in groups of {source.group_size} that share a batch "
@@ -209,13 +211,13 @@ class _Steps:
     def __getitem__(self, step: Any) -> Batch:
         if isinstance(self._source, Bucketed):
             pool, place = divmod(int(step), POOL)
-            batch = self._source.rows(self._pool(pool)[place])  # all of it: together they say how long it is
+            batch = self._source.rows(self._pool(pool)[place])  # all rows: the longest decides the length
             return {name: array[self._held] for name, array in batch.items()}
         numbers = step * self._batch_size + self._held
         return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.group_size))
 
     def _make_pool(self, pool: int) -> list[np.ndarray]:
-        """Say which rows each of the next POOL batches has, or those that are left of the phase."""
+        """Return the rows of each of the next POOL batches, or of as many as the phase still has."""
         assert isinstance(self._source, Bucketed)
         first, last = pool * POOL, min((pool + 1) * POOL, self._steps)
         numbers = np.arange(first * self._batch_size, last * self._batch_size)
@@ -224,13 +226,13 @@ class _Steps:
 
 
 POOL = 64
-"""Batches whose rows are sorted by length among themselves: many enough that few batches mix lengths."""
+"""The number of batches whose rows are sorted by length among themselves: enough that few batches mix lengths."""
 
 
 def bucketed(rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Part rows into batches of like `lengths`, in random order, the last of the longest filled up with -1.
+    """Divide rows into batches of similar `lengths`, in random order; the last batch of the longest is padded with -1.
 
-    Only batches where two lengths meet hold rows that a shorter batch would have held.
+    Only batches at the boundary of two lengths hold rows that would fit into a shorter batch.
     """
     ordered = rows[np.argsort(lengths, kind="stable")]
     ordered = np.append(ordered, np.full(-len(ordered) % batch_size, -1))
@@ -241,11 +243,10 @@ def bucketed(rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.ran
 def training_batches(
     source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0, held: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """Yield the batches of steps start .. steps, read ahead by threads; batch s is the same from whatever start.
+    """Yield the batches of steps start .. steps, prefetched by threads; batch s does not depend on `start`.
 
-    held: which rows of each batch to read, where other processes read the others.
-
-    Rows in buckets are taken in the same order, POOL batches' worth at a time, and sorted by length among themselves.
+    held: the rows of each batch that this process reads; all by default. Rows in buckets are taken in the same order,
+    POOL batches at a time, and sorted by length among themselves. Raises EmptySplit where there are no rows.
     """
     _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
@@ -255,13 +256,11 @@ def training_batches(
     return iterator
 
 
-def evaluation_batches(
-    source: Source, batch_size: int, features: tuple[str, ...], pad: int, *, held: np.ndarray | None = None
-) -> Iterator[Batch]:
-    """Yield every row once, always in the same shuffled order, so that the first batches stand for all.
+def evaluation_batches(source: Source, batch_size: int, *, held: np.ndarray | None = None) -> Iterator[Batch]:
+    """Yield every row once, always in the same shuffled order, so that the first batches are a fair sample.
 
     The last batch is filled up with rows of padding, which weigh nothing; of rows in buckets, that of the longest.
-    held: as of `training_batches`.
+    held: see `training_batches`.
     """
     held = np.arange(batch_size) if held is None else held
     _check(source, batch_size, "the split gives no row of this kind: hold more text out, or use other rows")
@@ -272,9 +271,10 @@ def evaluation_batches(
         return
     for start in range(0, len(source), batch_size):
         numbers = start + held
-        there = numbers < len(source)
-        chosen = numbers[there] if there.any() else np.arange(1)  # a row for its shapes, where none held here is there
-        batch = source.rows(epoch_order(chosen, len(source), 0, source.group_size))
-        length = batch["tokens"].shape[1]
-        filling = empty_batch(int((~there).sum()), length, pad, features)
-        yield {name: np.concatenate([array[: there.sum()], filling[name]]) for name, array in batch.items()}
+        real = numbers[numbers < len(source)]
+        filling = source.padding(len(numbers) - len(real))
+        if len(real):
+            batch = source.rows(epoch_order(real, len(source), 0, source.group_size))
+            yield {name: np.concatenate([array, filling[name]]) for name, array in batch.items()}
+        else:
+            yield filling

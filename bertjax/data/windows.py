@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from bertjax.data import corpus_rows
 from bertjax.data.records import WORD
 from bertjax.data.source import Batch, Corpus, ShardIndex, Source, empty_batch
 from bertjax.data.two_segments import truncate
-from bertjax.errors import InputError
+from bertjax.errors import EmptySplit, InputError
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Windows:
     seed: int = 0
     both_directions: bool = True
     features: ClassVar[tuple[str, ...]] = ("types", "backward")
+
+    load_tokenizer = corpus_rows.load_tokenizer
+    splits = corpus_rows.splits
+    digest = corpus_rows.digest
+    padding = corpus_rows.padding
 
     def __post_init__(self) -> None:
         if self.reuse < 1:
@@ -145,7 +151,7 @@ class _Windowed:
         counts = [max(0, streams[0].size - after) // self._step for streams in self._streams]
         self._before = np.concatenate([[0], np.cumsum(counts)])
         if not self._before[-1]:
-            raise InputError(
+            raise EmptySplit(
                 f"no shard of the {corpus.split} split of {rows.corpus} has the {self._step + after} tokens of a row: "
                 "use a shorter length, or more text"
             )
@@ -153,9 +159,13 @@ class _Windowed:
     def __len__(self) -> int:
         return int(self._before[-1]) * self.group_size
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return empty_batch(n, self._rows.length, self._vocabulary.pad, Windows.features)
+
     def rows(self, index: np.ndarray) -> Batch:
         """See Source.rows."""
-        batch = empty_batch(len(index), self._rows.length, self._vocabulary.pad, Windows.features)
+        batch = self.padding(len(index))
         batch["example"][:] = index
         batch["mask"][:] = 1
         for i, example in enumerate(index):

@@ -31,7 +31,7 @@ from bertjax.finetuning.results import (
     write_json,
 )
 from bertjax.inference.compatible import check_tokenizer
-from bertjax.run.workdir import claimed, record_experiment
+from bertjax.run.workdir import lock_workdir, record_experiment
 from bertjax.run.writers import Progress
 from bertjax.tasks.scoring import constant_answer
 from bertjax.train import fit
@@ -45,7 +45,7 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
     progress = progress or Progress()
     source = load(tuning.init)
     check_tokenizer(source, tuning.init)
-    with claimed(workdir) as folder:
+    with lock_workdir(workdir) as folder:
         prepared = prepare(tuning, source, folder, progress)
         with as_input_errors():
             experiment_of(tuning, prepared, tuning.first_seed)
@@ -88,7 +88,7 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
     result: Result = {"seed": seed}
     try:
         source = prepared.splits["train"]
-        fit(experiment, folder, progress=progress, judge=evaluator, make_step=prepared.make_step, source=source)
+        fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source)
     except FloatingPointError as error:
         result |= {"failed": str(error)}
     best = read_json(folder / "best.json")

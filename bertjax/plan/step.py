@@ -23,9 +23,10 @@ from bertjax.models.layers import REMAT
 from bertjax.plan.hlo import Program
 from bertjax.plan.roofline import estimate, moved_by_kind
 from bertjax.rules import name_of, partition
+from bertjax.run.state import state_shapes
 from bertjax.sharding.mesh import BATCH_AXES, by_row, replicated
 from bertjax.sharding.placement import compute_spec, storage_spec
-from bertjax.train import sharded_step, state_shapes
+from bertjax.train import sharded_step
 
 Say = Callable[[str], None]
 

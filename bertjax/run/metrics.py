@@ -1,4 +1,4 @@
-"""Watch a run: metrics one step late, speed, progress, and an end to what is no longer finite."""
+"""Log a run: its metrics, read one step late, its speed and progress; end it where a metric is not finite."""
 
 import math
 import time
@@ -10,20 +10,20 @@ import jax
 from bertjax.config import Experiment, Phase
 from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
-from bertjax.run.processes import first
+from bertjax.run.processes import is_coordinator
 from bertjax.run.writers import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
 from bertjax.types import Metrics
 
 
-def due(every: int, step: int) -> bool:
-    """Tell whether something is to be done after `step`; 0 is never."""
+def at_interval(step: int, every: int) -> bool:
+    """Return whether `step` is a multiple of `every`; never where `every` is 0."""
     return every > 0 and step % every == 0
 
 
-class Watch:
-    """Read metrics one step late, log them, show progress, and stop a run that is no longer finite.
+class MetricLogger:
+    """Read metrics one step late, log them, show progress, and end a run whose loss or norms are not finite.
 
-    Nothing here runs on the device: it would wait behind the step that is running.
+    Nothing here runs on the device, where it would be queued behind the step that is running.
     """
 
     def __init__(self, experiment: Experiment, folder: Path, start: int, progress: Progress) -> None:
@@ -31,9 +31,9 @@ class Watch:
         self._experiment, self._folder, self._progress = experiment, folder, progress
         self._pending: tuple[int, Metrics, int] | None = None
         self._waited, self._seen = 0.0, 0
-        self.stopping = False  # some process was asked to stop
+        self.stopping = False  # whether a process was asked to stop
         self._writers: list[Writer] = []
-        if not first():
+        if not is_coordinator():
             return
         self._writers.append(Log(folder, start))
         if run.tensorboard:
@@ -42,22 +42,25 @@ class Watch:
             self._writers.append(wandb_writer(folder, run.wandb, to_json(experiment)))
 
     def start_phase(self, phase: Phase) -> None:
-        """Begin to time a phase."""
+        """Count the FLOPs of a phase, and begin to time it."""
         shapes = row_shapes(phase.rows, phase.batch_size)
         self._tokens = math.prod(shapes["tokens"].shape)
         self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.device_count()
-        self.restart(-1)  # the first step sets it, whose compilation is not the run's speed
+        self.restart(-1)  # timed from the end of the first step, which includes compilation
 
     def step(self, step: int, metrics: Metrics, waited: float, tokens: int) -> None:
-        """Take the metrics of a step just dispatched, of so many `tokens`; read those of the step before."""
+        """Take the metrics of a step just dispatched, on `tokens` tokens, and read those of the step before.
+
+        waited: seconds that the step waited for its batch.
+        """
         self.flush()
         self._pending = (step, metrics, tokens)
         self._waited += waited
 
     def flush(self) -> None:
-        """Read what is pending: waits for that step."""
+        """Read and log the pending metrics, which waits for their step. Raises FloatingPointError where not finite."""
         if self._pending is None:
             return
         step, metrics, tokens = self._pending
@@ -69,24 +72,24 @@ class Watch:
         if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
             raise FloatingPointError(
                 f"not finite at step {step}: loss {values['loss']}, norm of the gradient {values['norm/gradient']}, of "
-                f"the update {values['norm/update']}: a lower learning rate or a longer warm-up may help"
+                f"the update {values['norm/update']}: try a lower learning rate or a longer warm-up"
             )
-        logged = step == self._experiment.steps or due(self._experiment.run.log_every, step)
+        logged = step == self._experiment.steps or at_interval(step, self._experiment.run.log_every)
         if logged:
             for write in self._writers:
                 write(step, values)
         self._time(step, values, logged)
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the metrics of the held-out split."""
+        """Log the metrics of the validation split."""
         named = {f"validation/{name}": value for name, value in values.items()}
         for write in self._writers:
             write(step, named)
-        self._progress.say(f"step {step}  held out: {summary(values)}")
+        self._progress.say(f"step {step}  validation: {summary(values)}")
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Time from here on: evaluation and saving are not the speed of a step."""
+        """Time from here on: evaluation and saving do not count as time of a step."""
         self._timed, self._waited, self._seen = (step, time.perf_counter()), 0.0, 0
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
@@ -113,14 +116,14 @@ class Watch:
             )
             if logged:
                 self.restart(step)
-                if first():
+                if is_coordinator():
                     append_timing(self._folder, step, speed)
 
 
 def summary(values: Mapping[str, float]) -> str:
-    """Write the losses, and what tells how good they are, of a set of metrics on one line."""
+    """Return losses, accuracies and the like on one line."""
     shown = [(name, value) for name, value in values.items() if "/" not in name and name != "learning_rate"]
     shown += [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
-    telling = ("accuracy/", "unigram_entropy/", "roc_auc/")
-    shown += [(name, value) for name, value in values.items() if name.startswith(telling)]
+    prefixes = ("accuracy/", "unigram_entropy/", "roc_auc/")
+    shown += [(name, value) for name, value in values.items() if name.startswith(prefixes)]
     return "  ".join(f"{name} {value:.3f}" for name, value in shown)

@@ -1,7 +1,7 @@
-"""Run as one of several processes: join them first thing, agree on what is run, fail together.
+"""Run as one of several processes: join them before anything else, check that they run the same, fail together.
 
-Every process runs the same program on the devices of its own host. What one of them finds wrong is an error on all, so
-that none waits for another that has given up.
+Every process runs the same program on the devices of its own host. An input error on one of them is raised on all, so
+that none waits for another that has ended.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,8 +30,8 @@ _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
 def join(timeout: int = 55) -> None:
     """Join the other processes of this run, if there are any: before anything else that asks JAX for devices.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; without these what JAX finds out on
-    Cloud TPU, Slurm and the like. timeout: seconds until missing processes are a PassingError that names them.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID identify them; without these variables JAX detects the
+    cluster (Cloud TPU, Slurm and others). timeout: in seconds; then a PassingError names the missing processes.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [os.environ.get(name, "") for name in names]
@@ -43,9 +44,12 @@ def join(timeout: int = 55) -> None:
         missing = [name for name, text in zip(names, given, strict=True) if not text]
         raise InputError(f"to run as one of several processes set {', '.join(missing)} too")
     else:
-        address, count, index = _found(timeout)
+        try:
+            address, count, index = _detect_cluster(timeout)
+        except _NOT_IN_THIS_JAX as error:
+            return _join_without_roll_call(timeout, error)
     if count == 1:
-        return
+        return None
     if not 0 <= index < count:
         raise InputError(f"JAX_PROCESS_ID={index} is not one of {count} processes: they count from 0")
     roll_call(address, count, index, timeout)
@@ -55,11 +59,31 @@ def join(timeout: int = 55) -> None:
         raise PassingError(f"cannot join the processes of this run at {address}: {error}") from error
 
 
-def _found(timeout: int) -> tuple[str, int, int]:
-    """Find (coordinator's address, number of processes, number of this one) as JAX would; of one process without.
+_NOT_IN_THIS_JAX = (ImportError, AttributeError, TypeError)
+"""What a private function of JAX raises that is no longer there, or takes other arguments."""
 
-    JAX ends the process where others are missing, so they have to be called before it is asked to join, and it has no
-    public way to say who they are.
+
+def _join_without_roll_call(timeout: int, reason: Exception) -> None:
+    """Let JAX detect the cluster and join it: where processes are missing, JAX ends this one without naming them."""
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout)
+    except ValueError:  # no cluster: JAX has found no address of a coordinator
+        return
+    except RuntimeError as error:
+        raise PassingError(f"cannot join the processes of this run: {error}") from error
+    warnings.warn(
+        f"JAX {jax.__version__} does not tell bertjax the processes of a run ({reason}): had one been missing, its "
+        "number would not have been named; to have it named, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, "
+        "JAX_PROCESS_ID",
+        stacklevel=3,
+    )
+
+
+def _detect_cluster(timeout: int) -> tuple[str, int, int]:
+    """Return (address of the coordinator, number of processes, index of this one) as JAX detects them, or ("", 1, 0).
+
+    JAX ends the process where others are missing, so the roll call comes before JAX is asked to join, and it has no
+    public function that returns these. Raises an error of _NOT_IN_THIS_JAX where the private one is not as expected.
     """
     from jax._src.clusters.cluster import ClusterEnv
 
@@ -71,19 +95,19 @@ def _found(timeout: int) -> tuple[str, int, int]:
 
 
 def roll_call(address: str, count: int, index: int, timeout: float) -> None:
-    """Wait until all processes have called process 0. Raises PassingError, on all that came, naming who did not.
+    """Wait until all processes have connected to process 0. Raises PassingError, on all that did, naming the others.
 
-    address: host:port, where nothing listens yet.
+    address: host:port, on which nothing listens yet.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
-    problem = _call(host, int(port), index, deadline) if index else _hear(int(port), count, deadline)
+    problem = _call(host, int(port), index, deadline) if index else _answer_calls(int(port), count, deadline)
     if problem:
         raise PassingError(problem)
 
 
-def _hear(port: int, count: int, deadline: float) -> str:
-    """Take the calls of all others; answer them, and return, what is wrong: nothing where all have called."""
+def _answer_calls(port: int, count: int, deadline: float) -> str:
+    """Accept connections of all others; send them, and return, which processes are missing: "" where none is."""
     called: dict[int, socket.socket] = {}
     with socket.create_server(("", port), backlog=count) as server:
         while len(called) < count - 1 and (left := deadline - time.monotonic()) > 0:
@@ -91,16 +115,17 @@ def _hear(port: int, count: int, deadline: float) -> str:
             with suppress(TimeoutError):
                 connection, _ = server.accept()
                 connection.settimeout(5)
-                with suppress(OSError, ValueError):  # whoever else knocks at this port
+                with suppress(OSError, ValueError):  # another program that connects to this port
                     called[int(connection.recv(16))] = connection
     missing = [str(number) for number in range(1, count) if number not in called]
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     answer = ""
     if missing:
         named = [f"{n} ({hosts[int(n)]})" if len(hosts) == count else n for n in missing]
+        which = "process" if len(named) == 1 else "processes"
         answer = (
-            f"of {count} processes, number {', '.join(named)} did not come: start the same command on every host, and "
-            f"see that they reach port {port} of process 0"
+            f"{which} {', '.join(named)} of {count} never connected: start the same command on every host, and check "
+            f"that they reach port {port} of process 0"
         )
     for connection in called.values():
         with suppress(OSError), connection:
@@ -109,7 +134,7 @@ def _hear(port: int, count: int, deadline: float) -> str:
 
 
 def _call(host: str, port: int, index: int, deadline: float) -> str:
-    """Call process 0 until it answers; return what it says is wrong."""
+    """Connect to process 0 until it answers; return its answer: which processes are missing, or ""."""
     while (left := deadline + 5 - time.monotonic()) > 0:  # it answers last
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
@@ -121,24 +146,24 @@ def _call(host: str, port: int, index: int, deadline: float) -> str:
             pass
         time.sleep(0.2)
     return (
-        f"process 0 does not answer at {host}:{port}: start the same command there, and see that this host reaches it"
+        f"process 0 does not answer at {host}:{port}: start the same command there, and check that this host reaches it"
     )
 
 
-def first() -> bool:
-    """Tell whether this process is the one that writes what is written once."""
+def is_coordinator() -> bool:
+    """Return whether this is process 0, which writes logs and the description of the experiment for all."""
     return jax.process_index() == 0
 
 
-def only_one(what: str) -> None:
-    """Raise InputError, on all, where there are several processes for something that is made for one."""
+def require_one_process(command: str) -> None:
+    """Raise InputError, on all processes, where there are several."""
     if jax.process_count() > 1:
-        raise InputError(f"{what} runs in one process, but this is one of {jax.process_count()}: use one host")
+        raise InputError(f"{command} runs in one process, but this is one of {jax.process_count()}: use one host")
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
-    """Raise on every process the InputErrors that any of them meets inside, once all have come to the end."""
+def raising_on_all() -> Iterator[None]:
+    """Raise on every process the InputErrors that any of them raises inside, once all have reached the end."""
     if jax.process_count() == 1:
         yield
         return
@@ -147,17 +172,17 @@ def failing_together() -> Iterator[None]:
         yield
     except InputError as error:
         problem = str(error)
-    problems = {name: text for name, text in gather(problem).items() if text}
+    problems = {name: text for name, text in allgather_text(problem).items() if text}
     if problems:
         raise InputError("; ".join(f"{name}: {text}" for name, text in problems.items()))
 
 
-def gather(text: str) -> dict[str, str]:
-    """Collect a text from every process, by its number and host."""
-    said = np.frombuffer(f"{socket.gethostname()}\0{text}".encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(said)))))
+def allgather_text(text: str) -> dict[str, str]:
+    """Gather a text from every process: "process 0 on HOST" -> its text."""
+    encoded = np.frombuffer(f"{socket.gethostname()}\0{text}".encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
     padded = np.zeros(-(-longest // 1024) * 1024, np.uint8)
-    padded[: len(said)] = said
+    padded[: len(encoded)] = encoded
     found = {}
     for index, row in enumerate(np.atleast_2d(multihost_utils.process_allgather(padded))):
         host, text = row.tobytes().rstrip(b"\0").decode().partition("\0")[::2]
@@ -165,18 +190,18 @@ def gather(text: str) -> dict[str, str]:
     return found
 
 
-def agree(facts: Mapping[str, object]) -> None:
-    """See that facts are equal on all processes. Raises InputError, on all, that names what differs, and where."""
+def assert_equal_on_all(facts: Mapping[str, object]) -> None:
+    """Raise InputError, on all processes, where facts differ between them; it names what differs, and where."""
     if jax.process_count() == 1:
         return
-    found = gather(json.dumps(facts))
+    found = allgather_text(json.dumps(facts))
     if problem := disagreement({process: json.loads(text) for process, text in found.items()}):
         raise InputError(problem)
 
 
 def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
-    """Say which facts are not those of most processes, on which ones, and where they begin to differ; else nothing."""
-    said = []
+    """Return a message: which facts differ from those of most processes, on which ones, and how; "" where none does."""
+    problems = []
     for name in next(iter(found.values())):
         texts = {process: json.dumps(facts[name], sort_keys=True) for process, facts in found.items()}
         usual = Counter(texts.values()).most_common(1)[0][0]
@@ -185,18 +210,18 @@ def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
             changes = list(differences(json.loads(usual), found[odd[0]][name]))
             fields = [f"{field or 'it'} is {json.dumps(b)}, not {json.dumps(a)}" for field, a, b in changes[:3]]
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            said.append(f"{name} is another on {', '.join(odd)} than on the rest ({'; '.join(fields)}{more})")
-    return "; ".join(said) + ": make it the same on all hosts" if said else ""
+            problems.append(f"{name} differs on {', '.join(odd)} from the other processes ({'; '.join(fields)}{more})")
+    return "; ".join(problems) + ": make it the same on all hosts" if problems else ""
 
 
 def versions() -> dict[str, object]:
-    """Say what has to be alike for hosts to compute the same: the source files of this package, what is installed."""
-    root = Path(__file__).parent
+    """Return what hosts must share to compute the same: digests of bertjax's source files, versions of packages."""
+    root = Path(__file__).parents[1]
     code = {f"{path.relative_to(root)}": _digest(path.read_bytes()) for path in sorted(root.rglob("*.py"))}
-    # What was half removed is there without a name.
+    # A package that was removed in part is found without a name.
     found = [each for each in importlib.metadata.distributions() if each.name]
     installed = dict(sorted((each.name, each.version) for each in found))
-    return {"the code of bertjax": code, "what is installed": installed}
+    return {"the code of bertjax": code, "the environment": installed}
 
 
 def _digest(content: bytes) -> str:

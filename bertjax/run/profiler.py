@@ -1,4 +1,4 @@
-"""Profile some steps of a run: a trace for xprof, and a summary of where the time went for a terminal.
+"""Profile steps of a run: a trace for xprof, and a summary of device time as text.
 
 `run.profile=20,22` traces steps 20 to 22 into `<run>/profile`. Profile steps after the first of a phase, whose time is
 compilation. `tensorboard --logdir <run>/profile` shows the trace where xprof is installed; `summary.txt` needs neither.
@@ -17,17 +17,17 @@ from bertjax.run.writers import Progress
 
 
 class Profile:
-    """Trace the steps `first` to `last` of a run, if there are any, while the loop calls `before` and `after` each."""
+    """Trace steps (first, last) of a run, or none where `steps` is empty; the loop calls `before` and `after` each."""
 
     def __init__(self, folder: Path, steps: tuple[int, ...], progress: Progress) -> None:
         self._folder, self._progress = folder / "profile", progress
         self._first, self._last = steps or (0, 0)
-        self._from = 0  # the first step traced, 0 while none is
+        self._from = 0  # the first traced step; 0 while no trace is running
 
     def before(self, step: int, pending: Any) -> None:
-        """Begin to trace once what is `pending` is done, if it is time to: in the middle too, if a run goes on there.
+        """Start the trace before the first of its steps that the run makes, once the `pending` arrays are ready.
 
-        Of several processes the first does; its devices stand for the others.
+        Of several processes only process 0 is traced.
         """
         if not self._from and self._first <= step <= self._last and jax.process_index() == 0:
             jax.block_until_ready(pending)
@@ -35,7 +35,7 @@ class Profile:
             jax.profiler.start_trace(str(self._folder))
 
     def after(self, step: int, result: Any) -> bool:
-        """Wait for the last step's `result`, write trace and summary; tell whether it was that step."""
+        """Return whether this was the last step to trace; then wait for its `result`, and write trace and summary."""
         if not self._from or step < self._last:
             return False
         jax.block_until_ready(result)
@@ -43,7 +43,7 @@ class Profile:
         return True
 
     def close(self) -> None:
-        """Leave no trace running where the run ends before `last`."""
+        """Stop a trace that is still running, where the run ends before the last step to trace."""
         if self._from:
             jax.profiler.stop_trace()
             self._from = 0
@@ -58,10 +58,10 @@ class Profile:
 
 
 class Operation(NamedTuple):
-    """Time on devices under one name: its own, without what it encloses."""
+    """Device time of the operations of one name, without the operations nested in them."""
 
     name: str
-    origin: str  # the JAX operation that it comes from, where the trace says so
+    origin: str  # the JAX operation that it was compiled from, where the trace has it
     seconds: float
     runs: int
 
@@ -69,8 +69,8 @@ class Operation(NamedTuple):
 def read_trace(folder: Path) -> list[Operation]:
     """Add up the operations of the newest trace in a folder, longest first.
 
-    Of TPUs and GPUs what ran on them, of CPUs what their threads did. Each is counted without what it encloses, such
-    as the body of a loop. Raises FileNotFoundError where there is no trace.
+    Of TPUs and GPUs the operations on the devices, of CPUs those on the host's threads. Nested operations, such as the
+    body of a loop, are not counted in the outer one. Raises FileNotFoundError where there is no trace.
     """
     traces = sorted(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not traces:
@@ -97,7 +97,7 @@ def _lines(data: ProfileData) -> Iterator[Any]:
 
 
 def _own_times(line: Any) -> Iterator[tuple[str, str, float]]:
-    """Yield name, origin and own nanoseconds of the operations on a line, of which some lie within others."""
+    """Yield name, origin and own nanoseconds of the operations on a line, which may be nested."""
     events = []
     for event in line.events:
         statistics = dict(event.stats)
@@ -120,7 +120,7 @@ def _own_times(line: Any) -> Iterator[tuple[str, str, float]]:
 
 
 def summarise(operations: Iterable[Operation], *, steps: int, top: int = 15) -> str:
-    """Write the kinds of operations (their names without numbers), and the longest ones, as milliseconds a step."""
+    """Format the kinds of operations (their names without numbers), and the longest ones, in milliseconds a step."""
     operations = list(operations)
     total = sum(operation.seconds for operation in operations)
     if not total:

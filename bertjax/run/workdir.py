@@ -1,8 +1,8 @@
-"""Guard the work folder of a run: one run at a time, always the same experiment.
+"""Guard the work directory of a run: one run at a time, always the same experiment.
 
-<run>/experiment.json    what is being run, in full
-      log.jsonl          what it computed          timing.jsonl   how fast
-      checkpoints/       see bertjax.checkpoints.checkpoint     lock           held while a run is going on
+<run>/experiment.json    the description of the experiment     checkpoints/   see bertjax.checkpoints.checkpoint
+      log.jsonl          metrics                               timing.jsonl   speed
+      lock               locked while a run is going on
 """
 
 import fcntl
@@ -21,8 +21,8 @@ from bertjax.errors import InputError
 
 
 @contextmanager
-def claimed(workdir: str | Path) -> Iterator[Path]:
-    """Hold the folder, making it if need be. Raises InputError where another run holds it or it cannot be written."""
+def lock_workdir(workdir: str | Path) -> Iterator[Path]:
+    """Create the directory if need be, and lock it. Raises InputError where it is locked or cannot be written."""
     folder = Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def claimed(workdir: str | Path) -> Iterator[Path]:
         raise InputError(f"cannot write to the work folder {folder}: {error.strerror}; choose another") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process dies
         except BlockingIOError as error:
             lock.seek(0)
             raise InputError(
@@ -44,7 +44,7 @@ def claimed(workdir: str | Path) -> Iterator[Path]:
 
 
 def lock_text(folder: Path) -> str:
-    """Read what holds the folder: hosts that read another text do not see the same folder."""
+    """Return the text in the lock: hosts that read different texts do not see the same directory."""
     try:
         return (folder / "lock").read_text()
     except OSError:
@@ -52,9 +52,9 @@ def lock_text(folder: Path) -> str:
 
 
 def record_experiment(folder: Path, experiment: Experiment) -> None:
-    """Write experiment.json. Raises InputError where the folder belongs to an experiment that computes something else.
+    """Write experiment.json. Raises InputError where the directory belongs to another experiment.
 
-    How a run is watched, and where its corpora lie, may differ; their contents may not, which checkpoints see to.
+    Logging and the paths of corpora may differ. That their contents do not is checked when a checkpoint is restored.
     """
     path = folder / "experiment.json"
     if path.exists():
@@ -73,14 +73,14 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
-    """Keep what decides the numbers."""
+    """Keep the fields that decide the numbers."""
     places = {"corpus": None, "data": None, "tokenizer": None}
     phases = [phase | {"rows": phase["rows"] | places} for phase in described["phases"]]
     return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Find where two descriptions differ: the dotted name of a field, what it is there, what it is here."""
+    """Yield where two descriptions differ: the dotted name of a field, its value there, its value here."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
             yield from differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))

@@ -1,7 +1,7 @@
-"""Report a run: a JSON-lines log always, a live line on the terminal, TensorBoard and W&B where asked for.
+"""Write the metrics of a run: a JSON-lines log always, a line on the terminal, TensorBoard and W&B where asked for.
 
-`log.jsonl` holds what the run computed and nothing else, so that the log of a resumed run equals that of an undisturbed
-one, byte for byte. What depends on the machine and the hour goes to `timing.jsonl`.
+`log.jsonl` holds only numbers that are reproducible, so that the log of a resumed run equals that of an uninterrupted
+one, byte for byte. Numbers that depend on the machine and the time go to `timing.jsonl`.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any, TextIO
 from bertjax.errors import InputError
 
 Writer = Callable[[int, Mapping[str, float]], None]
-"""(step, values) -> None: takes what is logged."""
+"""(step, values) -> None: writes the values of a step."""
 
 
 class Log:
-    """Append to `log.jsonl` of a run folder, after dropping what lies beyond `step`, where the run goes on."""
+    """Append to `log.jsonl` of a work directory, after dropping the lines beyond `step`, from which the run resumes."""
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "log.jsonl"
@@ -29,7 +29,7 @@ class Log:
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
-                except (ValueError, KeyError):  # the line that a kill cut short, and nothing after it
+                except (ValueError, KeyError):  # a line truncated by a kill is the last one
                     break
         partial = folder / "log.jsonl.partial"
         partial.write_text("".join(kept))
@@ -67,8 +67,8 @@ def tensorboard_writer(folder: Path) -> Writer:
 def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> Writer:
     """Log to W&B, as one run however often it is resumed; WANDB_MODE=offline keeps it on this machine.
 
-    Steps that a resumed run repeats were logged before, and W&B leaves them as they are. Raises InputError where it is
-    not installed.
+    W&B ignores steps that a resumed run repeats, since they were logged before. Raises InputError where it is not
+    installed.
     """
     try:
         import wandb
@@ -82,9 +82,9 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
 
 
 class Progress:
-    """Show one live line on a terminal, or a plain line now and then elsewhere; on standard error.
+    """Show progress on standard error: a line that is updated on a terminal, else a line every `every_seconds`.
 
-    shown: false on all processes of a run but the first, which are silent.
+    shown: whether anything is shown; false on all processes of a run but the coordinator.
     """
 
     def __init__(self, every_seconds: float = 10.0, *, shown: bool = True) -> None:
@@ -94,7 +94,7 @@ class Progress:
         self._shown = -math.inf  # a monotonic clock may start at 0 with the machine
 
     def line(self, text: str) -> None:
-        """Show the line if it is time to."""
+        """Show a line of progress, unless one was shown less than the interval ago."""
         if not self._silent and time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
             print(
@@ -105,13 +105,13 @@ class Progress:
             )
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Show a message, always, on a line of its own."""
         if not self._silent:
             print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as 1:02:03."""
+    """Format seconds as 1:02:03."""
     minutes, second = divmod(int(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -132,6 +132,11 @@ def first_row(rows: int) -> Array | int:
     return jax.lax.axis_index(REPLICA_AXES) * rows if _within_replica() else 0
 
 
+def all_rows(rows: int) -> int:
+    """Return the number of rows of the global batch, of which `rows` are visible here: all but within `per_replica`."""
+    return rows * _replicas() if _within_replica() else rows
+
+
 def _replicas() -> int:
     return math.prod(map(axis_size, REPLICA_AXES))
 

@@ -157,6 +157,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.example_of_row)
 
+    def padding(self, n: int) -> Batch:
+        """See Source.padding."""
+        return self.rows(np.full(n, -1))
+
     def rows(self, index: np.ndarray) -> Batch:
         """Assemble rows by number, -1 for padding, padded to the bucket of the longest of them.
 

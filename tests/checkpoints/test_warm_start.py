@@ -117,7 +117,7 @@ def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says
     state = fit(experiment(objective, corpus, str(pretrained), rates=((".*", 0.0),)), tmp_path / "run")
     np.testing.assert_array_equal(state.params["encoder"]["embeddings"]["word"]["table"], tensors[WORD])
     said = next(line for line in capsys.readouterr().err.splitlines() if "parameters from" in line)
-    made, note = said.split("made anew: ")[1].split("; ")
+    made, note = said.split("freshly initialised: ")[1].split("; ")
     pair = {"head/pair/classifier/bias", "head/pair/classifier/kernel"}
     assert {name for name in made.split(", ") if "mlm" not in name} == pair
     assert note == "it came without tokenizer, so its ids are taken to be the corpus's"

@@ -335,5 +335,5 @@ def test_an_experiment_that_fails_on_one_host_fails_on_all(capsys, monkeypatch, 
         except InputError as error:
             raise InputError(f"process 1: {error}") from error
 
-    monkeypatch.setattr(processes, "failing_together", group_size)
+    monkeypatch.setattr(processes, "raising_on_all", group_size)
     fails(capsys, "process 1: .*nowhere", "pretrain", *TINY, "data=nowhere", "--workdir", tmp_path / "run")

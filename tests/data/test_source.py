@@ -26,8 +26,11 @@ class Numbers:
     def __len__(self):
         return self.size
 
+    def padding(self, n):
+        return empty_batch(n, 4, VOCABULARY.pad, ("pair",))
+
     def rows(self, index):
-        batch = empty_batch(len(index), 4, VOCABULARY.pad, ("pair",))
+        batch = self.padding(len(index))
         batch["tokens"][:] = index[:, None]
         batch["mask"][:] = 1
         batch["example"][:] = index
@@ -67,7 +70,7 @@ def test_an_epoch_of_groups_is_a_permutation_that_keeps_each_group_side_by_side(
 
 def test_groups_share_their_batches_and_batches_that_part_them_are_an_error():
     source = Numbers(20, group_size=2)
-    for batches in (training_batches(source, 6, 10, seed=1), evaluation_batches(source, 6, ("pair",), 0)):
+    for batches in (training_batches(source, 6, 10, seed=1), evaluation_batches(source, 6)):
         for batch in batches:
             numbers = batch["example"][batch["mask"][:, 0] > 0].reshape(-1, 2)
             assert (numbers[:, 1] == numbers[:, 0] + 1).all() and not (numbers[:, 0] % 2).any()
@@ -75,7 +78,7 @@ def test_groups_share_their_batches_and_batches_that_part_them_are_an_error():
     with pytest.raises(InputError, match=message):
         training_batches(source, 3, 5, seed=0)
     with pytest.raises(InputError, match=message):
-        list(evaluation_batches(source, 3, (), VOCABULARY.pad))
+        list(evaluation_batches(source, 3))
 
 
 def test_batches_are_the_same_from_whatever_step_they_are_begun():
@@ -99,12 +102,12 @@ def test_an_error_of_a_source_reaches_the_loop():
 
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 4), (3, 8)])
 def test_evaluation_passes_every_row_once_and_fills_up_with_padding(size, batch_size):
-    batches = list(evaluation_batches(Numbers(size), batch_size, ("pair",), VOCABULARY.pad))
+    batches = list(evaluation_batches(Numbers(size), batch_size))
     assert all(batch["tokens"].shape == (batch_size, 4) for batch in batches)
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     order = whole["example"][:size].tolist()
     assert sorted(order) == list(range(size))
-    again = evaluation_batches(Numbers(size), size, ("pair",), VOCABULARY.pad)
+    again = evaluation_batches(Numbers(size), size)
     assert next(again)["example"].tolist() == order != sorted(order)
     assert not whole["mask"][size:].any() and whole["mask"][:size].all() and not whole["pair"][size:].any()
 
@@ -113,7 +116,7 @@ def test_no_rows_are_an_error_not_a_silent_nothing():
     with pytest.raises(InputError, match="no row of this kind"):
         training_batches(Numbers(0), 2, 5, seed=0)
     with pytest.raises(InputError, match="no row of this kind"):
-        list(evaluation_batches(Numbers(0), 2, (), VOCABULARY.pad))
+        list(evaluation_batches(Numbers(0), 2))
 
 
 def test_long_sentences_are_cut_and_documents_keep_theirs():

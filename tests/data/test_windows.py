@@ -204,7 +204,7 @@ def test_every_batch_is_half_forward_and_half_backward_of_the_same_text(folder):
         assert [number + 1 for number in forward] == backward and all(number % 2 == 0 for number in forward)
         seen += forward
     assert len(set(seen)) == len(seen) and seen != sorted(seen)
-    held = list(evaluation_batches(source, 4, Windows.features, VOCABULARY.pad))
+    held = list(evaluation_batches(source, 4))
     numbers = np.concatenate([batch["example"][batch["mask"][:, 0] > 0] for batch in held])
     assert sorted(numbers.tolist()) == list(range(len(source)))
 

@@ -154,13 +154,13 @@ def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tm
 
     source = str(trained["electra"])
     found, said = start(electra.objective, source)
-    assert said.endswith("made anew: none")
+    assert said.endswith("freshly initialised: none")
     assert all((found[name] == array).all() for name, array in own(source).items())
     found, said = start(electra.objective.generator_objective, f"{source}:generator")
-    assert said.endswith("made anew: none")
+    assert said.endswith("freshly initialised: none")
     assert all((found[name] == array).all() for name, array in own(f"{source}:generator").items())
     found, said = start(MaskedLM(electra.objective.discriminator, electra.objective.masking), f"{source}:discriminator")
-    made = set(said.split("made anew: ")[1].split(", "))
+    made = set(said.split("freshly initialised: ")[1].split(", "))
     assert made == {name for name in found if name.startswith("head/mlm/")}
     theirs = own(f"{source}:discriminator")
     assert all((found[name] == theirs[name]).all() for name in set(found) - made)

@@ -20,8 +20,10 @@ from bertjax import train
 from bertjax.checkpoints.trained import load
 from bertjax.errors import InputError, PassingError
 from bertjax.run import processes
+from bertjax.run.stop import Interrupted
+from bertjax.sharding import placement
 from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
-from bertjax.train import Interrupted, fit
+from bertjax.train import fit
 
 HERE = Path(__file__).parent
 
@@ -65,21 +67,26 @@ def stopping_after(step):
         return place(*arguments)
 
     train.place_batch = stopping
-    yield
-    train.place_batch = place
+    try:
+        yield
+    finally:
+        train.place_batch = place
 
 
 def logged(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh_changes(two, corpus, tmp_path):
-    """The one splits everything over eight devices, is stopped, and goes on with copies; one device reads both."""
-    with stopping_after(3), pytest.raises(Interrupted):
+def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh_changes(
+    two, corpus, tmp_path, monkeypatch
+):
+    """The one splits everything over eight devices, is stopped, and goes on with replicas; one device reads both."""
+    monkeypatch.setattr(placement, "SMALLEST", 1)
+    with stopping_after(2), pytest.raises(Interrupted):
         fit(experiment(corpus, MeshShape(fsdp=2, tensor=2)), tmp_path)
     fit(experiment(corpus, DATA_PARALLEL), tmp_path)
     ours, theirs = logged(tmp_path), logged(two / "straight")
-    assert len(ours) == len(theirs) == 8  # each line once, though two could have written it
+    assert len(ours) == len(theirs) == 6  # each line once, though two could have written it
     for a, b in zip(ours, theirs, strict=True):
         assert a.keys() == b.keys() and "stop" not in a
         for name in a:
@@ -91,16 +98,16 @@ def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh
 
 def test_all_stop_at_one_step_where_one_was_asked_to_and_go_on_as_if_none_had(two):
     said = [json.loads((two / f"{n}.json").read_text())["stopped"] for n in range(2)]
-    assert said[0] == said[1] and "stopped after step 5" in said[0]
+    assert said[0] == said[1] and "stopped after step 3" in said[0]
     assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 
 def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
     for number in range(2):
         found = json.loads((two / f"{number}.json").read_text())
-        assert "the experiment is another on process 1" in found["experiment"]
+        assert "the experiment differs on process 1" in found["experiment"]
         assert "(seed is 1, not 0): make it the same" in found["experiment"]
-        assert "the work folder is another on process 1" in found["folder"]
+        assert "the work directory differs on process 1" in found["folder"]
         assert found["long"].startswith("process 1 on") and found["long"].endswith("long and not cut")
         assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
         assert "init" not in found
@@ -110,24 +117,32 @@ def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_o
 def test_the_odd_one_of_several_is_named_with_what_differs_there(tmp_path, monkeypatch):
     def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
         (tmp_path / "odd.py").write_text(code)
-        monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))
+        monkeypatch.setattr(processes, "__file__", str(tmp_path / "run" / "processes.py"))
         installed = [("jax", "0.10.2"), ("numpy", numpy), (None, None)]  # the last as where METADATA is missing
         packages = [SimpleNamespace(name=name, version=version) for name, version in installed]
         monkeypatch.setattr(processes.importlib.metadata, "distributions", lambda: packages)
-        return {"the data": list(data), "the work folder": folder} | processes.versions()
+        return {"the data": list(data), "the work directory": folder} | processes.versions()
 
     assert not processes.disagreement({"process 0": facts(), "process 1": facts(), "process 2": facts()})
     for odd, said in {
-        "code": ("x = 2", r"the code of bertjax is another on process 1 than on the rest \(odd.py is \"\w+\", not"),
-        "numpy": ("2.1", r"what is installed is another on process 1 .*\(numpy is \"2.1\", not \"2.0\"\): make it"),
-        "data": (("ab",), r"the data is another on process 1 .*\(0 is \"ab\", not \"aa\"\)"),
-        "folder": ("", r"the work folder is another on process 1 .*\(it is \"\", not \"process 7 on a\"\)"),
+        "code": (
+            "x = 2",
+            r"the code of bertjax differs on process 1 from the other .*\(odd.py is \"\w+\", not",
+        ),
+        "numpy": ("2.1", r"the environment differs on process 1 .*\(numpy is \"2.1\", not \"2.0\"\): make it"),
+        "data": (("ab",), r"the data differs on process 1 .*\(0 is \"ab\", not \"aa\"\)"),
+        "folder": ("", r"the work directory differs on process 1 .*\(it is \"\", not \"process 7 on a\"\)"),
     }.items():
         value, message = said
         found = processes.disagreement({"process 0": facts(), "process 1": facts(**{odd: value}), "process 2": facts()})
         assert re.fullmatch(f"{message}.*", found), found
     several = processes.disagreement({"process 0": facts(), "process 1": facts(numpy="3", folder="")})
-    assert "the work folder is" in several and "what is installed is" in several
+    assert "the work directory differs" in several and "the environment differs" in several
+
+
+def test_all_source_files_of_the_package_are_compared():
+    code = processes.versions()["the code of bertjax"]
+    assert {"train.py", "run/processes.py", "data/source.py"} <= code.keys()
 
 
 def test_two_processes_begin_with_a_trained_model(two):
@@ -150,7 +165,61 @@ def test_a_process_that_does_not_come_is_named():
     for thread in threads:
         thread.join(20)
     assert set(found) == {0, 2}
-    assert all("of 4 processes, number 1, 3 did not come" in text for text in found.values())
+    assert all("processes 1, 3 of 4 never connected" in text for text in found.values())
+
+
+@pytest.fixture
+def unnamed(monkeypatch):
+    """Take away the variables that identify processes."""
+    for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+
+
+def test_this_jax_has_the_private_function_that_detects_a_cluster(unnamed, monkeypatch):
+    """Run with each supported JAX; without the function the fallback below takes over."""
+    assert processes._detect_cluster(1) == ("", 1, 0)
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[3-4]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    address, count, index = processes._detect_cluster(1)
+    assert re.fullmatch(r"node3:\d+", address) and (count, index) == (2, 1)
+
+
+PRIVATE = "jax._src.clusters.cluster"
+
+
+@pytest.mark.parametrize("module", [None, SimpleNamespace(), SimpleNamespace(ClusterEnv=SimpleNamespace())])
+def test_without_the_private_function_jax_joins_by_itself_and_says_what_is_lost(unnamed, monkeypatch, module):
+    given = []
+    monkeypatch.setitem(sys.modules, PRIVATE, module)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.append(options))
+    with pytest.warns(UserWarning, match="its number would not have been named; .* set JAX_COORDINATOR_ADDRESS"):
+        processes.join(timeout=7)
+    assert given == [{"initialization_timeout": 7}]
+
+
+def test_without_the_private_function_missing_processes_are_an_error_too(unnamed, monkeypatch):
+    def initialize(**options):
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setitem(sys.modules, PRIVATE, None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(PassingError, match="cannot join the processes of this run: DEADLINE_EXCEEDED"):
+        processes.join(timeout=1)
+
+
+def test_without_the_private_function_a_process_alone_is_alone(unnamed):
+    """With JAX as it is, in a process of its own, since it may not have been asked for devices yet."""
+    program = """
+from bertjax.run import processes
+def detect(timeout): raise ImportError("no module")
+processes._detect_cluster = detect
+processes.join(timeout=1)
+import jax
+print(jax.process_count())
+"""
+    found = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=100)
+    assert found.stdout == "1\n", found.stderr
 
 
 def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):

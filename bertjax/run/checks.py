@@ -1,0 +1,60 @@
+"""Check, before anything is compiled, that platform, data and vocabulary fit the experiment."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from bertjax.config import Experiment
+from bertjax.data.tokenizer import Tokenizer, fingerprint
+from bertjax.description import to_json
+from bertjax.errors import InputError
+
+
+def check_platform(wanted: str) -> None:
+    """Raise InputError where the experiment asks for another platform than JAX runs on: a month on a CPU is lost."""
+    found = jax.default_backend()
+    if wanted not in ("", found):
+        raise InputError(
+            f"run.platform={wanted}, but JAX runs on {found}: see that the accelerator is free and that JAX is "
+            "installed for it (pip install 'bertjax[tpu]'), or set run.platform to what you want"
+        )
+
+
+def check_data(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
+    """Load the tokenizer that the rows of all phases share, and compute the digest of the data of each phase.
+
+    Raises InputError where data are missing or damaged, where tokenizers differ, and where the vocabulary exceeds that
+    of the objective (any field V).
+    """
+    rows = [phase.rows for phase in experiment.phases]
+    if len({"labels" in each.features for each in rows}) > 1:
+        places = ", ".join(each.corpus for each in rows)
+        raise InputError(f"labelled and unlabelled rows ({places}) do not mix in one run: train on them one by one")
+    tokenizer = rows[0].load_tokenizer()
+    for each in rows[1:]:
+        if fingerprint(each.load_tokenizer()) != fingerprint(tokenizer):
+            raise InputError(
+                f"{each.corpus} was built with another tokenizer than {rows[0].corpus}: use one for all phases"
+            )
+    digests = [each.digest() for each in rows]
+    check_vocabulary(experiment, tokenizer)
+    return tokenizer, digests
+
+
+def check_vocabulary(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raise InputError where the tokenizer has ids beyond a vocabulary of the objective."""
+    for size in _fields_named("V", to_json(experiment.objective)):
+        if size < tokenizer.vocabulary.size:
+            raise InputError(
+                f"the data have {tokenizer.vocabulary.size} ids, but the model's vocabulary only V={size}: leave V to "
+                "the experiment, or use data encoded for this model"
+            )
+
+
+def _fields_named(name: str, described: Any) -> Iterator[int]:
+    if isinstance(described, dict):
+        for key, value in described.items():
+            if key == name:
+                yield value
+            yield from _fields_named(name, value)

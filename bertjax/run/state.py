@@ -1,0 +1,139 @@
+"""The state of a run: its shapes and shardings, and its first value, new, warm-started or restored."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.warm_start import Start, warm_start
+from bertjax.config import Experiment
+from bertjax.data.tokenizer import Tokenizer, fingerprint
+from bertjax.errors import InputError
+from bertjax.flops import abstract_params, row_shapes
+from bertjax.random import stream
+from bertjax.rules import name_of, partition
+from bertjax.sharding.mesh import replicated
+from bertjax.sharding.placement import storage_shardings
+from bertjax.types import Array, Key, Params
+
+
+class State(NamedTuple):
+    """All that changes in training: the number of updates made (i32), parameters, optimiser state."""
+
+    step: Array
+    params: Params
+    opt: Any
+
+
+def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
+    """Return the shapes, dtypes and shardings of a run's state; moments are stored as their parameters are."""
+    phase = experiment.phases[0]
+    params = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
+    places = storage_shardings(mesh, params)
+    opt = jax.eval_shape(tx.init, partition(trained, params)[0])
+    opt_places = optax.tree.map_params(
+        tx, lambda _, place: place, opt, partition(trained, places)[0], transform_non_params=lambda _: replicated(mesh)
+    )
+
+    def placed(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return State(step, jax.tree.map(placed, params, places), jax.tree.map(placed, opt, opt_places))
+
+
+def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
+    """Load the parameters that a warm start takes over, by name: none without `init`, or where the run is resumed."""
+    if checkpoint.has_checkpoint(workdir):
+        return Start({}, "")
+    if not experiment.init:
+        frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
+        if frozen:
+            raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
+        return Start({}, "")
+    phase = experiment.phases[0]
+    like = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    return warm_start(experiment.init, experiment.objective, like, tokenizer)
+
+
+def initial_state(
+    experiment: Experiment,
+    mesh: Mesh,
+    folder: Path,
+    tokenizer: Tokenizer,
+    data: list[str],
+    start: Mapping[str, Array],
+) -> State:
+    """Restore the newest checkpoint of the folder, or initialise the state from the seed and the parameters in `start`.
+
+    data: the digest of each phase's data. Raises InputError where rows of a phase do not fit the model, and where the
+    checkpoint was trained with another tokenizer or on other data.
+    """
+    for phase in experiment.phases:
+        abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
+    like = state_shapes(experiment, mesh)
+    if not checkpoint.has_checkpoint(folder):
+        return _take_over(_initialise(experiment, mesh, like), start)
+    newest = checkpoint.latest_step(folder)
+    info = checkpoint.read_info(newest)
+    if info["fingerprint"] != fingerprint(tokenizer):
+        raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
+    if info["data"] != data:
+        raise InputError(f"{newest} was trained on another corpus: go on with that one, or choose another --workdir")
+    params = checkpoint.restore(newest, "params", like.params, info)
+    opt = checkpoint.restore(newest, "optimizer", like.opt, info)
+    return State(jax.device_put(np.int32(info["step"]), replicated(mesh)), params, opt)
+
+
+def _initialise(experiment: Experiment, mesh: Mesh, like: State) -> State:
+    """Initialise parameters from the seed, and optimiser state of those that are trained; stored as in `like`."""
+    phase = experiment.phases[0]
+    tx, trained = experiment.optimizer.transform(), experiment.optimizer.trained
+    shapes = row_shapes(phase.rows, phase.batch_size)
+
+    def fresh(key: Key) -> State:
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        params = experiment.objective.init(key, batch)
+        return State(jnp.zeros([], jnp.int32), params, tx.init(partition(trained, params)[0]))
+
+    key = jax.device_put(stream(experiment.seed, "init"), replicated(mesh))
+    return jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(key)
+
+
+def _take_over(state: State, start: Mapping[str, Array]) -> State:
+    """Replace the parameters that are in `start`; of a stack of layers the lower ones, where `start` has fewer."""
+
+    def take(path: Any, ours: Array) -> Array:
+        # Two parameters may start as the same array; each needs memory of its own, since the update donates it.
+        if name_of(path) not in start:
+            return ours
+        theirs = np.asarray(start[name_of(path)])
+        if ours.ndim and len(theirs) < len(ours):
+            theirs = np.concatenate([theirs, np.asarray(ours)[len(theirs) :]])
+        return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: theirs[index])
+
+    return state._replace(params=jax.tree_util.tree_map_with_path(take, state.params))
+
+
+def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Start) -> Iterator[str]:
+    """Yield lines for the user: the size of the run and, of a warm start, which parameters are freshly initialised."""
+    count, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, partition(experiment.optimizer.trained, state.params)[1])
+    )
+    yield (
+        f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
+    )
+    params, note = start
+    if params:
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        fresh = ", ".join(name for name in names if name not in params)
+        yield f"parameters from {experiment.init}; freshly initialised: {fresh or 'none'}{note}"
