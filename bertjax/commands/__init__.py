@@ -1,1 +1,1 @@
-"""The commands, a file a group: each adds its arguments, and calls functions of the package, imported when it runs."""
+"""The commands, one file for each group. Each adds its arguments and calls functions that are imported when it runs."""

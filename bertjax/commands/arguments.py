@@ -1,4 +1,4 @@
-"""Say what commands have in common: arguments that several take, results as lines or as JSON."""
+"""What commands have in common: shared arguments, and results printed as text or JSON."""
 
 import argparse
 import json
@@ -10,40 +10,44 @@ from typing import Any
 def command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
 ) -> argparse.ArgumentParser:
-    """Add a command that `run` carries out."""
+    """Add a command that calls `run`."""
     parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
     parser.set_defaults(run=run)
     return parser
 
 
 def takes_experiment(parser: argparse.ArgumentParser) -> None:
-    """Let a command take an experiment and what it changes of it."""
+    """Add the arguments for an experiment and its overrides."""
     parser.add_argument("experiment", metavar="EXPERIMENT", help="an experiment file, such as experiments/bert.py")
-    parser.add_argument("override", nargs="*", metavar="key=value",
-                        help="arguments of its experiment(), or dotted fields such as objective.encoder.D")  # fmt: skip
+    parser.add_argument(
+        "override",
+        nargs="*",
+        metavar="key=value",
+        help="override arguments of its experiment(), or dotted fields such as objective.encoder.D",
+    )
 
 
 def takes_model(
-    parser: argparse.ArgumentParser, what: str = "the work folder of a run, one checkpoint, or a Hugging Face folder"
+    parser: argparse.ArgumentParser, help: str = "a work directory, a checkpoint, or a Hugging Face folder"
 ) -> None:
-    """Let a command take a trained model."""
-    parser.add_argument("--model", required=True, metavar="DIR", help=what)
+    """Add the option for a trained model."""
+    parser.add_argument("--model", required=True, metavar="DIR", help=help)
 
 
 def takes_json(parser: argparse.ArgumentParser) -> None:
-    """Let a command print its result as JSON."""
+    """Add the option to print results as JSON."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def positive(text: str) -> int:
-    """Read a number from 1 on, for argparse."""
+    """Parse a positive integer, as a type of argparse."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return int(text)
 
 
 def print_result(options: argparse.Namespace, values: dict[str, Any]) -> None:
-    """Print named values, a line each, or as JSON where asked."""
+    """Print named values, one a line, or as JSON with --json."""
     if options.json:
         print(json.dumps(values, ensure_ascii=False))
         return
@@ -53,7 +57,7 @@ def print_result(options: argparse.Namespace, values: dict[str, Any]) -> None:
 
 
 def readable(value: Any) -> str:
-    """Write a value for a reader."""
+    """Format a value for people."""
     if isinstance(value, float):
         return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.3e}"
     if isinstance(value, int):
@@ -66,7 +70,7 @@ def readable(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Turn results, which are named tuples, into what JSON knows."""
+    """Convert results, which are named tuples, to JSON types."""
     if hasattr(value, "_asdict"):
         return {name: plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):
@@ -75,5 +79,5 @@ def plain(value: Any) -> Any:
 
 
 def tell(sentence: str) -> None:
-    """Say something beside the results, which go to standard output."""
+    """Print a note or warning to standard error; results go to standard output."""
     print(sentence, file=sys.stderr, flush=True)

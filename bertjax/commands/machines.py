@@ -1,4 +1,4 @@
-"""The commands about what there is to run on, and what a model is kept in: plan, doctor, convert."""
+"""The commands about machines and model folders: plan, doctor, convert."""
 
 import argparse
 import json
@@ -14,34 +14,40 @@ NOT_FITTING = 3
 
 
 def add(commands: Any) -> None:
-    """Add the commands of this file to those of `bertjax`."""
-    convert = command(commands, "convert", _convert, "write a model, or one part of it, to a folder of its own",
+    """Add these commands."""
+    convert = command(commands, "convert", _convert, "write a model, or one part of it, to a new folder",
                        "bertjax convert runs/electra:discriminator discriminator/")  # fmt: skip
     convert.add_argument(
-        "source", metavar="SRC", help="a work folder, one checkpoint, `folder:part`, or a Hugging Face folder"
+        "source", metavar="SRC", help="a work directory, a checkpoint, `folder:part`, or a Hugging Face folder"
     )
     convert.add_argument("destination", metavar="DST", help="a new folder")
     convert.add_argument("--to", choices=("bertjax", "huggingface"), default="bertjax",
                          help="huggingface: config.json, model.safetensors and tokenizer files for transformers "
                          "(default: %(default)s)")  # fmt: skip
 
-    plan = command(commands, "plan", _plan, "count parameters and work, see what fits a TPU slice, without running",
+    plan = command(commands, "plan", _plan, "count parameters and FLOPs, or compile the step for a TPU slice",
                     "bertjax plan experiments/bert.py size=large dtype=bfloat16 --topology v5e:4x4")  # fmt: skip
     takes_experiment(plan)
     plan.add_argument(
-        "--topology", metavar="SLICE", help="compile the step for a TPU slice, as v5e:4x4 or v3-8, and describe it; "
-        "exit code 3 where it does not fit. Needs no TPU, but libtpu: pip install '.[plan]'",
+        "--topology", metavar="SLICE", help="compile the step for a TPU slice, such as v5e:4x4: its memory and time;"
+        " exit code 3 if it does not fit. Needs no TPU, but libtpu: pip install '.[plan]'",
     )  # fmt: skip
     plan.add_argument("--search", action="store_true",
-                      help="find the largest batch of a device that fits, for each way to recompute")  # fmt: skip
-    plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as SVG")
+                      help="find the largest batch of a device that fits, for each remat policy")  # fmt: skip
+    plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as an SVG file")
     takes_json(plan)
 
-    doctor = command(commands, "doctor", _doctor, "say what is wrong with this machine, and how to mend it",
+    doctor = command(commands, "doctor", _doctor, "diagnose this machine, and print how to fix what is wrong",
                       "bertjax doctor --workdir runs/base")  # fmt: skip
-    doctor.add_argument("--workdir", type=Path, default=Path(), metavar="DIR", help="whose disk (default: this folder)")
     doctor.add_argument(
-        "--seconds", type=float, default=60.0, metavar="S", help="for devices to answer (default: %(default)g)"
+        "--workdir", type=Path, default=Path(), metavar="DIR", help="check its disk (default: the current folder)"
+    )
+    doctor.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="time limit for devices to respond (default: %(default)g)",
     )
     takes_json(doctor)
 
@@ -68,10 +74,10 @@ def _plan(options: argparse.Namespace) -> None:
     from bertjax.run.writers import Progress
 
     if not options.topology and (options.search or options.picture):
-        raise InputError("--search and --picture ask what fits a slice: name it with --topology, as v5e:4x4")
+        raise InputError("--search and --picture need a slice: give one with --topology, such as v5e:4x4")
     if options.picture and not options.picture.parent.is_dir():
-        raise InputError(f"--picture {options.picture}: there is no folder {options.picture.parent}: make it first")
-    jax.config.update("jax_platforms", "cpu")  # nothing runs: leave a TPU that may be here to others
+        raise InputError(f"--picture {options.picture}: no folder {options.picture.parent}: create it first")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so leave a TPU of this machine to others
     experiment = load_experiment(options.experiment, options.override)
     if not options.topology:
         print_result(options, plan(experiment))

@@ -1,8 +1,8 @@
-"""The command `bertjax`: thin, every command is a function of the package.
+"""The command `bertjax`. Each of its commands is a function of the package.
 
-Errors that a user can mend are one line and exit code 2; a run that diverged exits with 1, one that was stopped after
-its checkpoint with 130 (Ctrl-C) or 143 (SIGTERM), a plan that does not fit its devices exits with 3, a process that
-does not meet the others of its run exits with 75.
+Errors that a user can fix are printed as one line, with exit code 2. Other exit codes: 1 a run diverged, 3 a plan does
+not fit its devices, 75 a process could not connect to the others of its run, 130 (Ctrl-C) or 143 (SIGTERM) a run was
+stopped after its checkpoint.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import bertjax
 from bertjax.commands import machines, predicting, texts, training
 from bertjax.errors import InputError, PassingError
 
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: tpu/watch.py begins such a run again
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: tpu/watch.py restarts such a run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+    """Run one command and return its exit code."""
     options = _parse(arguments)
     options.own_process = arguments is None
     try:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bertjax: {error}", file=sys.stderr)
         return TRY_AGAIN if isinstance(error, PassingError) else 2
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(f"bertjax: {error}", file=sys.stderr)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command; overrides may stand on either side of options, which argparse alone does not allow."""
+    """Parse a command, with overrides before or after options, which argparse alone does not support."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "override") or any(word.startswith("-") for word in rest)):

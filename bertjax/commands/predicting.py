@@ -1,4 +1,4 @@
-"""The commands that use a model on texts: predict, and tokenizer inspect, which shows what a model reads."""
+"""The command predict, which applies a model to texts."""
 
 import argparse
 import json
@@ -14,46 +14,50 @@ from bertjax.commands.arguments import command, plain, positive, takes_json, tak
 from bertjax.errors import InputError
 
 CHUNK = 16
-"""Batches of texts that are read, sorted by length and answered together, at most."""
+"""Maximum number of batches that are read, sorted by length and predicted at once."""
 
 
 def add(commands: Any) -> None:
-    """Add the commands of this file to those of `bertjax`."""
-    predict = commands.add_parser("predict", help="use a model").add_subparsers(required=True, metavar="TASK")
-    fill = _predicting(predict, "fill-mask", _fill_mask, "guess masked words",
+    """Add these commands."""
+    predict = commands.add_parser("predict", help="predict with a model").add_subparsers(required=True, metavar="TASK")
+    fill = _predicting(predict, "fill-mask", _fill_mask, "predict masked words",
                        'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."',
                        "a text with masks")  # fmt: skip
-    fill.add_argument("--top", type=positive, default=5, metavar="K", help="guesses for each mask (default: 5)")
+    fill.add_argument("--top", type=positive, default=5, metavar="K", help="predictions for each mask (default: 5)")
 
     embedding = _predicting(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
                             'bertjax predict embed --model minilm "A sentence." "Another one." --json',
                             "a text")  # fmt: skip
     embedding.add_argument(
-        "--max-length", type=positive, default=0, metavar="N", help="cut texts to N tokens (default: refuse long ones)"
+        "--max-length",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="truncate to N tokens (default: refuse long texts)",
     )
 
-    classify = _predicting(predict, "classify", _classify, "classify texts, or put a number on them",
+    classify = _predicting(predict, "classify", _classify, "classify texts, or predict a number for each",
                            'bertjax predict classify --model runs/sst2/best "A fine film." --json',
-                           "a text, or two with a tab between")  # fmt: skip
-    tag = _predicting(predict, "tag", _tag, "tag the words of texts, with the names among them",
+                           "one text, or two separated by a tab")  # fmt: skip
+    tag = _predicting(predict, "tag", _tag, "tag the words of texts, and list the entities among them",
                       'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."',
                       "a text")  # fmt: skip
-    answer = _predicting(predict, "answer", _answer, "answer questions by pieces of a context",
+    answer = _predicting(predict, "answer", _answer, "answer questions by spans of a context",
                          'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
-                         'Ada born?"', "a question; without --context a tab and its context follow")  # fmt: skip
-    answer.add_argument("--context", metavar="TEXT", help="of all questions")
+                         'Ada born?"', "a question; without --context, followed by a tab and its context")  # fmt: skip
+    answer.add_argument("--context", metavar="TEXT", help="the context of all questions")
     answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
     answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
-                        help="odds above which there is none (default: 0)")  # fmt: skip
+                        help="odds above which no answer is predicted (default: 0)")  # fmt: skip
     answer.add_argument("--longest", type=positive, default=30, metavar="N",
-                        help="pieces of the longest answer (default: 30)")  # fmt: skip
-    choose = _predicting(predict, "choose", _choose, "choose between ways to go on",
+                        help="maximum tokens of an answer (default: 30)")  # fmt: skip
+    choose = _predicting(predict, "choose", _choose, "choose the best of several endings",
                          "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
-                         "a context and its endings, with tabs between")  # fmt: skip
+                         "a context and its endings, separated by tabs")  # fmt: skip
     for parser in (classify, tag, answer, choose):
         parser.add_argument("--max-length", type=positive, default=0, metavar="N",
-                            help="tokens of the longest row; what is longer is cut, or read in parts (default: all "
-                            "the model's positions, or 512)")  # fmt: skip
+                            help="maximum tokens of a row; longer texts are truncated, long contexts read in windows "
+                            "(default: all positions of the model, or 512)")  # fmt: skip
 
 
 def _predicting(
@@ -62,8 +66,8 @@ def _predicting(
     parser = command(commands, name, run, summary, example)
     takes_model(parser)
     parser.add_argument("text", nargs="*", metavar="TEXT", help=f"{text}; default: lines of standard input")
-    parser.add_argument("--input", metavar="FILE", help="a file of such, a line each, instead")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="texts at a time (default: 32)")
+    parser.add_argument("--input", metavar="FILE", help="a file with one of these on each line, instead")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="texts in a batch (default: 32)")
     takes_json(parser)
     return parser
 
@@ -74,53 +78,53 @@ def _predict(
     read: Callable[[str, str], tuple[str, ...]],
     show: Callable[[Any], str],
 ) -> None:
-    """Run a model over texts as they come in, and print what it says of each, in order.
+    """Predict on a stream of texts, and print the results in order.
 
-    read: where a text stands, the text -> its parts, none to pass over it. show: a result -> lines for a reader.
+    read: maps the origin of a text and the text to its parts, () to skip it. show: formats a result for people.
     """
     from bertjax.checkpoints.trained import load
     from bertjax.inference.compatible import check_texts, check_tokenizer
 
     model = load(options.model)
     check_tokenizer(model, options.model)
-    said: frozenset[str] = frozenset()
+    reported: frozenset[str] = frozenset()
     notes: Counter[str] = Counter()
     lines = _texts(options, notes)
-    batches = 1  # the first answers come soon, later ones of more texts sorted by length
+    batches = 1  # the first results come soon, later ones from more texts sorted by length
     while chunk := list(islice(lines, batches * options.batch_size)):
         batches = min(2 * batches, CHUNK)
         parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
-        notes["blank lines, passed over"] += len(chunk) - len(parts)
-        said |= check_texts(model, chain.from_iterable(parts), tell, said)
+        notes["blank lines skipped"] += len(chunk) - len(parts)
+        reported |= check_texts(model, chain.from_iterable(parts), tell, reported)
         given = [each[0] if len(each) == 1 else each for each in parts]
         for result in run(model, given):
             print(json.dumps(plain(result), ensure_ascii=False) if options.json else show(result), flush=True)
-    for what, count in (+notes).items():
-        tell(f"{count:,} {what}")
+    for note, count in (+notes).items():
+        tell(f"{count:,} {note}")
 
 
 def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield texts, each with where it stands: of the arguments, of a file, or of standard input, a line each."""
+    """Yield (origin, text) from the arguments, or the lines of a file or of standard input."""
     if options.text and options.input:
-        raise InputError("texts come as arguments or from --input: give one of the two")
+        raise InputError("give texts either as arguments or with --input, not both")
     if options.text:
-        yield from ((f"argument {n}", _whole_characters(f"argument {n}", x)) for n, x in enumerate(options.text, 1))
+        yield from ((f"argument {n}", _checked_utf8(f"argument {n}", x)) for n, x in enumerate(options.text, 1))
         return
     where = options.input or "standard input"
     with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
         try:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith("\ufeff"):
-                    notes["byte order marks, removed"] += 1
+                    notes["byte order marks removed"] += 1
                     line = line[1:]
-                notes["lines that end in CRLF, read like any"] += line.endswith("\r\n")
-                yield f"{where}:{number}", _whole_characters(f"{where}:{number}", line.rstrip("\r\n"))
+                notes["lines that end in CRLF"] += line.endswith("\r\n")
+                yield f"{where}:{number}", _checked_utf8(f"{where}:{number}", line.rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
 
 
-def _whole_characters(origin: str, text: str) -> str:
-    """Return a text. Raises InputError where bytes were no UTF-8, which Python then keeps as halves of characters."""
+def _checked_utf8(origin: str, text: str) -> str:
+    """Return the text. Raises InputError for lone surrogates, as which Python keeps bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -128,23 +132,25 @@ def _whole_characters(origin: str, text: str) -> str:
     return text
 
 
-def _rows(options: argparse.Namespace) -> dict[str, Any]:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"batch_size": options.batch_size, "max_length": options.max_length, "say": tell}
 
 
-def _whole(origin: str, text: str) -> tuple[str, ...]:
+def _not_empty(origin: str, text: str) -> tuple[str, ...]:
     if not text.strip():
-        raise InputError(f"{origin}: an empty text: leave it out")
+        raise InputError(f"{origin}: the text is empty: leave it out")
     return (text,)
 
 
-def _by_tabs(least: int, most: int, what: str) -> Callable[[str, str], tuple[str, ...]]:
-    """Read a text of some parts with tabs between."""
+def _by_tabs(least: int, most: int, expected: str) -> Callable[[str, str], tuple[str, ...]]:
+    """Return a reader of texts with `least` to `most` parts, separated by tabs."""
 
     def read(origin: str, text: str) -> tuple[str, ...]:
         parts = tuple(text.split("\t"))
         if not least <= len(parts) <= most or not all(part.strip() for part in parts):
-            raise InputError(f"{origin}: {len([p for p in parts if p.strip()])} texts, separated by tabs: give {what}")
+            raise InputError(
+                f"{origin}: {len([p for p in parts if p.strip()])} texts, separated by tabs: give {expected}"
+            )
         return parts
 
     return read
@@ -174,17 +180,17 @@ def _embed(options: argparse.Namespace) -> None:
         shown = " ".join(f"{number:+.4f}" for number in numbers[:8])
         return f"{result['text']}\n    {shown} … ({len(numbers)} numbers)"
 
-    _predict(options, run, lambda origin, text: (text,), show)  # a blank one too: line n has vector n
+    _predict(options, run, lambda origin, text: (text,), show)  # blank ones too: line n has vector n
 
 
 def _classify(options: argparse.Namespace) -> None:
     from bertjax.inference.predict import classify
 
     def show(result: Any) -> str:
-        said = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
-        return f"{said}   {' | '.join(result.texts)}"
+        prediction = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
+        return f"{prediction}   {' | '.join(result.texts)}"
 
-    _predict(options, lambda model, texts: classify(model, texts, **_rows(options)),
+    _predict(options, lambda model, texts: classify(model, texts, **_settings(options)),
              _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
 
 
@@ -192,10 +198,10 @@ def _tag(options: argparse.Namespace) -> None:
     from bertjax.inference.predict import tag
 
     def show(result: Any) -> str:
-        names = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
-        return "\n".join([result.text, *(names or ["    no names"])])
+        entities = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
+        return "\n".join([result.text, *(entities or ["    no entities"])])
 
-    _predict(options, lambda model, texts: tag(model, texts, **_rows(options)), _whole, show)
+    _predict(options, lambda model, texts: tag(model, texts, **_settings(options)), _not_empty, show)
 
 
 def _answer(options: argparse.Namespace) -> None:
@@ -203,7 +209,7 @@ def _answer(options: argparse.Namespace) -> None:
 
     def run(model: Any, questions: list[Any]) -> Iterator[Any]:
         return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
-                      longest=options.longest, **_rows(options))  # fmt: skip
+                      longest=options.longest, **_settings(options))  # fmt: skip
 
     def show(result: Any) -> str:
         if not result.text:
@@ -212,8 +218,8 @@ def _answer(options: argparse.Namespace) -> None:
 
     pair = _by_tabs(2, 2, "a question and its context, or --context")
     if options.context is not None:
-        _whole("--context", options.context)
-        _predict(options, run, lambda origin, text: (*_whole(origin, text), options.context), show)
+        _not_empty("--context", options.context)
+        _predict(options, run, lambda origin, text: (*_not_empty(origin, text), options.context), show)
     else:
         _predict(options, run, pair, show)
 
@@ -223,9 +229,9 @@ def _choose(options: argparse.Namespace) -> None:
 
     def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
         choices = [(context, endings) for context, *endings in rows]
-        return choose(model, choices, **_rows(options))
+        return choose(model, choices, **_settings(options))
 
     def show(result: Any) -> str:
         return f"{result.context}\n    {result.ending}   {result.scores[result.best]:.1%}"
 
-    _predict(options, run, _by_tabs(3, 1000, "a context and two endings or more"), show)
+    _predict(options, run, _by_tabs(3, 1000, "a context and at least two endings"), show)

@@ -1,4 +1,4 @@
-"""The commands that make corpora and tokenizers of texts, and look at them: data, tokenizer."""
+"""The commands that build and inspect corpora and tokenizers: data, tokenizer."""
 
 import argparse
 import json
@@ -16,40 +16,46 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the commands of this file to those of `bertjax`."""
-    data = commands.add_parser("data", help="build and look at corpora").add_subparsers(required=True, metavar="ACTION")
-    build = command(data, "build", _build, "turn text into a corpus",
+    """Add these commands."""
+    data = commands.add_parser("data", help="build and inspect corpora").add_subparsers(required=True, metavar="ACTION")
+    build = command(data, "build", _build, "tokenise text into a corpus",
                      "bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/")  # fmt: skip
     _text_input(build)
     build.add_argument("--tokenizer", required=True, metavar="T",
                        help="vocab.txt, vocab.json, tokenizer.json, a .model file, or a folder with one")  # fmt: skip
-    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the new corpus")
-    build.add_argument("--holdout", type=float, default=0.01, help="share of documents held out (default: 0.01)")
-    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: one a core")
-    build.add_argument("--seed", type=int, default=0, help="of the choice of held-out documents (default: 0)")
-    build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens a shard (default: 2^26)")
+    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the corpus")
+    build.add_argument(
+        "--holdout", type=float, default=0.01, help="fraction of documents held out for validation (default: 0.01)"
+    )
+    build.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one for each core)"
+    )
+    build.add_argument("--seed", type=int, default=0, help="seed of the held-out documents (default: 0)")
+    build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens in a shard (default: 2^26)")
     takes_json(build)
-    inspect = command(data, "inspect", _inspect, "show what a corpus holds", "bertjax data inspect corpus/")
+    inspect = command(data, "inspect", _inspect, "print statistics of a corpus", "bertjax data inspect corpus/")
     inspect.add_argument("corpus", metavar="DIR")
     takes_json(inspect)
 
-    tokenizers = commands.add_parser("tokenizer", help="train tokenizers, and look at them")
+    tokenizers = commands.add_parser("tokenizer", help="train and inspect tokenizers")
     tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
     train = command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
                      "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "
                      "--out tokenizer/")  # fmt: skip
     _text_input(train)
     train.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), default="wordpiece")
-    train.add_argument("--size", type=int, required=True, metavar="V", help="pieces in the vocabulary")
-    train.add_argument("--lowercase", action="store_true", help="lower-case and strip accents")
-    train.add_argument("--sample-bytes", type=int, default=2**29, metavar="N", help="text to train on (default: 2^29)")
+    train.add_argument("--size", type=int, required=True, metavar="V", help="size of the vocabulary")
+    train.add_argument("--lowercase", action="store_true", help="lowercase and strip accents")
+    train.add_argument(
+        "--sample-bytes", type=int, default=2**29, metavar="N", help="bytes of text to train on (default: 2^29)"
+    )
     train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
     takes_json(train)
 
-    looking = command(tokenizer, "inspect", _inspect_tokenizer, "show what a model's tokenizer makes of texts",
+    looking = command(tokenizer, "inspect", _inspect_tokenizer, "show how a model's tokenizer encodes texts",
                        'bertjax tokenizer inspect --model bert-base-uncased "Магия реальна!"')  # fmt: skip
     takes_model(looking)
-    looking.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, the vocabulary is described")
+    looking.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, describe the vocabulary")
     takes_json(looking)
 
 
@@ -57,17 +63,19 @@ def _text_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="+", metavar="INPUT", help="files or folders (.gz and .zst too), or a TFDS name")
     parser.add_argument(
         "--format", required=True, choices=("plain", "sentences", "wikiextractor", "jsonl", "markdown", "tfds"),
-        help="plain: a document a file; sentences: a sentence a line, blank lines between documents; jsonl: a document "
-        "a line; markdown: a book a file",
+        help="plain: one document per file; sentences: one sentence per line, blank lines between documents; jsonl: "
+        "one document per line; markdown: one book per file",
     )  # fmt: skip
-    parser.add_argument("--text-field", default="text", metavar="NAME", help="of jsonl and tfds (default: text)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
-    parser.add_argument("--longest-line", type=int, default=10**6, metavar="BYTES", help="longer lines are bad input")
-    parser.add_argument("--skip-bad", action="store_true", help="count and leave out what cannot be read")
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME", help="the text's field in jsonl and tfds (default: text)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="the data folder of TFDS")
+    parser.add_argument("--longest-line", type=int, default=10**6, metavar="BYTES", help="longer lines are errors")
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count input that cannot be read")
 
 
 def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[Any], int]:
-    """Open the input: its documents, what identifies it, and its size in bytes, as far as known."""
+    """Open the input: return its documents, its identity, and its size in bytes, 0 if unknown."""
     from bertjax.data import corpus
 
     if options.format == "tfds":

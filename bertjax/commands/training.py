@@ -19,46 +19,50 @@ from bertjax.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """Add the commands of this file to those of `bertjax`."""
-    pretrain = command(commands, "pretrain", _pretrain, "train an experiment, or go on with it",
+    """Add these commands."""
+    pretrain = command(commands, "pretrain", _pretrain, "train an experiment, or resume it",
                         "bertjax pretrain experiments/bert.py size=base data=corpus/ --workdir runs/base")  # fmt: skip
     takes_experiment(pretrain)
-    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and logs go")
+    pretrain.add_argument("--workdir", required=True, metavar="DIR", help="work directory, for checkpoints and logs")
 
     finetune = command(commands, "finetune", _finetune, "fine-tune a model on a task, with several seeds",
                         "bertjax finetune experiments/glue.py task=sst2 init=bert-base/ data=glue/ "
                         "--workdir runs/sst2")  # fmt: skip
     takes_experiment(finetune)
-    finetune.add_argument("--workdir", required=True, metavar="DIR", help="where models, logs and results go")
+    finetune.add_argument(
+        "--workdir", required=True, metavar="DIR", help="work directory, for models, logs and results"
+    )
     takes_json(finetune)
 
-    evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text, or score predictions",
+    evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text or a task, or predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
-    evaluate.add_argument("--model", metavar="DIR", help="the work folder of a run, or one checkpoint")
-    evaluate.add_argument("--data", metavar="CORPUS", help="of the model's tokenizer (default: what it was trained on)")
-    evaluate.add_argument("--split", default="validation", help="which split (default: %(default)s)")
-    evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    evaluate.add_argument("--model", metavar="DIR", help="a work directory, or a checkpoint")
+    evaluate.add_argument("--data", metavar="CORPUS", help="a corpus (default: that of training)")
+    evaluate.add_argument("--split", default="validation", help="the split (default: %(default)s)")
+    evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
     takes_json(evaluate)
 
     scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
-    of_task = command(scored, "task", _evaluate_task, "score a fine-tuned model on a labelled split",
+    of_task = command(scored, "task", _evaluate_task, "evaluate a fine-tuned model on a labelled split",
                        "bertjax evaluate task ax --model runs/mnli/best --data glue/")  # fmt: skip
-    of_task.add_argument("name", metavar="TASK", help="a task of the table, such as sst2 or wnut17")
+    of_task.add_argument("name", metavar="TASK", help="the name of a task, such as sst2 or wnut17")
     takes_model(of_task)
-    of_task.add_argument("--data", required=True, metavar="FOLDER", help="with its files; or tfds, or tfds:FOLDER")
-    of_task.add_argument("--split", default="validation", help="which split, labelled (default: %(default)s)")
-    of_task.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    of_task.add_argument(
+        "--data", required=True, metavar="FOLDER", help="the folder of its files; or tfds, or tfds:FOLDER"
+    )
+    of_task.add_argument("--split", default="validation", help="a labelled split (default: %(default)s)")
+    of_task.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
     of_task.add_argument("--max-length", type=positive, default=0, metavar="N",
-                         help="tokens of the longest row (default: all the model's positions, or 512)")  # fmt: skip
+                         help="maximum tokens of a row (default: all positions of the model, or 512)")  # fmt: skip
     takes_json(of_task)
     squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
                      "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
-    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with their answers")
-    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="an answer for each id")
+    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with gold answers")
+    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="predicted answers by id")
     squad.add_argument("--null-odds", type=Path, metavar="JSON",
-                       help="how likely each id has no answer, by any number: adds the best thresholds")  # fmt: skip
+                       help="scores of no answer by id, on any scale: adds the best thresholds")  # fmt: skip
     squad.add_argument("--null-threshold", type=float, metavar="X",
-                       help="odds above which an answer counts as none (default: 1.0, as officially)")  # fmt: skip
+                       help="score above which no answer is predicted (default: 1.0, as officially)")  # fmt: skip
     takes_json(squad)
 
 
@@ -72,7 +76,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
     processes.join()
     keep_compiled_programs()
-    with processes.raising_on_all():  # else the others wait for one that lacks the corpus
+    with processes.raising_on_all():  # else the others would wait for one without the corpus
         experiment = load_experiment(options.experiment, options.override)
     progress = Progress(shown=processes.is_coordinator())
     try:
@@ -82,7 +86,7 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.exit_code = 128 + stopped.signal
         return
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; the checkpoints before it are kept in {options.workdir}") from error
+        raise FloatingPointError(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
     progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
 
 
@@ -124,11 +128,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     keep_compiled_programs()
     if options.model is None:
-        raise InputError("evaluate what? a model, --model DIR, or predictions: bertjax evaluate squad --help")
+        raise InputError("nothing to evaluate: pass --model DIR, or score predictions (bertjax evaluate squad --help)")
     model = load(options.model)
     if not isinstance(model.objective, Objective):
         raise InputError(
-            f"{options.model} alone has no loss to evaluate: evaluate the run it is part of, or train it (init=)"
+            f"{options.model} alone has no loss to evaluate: evaluate the run that it is part of, or train it (init=)"
         )
     rows = from_json(model.config["phases"][-1]["rows"])
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
@@ -162,12 +166,14 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
     from bertjax.tasks.squad import read_answers, read_gold, score_predictions
 
     if options.model is not None:
-        raise InputError("predictions are scored without a model: leave --model out")
+        raise InputError("predictions are scored without a model: leave out --model")
     if options.null_threshold is not None and options.null_odds is None:
-        raise InputError("--null-threshold is of odds: give --null-odds too, or leave it out")
+        raise InputError("--null-threshold needs --null-odds: give both, or neither")
     gold, predictions = read_gold(options.data), read_answers(options.predictions)
     if not gold.answers.keys() & predictions.keys():
-        raise InputError(f"{options.predictions} answers no question of {options.data}: are they of another data set?")
+        raise InputError(
+            f"{options.predictions} has no answer to a question of {options.data}: is it of another data set?"
+        )
     odds = read_answers(options.null_odds, float) if options.null_odds else None
     threshold = 1.0 if options.null_threshold is None else options.null_threshold
     print_result(options, score_predictions(gold, predictions, odds, threshold=threshold))

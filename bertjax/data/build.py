@@ -1,7 +1,7 @@
-"""Turn documents into a corpus: cut into sentences, tokenise in parallel processes, write shards in input order.
+"""Build a corpus from documents: split into sentences, tokenise in parallel processes, write shards in input order.
 
-The main process reads and writes, the workers cut and tokenise. What is written depends on the input alone, not on the
-number of workers. A build that was cut short goes on after its last finished shard when it is run again.
+The main process reads and writes, the workers split and tokenise. The result depends on the input alone, not on the
+number of workers. A build that was interrupted resumes after its last finished shard when it is run again.
 """
 
 import fcntl
@@ -35,32 +35,32 @@ from bertjax.data.records import (
 from bertjax.data.tokenizer import Tokenizer, fingerprint, load_tokenizer, save_tokenizer
 from bertjax.errors import InputError
 
-_BATCH = 2**18  # characters that a worker gets at a time
+_BATCH = 2**18  # characters sent to a worker at a time
 
 SplitSentences = Callable[[str], list[str]]
 
 
 def one_sentence(line: str) -> list[str]:
-    """Keep a line whole: for input with a sentence a line."""
+    """Return the line as its only sentence, for input with one sentence per line."""
     return [line] if line.strip() else []
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Say how a corpus is built. holdout: share of documents in the validation split, drawn by number and seed."""
+    """Settings of a build. holdout: fraction of documents in the validation split, drawn by their number and `seed`."""
 
     split_sentences: SplitSentences
     holdout: float = 0.01
     seed: int = 0
-    skip_bad: bool = False  # count and leave out what cannot be read, instead of stopping
-    workers: int = 0  # processes beside this one; 0: none
+    skip_bad: bool = False  # skip and count documents that cannot be read, instead of raising
+    workers: int = 0  # processes beside this one, 0 for none
     shard_tokens: int = 2**26
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
-            raise InputError(f"holdout={self.holdout} is not a share in [0, 1)")
+            raise InputError(f"holdout={self.holdout} must be in [0, 1)")
         if self.workers < 0 or self.shard_tokens < 1:
-            raise InputError(f"workers={self.workers} and shard_tokens={self.shard_tokens} must not be negative or 0")
+            raise InputError(f"workers={self.workers} must be at least 0, shard_tokens={self.shard_tokens} at least 1")
 
 
 class Block(NamedTuple):
@@ -87,7 +87,7 @@ class _Result(NamedTuple):
 
 @dataclass
 class _Progress:
-    """What progress.json keeps: enough to go on after the last finished shard."""
+    """The content of progress.json, from which a build resumes after the last finished shard."""
 
     settings: dict[str, object]
     read: int = 0
@@ -113,10 +113,10 @@ def build(
 ) -> Manifest:
     """Build the corpus `out` from `documents`, and return its manifest.
 
-    identity: describes the input, so that a build is only gone on with where it is the same (JSON types). report:
-    called with the documents read and the tokens written so far.
-    Raises InputError for bad input unless `skip_bad`, where nothing is left to tokenise, where `out` holds another
-    corpus or the beginning of another build.
+    identity: identifies the input, as JSON types; a build resumes only if it is unchanged. report: called with the
+    numbers of documents read and tokens written so far.
+    Raises InputError for bad input unless `skip_bad`, if there is nothing to tokenise, and if `out` contains another
+    corpus or an unfinished build with other input or settings.
     """
     with _held(out):
         return _build(documents, tokenizer, out, settings, identity, report)
@@ -124,17 +124,17 @@ def build(
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Make the folder if need be, and hold it: two builds in one folder would write the same files."""
+    """Create the folder and lock it: two builds in one folder would write the same files."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder for the corpus") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
         yield
     except BlockingIOError as error:
-        raise InputError(f"another build is going on in {out}: wait for it, or choose another folder") from error
+        raise InputError(f"another build is running in {out}: wait for it, or choose another folder") from error
     finally:
         os.close(handle)
 
@@ -177,7 +177,7 @@ def _build(
     if writers:
         finish_shards()
     if not written:
-        raise InputError(f"no documents to build from: {sum(dropped.values())} were left out as unreadable or empty")
+        raise InputError(f"no documents to build from: {sum(dropped.values())} were skipped as unreadable or empty")
     manifest = Manifest(
         tokenizer=tokenizer_id,
         vocabulary=tokenizer.vocabulary,
@@ -192,15 +192,15 @@ def _build(
 
 
 def _described(settings: BuildSettings) -> dict[str, object]:
-    """Describe the settings that decide what is written; bad input may be skipped from the first that is met on."""
+    """Describe the settings that determine the result; skip_bad may be set later, for the bad input met then."""
     described = {name: getattr(settings, name) for name in ("holdout", "seed", "shard_tokens")}
     return described | {"split_sentences": settings.split_sentences.__name__}
 
 
 def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Progress:
-    """Prepare the folder: go on with the same build, start a new one, refuse anything else."""
+    """Prepare the folder: resume the same build, start a new one, or raise InputError."""
     if (out / "manifest.json").exists():
-        raise InputError(f"{out} already holds a corpus: choose another folder, or delete this one")
+        raise InputError(f"{out} already contains a corpus: choose another folder, or delete this one")
     settings = json.loads(json.dumps(settings))
     path = out / "progress.json"
     if path.exists():
@@ -208,7 +208,7 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
         if saved["settings"] != settings:
             changed = [key for key in settings if saved["settings"].get(key) != settings[key]]
             raise InputError(
-                f"{out} holds the beginning of a build with another {', '.join(changed)}: run that one again, or "
+                f"{out} contains an unfinished build with another {', '.join(changed)}: resume that one, or "
                 "delete the folder"
             )
         saved["shards"] = [
@@ -228,7 +228,7 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
 
 
 def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSettings) -> Iterator[_Batch]:
-    """Group documents for the workers, decide the split of each, apply the policy for bad ones."""
+    """Group documents into batches for the workers, choose the split of each, and skip or refuse bad ones."""
     batch: list[tuple[Document, str]] = []
     dropped: Counter[str] = Counter()
     size = 0
@@ -236,7 +236,7 @@ def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSett
         read += 1
         if isinstance(document, Bad):
             if not settings.skip_bad:
-                raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
+                raise InputError(f"{document.origin}: {document.reason} (or skip such input with --skip-bad)")
             dropped[document.reason.partition(":")[0]] += 1
             continue
         batch.append((document, _split(read, settings)))
@@ -255,7 +255,7 @@ def _split(number: int, settings: BuildSettings) -> str:
 def _tokenized(
     batches: Iterator[_Batch], tokenizer: Tokenizer, tokenizer_folder: Path, settings: BuildSettings
 ) -> Iterator[tuple[_Batch, _Result]]:
-    """Tokenise batches, in order; at most two per worker are on their way, so that memory stays bounded."""
+    """Tokenise batches, in order; at most two per worker are in flight, so that memory stays bounded."""
     if not settings.workers:
         for batch in batches:
             yield batch, tokenize(batch.documents, tokenizer, settings.split_sentences)
@@ -280,7 +280,7 @@ def _tokenized(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Tokenizer, SplitSentences]  # of a worker process, set once as it starts
+_worker: tuple[Tokenizer, SplitSentences]  # in a worker process, set when it starts
 
 
 def _start_worker(tokenizer_folder: Path, split_sentences: SplitSentences) -> None:
@@ -288,8 +288,8 @@ def _start_worker(tokenizer_folder: Path, split_sentences: SplitSentences) -> No
     import signal
 
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process; it stops the pool
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core, not threads on top
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and stops the pool
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core, without threads of its own
     _worker = (load_tokenizer(tokenizer_folder), split_sentences)
 
 
@@ -298,7 +298,7 @@ def _work(documents: list[tuple[Document, str]]) -> _Result:
 
 
 def tokenize(documents: list[tuple[Document, str]], tokenizer: Tokenizer, split_sentences: SplitSentences) -> _Result:
-    """Cut and tokenise documents, each with the name of its split."""
+    """Split and tokenise documents, each with the name of its split."""
     blocks: dict[str, Block] = {}
     words = unknown = 0
     dropped: Counter[str] = Counter()
@@ -329,7 +329,7 @@ def tokenize(documents: list[tuple[Document, str]], tokenizer: Tokenizer, split_
 
 
 def _rename_shards(out: Path, shards: list[dict[str, Shard]]) -> dict[str, tuple[Shard, ...]]:
-    """Give the shards their final names, now that their number is known; does nothing to those that have them."""
+    """Rename the shards to their final names, which include their number; skip those already renamed."""
     splits: dict[str, tuple[Shard, ...]] = {}
     for split in sorted({split for found in shards for split in found}):
         kept = [(number, found[split]) for number, found in enumerate(shards) if split in found]

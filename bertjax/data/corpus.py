@@ -1,4 +1,4 @@
-"""Read documents from the formats that corpora come in, and cut them into sentences.
+"""Read documents in several text formats, and split them into sentences.
 
 A reader turns a file into `Document`s, and into a `Bad` for every file or record that it cannot read: what becomes of
 those is the caller's choice. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a document of
@@ -19,33 +19,33 @@ import zstandard
 
 from bertjax.errors import InputError
 
-_LONGEST_DOCUMENT = 2**22  # characters after which the next line begins another document
-LONGEST_LINE = 10**6  # bytes; a longer line is most likely a mistake: minified or binary
+_LONGEST_DOCUMENT = 2**22  # characters after which the next line starts a new document
+LONGEST_LINE = 10**6  # bytes; a longer line is most likely minified or binary data
 
 
 class Document(NamedTuple):
-    """origin: `file:line` where it begins. lines: paragraphs, or sentences."""
+    """A document. origin: `file:line` of its beginning. lines: its paragraphs, or its sentences."""
 
     origin: str
     lines: list[str]
 
 
 class Bad(NamedTuple):
-    """Something that could not be read: where, and why with the fix."""
+    """Input that could not be read: its place, and the reason with the fix."""
 
     origin: str
     reason: str
 
 
 Reader = Callable[[Path, int], Iterator[Document | Bad]]
-"""(path, longest line in bytes) -> the documents of one file."""
+"""Reads the documents of one file, given its path and the maximum bytes of a line."""
 
 _Line = tuple[int, str | Bad | None]
-"""A line and its number; None: a document ends here."""
+"""A line and its number, or None at the end of a document."""
 
 
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """List the files that `inputs` name, in a fixed order; folders are searched to the bottom, hidden files left out.
+    """List the files of `inputs` in a fixed order; folders are searched recursively, without hidden files.
 
     Raises InputError for a path that does not exist and for a folder without files.
     """
@@ -55,7 +55,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             below = (path.relative_to(given) for path in given.rglob("*") if path.is_file())
             found = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
             if not found:
-                raise InputError(f"folder {given} is empty: put the text files there, or name another folder")
+                raise InputError(f"folder {given} is empty: put the text files there, or give another folder")
             files += [given / path for path in found]
         elif given.is_file():
             files.append(given)
@@ -65,12 +65,12 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def plain(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
-    """Read a file as one document, a paragraph a line."""
+    """Read a file as one document, each line a paragraph."""
     return _documents(path, chain([(1, "")], _lines(path, longest_line)))
 
 
 def sentences(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
-    """Read BERT's input format: a sentence a line, blank lines between documents."""
+    """Read BERT's input format: one sentence per line, blank lines between documents."""
 
     def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
         for number, line in lines:
@@ -102,13 +102,13 @@ def wikiextractor(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Docu
                 outside = Bad(f"{path}:{number}", "text outside <doc> … </doc>: is this WikiExtractor output?")
                 yield number, line if isinstance(line, Bad) else outside
         if inside:
-            yield number, Bad(f"{path}:{number}", "the last <doc> is never closed: the file is cut short")
+            yield number, Bad(f"{path}:{number}", "the last <doc> is never closed: the file is truncated")
 
     return _documents(path, cut(_lines(path, longest_line)))
 
 
 def markdown(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
-    """Read a Markdown book as one document: headings lose their marks, rules are left out, wrapped lines are joined.
+    """Read a Markdown book as one document: heading marks and rules are removed, wrapped lines are joined.
 
     A paragraph ends at a blank line, a heading, a rule, or where it is longer than `longest_line`. Marks inside the
     text (emphasis, links, lists) stay as they are.
@@ -137,7 +137,7 @@ def markdown(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document 
 
 
 def json_lines(field: str) -> Reader:
-    """Make a reader of JSON lines, a document a line, its text in `field`; the text's lines are paragraphs."""
+    """Build a reader of JSON lines, each a document with its text in `field`; lines of the text are paragraphs."""
 
     def read(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:
         def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
@@ -149,7 +149,7 @@ def json_lines(field: str) -> Reader:
                         text: Any = json.loads(line)[field]
                         if not isinstance(text, str):
                             raise TypeError
-                        text.encode()  # half a surrogate pair can be written in JSON, but is no text
+                        text.encode()  # JSON can contain a lone surrogate, which is not text
                         yield number, ""
                         for paragraph in text.splitlines():
                             yield number, _checked(paragraph, f"{path}:{number}", longest_line)
@@ -167,11 +167,11 @@ def json_lines(field: str) -> Reader:
 
 
 def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
-    """Open a split of a TFDS data set, and what describes it. Works without TensorFlow on ArrayRecord files.
+    """Return the source of a split of a TFDS data set, and its info. ArrayRecord files need no TensorFlow.
 
-    Raises InputError where it cannot be found.
+    Raises InputError if it cannot be found.
     """
-    import tensorflow_datasets as tfds  # slow to import, and only this reader needs it
+    import tensorflow_datasets as tfds  # slow to import, and needed by this reader alone
 
     try:
         source: Any = tfds.data_source(name, split=split, data_dir=data_dir)
@@ -182,9 +182,9 @@ def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
 
 
 def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Document | Bad]:
-    """Read the train split of a TensorFlow data set by name, a document an example, its text in `field`.
+    """Read the train split of a TFDS data set by name, each example a document with its text in `field`.
 
-    Works without TensorFlow on data sets prepared as ArrayRecord. Raises InputError where it cannot be found.
+    Works without TensorFlow on data sets prepared as ArrayRecord. Raises InputError if it cannot be found.
     """
     examples, _ = open_split(name, "train", data_dir)
     for index in range(len(examples)):
@@ -204,7 +204,7 @@ def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Documen
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file to read, decompressed where its name ends in .gz or .zst."""
+    """Open a file for reading, decompressed if its name ends in .gz or .zst."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
@@ -213,7 +213,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """Decompress frame after frame; the library's own stream ends without a word where a file is cut short."""
+    """Decompress frame by frame; the stream of the library ends silently at the end of a truncated file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -228,7 +228,7 @@ class _Zstd(io.RawIOBase):
             packed = self._file.read(2**14)
             if not packed:
                 if self._begun:
-                    raise EOFError("the zstd frame is cut short")
+                    raise EOFError("the zstd frame is truncated")
                 return 0
             while packed:
                 self._begun = True
@@ -246,7 +246,7 @@ class _Zstd(io.RawIOBase):
 
 
 def _lines(path: Path, longest: int) -> Iterator[_Line]:
-    """Number the lines of a file, each checked; a line beyond `longest` bytes is passed over, not held."""
+    """Yield the checked lines of a file with their numbers; a line of over `longest` bytes is skipped unread."""
     number = 0
     try:
         with open_bytes(path) as file:
@@ -256,7 +256,7 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
                 if len(raw) > longest + 1 and not raw.endswith(b"\n"):
                     while raw and not raw.endswith(b"\n"):
                         raw = file.readline(longest)
-                    yield number, Bad(origin, f"a line of over {longest} bytes: break it up, or raise --longest-line")
+                    yield number, Bad(origin, f"a line of over {longest} bytes: split it, or increase --longest-line")
                     continue
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -272,12 +272,12 @@ def _checked(text: str, origin: str, longest: int) -> str | Bad:
     if "\0" in text:
         return Bad(origin, "a NUL byte: is this a text file?")
     if len(text) > longest:
-        return Bad(origin, f"a line of over {longest} bytes: break it up, or raise --longest-line")
+        return Bad(origin, f"a line of over {longest} bytes: split it, or increase --longest-line")
     return text
 
 
 def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
-    """Gather lines into documents; one bad line makes its document bad, and so does having no text."""
+    """Group lines into documents. A document with a bad line, or without text, is bad."""
     origin, gathered, size, bad, found = "", [], 0, None, False
     for number, line in chain(lines, [(0, None)]):
         if isinstance(line, Bad):
@@ -310,7 +310,7 @@ _ABBREVIATION = re.compile(
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """Cut a paragraph after sentence ends; a heuristic for European scripts and for CJK full stops.
+    """Split a paragraph after sentence ends, by a heuristic for European scripts and CJK full stops.
 
     A stop ends a sentence where white space and then a capital, a digit or an opening quote follow, unless the word
     before it is a known abbreviation or an initial. Every sentence but the first keeps the white space before it, so

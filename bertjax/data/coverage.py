@@ -1,7 +1,7 @@
-"""Measure how well a vocabulary covers texts: what becomes unknown, and what falls apart into letters, by script.
+"""Measure how well a vocabulary covers texts, by script: words mapped to the unknown token, or split into characters.
 
-A cased, accented or foreign text under a vocabulary that was not made for it still gives ids, and a model still gives
-answers: worthless ones, without a word. So every fine-tuning and every prediction looks here first.
+Under a vocabulary made for other texts, a cased, accented or foreign text still has ids, and a model still predicts
+from them, worthlessly and without an error. So every fine-tuning and every prediction checks the coverage first.
 """
 
 import unicodedata
@@ -20,27 +20,27 @@ from bertjax.data.words import words_by_script
 T = TypeVar("T")
 
 MOST_UNKNOWN = 0.01
-"""Of all words; fewer, as the Greek ones of an English encyclopedia, are what every vocabulary lacks."""
+"""Fraction of all words; every vocabulary lacks some, such as the Greek ones of an English encyclopedia."""
 
 MOST_PIECES_PER_LETTER = 0.75
-"""Over all words of two letters or more: in ordinary English it is a quarter, where words fall into letters near 1."""
+"""Over all words of two letters or more: about 0.25 in ordinary English, near 1 if words are split into letters."""
 
 MOST_PIECES_PER_IDEOGRAPH = 1.5
-"""An ideograph is a word, so one piece is what it should be; bytes are two or three."""
+"""An ideograph is a word, which should be one piece; as bytes it is two or three."""
 
 LEAST_SHATTERED = 2
-"""Words of a script that make it worth a warning, however much else there is: one alone may be a stray."""
+"""Number of split words of a script that justifies a warning however long the texts are; one may be a stray."""
 
-_TOGETHER = 256  # words that are encoded at a time: one long text takes no longer than its lines
+_WORDS_AT_A_TIME = 256  # words encoded at a time, so that one long text takes no longer than its lines would
 _WITHOUT_SPACES = {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}
 
 
 @dataclass
 class Script:
-    """Count of one script: words, their pieces, those with an unknown piece.
+    """Counts of one script: words, their pieces, and words with an unknown piece.
 
-    letters, pieces_of_letters: of the words that are judged, all of letters and known, two or more of them or an
-    ideograph. shattered: those that are cut into single letters.
+    letters, pieces_of_letters: of the words in the comparison: known, all letters, and two or more letters or an
+    ideograph. shattered: the words of over `most` pieces per letter.
     """
 
     most: float = MOST_PIECES_PER_LETTER
@@ -53,56 +53,57 @@ class Script:
 
     @property
     def shatters(self) -> bool:
-        """Tell whether its words fall into little more than letters, all of them taken together."""
+        """Whether its words, all taken together, are split into pieces of little more than a letter."""
         return self.pieces_of_letters > self.most * self.letters
 
 
 @dataclass
 class Coverage:
-    """What a vocabulary makes of texts: counts by script, and the words that it does not know."""
+    """The coverage of texts by a vocabulary: counts by script, and the unknown words."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
     @property
     def words(self) -> int:
-        """All words."""
+        """Number of words in all scripts."""
         return sum(script.words for script in self.scripts.values())
 
     def warnings(self) -> dict[str, str]:
-        """Say what is wrong, a sentence for unknown words and one for each script: none where there is nothing.
+        """Return warnings by kind: `unknown` for unknown words, and the name of each script whose words are split.
 
-        A script is named where its words shatter, taken together, and two of them do or they are over 1% of all: its
-        share does not matter, since what the model reads of them is worth nothing; a single one among many does not.
+        A script is reported if its words shatter, taken together, and two of them do or they are over 1% of all words.
+        Its share does not matter otherwise, since the model reads nothing useful from it; a single stray word is not
+        reported.
         """
-        said = {}
+        warnings = {}
         unknown = sum(script.unknown for script in self.scripts.values())
         if unknown > MOST_UNKNOWN * self.words:
-            said["unknown"] = (
-                f"{unknown:,} of {self.words:,} words ({unknown / self.words:.1%}) become unknown to this vocabulary: "
+            warnings["unknown"] = (
+                f"{unknown:,} of {self.words:,} words ({unknown / self.words:.1%}) are unknown to this vocabulary: "
                 f"{_first(self.unknown)}"
             )
         for name, script in self.scripts.items():
             many = script.shattered.total() >= LEAST_SHATTERED or script.words > MOST_UNKNOWN * self.words
             if script.shatters and many:
-                said[name] = (
-                    f"this vocabulary cuts {name if name == 'CJK' else name.capitalize()} words into single letters or "
+                warnings[name] = (
+                    f"this vocabulary splits {name if name == 'CJK' else name.capitalize()} words into letters or "
                     f"less, {script.pieces_of_letters:,} pieces for {script.letters:,} letters: "
                     f"{_first(script.shattered)} ({script.words:,} of {self.words:,} words)"
                 )
-        return said
+        return warnings
 
 
 def coverage(tokenizer: Tokenizer, texts: Iterable[str], *, most_words: int = 20_000) -> Coverage:
-    """Look at the first `most_words` words of texts and encode no more, however long or many the texts are.
+    """Measure the first `most_words` words of texts; no more are encoded, however long or many the texts are.
 
-    20,000 words, enough to see what is one in a thousand, take a second or two of one core.
+    20,000 words, enough to find what occurs once in a thousand, take a second or two on one core.
     """
     found = Coverage()
     left = most_words
     for text in texts:
         words, encoded = words_by_script(text), 0
-        while some := list(islice(words, min(left, _TOGETHER))):
+        while some := list(islice(words, min(left, _WORDS_AT_A_TIME))):
             end = some[-1][2]
             _count(tokenizer, text[encoded:end], [(script, b - encoded, e - encoded) for script, b, e in some], found)
             left, encoded = left - len(some), end
@@ -112,11 +113,11 @@ def coverage(tokenizer: Tokenizer, texts: Iterable[str], *, most_words: int = 20
 
 
 def evenly(things: Sequence[T]) -> Iterator[T]:
-    """Yield all of them in an order of which any beginning is spread evenly over the whole.
+    """Yield all of them in an order of which any prefix is spread evenly over the whole.
 
-    So whoever stops early has seen a data set that is sorted, or joined from several, from its start to its end.
+    So a sample of a data set that is sorted, or concatenated from several, covers it from start to end.
     """
-    step = max(1, round(0.618 * len(things)))  # the golden section: its multiples leave no large gaps
+    step = max(1, round(0.618 * len(things)))  # the golden ratio, whose multiples leave no large gaps
     while gcd(step, len(things)) > 1:
         step += 1
     for number in range(len(things)):
@@ -137,7 +138,7 @@ def _count(tokenizer: Tokenizer, text: str, words: Sequence[tuple[str, int, int]
         letters = _letters(word)
         most = MOST_PIECES_PER_IDEOGRAPH if script == "CJK" else MOST_PIECES_PER_LETTER
         counted = found.scripts.setdefault(script, Script(most))
-        # Where no space tells words apart, a run of letters counts as so many words.
+        # Without spaces between words, each letter of a run counts as a word.
         many = max(1, letters) if script in _WITHOUT_SPACES else 1
         counted.words += many
         counted.pieces += pieces
@@ -151,10 +152,10 @@ def _count(tokenizer: Tokenizer, text: str, words: Sequence[tuple[str, int, int]
 
 
 def _letters(word: str) -> int:
-    """Count what a vocabulary of single letters would have for a word; none where digits or signs are in it.
+    """Count the letters of a word, 0 if it contains digits or symbols.
 
-    Vowel signs that take room are letters, marks above and below are not: many tokenizers strip those. A syllable of
-    Hangul is its two or three letters.
+    Spacing vowel signs are letters, marks above and below are not: many tokenizers strip those. A syllable of Hangul
+    is two or three letters.
     """
     if word.isascii():
         return len(word) if word.isalpha() else 0

@@ -1,4 +1,4 @@
-"""Look at a corpus: what it holds, how well its tokenizer fits it, a piece of it as text."""
+"""Statistics of a corpus: its size, the fit of its tokenizer, and a sample of its text."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from bertjax.data.records import DOCUMENT, TokenReader, corpus_tokenizer, read_m
 
 
 def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str, Any]:
-    """Describe a corpus: counts, unknown rate, fertility (tokens a word), and the beginning of a document, decoded."""
+    """Return counts, unknown rate, fertility (tokens per word), and the decoded beginning of a document."""
     manifest = read_manifest(folder)
     tokenizer = corpus_tokenizer(folder)
     split = next(iter(sorted(name for name, shards in manifest.splits.items() if shards)))

@@ -1,8 +1,8 @@
-"""Make pairs of segments as BERT and ALBERT do: for next-sentence prediction and for sentence order.
+"""Pairs of segments as in BERT and ALBERT, for next-sentence prediction and sentence-order prediction.
 
 google-research/bert create_pretraining_data.py create_instances_from_document; google-research/albert the same. The
-chunks of a pass over the corpus are planned once, all documents side by side; each example is then read from the stream
-by its number. `duplicates` passes make the data set, each with its own chunks, pairs and (where fixed) masks.
+chunks of a pass over the corpus are planned once, for all documents at once; each example is then read from the stream
+by its number. The data set is `duplicates` passes, each with its own chunks, pairs and (if static) masks.
 
 Where we deviate: sentences longer than a row are cut to row length before they are gathered, so that less is truncated;
 random documents come from the whole split, not from one input file at a time; ALBERT's chunks of a single sentence, for
@@ -24,7 +24,7 @@ from bertjax.errors import EmptySplit
 class NextSentencePairs:
     """Pair a segment with what follows it (label 0) or with a random document's sentences (label 1), half and half.
 
-    short: share of documents whose chunks aim at a random shorter length.
+    short: fraction of documents whose chunks have a random shorter target length.
     """
 
     corpus: str
@@ -52,7 +52,7 @@ class NextSentencePairs:
 class SentenceOrderPairs:
     """Pair two consecutive segments, in order (label 0) or swapped (label 1), half and half.
 
-    short: share of documents whose chunks aim at a random shorter length.
+    short: fraction of documents whose chunks have a random shorter target length.
     """
 
     corpus: str
@@ -77,7 +77,7 @@ class SentenceOrderPairs:
 
 
 def _open(rows: NextSentencePairs | SentenceOrderPairs, split: str, *, next_sentence: bool) -> Source:
-    """Plan the pairs of a split; what is held out is passed over once."""
+    """Plan the pairs of a split; all but `train` is passed over once."""
     duplicates = rows.duplicates if split == "train" else 1
     corpus = Corpus(rows.corpus, split)
     return _Pairs(corpus, rows.length, duplicates, rows.short, rows.seed, next_sentence=next_sentence)
@@ -85,16 +85,16 @@ def _open(rows: NextSentencePairs | SentenceOrderPairs, split: str, *, next_sent
 
 def _check(length: int, duplicates: int, short: float, seed: int) -> None:
     if length < 8:
-        raise ValueError(f"rows of length {length} have no room for two segments: use 8 or more")
+        raise ValueError(f"rows of length {length} have no room for two segments: use at least 8")
     if duplicates < 1 or not 0 <= short <= 1 or seed < 0:
-        raise ValueError(f"duplicates={duplicates} must be 1 or more, short={short} a share, seed={seed} 0 or more")
+        raise ValueError(f"duplicates={duplicates} must be at least 1, short={short} in [0, 1], seed={seed} at least 0")
 
 
 class Chunks(NamedTuple):
-    """Runs of sentences of one shard: sentences first .. last, the first `a` of them segment A.
+    """Runs of sentences of one shard: sentences first .. last of `document`, the first `a` of them segment A.
 
-    target: tokens aimed at. random: whether B comes from another document (next-sentence prediction). document: whose.
-    All i32 and bool: with the shard, 29 bytes an example, for as many as `duplicates` passes have.
+    target: target number of tokens. random: whether B is from another document (next-sentence prediction). All i32 and
+    bool: with the shard, 29 bytes for each example of the `duplicates` passes.
     """
 
     first: np.ndarray
@@ -106,10 +106,10 @@ class Chunks(NamedTuple):
 
 
 def plan_chunks(shard: ShardIndex, room: int, short: float, rng: np.random.Generator, *, next_sentence: bool) -> Chunks:
-    """Walk all documents side by side: gather sentences up to the target, choose where A ends, go on after the chunk.
+    """Plan the chunks of all documents at once: sentences up to the target length, of which the first `a` are A.
 
-    With `next_sentence`, a chunk whose B is random (half of them, and all of a single sentence) gives back what follows
-    A: the next chunk begins there.
+    With `next_sentence`, B is random in half of the chunks and in all of a single sentence; the next chunk then begins
+    after A, instead of after the chunk.
     """
     documents = np.arange(len(shard.documents) - 1)
     target = np.where(rng.random(len(documents)) < short, rng.integers(2, room + 1, len(documents)), room)
@@ -131,7 +131,7 @@ def plan_chunks(shard: ShardIndex, room: int, short: float, rng: np.random.Gener
 
 
 class _Pairs:
-    """Serve the examples of all passes; example n has random draws of its own, from (seed, n)."""
+    """A source of the examples of all passes; example n has its own random draws, from (seed, n)."""
 
     group_size = 1
 
@@ -145,7 +145,7 @@ class _Pairs:
         if next_sentence and self._documents.sum() < 2:
             raise EmptySplit(
                 f"next-sentence pairs need at least two documents, the {corpus.split} split of {corpus.folder} has "
-                f"{self._documents.sum()}: is every document marked as one, is --holdout large enough?"
+                f"{self._documents.sum()}: check that documents are separated, and increase --holdout"
             )
 
         def plan(shard: ShardIndex, rng: np.random.Generator) -> Chunks:

@@ -1,4 +1,4 @@
-"""Define the corpus on disk: a flat token stream in ArrayRecord shards, an index of sentences, a manifest.
+"""The format of a corpus on disk: a flat token stream in ArrayRecord shards, an index of sentences, a manifest.
 
     corpus/
       manifest.json                                     counts, tokenizer fingerprint, SHA-256 of every file
@@ -31,7 +31,7 @@ DOCUMENT, SENTENCE, WORD = 1, 2, 4  # flags: this token begins one
 
 @dataclass(frozen=True)
 class Shard:
-    """Count what one shard holds; `sha256` is of the record file and the two index files."""
+    """Counts of one shard; sha256: of the record file and the two index files."""
 
     tokens: int
     sentences: int
@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Describe a corpus.
+    """The description of a corpus.
 
     tokenizer: its fingerprint. splits: split -> shards. words, unknown: of all splits, for rates. dropped: reason ->
     how often the reader skipped something for it.
@@ -56,21 +56,21 @@ class Manifest:
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
-        """The type of token ids on disk."""
+        """The dtype of token ids on disk."""
         return np.uint16 if self.vocabulary.size <= 2**16 else np.uint32
 
     def total(self, count: str) -> int:
-        """Add up a count of the shards of all splits: tokens, sentences or documents."""
+        """Return the total of a count over the shards of all splits: tokens, sentences or documents."""
         return sum(getattr(shard, count) for shards in self.splits.values() for shard in shards)
 
 
 def shard_name(split: str, index: int, count: int) -> str:
-    """Name a record file as TFDS does."""
+    """Return the name of a record file, as TFDS names it."""
     return f"corpus-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
 def index_name(split: str, index: int, count: int, what: str) -> str:
-    """Name an index file: `what` is sentences or documents."""
+    """Return the name of an index file; `what` is sentences or documents."""
     return f"corpus-{split}-{index:05d}-of-{count:05d}.{what}.npy"
 
 
@@ -79,7 +79,7 @@ def _size(folder: Path, split: str, count: int) -> int:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json last of all: a folder without it is not a corpus."""
+    """Write manifest.json, which is done last: a folder without it is not a corpus."""
     splits = {
         split: {
             "name": split,
@@ -115,18 +115,20 @@ def _tfds_features(manifest: Manifest) -> dict[str, Any]:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a corpus. Raises InputError where the folder is no corpus, or of another format."""
+    """Read the manifest of a corpus. Raises InputError if the folder is not a corpus, or of another format."""
     path = Path(folder) / "manifest.json"
     if not str(folder):
         raise InputError("no corpus given: build one with `bertjax data build`, then pass data=FOLDER")
     if not path.is_file():
         unfinished = (Path(folder) / "progress.json").is_file()
-        hint = "its build was cut short: run it again" if unfinished else "make one with `bertjax data build`"
+        hint = "its build was interrupted: run it again" if unfinished else "build one with `bertjax data build`"
         raise InputError(f"{folder} is not a corpus (no manifest.json): {hint}")
     try:
         described = json.loads(path.read_text())
         if described["format"] != FORMAT:
-            raise InputError(f"{path} has format {described['format']}, this version reads {FORMAT}: build it again")
+            raise InputError(
+                f"{path} has format {described['format']}, but this version reads {FORMAT}: build it again"
+            )
         return Manifest(
             tokenizer=described["tokenizer"],
             vocabulary=Vocabulary(**described["vocabulary"]),
@@ -150,18 +152,18 @@ def corpus_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def manifest_digest(folder: str | Path) -> str:
-    """Identify a corpus by the SHA-256 of its manifest, which holds those of all its files."""
+    """Return the SHA-256 of a corpus's manifest, which contains those of all its files."""
     return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardWriter:
-    """Write one shard: feed it documents, close it, get its counts. Holds one record and the index in memory."""
+    """A writer of one shard, with one record and the index in memory: append documents, close, read its counts."""
 
     def __init__(self, folder: Path, split: str, index: int, dtype: Any) -> None:
         self.paths = [folder / f"{split}-{index:05d}.{part}.partial" for part in ("records", "sentences", "documents")]
@@ -203,7 +205,7 @@ class ShardWriter:
 
 
 class TokenReader:
-    """Read slices of the token stream of one shard file. Raises InputError where the file is damaged."""
+    """A reader of slices of the token stream of one shard. Raises InputError if the file is damaged."""
 
     def __init__(self, path: Path, dtype: Any) -> None:
         self._path, self._dtype = path, dtype
@@ -239,7 +241,7 @@ def encode_record(tokens: np.ndarray, flags: np.ndarray) -> bytes:
 
 
 def decode_record(record: bytes) -> tuple[bytes, bytes]:
-    """Read what `encode_record` wrote: the bytes of tokens and of flags. Raises ValueError on anything else."""
+    """Parse the output of `encode_record`: the bytes of tokens and of flags. Raises ValueError for anything else."""
     (entries,) = _fields(record)
     found = {}
     for entry in _fields(entries):

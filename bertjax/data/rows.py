@@ -1,6 +1,6 @@
-"""Cut single-segment rows from a corpus: RoBERTa's two formats, and documents packed side by side.
+"""Rows of one segment: RoBERTa's two formats, and packed documents.
 
-Liu et al. 2019, section 4.2; fairseq data/token_block_dataset.py (`complete`, `complete_doc`). Packing after Krell et
+Liu et al. 2019, section 4.2; fairseq data/token_block_dataset.py (`complete`, `complete_doc`). Packing as in Krell et
 al. 2021, "Efficient Sequence Packing without Cross-contamination": over the histogram of lengths, here by best fit.
 """
 
@@ -18,7 +18,7 @@ from bertjax.errors import InputError
 
 @dataclass(frozen=True)
 class FullSentences:
-    """Fill each row with whole sentences, on into the next document, an extra separator between documents."""
+    """Fill each row with whole sentences, across documents, with an extra separator between documents."""
 
     corpus: str
     length: int
@@ -56,9 +56,9 @@ class DocumentSentences:
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """Put several documents into a row, each with specials and a number of its own in `mask`: attention stays inside.
+    """Pack several documents into a row, each with special tokens and its own number in `mask`, which bounds attention.
 
-    Documents longer than a row are cut as in DocumentSentences. seed: which documents share a row, 0 or more.
+    Documents longer than a row are split as in DocumentSentences. seed: selects which documents share a row.
     """
 
     corpus: str
@@ -74,7 +74,7 @@ class PackedDocuments:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or more")
+            raise ValueError(f"seed={self.seed} must be at least 0")
 
     def open(self, split: str) -> Source:
         """See Rows.open."""
@@ -82,9 +82,9 @@ class PackedDocuments:
 
 
 def plan_rows(shard: ShardIndex, room: int, *, cross_documents: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a shard greedily into runs of whole sentences: where each begins and ends in the token stream.
+    """Split a shard greedily into runs of whole sentences, and return their starts and ends in the token stream.
 
-    A run holds at most `room` tokens, a separator before each document that begins inside it included.
+    A run has at most `room` tokens, including a separator before each document that begins inside it.
     """
     sentences = len(shard.tokens) - 1
     begins_document = np.zeros(sentences + 1, np.int64)
@@ -103,13 +103,15 @@ def plan_rows(shard: ShardIndex, room: int, *, cross_documents: bool) -> tuple[n
 
 
 class _Contiguous:
-    """Serve rows that are one slice of the token stream each."""
+    """A source of rows that are slices of the token stream."""
 
     group_size = 1
 
     def __init__(self, corpus: Corpus, length: int, *, cross_documents: bool) -> None:
         if length < 3:
-            raise InputError(f"rows of length {length} have no room for a token between their two specials")
+            raise InputError(
+                f"rows of length {length} have no room for a token between their two special tokens: use at least 3"
+            )
         self.corpus, self.length, self._cross = corpus, length, cross_documents
         plans = [
             plan_rows(cut_sentences(shard, length - 2), length - 2, cross_documents=cross_documents)
@@ -135,7 +137,7 @@ class _Contiguous:
         return batch
 
     def place(self, batch: Batch, i: int, at: int, row: int, number: int) -> int:
-        """Write row `row`, specials included, into row i of the batch from position `at`; return where it ends."""
+        """Write row `row`, with special tokens, into row i of the batch at position `at`; return its end."""
         vocabulary = self.corpus.vocabulary
         start = int(self.start[row])
         tokens, flags = self.corpus.shards[self.shard[row]].reader.read(start, int(self.end[row]) - start)
@@ -153,7 +155,7 @@ class _Contiguous:
 
 
 class _Packed:
-    """Serve rows made of several rows of a `_Contiguous` source."""
+    """A source of rows packed from rows of a `_Contiguous` source."""
 
     group_size = 1
 
@@ -182,10 +184,9 @@ class _Packed:
 
 
 def pack(lengths: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pack items of `lengths` into rows of `room`: row r holds members[bounds[r] : bounds[r + 1]].
+    """Pack items of `lengths` into rows of `room`; row r is members[bounds[r] : bounds[r + 1]].
 
-    Works on how many items have each length, longest first, each into the fullest row where it fits; which items of a
-    length go where is random.
+    Best fit on the histogram of lengths, the longest first; which items of a length go into which row is random.
     """
     kinds: dict[int, list[tuple[tuple[int, ...], int]]] = defaultdict(list)  # room left -> (lengths, how many rows)
     kinds[room].append(((), len(lengths)))

@@ -1,12 +1,12 @@
-"""Gather sentences into one or two segments of consecutive text, as ELECTRA does: no pair is told apart.
+"""Rows of one or two segments of consecutive text, as in ELECTRA, which has no pair objective.
 
-google-research/electra build_pretraining_dataset.py. The examples of a pass over the corpus are planned once, all
-documents side by side; each is then one slice of the token stream, read by its number. What does not fit is lost, as in
-the original.
+google-research/electra build_pretraining_dataset.py. The examples of a pass over the corpus are planned once, for all
+documents at once; each is then one slice of the token stream, read by its number. Tokens that do not fit are dropped,
+as in the original.
 
-Where we deviate: once a sentence went to the second segment all that follow do, where the original lets a later short
-one into the first and so joins text that is not consecutive; sentences longer than a row are cut to row length before
-they are gathered, so that less is lost.
+Where we deviate: once a sentence is in the second segment, so are all that follow, where the original puts a later
+short one into the first and so joins text that is not consecutive; sentences longer than a row are cut to row length
+before they are gathered, so that fewer tokens are dropped.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from bertjax.data.two_segments import Segment, plan_passes, write_row
 class Segments:
     """Fill each row with consecutive sentences of a document, in two segments of about half a row each.
 
-    short: share of rows that aim at a random shorter length. single: share of rows of one segment only.
+    short: fraction of rows with a random shorter target length. single: fraction of rows with one segment.
     """
 
     corpus: str
@@ -42,11 +42,11 @@ class Segments:
 
     def __post_init__(self) -> None:
         if self.length < 8:
-            raise ValueError(f"rows of length {self.length} have no room for two segments: use 8 or more")
+            raise ValueError(f"rows of length {self.length} have no room for two segments: use at least 8")
         if not 0 <= self.short <= 1 or not 0 <= self.single <= 1:
-            raise ValueError(f"short={self.short} and single={self.single} are shares of rows: use 0 .. 1")
+            raise ValueError(f"short={self.short} and single={self.single} must be fractions in [0, 1]")
         if self.duplicates < 1 or self.seed < 0:
-            raise ValueError(f"duplicates={self.duplicates} must be 1 or more, seed={self.seed} 0 or more")
+            raise ValueError(f"duplicates={self.duplicates} must be at least 1, seed={self.seed} at least 0")
 
     def open(self, split: str) -> Source:
         """See Rows.open. What is held out is passed over once."""
@@ -62,7 +62,7 @@ class Examples(NamedTuple):
 
 
 def plan_examples(shard: ShardIndex, length: int, short: float, single: float, rng: np.random.Generator) -> Examples:
-    """Walk all documents side by side: gather sentences up to the target, choose where the first segment ends."""
+    """Plan the examples of all documents at once: sentences up to the target length, in one or two segments."""
     following, end = shard.documents[:-1].copy(), shard.documents[1:]
     planned = []
     active = np.arange(len(end))
@@ -71,7 +71,8 @@ def plan_examples(shard: ShardIndex, length: int, short: float, single: float, r
         first = following[active]
         target = np.where(rng.random(n) < short, rng.integers(5, length + 1, n), length)
         last = np.minimum(np.searchsorted(shard.tokens, shard.tokens[first] + target), end[active])
-        # The first segment takes the first sentence, what leaves it short of half, and by a coin what makes it longer.
+        # The first segment takes sentences up to half of the target, the first one in any case, and by a fair coin the
+        # one that goes beyond.
         half = shard.tokens[first] + (target - 3) // 2
         middle = np.maximum(np.searchsorted(shard.tokens, half) - 1, first + 1)
         middle += (shard.tokens[middle] < half) & (rng.random(n) < 0.5)
@@ -83,7 +84,7 @@ def plan_examples(shard: ShardIndex, length: int, short: float, single: float, r
 
 
 class _Segmented:
-    """Serve the examples of all passes."""
+    """A source of the examples of all passes."""
 
     group_size = 1
 

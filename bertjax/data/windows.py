@@ -1,10 +1,10 @@
-"""Cut a stream of documents into the windows that XLNet is trained on, in both directions.
+"""Windows of a stream of documents, in both directions, as XLNet is trained on.
 
-Yang et al. 2019, section 2.4; zihangdai/xlnet data_utils.py create_tfrecords, _split_a_and_b. A window is text that the
-next window's memory holds, then two segments A and B; windows that follow each other in the stream lie side by side in
-a row. Every row is full: A and B are cut to the window from a choice that is never shorter.
+Yang et al. 2019, section 2.4; zihangdai/xlnet data_utils.py create_tfrecords, _split_a_and_b. A window is reused text,
+which becomes the memory of the next window, and two segments A and B; consecutive windows of the stream are
+concatenated in a row. Every row is full: A and B are truncated to the window, and never shorter.
 
-Where we deviate: memory begins anew with each row, where the original's runs on through its file, so that rows may be
+Where we deviate: memory starts empty in each row, where the original's continues through its file, so that rows may be
 shuffled; the stream is a shard, where the original's is one of a batch's parts of a file; a random B may hold the last
 token of the stream; there is one pass, where the original makes ten with other Bs.
 """
@@ -49,22 +49,22 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.reuse < 1:
-            raise ValueError(f"reuse={self.reuse}: a window moves on by it, use 1 or more")
+            raise ValueError(f"reuse={self.reuse}: windows advance by it, so use at least 1")
         if self.segments < 2:
             raise ValueError(
-                f"window={self.window} has no room for two segments and three specials after reuse={self.reuse}: "
+                f"window={self.window} has no room for two segments and three special tokens after reuse={self.reuse}: "
                 f"use a window of {self.reuse + 5} or more"
             )
         if self.length < 1 or self.length % self.window:
             raise ValueError(f"length={self.length} does not divide into windows of {self.window}: use a multiple")
         if self.boundary is not None and self.boundary < 0:
-            raise ValueError(f"boundary={self.boundary} is not an id: use 0 or more, none for no boundary")
+            raise ValueError(f"boundary={self.boundary} is not an id: use an id, or none for no boundary")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or more")
+            raise ValueError(f"seed={self.seed} must be at least 0")
 
     @property
     def segments(self) -> int:
-        """Tokens of A and B."""
+        """Total tokens of A and B."""
         return self.window - self.reuse - 3
 
     @property
@@ -78,7 +78,7 @@ class Windows:
 
 
 class Split(NamedTuple):
-    """Say for each window how many tokens A has, all i64; B is `b` tokens from `b_begin` on. a + b: always the same."""
+    """Lengths of the segments of each window, i64: `a` tokens, and `b` tokens from `b_begin`; a + b is constant."""
 
     a: np.ndarray
     b_begin: np.ndarray
@@ -86,7 +86,7 @@ class Split(NamedTuple):
 
 
 def split_windows(starts: np.ndarray, begin: np.ndarray, total: int, draws: np.ndarray) -> Split:
-    """Choose A and B of `total` tokens together, A from `begin` [n] on.
+    """Choose A and B, of `total` tokens in all; A starts at `begin` [n].
 
     starts: where sentences begin in the stream, and its end, which is beyond begin + total. draws: [3, n] in [0, 1):
     whether B is random, which of the sentences' ends within reach ends A, where B begins.
@@ -105,7 +105,7 @@ def split_windows(starts: np.ndarray, begin: np.ndarray, total: int, draws: np.n
 
 
 class _Stream:
-    """Read the documents of a shard one after another, each with its boundary, in one direction."""
+    """The concatenated documents of a shard, each followed by the boundary, in one direction."""
 
     def __init__(self, shard: ShardIndex, boundary: int | None, *, backward: bool) -> None:
         self._reader, self._boundary, self._backward = shard.reader, boundary, backward
@@ -135,7 +135,7 @@ class _Stream:
 
 
 class _Windowed:
-    """Serve rows by number; row n has random draws of its own, from (seed, n)."""
+    """A source of rows; row n has its own random draws, from (seed, n)."""
 
     def __init__(self, corpus: Corpus, rows: Windows) -> None:
         self._vocabulary, self._rows, self.group_size = corpus.vocabulary, rows, rows.group_size
@@ -146,7 +146,7 @@ class _Windowed:
             [_Stream(shard, rows.boundary, backward=backward) for backward in directions] for shard in corpus.shards
         ]
         self._step = rows.length // rows.window * rows.reuse
-        # As in the original, a token more must follow the last window.
+        # As in the original, one more token must follow the last window.
         after = rows.segments + 1
         counts = [max(0, streams[0].size - after) // self._step for streams in self._streams]
         self._before = np.concatenate([[0], np.cumsum(counts)])
@@ -179,12 +179,12 @@ class _Windowed:
         return batch
 
     def _write(self, row: Batch, stream: _Stream, start: int, rng: np.random.Generator) -> None:
-        """Write one row, arrays [length], whose first window begins at `start` of the stream."""
+        """Write a row, arrays [length], whose first window starts at `start` of the stream."""
         tokens, word_starts, types = row["tokens"], row["word_starts"], row["types"]
         reuse, window, total = self._rows.reuse, self._rows.window, self._rows.segments
         n = len(tokens) // window
         split = split_windows(stream.starts, start + reuse * np.arange(1, n + 1), total, rng.random((3, n)))
-        text, text_starts = stream.read(start, self._step + total)  # of all windows but their Bs
+        text, text_starts = stream.read(start, self._step + total)  # of all windows, without B
         for c, (a, b_begin, b) in enumerate(zip(*(column.tolist() for column in split), strict=True)):
             at, sep, cls = c * window, c * window + reuse + a, (c + 1) * window - 1
             here = slice(c * reuse, (c + 1) * reuse + a)

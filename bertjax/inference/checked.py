@@ -1,10 +1,10 @@
-"""Use a trained model: all that a notebook calls, from one place.
+"""Predictions for a notebook, from one place.
 
 model = bertjax.load("runs/sst2/best")
 list(bertjax.inference.checked.classify(model, ["A fine film."]))
 
-Each prediction first looks, as the commands do, whether model and tokenizer belong together, and whether the tokenizer
-knows the words: warnings go to `say` where that is given, else to standard error.
+As the commands do, each prediction first checks that model and tokenizer belong together and that the tokenizer covers
+the words of the texts. Warnings go to `say` if the function takes it and it is given, else to standard error.
 """
 
 import sys
@@ -19,7 +19,7 @@ from bertjax.checkpoints.export import save_hf as save_hf
 from bertjax.checkpoints.trained import Model as Model
 from bertjax.checkpoints.trained import load as load
 from bertjax.inference import embed as embedding
-from bertjax.inference import fill_mask as fill
+from bertjax.inference import fill_mask as masks
 from bertjax.inference import predict
 from bertjax.inference.compatible import check_texts, check_tokenizer
 from bertjax.inference.predict import score as score
@@ -27,12 +27,12 @@ from bertjax.inference.predict import score as score
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-WORDS_LOOKED_AT = 2_000
-"""Of the first texts of each call: under a tenth of a second."""
+CHECKED_WORDS = 2_000
+"""Words that are checked in each call, the first ones; this takes under a tenth of a second."""
 
 
 def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
-    """Let a prediction, called with a model and texts, look at both first; the commands look for themselves."""
+    """Wrap a prediction so that it first checks its model and texts; the commands check them themselves."""
 
     @wraps(run)
     def checked(*args: P.args, **options: P.kwargs) -> Result:
@@ -42,14 +42,14 @@ def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
         given.arguments[second] = texts  # an iterator can be read only once
         check_tokenizer(model, "this model")
         say = given.arguments.get("say", partial(print, file=sys.stderr))
-        check_texts(model, chain.from_iterable(map(_strings, texts)), say, most_words=WORDS_LOOKED_AT)
+        check_texts(model, chain.from_iterable(map(_strings, texts)), say, most_words=CHECKED_WORDS)
         return run(*given.args, **given.kwargs)
 
     return checked
 
 
 def _strings(text: Any) -> Iterator[str]:
-    """Yield the texts of one input: of a pair, or of a context and its endings, all."""
+    """Yield all texts of one input: a text, a pair, or a context and its endings."""
     if isinstance(text, str):
         yield text
     else:
@@ -61,5 +61,5 @@ answer = _checked(predict.answer)
 choose = _checked(predict.choose)
 classify = _checked(predict.classify)
 embed = _checked(embedding.embed)
-fill_mask = _checked(fill.fill_mask)
+fill_mask = _checked(masks.fill_mask)
 tag = _checked(predict.tag)

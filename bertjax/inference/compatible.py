@@ -1,4 +1,4 @@
-"""See that a model, its tokenizer and the texts given to it belong together, before any work is done."""
+"""Check, before any work is done, that a model, its tokenizer and the texts given to it fit together."""
 
 from collections.abc import Callable, Container, Iterable
 
@@ -7,17 +7,17 @@ from bertjax.data.coverage import coverage
 from bertjax.errors import InputError
 
 UNUSED_ROWS = (128, 1 / 256)
-"""A word table is padded by fewer rows than this, or by such a share: ModernBERT by 88, DeBERTa by 100, mDeBERTa by 898
-of 251,000. ALBERT's 30,000 pieces are 522 fewer than the rows of BERT."""
+"""A word table is padded by fewer rows than the first, or by a smaller fraction than the second: ModernBERT by 88,
+DeBERTa by 100, mDeBERTa by 898 of 251,000. ALBERT's 30,000 pieces are 522 fewer than the rows of BERT."""
 
 
 def check_tokenizer(model: Model, origin: str) -> None:
-    """Raise InputError where the tokenizer is not the one that the model was trained with, as far as can be told."""
+    """Raise InputError if ids or special tokens show that the model was trained with another tokenizer."""
     v, rows = model.text.vocabulary, model.encoder.V
     if v.size > rows:
         raise InputError(
-            f"{origin}: its tokenizer has {v.size:,} ids, the word table {rows:,} rows: they do not belong together, "
-            "so put the model's own vocabulary into its folder"
+            f"{origin}: its tokenizer has {v.size:,} ids, but the word table {rows:,} rows: they do not belong "
+            "together, so put the model's own vocabulary into its folder"
         )
     if rows - v.size >= max(UNUSED_ROWS[0], UNUSED_ROWS[1] * rows):
         raise InputError(
@@ -39,19 +39,19 @@ def check_texts(
     model: Model,
     texts: Iterable[str],
     say: Callable[[str], None],
-    said: Container[str] = (),
+    reported: Container[str] = (),
     *,
     where: str = "",
     most_words: int = 20_000,
 ) -> frozenset[str]:
-    """Say which words of the texts the tokenizer does not know, or cuts into letters; nothing on what it knows.
+    """Warn about words that the tokenizer maps to the unknown token, or splits into characters.
 
-    said: what was said of earlier texts, and is not again. where: what texts they are. most_words: looks at no more.
-    Returns what there is to say of these texts.
+    reported: kinds of warnings that were given for earlier texts, and are not repeated. where: prefix that names the
+    texts. most_words: maximum number of words to check. Returns the kinds of warnings for these texts.
     """
-    mask = model.text.piece(model.text.vocabulary.mask)  # where a text is to be filled it is no word
+    mask = model.text.piece(model.text.vocabulary.mask)  # a mask is not a word
     found = coverage(model.text, (text.replace(mask, " ") for text in texts), most_words=most_words).warnings()
     for kind, warning in found.items():
-        if kind not in said:
+        if kind not in reported:
             say(f"warning: {where}{warning}")
     return frozenset(found)

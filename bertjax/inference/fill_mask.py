@@ -1,4 +1,4 @@
-"""Fill masks: guess the pieces that were hidden in a text."""
+"""Predict the masked pieces of texts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -13,7 +13,7 @@ from bertjax.errors import InputError
 
 
 class Guess(NamedTuple):
-    """A piece to fill a mask with, its text, and its probability."""
+    """A predicted piece, its text, and its probability."""
 
     piece: str
     text: str
@@ -21,7 +21,7 @@ class Guess(NamedTuple):
 
 
 class Filled(NamedTuple):
-    """A text, the guesses for each of its masks, and the text with the best of them."""
+    """A text, the best predictions for each of its masks, and the text with the best one at each."""
 
     text: str
     masks: list[list[Guess]]
@@ -29,16 +29,16 @@ class Filled(NamedTuple):
 
 
 def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: int = 32) -> Iterator[Filled]:
-    """Fill the masks of each text, written as the tokenizer spells its mask piece ("[MASK]", "<mask>").
+    """Predict the masks of each text, spelled as the tokenizer's mask piece ("[MASK]", "<mask>").
 
-    Yields in order. Raises InputError for a text without a mask, or longer than the model's position table.
+    Yields results in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
     vocabulary = model.text.vocabulary
     before, after = model.language_model.special_tokens(vocabulary)
     encoded = [_with_masks(model, text) for text in texts]
     for start in range(0, len(texts), batch_size):
         rows = encoded[start : start + batch_size]
-        length = -(-max(map(len, rows)) // 32) * 32  # few lengths, few compilations
+        length = -(-max(map(len, rows)) // 32) * 32  # few lengths, so few compilations
         length = min(model.encoder.max_length or length, length)
         tokens = np.full((len(rows), length), vocabulary.pad, np.int32)
         mask, types = np.zeros_like(tokens), np.zeros_like(tokens)
@@ -48,7 +48,7 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
             tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
             types[row, : len(before)] = [segment for _, segment in before]
             types[row, len(ids) - len(after) : len(ids)] = [segment for _, segment in after]
-            positions[row] = places[row][0]  # in unused slots too: all that is listed counts as hidden
+            positions[row] = places[row][0]  # also in unused slots, since every listed position is masked
             positions[row, : len(places[row])] = places[row]
         batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask), "types": jnp.asarray(types)}
         probabilities = np.asarray(model.mask_probabilities(batch, jnp.asarray(positions)))
@@ -60,14 +60,15 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
             yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
 
 
-_WORD = "中"  # stands for a mask while a text is tokenised: no vocabulary joins it to its neighbours
+_PLACEHOLDER = "中"  # of a mask while a text is tokenised: no vocabulary joins it to its neighbours
 
 
 def _with_masks(model: Model, text: str) -> list[int]:
-    """Encode a text with specials at its ends, and a mask for the pieces of each word that it stands for.
+    """Encode a text with special tokens and masks.
 
-    So what is around a mask is tokenised as in training: the space before it belongs to the hidden word where the
-    vocabulary's pieces carry their spaces, and what follows continues the text.
+    Each mask is tokenised as a placeholder word, so that the text around it is tokenised as in training: the preceding
+    space belongs to the masked word if the vocabulary's pieces include their spaces, and what follows continues the
+    text. One function, despite its branches: each of them is a case of one placeholder in the encoding.
     """
     tokenizer = model.tokenizer
     assert tokenizer is not None  # fill_mask asked for it
@@ -75,9 +76,9 @@ def _with_masks(model: Model, text: str) -> list[int]:
     mask_piece = tokenizer.piece(vocabulary.mask)
     parts = text.split(mask_piece)
     if len(parts) == 1:
-        raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be guessed")
+        raise InputError(f"no {mask_piece} in {text!r}: write one where a word is to be predicted")
     places = [end - 1 for end in accumulate(len(part) + 1 for part in parts[:-1])]
-    encoding = tokenizer.encode(_WORD.join(parts))
+    encoding = tokenizer.encode(_PLACEHOLDER.join(parts))
     before, after = model.language_model.special_tokens(vocabulary)
     ids, seen = [index for index, _ in before], set()
     for index, (begin, end) in zip(encoding.ids.tolist(), encoding.offsets.tolist(), strict=True):
@@ -85,7 +86,7 @@ def _with_masks(model: Model, text: str) -> list[int]:
         if not hidden:
             ids.append(index)
         for place in hidden:
-            if place in seen:  # a word of several pieces
+            if place in seen:  # further pieces of the placeholder
                 continue
             seen.add(place)
             if begin == place and ids and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
@@ -93,7 +94,9 @@ def _with_masks(model: Model, text: str) -> list[int]:
             ids.append(vocabulary.mask)
     ids += [index for index, _ in after]
     if len(ids) > (model.encoder.max_length or len(ids)):
-        raise InputError(f"{len(ids)} tokens exceed the {model.encoder.max_length} of the model: {text[:60]!r}…")
+        raise InputError(
+            f"{len(ids)} tokens exceed the {model.encoder.max_length} positions of the model: shorten {text[:60]!r}…"
+        )
     return ids
 
 

@@ -1,4 +1,4 @@
-"""Say how the texts of a model are laid out: where its specials stand, which segments it knows."""
+"""Choose the templates of a trained model: its special tokens and segments."""
 
 import dataclasses
 from typing import Any, cast
@@ -9,7 +9,7 @@ from bertjax.data.templates import Templates, templates_for
 
 
 def templates_of(model: Model) -> Templates:
-    """Choose the templates of a model's texts; where it knows one segment, all of them are that."""
+    """Return the templates of a model's texts, with segment 0 throughout if it has a single segment."""
     templates = templates_for(model.text, cls_last=is_cls_last(model))
     if getattr(model.encoder, "types", 2) != 1:
         return templates
@@ -22,6 +22,6 @@ def templates_of(model: Model) -> Templates:
 
 
 def is_cls_last(model: Model) -> bool:
-    """Tell whether a model's texts end with the classification token."""
+    """Return whether a model's texts end with the classification token."""
     objective = model.objective
     return isinstance(objective, LanguageModel) and not objective.special_tokens(model.text.vocabulary)[0]

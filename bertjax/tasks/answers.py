@@ -1,8 +1,8 @@
-"""Answer questions on contexts from the logits of windows, as SQuAD is answered: google-research/bert run_squad.py.
+"""Decode answers to questions from the logits of windows of their contexts: google-research/bert run_squad.py.
 
-Where we deviate: the best starts and ends are sought inside the context only, not dropped afterwards; an answer's text
-is cut out of the context by the offsets of its pieces, not found again by aligning characters; a question whose only
-candidate is none is answered by none, instead of by the word "empty".
+Where we deviate: the best starts and ends are searched inside the context only, not filtered afterwards; an answer's
+text is taken from the context by the offsets of its pieces, not recovered by aligning characters; a question without a
+candidate has no answer, instead of the word "empty".
 """
 
 import heapq
@@ -19,7 +19,7 @@ from bertjax.tasks.rows import Encoded
 
 
 class WindowScores(NamedTuple):
-    """Candidates of one window: pieces starts .. ends [n] of it, their scores [n], and the score of no answer."""
+    """Candidates of one window: spans of pieces starts .. ends [n], their scores [n], and the scores of no answer."""
 
     starts: np.ndarray
     ends: np.ndarray
@@ -30,9 +30,9 @@ class WindowScores(NamedTuple):
 
 
 def window_scores(encoded: Encoded, row: int, start_L: np.ndarray, end_L: np.ndarray, *, n_best: int) -> WindowScores:
-    """Pair the `n_best` starts with the `n_best` ends of a row's context; no answer is both at the <cls>.
+    """Combine the `n_best` starts and ends of a row's context; no answer has both at <cls>.
 
-    start_L, end_L: logits of the row as it was in a batch, of whatever length.
+    start_L, end_L: logits of the row, padded to any length.
     """
     window, left = encoded.windows[row], encoded.spec.templates.left
     size = int(np.diff(encoded.sequences.bounds[row : row + 2])[0])
@@ -48,7 +48,7 @@ def window_scores(encoded: Encoded, row: int, start_L: np.ndarray, end_L: np.nda
 
 
 class Guess(NamedTuple):
-    """An answer: characters start .. end of the context, empty for none, with the scores of its two ends."""
+    """An answer: characters start .. end of the context, empty for no answer, with the scores of start and end."""
 
     text: str
     start: int
@@ -59,7 +59,7 @@ class Guess(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The answer to a question, and what else it might be, best first. null_odds: by how much none is better."""
+    """The answer to a question, and the n best, best first. null_odds: score of no answer minus that of the best."""
 
     id: str
     answer: Guess
@@ -70,15 +70,15 @@ class Answered(NamedTuple):
 def answer_questions(
     encoded: Encoded, scores: Mapping[int, WindowScores], *, n_best: int = 20, longest: int = 30, threshold: float = 0.0
 ) -> list[Answered]:
-    """Choose the answer of every question from the scores of all its rows.
+    """Return the answer of every question, given the scores of all its rows.
 
     A piece counts only in the window where it has the most context around it. Answers have at most `longest` pieces.
-    Where a task has questions without answer, none is the answer where it is better than the best by over `threshold`;
-    the score of none is the lowest of all windows. Raises ValueError where the scores of a row are missing.
+    If a task has unanswerable questions, no answer is predicted if its score exceeds the best by more than `threshold`;
+    its score is the lowest of all windows. Raises ValueError if the scores of a row are missing.
     """
     missing = next((row for row in range(len(encoded)) if row not in scores), None)
     if missing is not None:
-        raise ValueError(f"row {missing} of {len(encoded)} has no scores: every window of a question counts")
+        raise ValueError(f"row {missing} of {len(encoded)} has no scores: those of all windows are needed")
     bounds = np.searchsorted(encoded.example_of_row, np.arange(len(encoded.examples) + 1))
     answered = []
     for number, question in enumerate(encoded.examples):
@@ -91,7 +91,7 @@ def answer_questions(
         if encoded.spec.task.unanswerable:
             answered.append(_answered_or_not(question.id, guesses, none, n_best, threshold))
         else:
-            best = _shares(_distinct(guesses, n_best) or [none])
+            best = _softmax(_distinct(guesses, n_best) or [none])
             answered.append(Answered(question.id, best[0], best, 0.0))
     return answered
 
@@ -124,9 +124,9 @@ def _guesses(
 
 
 def widest_context(windows: Sequence[tuple[int, int]], size: int) -> np.ndarray:
-    """Say of each of `size` pieces in which of the windows (start, size) its context is widest, the first of equals.
+    """Return for each of `size` pieces the index of the window (start, size) with its maximum context, first if equal.
 
-    Its context is the smaller of what is left and right of it in the window, and a hundredth of the window.
+    The context is the minimum of the pieces to its left and right in the window, plus 0.01 of the window's size.
     """
     pieces = np.arange(size)
     width = np.full((len(windows), size), -np.inf)
@@ -137,7 +137,7 @@ def widest_context(windows: Sequence[tuple[int, int]], size: int) -> np.ndarray:
 
 
 def _distinct(guesses: Iterable[Guess], n_best: int) -> list[Guess]:
-    """Take the first `n_best` guesses whose texts differ."""
+    """Return the first `n_best` guesses with different texts."""
     best: dict[str, Guess] = {}
     for guess in guesses:
         if len(best) == n_best:
@@ -146,8 +146,8 @@ def _distinct(guesses: Iterable[Guess], n_best: int) -> list[Guess]:
     return list(best.values())
 
 
-def _shares(guesses: Sequence[Guess]) -> tuple[Guess, ...]:
-    """Give guesses their probabilities among themselves."""
+def _softmax(guesses: Sequence[Guess]) -> tuple[Guess, ...]:
+    """Set the probabilities of guesses: the softmax of their scores."""
     if not guesses:
         return ()
     totals = np.array([guess.start_score + guess.end_score for guess in guesses])
@@ -156,13 +156,13 @@ def _shares(guesses: Sequence[Guess]) -> tuple[Guess, ...]:
 
 
 def _answered_or_not(id: str, guesses: Iterable[Guess], none: Guess, n_best: int, threshold: float) -> Answered:
-    """Answer a question that may have no answer; none is listed where it ranks, or last."""
+    """Answer a question that may have no answer, which is listed by its rank, or last."""
     null = none.start_score + none.end_score
     ranked = heapq.merge(guesses, [none], key=lambda guess: -(guess.start_score + guess.end_score))
     listed = _distinct(ranked, n_best)
     if all(guess.text for guess in listed):
         listed.append(none)
-    best = _shares(listed)
+    best = _softmax(listed)
     some = next((guess for guess in best if guess.text), None)
     odds = null - (some.start_score + some.end_score if some else 0.0)
     answer = some if some is not None and odds <= threshold else next(guess for guess in best if not guess.text)
@@ -170,20 +170,20 @@ def _answered_or_not(id: str, guesses: Iterable[Guess], none: Guess, n_best: int
 
 
 def decided(answered: Answered, odds: float, threshold: float) -> Answered:
-    """Decide whether a question has an answer by a classifier: `odds` is its logit that there is none.
+    """Decide by a classifier whether a question has an answer: `odds` is the logit of no answer.
 
-    Its probability is shared among the spans, whose scores are log-probabilities of another kind.
+    The remaining probability is distributed over the spans by the softmax of their scores.
     """
     found = [guess for guess in answered.best if guess.text]
     absent = 1 / (1 + math.exp(-odds)) if found else 1.0
-    spans = [guess._replace(probability=guess.probability * (1 - absent)) for guess in _shares(found)]
+    spans = [guess._replace(probability=guess.probability * (1 - absent)) for guess in _softmax(found)]
     none = next(guess for guess in answered.best if not guess.text)._replace(probability=absent)
     best = sorted([*spans, none], key=lambda guess: -guess.probability)
     return Answered(answered.id, spans[0] if spans and odds <= threshold else none, tuple(best), odds)
 
 
 def write_answers(folder: Path, answered: Sequence[Answered], *, unanswerable: bool) -> None:
-    """Write predictions.json, nbest_predictions.json and, where questions may have no answer, null_odds.json."""
+    """Write predictions.json, nbest_predictions.json and, for unanswerable questions, null_odds.json."""
     folder.mkdir(parents=True, exist_ok=True)
     nbest = {
         each.id: [

@@ -1,4 +1,4 @@
-"""Read the formats that choices come in: RACE, SWAG, ARC, COPA, JSON lines. See formats.py."""
+"""Readers of formats of multiple choice: RACE, SWAG, ARC, COPA, JSON lines. See formats.py."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from bertjax.tasks.examples import Choice, Example
 from bertjax.tasks.reading import (
     Notes,
     cells_of,
+    describe_defect,
     entries,
     files_of,
     json_file,
     json_lines,
     lines,
-    need_columns,
+    require_columns,
     table,
     text_of,
     texts_of,
-    what_lacks,
 )
 
 LETTERS = "ABCDEFGH"
@@ -28,13 +28,13 @@ LETTERS = "ABCDEFGH"
 
 @dataclass(frozen=True)
 class Race:
-    """Read RACE: a JSON object a file in folders, or all in the `data` of one file. Letters name the right options.
+    """Read RACE: one JSON object per file in folders, or all in the `data` of one file. Answers are letters.
 
-    Where a question has a gap, `_`, the option goes there, else behind it. google-research/albert race_utils.py.
+    If a question has a gap, `_`, the option replaces it, else it follows. google-research/albert race_utils.py.
     """
 
     def files(self, path: Path) -> list[Path]:
-        """List what is read."""
+        """Return all files that are read, in a fixed order."""
         return files_of(path, "*.txt")
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
@@ -42,27 +42,27 @@ class Race:
         for file in self.files(path):
             content = json_file(file, notes)
             for entry in entries(file, content, "data") if "data" in content else [content]:
-                need_columns(f"{file}", entry, ("article", "questions", "options"))
+                require_columns(f"{file}", entry, ("article", "questions", "options"))
                 yield from race_questions(f"{file}", entry, notes)
 
 
 def race_questions(origin: str, entry: Mapping[str, Any], notes: Notes) -> Iterator[Choice]:
-    """Make the choices of one article: its fields are article, questions, options and, where known, answers.
+    """Yield the choices of one article, with the fields article, questions, options and optionally answers.
 
-    Options of the published files may be empty, where they were in Chinese: the question alone stands for them then,
-    and they are counted, since scores are of all questions.
+    The published files have empty options, which were in Chinese: the question alone is encoded for those, and they are
+    counted, since scores are over all questions.
     """
     questions, answers = texts_of(origin, entry, "questions"), entry.get("answers")
     options = entry["options"]
     if not isinstance(options, list) or not isinstance(answers, list | None):
-        raise InputError(f"{origin}: its 'options' are no list of lists, or its 'answers' no list of letters")
+        raise InputError(f"{origin}: 'options' must be a list of lists, 'answers' a list of letters")
     if len(questions) != len(options) or (answers is not None and len(answers) != len(questions)):
         raise InputError(f"{origin}: its questions, options and answers differ in number")
     name = entry.get("id") or entry.get("example_id", "")
     for number, (question, endings) in enumerate(zip(questions, options, strict=True), 1):
         place = f"{origin}: question {number} of article {name}"
         endings = texts_of(place, {"options": endings}, "options")
-        notes["options without a text, read as none"] += sum(not ending.strip() for ending in endings)
+        notes["options without a text"] += sum(not ending.strip() for ending in endings)
         filled = (question.replace("_", x, 1) if "_" in question else f"{question} {x}" for x in endings)
         label = "" if answers is None else answers[number - 1]
         if not isinstance(label, str):
@@ -72,9 +72,10 @@ def race_questions(origin: str, entry: Mapping[str, Any], notes: Notes) -> Itera
 
 @dataclass(frozen=True)
 class Options:
-    """Read choices from a CSV or TSV. context, beginning: columns whose texts stand before an ending, in either part.
+    """Read choices from the columns of a CSV or TSV.
 
-    endings: columns. label: the column with the number of the right one, from 0; empty where there is none.
+    context: the context. beginning: the common beginning of all endings. endings: the endings. label: the number of the
+    correct one, from 0, or empty for unlabelled data.
     """
 
     context: str
@@ -87,20 +88,20 @@ class Options:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for origin, row in table(path, (), self.delimiter, quoted=self.quoted, notes=notes):
-            need_columns(origin, row, (self.context, self.beginning, *self.endings, self.label))
+            require_columns(origin, row, (self.context, self.beginning, *self.endings, self.label))
             if None in row.values():
-                raise InputError(f"{origin}: {what_lacks(row, self.endings)}")
+                raise InputError(f"{origin}: {describe_defect(row, self.endings)}")
             begun = f"{row[self.beginning]} " if self.beginning else ""
-            need_endings(origin, tuple(row[name] or "" for name in self.endings))
+            require_endings(origin, tuple(row[name] or "" for name in self.endings))
             endings = tuple(f"{begun}{row[name]}" for name in self.endings)
             yield chosen(origin, row[self.context] or "", endings, row[self.label] or "" if self.label else "")
 
 
 @dataclass(frozen=True)
 class JsonChoices:
-    """Read choices from JSON lines. context, endings, label: fields, of a text, a list of texts, and a number from 0.
+    """Read choices from JSON lines. context, endings, label: fields with a text, a list of texts, a number from 0.
 
-    context may be empty: then the endings stand alone; so may label, where the right one is not known.
+    context may be empty, for endings without one, and label, for unlabelled data.
     """
 
     context: str
@@ -110,7 +111,7 @@ class JsonChoices:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for origin, record in json_lines(path, notes):
-            need_columns(origin, record, (self.context, self.endings, self.label))
+            require_columns(origin, record, (self.context, self.endings, self.label))
             context = text_of(origin, record, self.context) if self.context else ""
             label = str(record[self.label]) if self.label else ""
             yield chosen(origin, context, texts_of(origin, record, self.endings), label)
@@ -118,9 +119,9 @@ class JsonChoices:
 
 @dataclass(frozen=True)
 class Arc:
-    """Read ARC: JSON lines as published, or a CSV without header: the question, its options, the letter of one.
+    """Read ARC: JSON lines as published, or a CSV without header: a question, its options, the letter of the answer.
 
-    Some keys are numbers from 1; rows of such CSVs that have lost their right option are left out and counted.
+    Some answers are numbers from 1. Rows of such CSVs that lack the correct option are dropped and counted.
     """
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
@@ -145,19 +146,21 @@ class Arc:
     def _csv(self, path: Path, notes: Notes) -> Iterator[Choice]:
         for number, cells in cells_of(path, ",", quoted=True, notes=notes):
             if len(cells) < 4:
-                raise InputError(f"{path}:{number}: {len(cells)} cells: a question, its options, and a letter")
+                raise InputError(
+                    f"{path}:{number}: {len(cells)} cells: a question, its options and a letter are needed"
+                )
             key = LETTERS.find(cells[-1]) if not cells[-1].isdecimal() else int(cells[-1]) - 1
             if len(cells[-1]) != 1 or key < 0:
-                where = "a header where none belongs, or " if number == 1 else ""
-                raise InputError(f"{path}:{number}: {where}{cells[-1]!r} is no letter or number of an option")
+                where = "a header in a file without one, or " if number == 1 else ""
+                raise InputError(f"{path}:{number}: {where}{cells[-1]!r} is not the letter or number of an option")
             endings = tuple(cells[1:-1])
-            while endings and not endings[-1].strip():  # rows are as long as that with most options
+            while endings and not endings[-1].strip():  # rows are padded to the most options
                 endings = endings[:-1]
             blank = next((place for place, cell in enumerate(endings, 1) if not cell.strip()), 0)
             if blank:
-                raise InputError(f"{path}:{number}: option {blank} is empty and others follow: fill it")
+                raise InputError(f"{path}:{number}: option {blank} is empty and others follow: fill it in")
             if key >= len(endings):
-                notes["questions without their right option, left out"] += 1
+                notes["questions dropped for lack of the correct option"] += 1
                 continue
             yield chosen(f"{path}:{number}", cells[0], endings, str(key))
 
@@ -167,7 +170,7 @@ _COPA_ASKS = {"cause": "What was the cause of this?", "effect": "What happened a
 
 @dataclass(frozen=True)
 class Copa:
-    """Read COPA's XML, or the JSON lines of SuperGLUE. The question that is asked of the premise stands behind it."""
+    """Read COPA's XML, or the JSON lines of SuperGLUE. The question follows the premise in the context."""
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
@@ -175,7 +178,7 @@ class Copa:
             yield from self._xml(path, notes)
             return
         for origin, record in json_lines(path, notes):
-            need_columns(origin, record, ("premise", "question", "choice1", "choice2"))
+            require_columns(origin, record, ("premise", "question", "choice1", "choice2"))
             premise, *endings = (text_of(origin, record, name) for name in ("premise", "choice1", "choice2"))
             label = record.get("label", -1)
             if not isinstance(label, int):
@@ -185,7 +188,7 @@ class Copa:
     def _xml(self, path: Path, notes: Notes) -> Iterator[Choice]:
         for number, item in _copa_items(path, notes):
             origin = f"{path}:{number}"
-            need_columns(origin, item, ("asks-for", "p", "a1", "a2"))
+            require_columns(origin, item, ("asks-for", "p", "a1", "a2"))
             right = item.get("most-plausible-alternative", "")
             if right not in ("", "1", "2"):
                 raise InputError(f"{origin}: most-plausible-alternative is {right!r}, not 1 or 2")
@@ -193,7 +196,7 @@ class Copa:
 
 
 def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
-    """Read the items of COPA's XML, each with its line: its attributes and the texts of p, a1 and a2."""
+    """Return the items of COPA's XML with their lines: attributes, and the texts of p, a1 and a2."""
     content = b"".join(f"{line}\n".encode() for _, line in lines(path, notes))
     found: list[tuple[int, dict[str, str]]] = []
     inside = ""
@@ -226,24 +229,24 @@ def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
 
 
 def copa_choice(origin: str, premise: str, asks: str, endings: tuple[str, ...], label: int) -> Choice:
-    """Make a choice of COPA; `asks` is cause or effect, label -1 where it is not known."""
+    """Build a choice of COPA; `asks` is cause or effect, label -1 if unknown."""
     if not isinstance(asks, str) or asks not in _COPA_ASKS:
-        raise InputError(f"{origin} asks for {asks!r}, not for a cause or an effect")
+        raise InputError(f"{origin} asks for {asks!r}: expected cause or effect")
     return chosen(origin, f"{premise} {_COPA_ASKS[asks]}", endings, str(label) if label >= 0 else "")
 
 
 def chosen(origin: str, context: str, endings: tuple[str, ...], label: str) -> Choice:
-    """Make a choice; label is a number from 0, a letter from A, or empty."""
+    """Build a choice; label is a number from 0, a letter from A, or empty."""
     number = (
         -1 if label == "" else LETTERS.find(label) if label in [*LETTERS] else int(label) if label.isdecimal() else 99
     )
-    need_endings(origin, endings)
+    require_endings(origin, endings)
     if number >= len(endings):
-        raise InputError(f"{origin}: the right option is {label!r}, but there are {len(endings)}")
+        raise InputError(f"{origin}: the correct option is {label!r}, but there are {len(endings)}")
     return Choice(origin, context.strip(), tuple(ending.strip() for ending in endings), number)
 
 
-def need_endings(origin: str, endings: tuple[str, ...]) -> None:
-    """Raise InputError where there are fewer than two endings, or one has no text."""
+def require_endings(origin: str, endings: tuple[str, ...]) -> None:
+    """Raise InputError if there are fewer than two endings, or one is empty."""
     if len(endings) < 2 or not all(ending.strip() for ending in endings):
-        raise InputError(f"{origin}: {len(endings)} options, or an empty one: give two or more, each with a text")
+        raise InputError(f"{origin}: {len(endings)} options, or an empty one: give at least two, each with a text")

@@ -1,6 +1,6 @@
-"""Name what a task's data consist of, before any tokenizer: texts, tagged words, questions on a context, choices.
+"""Examples of tasks, before tokenisation: texts, tagged words, questions on contexts, choices.
 
-`origin` is `file:line`, or the place in a data set of another kind, for errors. Labels stand as the data spell them.
+`origin` is `file:line`, or the place in another kind of data set, for errors. Labels are spelled as in the data.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Texts(NamedTuple):
-    """One text or two, to classify or to put a number on. label: empty where it is not known."""
+    """One text or a pair, for classification or regression. label: empty if unknown."""
 
     origin: str
     texts: tuple[str, ...]
@@ -16,7 +16,7 @@ class Texts(NamedTuple):
 
 
 class Words(NamedTuple):
-    """A sentence in words. tags: one for each word, none where not known. document: its sentences share a number."""
+    """A sentence of words. tags: one for each word, () if unknown. document: number shared by its sentences."""
 
     origin: str
     words: tuple[str, ...]
@@ -25,14 +25,14 @@ class Words(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A text and the character of the context where it begins, -1 where it does not stand where the data say."""
+    """An answer and its first character in the context, -1 if the data give a place where it does not occur."""
 
     text: str
     start: int
 
 
 class Question(NamedTuple):
-    """A question on a context. answers: none where it has none in the context, or where they are not known."""
+    """A question on a context. answers: () if it has none in the context, or if they are unknown."""
 
     origin: str
     id: str
@@ -43,9 +43,9 @@ class Question(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A context and the ways to go on from it. label: the number of the right one, -1 where it is not known.
+    """A context and its possible endings. label: the index of the correct one, -1 if unknown.
 
-    Where the data have a question, each ending holds it too.
+    If the data have a question, it is part of each ending.
     """
 
     origin: str
@@ -58,7 +58,7 @@ Example = Texts | Words | Question | Choice
 
 
 def every_text(examples: Iterable[Example]) -> Iterator[str]:
-    """Yield all texts of examples."""
+    """Yield all texts of the examples."""
     for example in examples:
         match example:
             case Texts(texts=texts):

@@ -1,4 +1,4 @@
-"""Read the formats that texts, tagged words and questions come in: tables, JSON lines, CoNLL columns, SQuAD, folders.
+"""Readers of file formats of labelled data: tables, JSON lines, CoNLL columns, SQuAD, folders.
 
 A format is a frozen dataclass that reads one file, or a folder, into examples. Those of choices are in choices.py.
 """
@@ -15,46 +15,46 @@ from bertjax.tasks.examples import Answer, Example, Question, Texts, Words
 from bertjax.tasks.reading import (
     Notes,
     cells_of,
+    describe_defect,
     entries,
     files_of,
     json_file,
     json_lines,
     lines,
-    need_columns,
+    require_columns,
     table,
     text_of,
     texts_of,
-    what_lacks,
     whole_text,
 )
 
-INCOMPLETE = "rows without all of their texts, left out"
+INCOMPLETE = "rows dropped for lack of a text"
 
 
 class Format(Protocol):
-    """How to read a file, or a folder, of a task."""
+    """Protocol for readers of a file, or a folder, of a task."""
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
-        """Yield its examples. Raises InputError with file and line."""
+        """Yield the examples. Raises InputError with file and line."""
         ...
 
 
 @runtime_checkable
 class ManyFiles(Protocol):
-    """What a format adds that may read other files than the one that it is given."""
+    """Protocol for formats that may read other files than the given one."""
 
     def files(self, path: Path) -> list[Path]:
-        """List what is read, in a fixed order."""
+        """Return all files that are read, in a fixed order."""
         ...
 
 
 @dataclass(frozen=True)
 class Table:
-    """Read texts to classify or score from a TSV or CSV, its columns by name.
+    """Read texts for classification or regression from the columns of a TSV or CSV.
 
-    texts, label: columns; label is empty where the data have none. columns: names where the file has no header.
-    quoted: quotes enclose cells, as in a CSV; else they are text. skip_incomplete: leave out rows with other than the
-    right number of cells, or an empty one, and count them.
+    texts, label: columns; label is empty for unlabelled data. columns: names of all columns if the file has no header.
+    quoted: quotes enclose cells, as in a CSV; else they are text. skip_incomplete: drop and count rows with a wrong
+    number of cells, or an empty text.
     """
 
     texts: tuple[str, ...]
@@ -70,8 +70,8 @@ class Table:
             yield from self.texts_of_row(origin, row, notes)
 
     def texts_of_row(self, origin: str, row: Mapping[str, str | None], notes: Notes) -> Iterator[Texts]:
-        """Make the example of a row: none where it is left out."""
-        need_columns(origin, row, (*self.texts, self.label))
+        """Yield the example of a row, or nothing if it is dropped."""
+        require_columns(origin, row, (*self.texts, self.label))
         texts = tuple((row[name] or "").strip() for name in self.texts)
         complete = None not in row.values() and all(texts)
         if complete:
@@ -79,20 +79,20 @@ class Table:
         elif self.skip_incomplete:
             notes[INCOMPLETE] += 1
         else:
-            raise InputError(f"{origin}: {what_lacks(row, self.texts)}")
+            raise InputError(f"{origin}: {describe_defect(row, self.texts)}")
 
 
 @dataclass(frozen=True)
 class Paraphrases:
-    """Read MRPC: GLUE's TSV, or Microsoft's own file, which holds both training and development set.
+    """Read MRPC: GLUE's TSV, or Microsoft's own file, which contains both training and development set.
 
-    dev: take the pairs of sentences whose ids are listed in the file (mrpc_)dev_ids.tsv beside it, or else all others.
+    dev: read the pairs whose ids are listed in (mrpc_)dev_ids.tsv in the same folder, else all others.
     """
 
     dev: bool
 
     def files(self, path: Path) -> list[Path]:
-        """List what is read. Raises InputError where the list of ids is missing."""
+        """Return all files that are read. Raises InputError if the list of ids is missing."""
         return [path, _dev_ids(path)] if path.name == "msr_paraphrase_train.txt" else [path]
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
@@ -103,7 +103,7 @@ class Paraphrases:
             return
         listed = {tuple(cells) for _, cells in cells_of(_dev_ids(path), "\t", quoted=False, notes=notes)}
         for origin, row in table(path, (), "\t", quoted=False, notes=notes):
-            need_columns(origin, row, ("#1 ID", "#2 ID"))
+            require_columns(origin, row, ("#1 ID", "#2 ID"))
             if ((row["#1 ID"], row["#2 ID"]) in listed) == self.dev:
                 yield from pairs.texts_of_row(origin, row, notes)
 
@@ -112,13 +112,13 @@ def _dev_ids(path: Path) -> Path:
     lists = [path.with_name(name) for name in ("dev_ids.tsv", "mrpc_dev_ids.tsv")]
     found = next((file for file in lists if file.is_file()), None)
     if found is None:
-        raise InputError(f"no dev_ids.tsv beside {path}: GLUE's list of the pairs that are its development set")
+        raise InputError(f"no dev_ids.tsv beside {path}: add GLUE's list of the pairs of its development set")
     return found
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """Read texts to classify or score from JSON lines. texts, label: fields; label is empty where there is none."""
+    """Read texts for classification or regression from JSON lines. texts, label: fields; label may be empty."""
 
     texts: tuple[str, ...]
     label: str = ""
@@ -126,17 +126,17 @@ class JsonLines:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for origin, record in json_lines(path, notes):
-            need_columns(origin, record, (*self.texts, self.label))
+            require_columns(origin, record, (*self.texts, self.label))
             texts = tuple(text_of(origin, record, name) for name in self.texts)
             label = record[self.label] if self.label else ""
             if isinstance(label, list | dict | None):
-                raise InputError(f"{origin}: {self.label!r} is {label!r}: a label is a text or a number")
+                raise InputError(f"{origin}: {self.label!r} is {label!r}: a label must be a text or a number")
             yield Texts(origin, texts, label.strip() if isinstance(label, str) else json.dumps(label))
 
 
 @dataclass(frozen=True)
 class JsonWords:
-    """Read tagged sentences from JSON lines. words, tags: fields with lists of texts; tags is empty where none are."""
+    """Read tagged sentences from JSON lines. words, tags: fields with lists of texts; tags may be empty."""
 
     words: str
     tags: str = ""
@@ -144,16 +144,16 @@ class JsonWords:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for number, (origin, record) in enumerate(json_lines(path, notes)):
-            need_columns(origin, record, (self.words, self.tags))
+            require_columns(origin, record, (self.words, self.tags))
             words, tags = (texts_of(origin, record, name) if name else () for name in (self.words, self.tags))
             yield tagged(origin, words, tags, number)
 
 
 @dataclass(frozen=True)
 class Conll:
-    """Read tagged sentences: a word a line with its tag in the last column, a blank line after each sentence.
+    """Read CoNLL columns: one word per line with its tag in the last column, a blank line after each sentence.
 
-    A line whose word is -DOCSTART- begins a document; without such lines every sentence is one by itself.
+    A line with the word -DOCSTART- starts a document; without such lines every sentence is a document.
     """
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
@@ -173,7 +173,9 @@ class Conll:
                 document += cells[0] == "-DOCSTART-"
                 continue
             if len(cells) < 2:
-                raise InputError(f"{path}:{last}: no tag beside {line.strip()[:40]!r}: a word and its tag a line")
+                raise InputError(
+                    f"{path}:{last}: no tag beside {line.strip()[:40]!r}: write one word and its tag per line"
+                )
             first = first if words else last
             words.append(cells[0])
             tags.append(cells[-1])
@@ -187,8 +189,8 @@ class Conll:
 class Squad:
     """Read SQuAD's JSON. unanswerable: questions may have no answer (version 2).
 
-    Answers that do not stand where `answer_start` says are counted: nothing is learned from them, but predictions are
-    scored against them, as officially.
+    Answers that do not occur at `answer_start` are counted: they are not trained on, but predictions are scored against
+    them, as in the official script.
     """
 
     unanswerable: bool
@@ -200,10 +202,10 @@ class Squad:
             for paragraph in entries(path, article, "paragraphs"):
                 context = text_of(f"{path}", paragraph, "context")
                 for entry in entries(path, paragraph, "qas"):
-                    yield alone(self._question(path, context, entry, notes), seen)
+                    yield unique(self._question(path, context, entry, notes), seen)
 
     def _question(self, path: Path, context: str, entry: Any, notes: Notes) -> Question:
-        need_columns(f"{path}", entry, ("id",))
+        require_columns(f"{path}", entry, ("id",))
         origin = f"{path}: question {entry['id']}"
         question = text_of(origin, entry, "question")
         labelled = "answers" in entry or "is_impossible" in entry
@@ -213,11 +215,11 @@ class Squad:
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise InputError(f"{origin}: an answer needs `text` and `answer_start`") from error
         if not all(isinstance(answer.text, str) for answer in answers):
-            raise InputError(f"{origin}: an answer needs `text` and `answer_start`: its text is none")
+            raise InputError(f"{origin}: an answer needs `text` and `answer_start`: its text is not a string")
         return self.checked(Question(origin, str(entry["id"]), question, context, answers, labelled), notes)
 
     def checked(self, question: Question, notes: Notes) -> Question:
-        """Mark answers that are not in the context; raise InputError where one was needed and none was given."""
+        """Mark answers that are not in the context. Raises InputError if there is none where one is required."""
         if question.labelled and not question.answers and not self.unanswerable:
             raise InputError(f"{question.origin} has no answer: give one, or use the task of version 2, squad2")
         answers = tuple(
@@ -225,16 +227,16 @@ class Squad:
             for a in question.answers
         )
         lost = sum(answer.start < 0 for answer in answers)
-        notes["answers that are not in their context where they should be, not learned from"] += lost
+        notes["answers not at their place in the context, not trained on"] += lost
         return question._replace(answers=answers, labelled=question.labelled and (lost < len(answers) or not answers))
 
 
 @dataclass(frozen=True)
 class JsonQuestions:
-    """Read questions from JSON lines. question, context, answer: fields; answer is empty where none is known.
+    """Read questions from JSON lines. question, context, answer: fields; answer may be empty for unlabelled data.
 
-    An answer is a text of the context, whose first place is taken; null or empty where there is none; or an object with
-    lists `text` and `answer_start`, as data sets on the Hub have it. An `id` is taken where there is one.
+    An answer is a text, whose first occurrence in the context counts; null or empty for none; or an object with lists
+    `text` and `answer_start`, as in data sets on the Hub. An `id` is optional.
     """
 
     question: str
@@ -245,14 +247,14 @@ class JsonQuestions:
         """See Format.read."""
         seen: set[str] = set()
         for number, (origin, record) in enumerate(json_lines(path, notes), 1):
-            need_columns(origin, record, (self.question, self.context, self.answer))
+            require_columns(origin, record, (self.question, self.context, self.answer))
             context = text_of(origin, record, self.context)
             answers = self._answers(origin, record[self.answer], context) if self.answer else ()
             name = str(record.get("id", number))
             question = text_of(origin, record, self.question)
             labelled = bool(self.answer)
             given = Question(origin, name, question, context, answers, labelled)
-            yield alone(Squad(True).checked(given, notes), seen)
+            yield unique(Squad(True).checked(given, notes), seen)
 
     def _answers(self, origin: str, given: Any, context: str) -> tuple[Answer, ...]:
         match given:
@@ -265,12 +267,14 @@ class JsonQuestions:
             case {"text": [*texts], "answer_start": [*starts]} if len(texts) == len(starts):
                 if all(isinstance(x, str) for x in texts) and all(isinstance(x, int) for x in starts):
                     return tuple(Answer(text, start) for text, start in zip(texts, starts, strict=True))
-        raise InputError(f"{origin}: {self.answer!r} is no text, nor lists `text` and `answer_start` of equal length")
+        raise InputError(
+            f"{origin}: {self.answer!r} is neither a text nor lists `text` and `answer_start` of equal length"
+        )
 
 
 @dataclass(frozen=True)
 class LabelledFolders:
-    """Read a text a file, from one folder for each label. IMDB: pos and neg; its <br /> are line breaks."""
+    """Read one text per file, from one folder per label. IMDB: pos and neg; its <br /> are line breaks."""
 
     labels: tuple[str, ...]
 
@@ -281,33 +285,33 @@ class LabelledFolders:
             yield Texts(f"{file}", (text,), label)
 
     def files(self, path: Path) -> list[Path]:
-        """List what is read. Raises InputError where a folder is missing."""
+        """Return all files that are read. Raises InputError if a folder is missing."""
         return [file for _, file in self._labelled(path)]
 
     def _labelled(self, path: Path) -> list[tuple[str, Path]]:
         missing = [label for label in self.labels if not (path / label).is_dir()]
         if missing:
-            raise InputError(f"{path} has no folder {missing[0]}: it needs one for each of {', '.join(self.labels)}")
+            raise InputError(f"{path} has no folder {missing[0]}: one is needed for each of {', '.join(self.labels)}")
         return [(label, file) for label in self.labels for file in files_of(path / label, "*.txt")]
 
 
-def alone(question: Question, seen: set[str]) -> Question:
-    """Return a question whose id is not among those `seen`, and add it. Raises InputError for one that is."""
+def unique(question: Question, seen: set[str]) -> Question:
+    """Return the question and add its id to `seen`. Raises InputError if the id was seen before."""
     if question.id in seen:
-        raise InputError(f"{question.origin}: another question has the id {question.id!r}: give each its own")
+        raise InputError(f"{question.origin}: another question has the id {question.id!r}: ids must be unique")
     seen.add(question.id)
     return question
 
 
 def without_breaks(text: str) -> str:
-    """Replace HTML's line breaks by spaces."""
+    """Replace HTML line breaks by spaces."""
     return text.replace("<br />", " ").strip()
 
 
 def tagged(origin: str, words: tuple[str, ...], tags: tuple[str, ...], document: int) -> Words:
-    """Make a tagged sentence. Raises InputError where words and tags differ in number, or there is no word."""
+    """Build a tagged sentence. Raises InputError if words and tags differ in number, or there is no word."""
     if not words:
-        raise InputError(f"{origin}: a sentence without words")
+        raise InputError(f"{origin}: the sentence has no words")
     if tags and len(tags) != len(words):
-        raise InputError(f"{origin}: {len(words)} words but {len(tags)} tags: a tag for each word")
+        raise InputError(f"{origin}: {len(words)} words but {len(tags)} tags: give one tag for each word")
     return Words(origin, words, tags, document)

@@ -1,6 +1,6 @@
 """Score answers as SQuAD's official scripts do, evaluate-v1.1.py and evaluate-v2.0.py (Rajpurkar et al. 2016 and 2018).
 
-No model is needed, and no JAX. What turns logits into answers is in bertjax/tasks/answers.py.
+This needs no model and no JAX. Answers are decoded from logits in bertjax/tasks/answers.py.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from bertjax.errors import InputError
 
 
-def normal(text: str) -> list[str]:
-    """Split an answer into words as both scripts compare them: lower case, without punctuation and articles."""
+def normalised(text: str) -> list[str]:
+    """Return the words of an answer as both scripts compare them: lowercase, without punctuation and articles."""
     bare = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
@@ -24,8 +24,8 @@ _PUNCTUATION = set(string.punctuation)
 
 
 def overlap(prediction: str, gold: str) -> float:
-    """Return the F1 of the words of two answers; where one has none, whether the other has none either."""
-    ours, theirs = normal(prediction), normal(gold)
+    """Return the F1 of the words of two answers; if one has no words, 1 if neither has, else 0."""
+    ours, theirs = normalised(prediction), normalised(gold)
     if not ours or not theirs:
         return float(ours == theirs)
     same = sum((Counter(ours) & Counter(theirs)).values())
@@ -36,14 +36,14 @@ def overlap(prediction: str, gold: str) -> float:
 
 
 class Gold(NamedTuple):
-    """Questions by id with the texts of their answers, none for one without. unanswerable: there may be such."""
+    """Gold answers by question id, [] for an unanswerable one. unanswerable: whether the data have such questions."""
 
     answers: dict[str, list[str]]
     unanswerable: bool
 
 
 def read_gold(path: Path) -> Gold:
-    """Read the answers of a file of SQuAD. Raises InputError where it is none."""
+    """Read the gold answers of a SQuAD file. Raises InputError if it is not one."""
     content = _read_json(path)
     answers: dict[str, list[str]] = {}
     unanswerable = False
@@ -52,24 +52,24 @@ def read_gold(path: Path) -> Gold:
             for paragraph in article["paragraphs"]:
                 for entry in paragraph["qas"]:
                     unanswerable |= "is_impossible" in entry or not entry["answers"]
-                    # As text, which the keys of predictions are, whatever they are in the data.
+                    # As text, like the keys of predictions, whatever their type in the data.
                     name, texts = str(entry["id"]), [answer["text"] for answer in entry["answers"]]
                     if name in answers:
                         raise InputError(
                             f"{path}: two questions have the id {name}: predictions cannot tell them apart"
                         )
                     if not all(isinstance(text, str) for text in texts):
-                        raise InputError(f"{path}: question {name}: an answer is no text")
+                        raise InputError(f"{path}: question {name}: an answer is not a text")
                     answers[name] = texts
     except (TypeError, KeyError) as error:
-        raise InputError(f"{path} is not a file of SQuAD with answers: {type(error).__name__} {error}") from error
+        raise InputError(f"{path} is not a SQuAD file with answers: {type(error).__name__} {error}") from error
     if not answers:
         raise InputError(f"{path} has no question")
     return Gold(answers, unanswerable)
 
 
 def read_answers(path: Path, kind: type = str) -> dict[str, Any]:
-    """Read an object of ids with texts, or with numbers. Raises InputError for anything else."""
+    """Read a JSON object of texts, or of numbers, by id. Raises InputError for anything else."""
     content = _read_json(path)
     wanted = (int, float) if kind is float else (str,)
     bad = next((key for key, value in content.items() if not isinstance(value, wanted) or value != value), None)
@@ -85,22 +85,23 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: convert it with iconv") from error
-    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets in too many brackets
+    except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
         raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not an object with names")
+        raise InputError(f"{path}: not a JSON object")
     return content
 
 
 def score_predictions(
     gold: Gold, predictions: Mapping[str, str], null_odds: Mapping[str, float] | None = None, *, threshold: float = 1.0
 ) -> dict[str, float]:
-    """Score predictions by id: `exact` and `f1` in percent, of all questions; one that is missing scores 0.
+    """Return `exact` and `f1` in percent over all questions; a missing prediction scores 0.
 
-    Of version 2 also for those that have an answer (HasAns_) and those that have none (NoAns_). With `null_odds` an
-    answer whose odds exceed `threshold` counts as none, by default as in the official script, and best_exact and
-    best_f1 are those at the best threshold. Raises InputError where odds lack a question.
+    For version 2 also over questions with an answer (HasAns_) and without (NoAns_). With `null_odds`, an answer whose
+    odds exceed `threshold` counts as none, by default as in the official script, and best_exact and best_f1 are those
+    at the best threshold. Raises InputError if odds lack a question.
     """
+    # One function, despite its branches: the official scripts' options, in their order.
     known = gold.answers.keys() & predictions.keys()
     exact, f1 = ({id: score(gold, id, predictions.get(id)) for id in gold.answers} for score in (_exact, _f1))
     result: dict[str, float] = {}
@@ -108,7 +109,7 @@ def score_predictions(
     if null_odds is not None:
         lacking = next((id for id in gold.answers if id not in null_odds), None)
         if lacking is not None:
-            raise InputError(f"the odds of no answer lack question {lacking}: they are of other predictions")
+            raise InputError(f"the odds of no answer lack question {lacking}: are they of other predictions?")
         exact, f1 = (
             {id: float(not _has(gold, id)) if null_odds[id] > threshold else score for id, score in scores.items()}
             for scores in raw
@@ -130,27 +131,27 @@ def _has(gold: Gold, id: str) -> bool:
 
 
 def _texts(gold: Gold, id: str) -> list[str]:
-    """List the answers that count; in version 2 none counts where only articles or punctuation are left of it."""
+    """Return the answers that count; version 2 drops those of articles and punctuation only, and has [''] for none."""
     texts = gold.answers[id]
-    return [text for text in texts if normal(text)] or [""] if gold.unanswerable else texts
+    return [text for text in texts if normalised(text)] or [""] if gold.unanswerable else texts
 
 
 def _exact(gold: Gold, id: str, prediction: str | None) -> float:
     if prediction is None:
         return 0.0
-    return max((float(normal(prediction) == normal(text)) for text in _texts(gold, id)), default=0.0)
+    return max((float(normalised(prediction) == normalised(text)) for text in _texts(gold, id)), default=0.0)
 
 
 def _f1(gold: Gold, id: str, prediction: str | None) -> float:
     if prediction is None:
         return 0.0
-    if not gold.unanswerable and not normal(prediction):
-        return 0.0  # evaluate-v1.1.py knows no agreement of two empty answers
+    if not gold.unanswerable and not normalised(prediction):
+        return 0.0  # in evaluate-v1.1.py two empty answers do not agree
     return max((overlap(prediction, text) for text in _texts(gold, id)), default=0.0)
 
 
 def _means(name: str, ids: Sequence[str], exact: Mapping[str, float], f1: Mapping[str, float]) -> dict[str, float]:
-    """Average in the order of the data, as the scripts do: to the last digit."""
+    """Return means in the order of the data, as the scripts compute them, equal to the last digit."""
     means = {key: 100.0 * sum(scores[id] for id in ids) / len(ids) for key, scores in (("exact", exact), ("f1", f1))}
     return {f"{name}{key}": value for key, value in {**means, "total": len(ids)}.items()}
 
@@ -158,7 +159,7 @@ def _means(name: str, ids: Sequence[str], exact: Mapping[str, float], f1: Mappin
 def _best_threshold(
     gold: Gold, predictions: Mapping[str, str], scores: Mapping[str, float], null_odds: Mapping[str, float]
 ) -> tuple[float, float]:
-    """Find the threshold of the odds with the best mean score; up to it predictions stand, above it none is said."""
+    """Return the best mean score and its threshold; predictions with odds above it count as no answer."""
     current = best = float(sum(not _has(gold, id) for id in gold.answers))
     at = 0.0
     for id in sorted((id for id in null_odds if id in scores), key=lambda id: null_odds[id]):

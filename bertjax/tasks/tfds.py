@@ -1,6 +1,6 @@
-"""Read labelled data from TFDS by name, without TensorFlow, and make examples of its records.
+"""Read labelled data from TFDS by name, without TensorFlow, and convert its records to examples.
 
-A record's class numbers become names before anything else looks at it: data sets number their classes differently.
+Class numbers are converted to names first, since data sets number their classes differently.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from bertjax.tasks.reading import Notes
 
 
 def plain(value: Any, feature: Any) -> Any:
-    """Turn what TFDS gives into texts, numbers, lists and dicts; numbers of classes into names, unknown ones ''."""
+    """Convert a value of TFDS to texts, numbers, lists and dicts, and class numbers to names, '' if unknown."""
     if isinstance(value, Mapping):
         inner = getattr(feature, "feature", feature)  # of a sequence of records: a record of sequences
         return {key: plain(item, inner[key]) for key, item in value.items()}
@@ -32,16 +32,16 @@ def plain(value: Any, feature: Any) -> Any:
 
 
 class Records(Protocol):
-    """How to make examples of a record of TFDS, whose class numbers are names already."""
+    """Protocol for converters of TFDS records, after `plain`, to examples."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
-        """Yield what a record holds."""
+        """Yield the examples of a record."""
         ...
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Make texts of the fields of a record. skip_incomplete: leave out records with an empty text, and count them."""
+    """Convert fields of a record to texts. skip_incomplete: drop and count records with an empty text."""
 
     texts: tuple[str, ...]
     label: str = "label"
@@ -54,13 +54,13 @@ class Columns:
             notes[INCOMPLETE] += 1
             return
         if not all(texts):
-            raise InputError(f"{origin}: an empty text among {', '.join(self.texts)}")
+            raise InputError(f"{origin}: a text of {', '.join(self.texts)} is empty")
         yield Texts(origin, texts, str(record[self.label]) if self.label else "")
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """Make tagged sentences of `tokens` and `ner`."""
+    """Convert `tokens` and `ner` to tagged sentences."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
@@ -69,7 +69,7 @@ class Tagged:
 
 @dataclass(frozen=True)
 class Questions:
-    """Make questions with their contexts."""
+    """Convert records of SQuAD to questions."""
 
     unanswerable: bool
 
@@ -83,7 +83,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class Articles:
-    """Make the choices of an article of RACE."""
+    """Convert articles of RACE to choices."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
@@ -92,13 +92,13 @@ class Articles:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Make the choices of COPA."""
+    """Convert records of COPA to choices."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""
         names = ["choice1", "choice2"]
         if record["label"] not in ("", *names):
-            raise InputError(f"{origin}: the label is {record['label']!r}, neither of {', '.join(names)}")
+            raise InputError(f"{origin}: the label is {record['label']!r}, not one of {', '.join(names)}")
         label = names.index(record["label"]) if record["label"] else -1
         endings = (record["choice1"], record["choice2"])
         yield copa_choice(origin, record["premise"], record["question"], endings, label)
@@ -106,7 +106,7 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Lettered:
-    """Make the choices of ARC."""
+    """Convert records of ARC to choices."""
 
     def examples(self, origin: str, record: Mapping[str, Any], notes: Notes) -> Iterator[Example]:
         """See Records.examples."""

@@ -142,11 +142,11 @@ def build_command(text, out, *more, form="sentences", tokenizer="tokenizer"):
         (
             b"good day. " * 120_000,
             "plain",
-            r"text:1: a line of over 1000000 bytes: break it up, or raise --longest-line",
+            r"text:1: a line of over 1000000 bytes: split it, or increase --longest-line",
         ),
         (b" \n\t\n", "plain", r"text:1: a document without text"),
         (b"\n\n", "sentences", r"text: no document in the file"),
-        (b'<doc id="1">\nT\n', "wikiextractor", r"never closed: the file is cut short"),
+        (b'<doc id="1">\nT\n', "wikiextractor", r"never closed: the file is truncated"),
         (b"just text\n", "wikiextractor", r"text:1: text outside <doc>"),
         (b'{"text": 3}\n', "jsonl", r"text:1: no text in field 'text': name it with --text-field"),
         (b"{oops\n", "jsonl", r"text:1: not JSON"),
@@ -161,7 +161,7 @@ def test_bad_text_is_named_or_skipped_and_counted(content, form, message, tmp_pa
         {"jsonl": '{"text": "good day"}', "wikiextractor": '<doc id="1">\ngood day\n</doc>'}.get(form, "good day")
     )
     command = build_command(text.parent, tmp_path / "corpus", form=form, tokenizer=tokenizer_folder)
-    fails(capsys, message + r".*\(or leave such out with --skip-bad\)", *command)
+    fails(capsys, message + r".*\(or skip such input with --skip-bad\)", *command)
     code, out, _ = run(
         capsys,
         *build_command(
@@ -179,7 +179,7 @@ def test_missing_and_empty_input_is_named(tmp_path, tokenizer_folder, capsys):
     fails(capsys, "no tokenizer at .*nowhere", *build_command(tmp_path, out, tokenizer=tmp_path / "nowhere"))
     fails(capsys, "holds no tokenizer", *build_command(tmp_path, out, tokenizer=tmp_path / "empty"))
     (tmp_path / "blank").write_text("\n")
-    fails(capsys, "no documents to build from: 1 were left out",
+    fails(capsys, "no documents to build from: 1 were skipped",
           *build_command(tmp_path / "blank", out, "--skip-bad", tokenizer=tokenizer_folder))  # fmt: skip
 
 
@@ -187,9 +187,9 @@ def test_a_build_that_was_begun_with_another_reader_is_refused(tmp_path, tokeniz
     (tmp_path / "in.jsonl").write_text('{"text": "good day"}\nbroken')
     command = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="jsonl", tokenizer=tokenizer_folder)
     fails(capsys, r"in.jsonl:2: not JSON", *command)
-    fails(capsys, "beginning of a build with another input", *command, "--text-field", "body")
+    fails(capsys, "unfinished build with another input", *command, "--text-field", "body")
     plain = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="plain", tokenizer=tokenizer_folder)
-    fails(capsys, "beginning of a build with another input", *plain)
+    fails(capsys, "unfinished build with another input", *plain)
 
 
 def test_a_vocabulary_without_a_mask_is_named(tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_wrong_corpora_are_named(built, tmp_path, tokenizer_folder, capsys):
     (tmp_path / "text").write_text("\n\n".join(["good day"] * 30))
     other = tmp_path / "other"
     assert run(capsys, *build_command(tmp_path / "text", other, "--holdout", 0.3, tokenizer=tokenizer_folder))[0] == 0
-    fails(capsys, "already holds a corpus", *build_command(tmp_path / "text", other, tokenizer=tokenizer_folder))
+    fails(capsys, "already contains a corpus", *build_command(tmp_path / "text", other, tokenizer=tokenizer_folder))
     fails(capsys, "built with another tokenizer than the model's", "evaluate", "--model", work, "--data", other)
     fails(capsys, "no corpus given: build one", "pretrain", "experiments/bert.py", "--workdir", tmp_path / "run")
     fails(
@@ -250,7 +250,15 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(built, tmp_path, capsys):
 
 def test_texts_that_cannot_be_filled_are_named(built, capsys):
     fails(capsys, r"no \[MASK\] in 'plain'", "predict", "fill-mask", "--model", built[2], "plain")
-    fails(capsys, "exceed the 512 of the model", "predict", "fill-mask", "--model", built[2], "[MASK]" + " good" * 600)
+    fails(
+        capsys,
+        "exceed the 512 positions of the model",
+        "predict",
+        "fill-mask",
+        "--model",
+        built[2],
+        "[MASK]" + " good" * 600,
+    )
 
 
 def bertjax(*arguments, **options):

@@ -161,7 +161,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, tokenizer):
         build(mixed_documents(), tokenizer, tmp_path / "mine", SETTINGS)
     build(mixed_documents(), tokenizer, tmp_path / "corpus", SETTINGS)
     before = files_of(tmp_path)
-    with pytest.raises(InputError, match=f"{tmp_path}/corpus already holds a corpus"):
+    with pytest.raises(InputError, match=f"{tmp_path}/corpus already contains a corpus"):
         build(mixed_documents(), tokenizer, tmp_path / "corpus", SETTINGS)
     assert files_of(tmp_path) == before
     with pytest.raises(InputError, match="notes"):
@@ -170,7 +170,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("documents", [[], [Document("a:1", [INVISIBLE, ""])], [Bad("a:1", "not UTF-8: x")]])
 def test_nothing_to_build_from_is_an_error_and_leaves_no_corpus(tmp_path, tokenizer, documents):
-    with pytest.raises(InputError, match=f"no documents.* {len(documents)} were left out"):
+    with pytest.raises(InputError, match=f"no documents.* {len(documents)} were skipped"):
         build(documents, tokenizer, tmp_path, BuildSettings(split_sentences, skip_bad=True))
     with pytest.raises(InputError, match="not a corpus"):
         read_manifest(tmp_path)
@@ -245,7 +245,7 @@ def test_settings_that_make_no_sense_are_an_error_that_names_them(changes):
 
 def test_a_second_build_in_the_same_folder_is_refused(tmp_path, tokenizer):
     def documents():
-        with pytest.raises(InputError, match=f"another build is going on in {tmp_path}"):
+        with pytest.raises(InputError, match=f"another build is running in {tmp_path}"):
             build(mixed_documents(), tokenizer, tmp_path, SETTINGS)
         yield from mixed_documents()
 

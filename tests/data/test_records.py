@@ -201,5 +201,5 @@ def test_a_folder_that_is_no_corpus_says_how_to_make_one(tmp_path):
     with pytest.raises(InputError, match=r"no corpus given.*data build"):
         read_manifest("")
     (tmp_path / "progress.json").write_text("{}")
-    with pytest.raises(InputError, match="cut short: run it again"):
+    with pytest.raises(InputError, match="interrupted: run it again"):
         read_manifest(tmp_path)

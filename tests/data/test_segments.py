@@ -204,12 +204,12 @@ def test_the_held_out_split_is_passed_over_once(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"length": 7}, "length 7 .*use 8 or more"),
-        ({"duplicates": 0}, "duplicates=0 must be 1 or more"),
-        ({"seed": -1}, "seed=-1 0 or more"),
+        ({"length": 7}, "length 7 .*use at least 8"),
+        ({"duplicates": 0}, "duplicates=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 at least 0"),
         ({"short": 1.5}, "short=1.5 and"),
         ({"short": float("nan")}, "short=nan"),
-        ({"single": -0.1}, "single=-0.1 are shares"),
+        ({"single": -0.1}, "single=-0.1 must be fractions"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(fields, message):

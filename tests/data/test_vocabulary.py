@@ -97,7 +97,7 @@ def test_a_sample_stops_at_its_most_bytes():
 
 def test_bad_documents_stop_the_training_or_are_counted(tmp_path):
     given = [*documents(), Bad("made:7", "not UTF-8")]
-    with pytest.raises(InputError, match=r"made:7: not UTF-8 \(or leave such out with --skip-bad\)"):
+    with pytest.raises(InputError, match=r"made:7: not UTF-8 \(or skip such input with --skip-bad\)"):
         trained("wordpiece", tmp_path / "a", given)
     assert not any((tmp_path / "a").iterdir())
     counts, _ = trained("wordpiece", tmp_path / "b", given, skip_bad=True)

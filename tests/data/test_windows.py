@@ -217,12 +217,12 @@ def test_a_boundary_that_is_no_id_of_the_corpus_is_an_error(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"reuse": 0}, "reuse=0: .* use 1 or more"),
+        ({"reuse": 0}, "reuse=0: .* use at least 1"),
         ({"reuse": 28}, "window=32 has no room .* after reuse=28: use a window of 33 or more"),
         ({"length": 100}, "length=100 does not divide into windows of 32"),
         ({"length": 0}, "length=0 does not divide"),
         ({"boundary": -1}, "boundary=-1 is not an id"),
-        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(fields, message):

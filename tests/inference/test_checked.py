@@ -130,7 +130,7 @@ def test_what_cannot_be_filled_is_an_error(trained):
     model = load(trained[0])
     with pytest.raises(InputError, match=r"no \[MASK\] in 'plain'"):
         next(fill_mask(model, ["plain"]))
-    with pytest.raises(InputError, match="exceed the 64 of the model"):
+    with pytest.raises(InputError, match="exceed the 64 positions of the model"):
         next(fill_mask(model, ["[MASK]" + " good" * 64]))
 
 

@@ -47,14 +47,16 @@ def test_padding_counts_for_nothing_and_a_row_of_it_is_zeros():
 
 def test_long_texts_are_refused_or_cut(model):
     long = "time " * 50
-    with pytest.raises(InputError, match="52 tokens exceed the 40 of the model: cut texts with --max-length 40"):
+    with pytest.raises(
+        InputError, match="52 tokens exceed the 40 positions of the model: truncate with --max-length 40"
+    ):
         next(embed(model, [long]))
     with pytest.raises(InputError, match="max_length=41, but the model has 40 positions"):
         next(embed(model, [long], max_length=41))
     (cut,) = embed(model, [long], max_length=10)
     (same,) = embed(model, ["time " * 8])
     np.testing.assert_allclose(cut, same, atol=1e-6)
-    with pytest.raises(InputError, match="1 tokens cannot hold the specials of a text: allow 2 or more"):
+    with pytest.raises(InputError, match="1 tokens have no room for the special tokens of a text: allow at least 2"):
         next(embed(model, [long], max_length=1))
 
 

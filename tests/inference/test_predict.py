@@ -65,7 +65,7 @@ def test_texts_are_cut_where_positions_end_or_one_says(tokenizer, pairs):
     long = "man " * 700
     whole, cut = (next(classify(relative, [long], max_length=n, say=said.append)) for n in (1024, 0))
     assert said == ["1 texts truncated to 512 tokens"] and whole.scores != cut.scores
-    with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: use fewer"):
+    with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: reduce it"):
         next(classify(pairs, [long], max_length=1024, **SILENT))
     with pytest.raises(InputError, match="max_length=4: rows of length 4 have no room"):
         next(classify(pairs, [long], max_length=4, **SILENT))
@@ -105,7 +105,7 @@ def test_answers_are_pieces_of_their_contexts_also_in_many_windows(tokenizer, co
     none = list(answer(model, [("what man", context)], may_have_none=True, threshold=-1e9, **SILENT))
     assert none[0].text == "" and np.isfinite(none[0].null_odds)
     assert list(answer(model, [], **SILENT)) == []
-    with pytest.raises(InputError, match="question 1, its context: an empty text"):
+    with pytest.raises(InputError, match="question 1, its context: the text is empty"):
         next(answer(model, [("what man", " ")], **SILENT))
     some = list(answer(model, [("what man", context)], may_have_none=True, threshold=1e9, **SILENT))
     assert some[0].text == found[0].text
@@ -130,14 +130,14 @@ def test_the_likeliest_ending_is_chosen_of_any_number(tokenizer):
 def test_another_head_empty_texts_and_foreign_tokenizers_are_refused(pairs, tokenizer):
     with pytest.raises(InputError, match="has a head for classify, not for tag"):
         next(tag(pairs, ["man"], **SILENT))
-    with pytest.raises(InputError, match="text 2: an empty text"):
+    with pytest.raises(InputError, match="text 2: the text is empty"):
         next(classify(pairs, ["man", " "], **SILENT))
-    with pytest.raises(InputError, match="text 2 has 3 parts: give one text, or a pair"):
+    with pytest.raises(InputError, match="text 2 has 3 parts: give one text or a pair"):
         next(classify(pairs, ["man", ("time", "way", "day")], **SILENT))
     assert list(classify(pairs, [], **SILENT)) == []
     check_tokenizer(pairs, "model")
     wide = dataclasses.replace(pairs, objective=Published(pairs.encoder.clone(V=2000), pairs.objective.named_heads))
-    with pytest.raises(InputError, match=r"ids for a word table of 2,000 rows: they do not belong together"):
+    with pytest.raises(InputError, match=r"ids for a word table of 2,000 rows: they do not belong"):
         check_tokenizer(wide, "model")
     config = {"huggingface": {"config": {"pad_token_id": 7}}}
     with pytest.raises(InputError, match=r"pad_token_id=7, its tokenizer has '\[PAD\]' at 0"):
@@ -153,7 +153,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["texts"] for line in lines] == [["time", "person"], ["Магия реальна"]]
     assert "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна" in err
-    assert "1 lines that end in CRLF, read like any" in err
+    assert "1 lines that end in CRLF" in err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])
         assert main(command) == 2
@@ -163,7 +163,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
         assert main(command) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["texts"] == ["time"]
-    assert "1 byte order marks, removed" in err
+    assert "1 byte order marks removed" in err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "caf\udce9\n"])  # what Python makes of a byte that is not UTF-8
         assert main(command) == 2
@@ -173,9 +173,9 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     (tmp_path / "questions").write_text("what\n \n")
     asking = ["predict", "answer", "--model", str(tmp_path / "model"), "--input", str(tmp_path / "questions")]
     assert main([*asking, "--context", "man"]) == 2
-    assert "questions:2: an empty text" in capsys.readouterr().err
+    assert "questions:2: the text is empty" in capsys.readouterr().err
     assert main([*asking, "--context", " "]) == 2
-    assert "--context: an empty text" in capsys.readouterr().err
+    assert "--context: the text is empty" in capsys.readouterr().err
     assert main(["tokenizer", "inspect", "--model", str(tmp_path / "model"), "time Магия"]) == 0
     assert "warning: 1 of 2 words" in capsys.readouterr().out
 

@@ -115,7 +115,7 @@ def test_a_picture_or_a_search_needs_a_slice_and_a_folder(capsys, tmp_path):
     assert "--topology" in capsys.readouterr().err
     missing = tmp_path / "missing" / "memory.svg"
     assert main(["plan", "experiments/bert.py", "--topology", "v3-8", "--picture", str(missing)]) == 2
-    assert "make it first" in capsys.readouterr().err
+    assert "create it first" in capsys.readouterr().err
 
 
 def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):

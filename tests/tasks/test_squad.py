@@ -99,7 +99,7 @@ def test_the_command_scores_without_a_model(tmp_path, capsys):
     assert main([*command, "--null-odds", str(tmp_path / "odds.json")]) == 0
     assert json.loads(capsys.readouterr().out)["best_exact_thresh"] == -3.5
     assert main([*command, "--null-threshold", "0.5"]) == 2
-    assert "--null-threshold is of odds: give --null-odds too" in capsys.readouterr().err
+    assert "--null-threshold needs --null-odds" in capsys.readouterr().err
     assert main(["evaluate", "--model", "nowhere", *command[1:]]) == 2
     assert "predictions are scored without a model" in capsys.readouterr().err
     program = "import bertjax.tasks.squad, sys; sys.exit('jax' in sys.modules)"
@@ -118,10 +118,10 @@ def test_ids_that_are_numbers_in_the_data_are_those_of_the_predictions(tmp_path,
 @pytest.mark.parametrize(
     ("paragraphs", "predictions", "says"),
     [
-        ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], {"2": "x"}, "answers no question of"),
+        ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], {"2": "x"}, "has no answer to a question of"),
         ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], {"1": 3}, "'1' has 3, not a text"),
-        ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], ["x"], "not an object with names"),
-        ([{"context": "x", "qas": [{"id": "1"}]}], {"1": "x"}, "is not a file of SQuAD with answers: .*'answers'"),
+        ([{"context": "x", "qas": [{"id": "1", "answers": []}]}], ["x"], "not a JSON object"),
+        ([{"context": "x", "qas": [{"id": "1"}]}], {"1": "x"}, "is not a SQuAD file with answers: .*'answers'"),
         ([], {"1": "x"}, "has no question"),
         (
             [{"context": "x", "qas": [{"id": 1, "answers": []}, {"id": "1", "answers": []}]}],
