@@ -1,11 +1,11 @@
-"""ALBERT: one layer used many times, masked n-grams and sentence order (Lan et al. 2019; google-research/albert).
+"""ALBERT: parameters shared across layers, masked n-grams and sentence order (Lan et al. 2019; google-research/albert).
 
     bertjax tokenizer train text/ --format plain --kind unigram --size 30000 --lowercase --out spm/
     bertjax data build text/ --format plain --tokenizer spm/ --out corpus/
     bertjax pretrain experiments/albert.py size=base data=corpus/ dtype=bfloat16 --workdir runs/albert
 
 Recipe: 125k steps of 4096 rows of 512, LAMB at 1.76e-3 after 3,125 steps of warm-up, no bias correction, weight decay
-0.01 (run_pretraining.py, lamb_optimizer.py); 40 passes of pairs with fixed masks of n-grams up to 3 words, at most 20
+0.01 (run_pretraining.py, lamb_optimizer.py); 40 passes of pairs with static masks of n-grams up to 3 words, at most 20
 predictions a row (create_pretraining_data.py); dropout 0 as in the v2 models, 0.1 in the first ones but xxlarge.
 Published: xxlarge 32 hours on 512 TPU v3. Expected: no pre-training loss was published.
 

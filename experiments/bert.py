@@ -1,15 +1,15 @@
-"""BERT: masked words and next sentences (Devlin et al. 2018; google-research/bert).
+"""BERT: masked language modelling and next-sentence prediction (Devlin et al. 2018; google-research/bert).
 
     bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/
     bertjax pretrain experiments/bert.py size=base data=corpus/ dtype=bfloat16 --workdir runs/base
 
 Recipe: 1M steps of 256 rows, 90% of them of length 128 and the rest of 512, BERT's Adam at 1e-4 with 10k steps of
-warm-up (README.md, optimization.py, run_pretraining.py); ten passes of pairs with fixed masks (create_pretraining_data.
-py). Published hardware: 16 TPU chips for base, 64 for large, about 4 days each. Expected: held-out masked-word loss
-about 1.4 for base (issue 90 of the repository). On one CPU take a small size and fewer steps: see experiments/README.md
-for such a run.
+warm-up (README.md, optimization.py, run_pretraining.py); ten passes of pairs with static masks
+(create_pretraining_data.py). Published hardware: 16 TPU chips for base, 64 for large, about 4 days each. Expected:
+held-out masked-LM loss about 1.4 for base (issue 90 of the repository). On one CPU use a small size and fewer steps:
+see experiments/README.md for such a run.
 
-Deviations: one learning-rate line over both lengths, where some ports restart it; the exact GELU of the released
+Deviations: one learning-rate schedule over both lengths, where some ports restart it; the exact GELU of the released
 weights, where the repository has since moved to the tanh form; corpus and vocabulary are your own.
 """
 

@@ -1,4 +1,4 @@
-"""RACE, SWAG, COPA and ARC: fine-tuning on choices between ways to go on.
+"""RACE, SWAG, COPA and ARC: fine-tuning on multiple choice.
 
     bertjax finetune experiments/choice.py task=race init=roberta-large/ data=race/ seeds=3 --workdir runs/race
 
@@ -6,8 +6,8 @@ Sources: google-research/albert race_utils.py and README.md; zihangdai/xlnet REA
 README.race.md; Devlin et al. 2018, section 4.4 (SWAG). All options of a question are one row of the batch. Expected on
 RACE's development set: XLNet-large 81.75, and 80.3 with batches of 8.
 
-Deviations: RoBERTa's rate is fixed in its recipe, as here after a warm-up of nothing; Adam corrects its bias. COPA and
-ARC have no recipe of these authors: they take that of the family's RACE, in smaller batches.
+Deviations: RoBERTa's rate is constant in its recipe, as here, without warm-up; Adam corrects its bias; these authors
+have no recipe for COPA and ARC, which use that of the family's RACE in smaller batches.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ from bertjax.tasks.table import find_task
 
 
 def fixed(peak: float, warmup: int, total: int) -> Schedule:
-    """Hold the peak after warm-up."""
+    """Return a constant schedule after warm-up."""
     return Schedule(peak, warmup, total, decay=0)
 
 

@@ -1,18 +1,18 @@
-"""Crammed-BERT: what a day on one GPU can train (Geiping and Goldstein 2023; JonasGeiping/cramming).
+"""Crammed-BERT: pre-training in one day on one GPU (Geiping and Goldstein 2023; JonasGeiping/cramming).
 
     bertjax tokenizer train text/ --format plain --kind wordpiece --size 32768 --lowercase --out wordpiece/
     bertjax data build text/ --format plain --tokenizer wordpiece/ --out corpus/
     bertjax pretrain experiments/crammed.py data=corpus/ steps=… dtype=bfloat16 --workdir runs/crammed
 
-Recipe: rows of 128, a quarter of their positions masked, specials included, always the same number; AdamW β .9/.98, eps
+Recipe: rows of 128, exactly a quarter of their positions masked, special tokens included; AdamW β .9/.98, eps
 1e-12, weight decay 0.01, clipped at 0.5, no dropout; the rate rises from 2.5e-4 to 1e-3 over three quarters of the
 budget and falls to 0 over the rest; one pass over filtered text of the Pile (config/arch/crammed-bert.yaml,
 config/train/bert-o4.yaml, config/train/optim/adam.yaml, backend/optimizers/schedulers.py). Published: 24 hours on one
 GPU, GLUE within a few points of BERT's. Expected: no loss was published.
 
-Deviations: the budget is `steps`, not hours, so measure a few first and set it to what a day holds; batches have their
+Deviations: the budget is `steps`, not hours, so measure a few first and set it to those of a day; batches have their
 8192 rows from the first step, where the original grows them until 60% of the budget; the number of masked tokens is
-fixed for each row, where the original fixes it for 128 rows together.
+fixed for each row, where the original fixes it for 128 rows in total.
 """
 
 from typing import Literal

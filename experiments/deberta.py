@@ -1,12 +1,12 @@
-"""DeBERTa 1, 2, 3 and mDeBERTa: distance and content attend apart (He et al. 2020, 2021; microsoft/DeBERTa).
+"""DeBERTa 1, 2, 3 and mDeBERTa: disentangled attention (He et al. 2020, 2021; microsoft/DeBERTa).
 
     bertjax tokenizer train text/ --format plain --kind unigram --size 128000 --out spm/
     bertjax data build text/ --format plain --tokenizer spm/ --out corpus/
     bertjax pretrain experiments/deberta.py size=v3-base data=corpus/ dtype=bfloat16 --workdir runs/deberta
 
 Recipe (experiments/language_model/mlm.sh, rtd.sh and their JSON files): 1M steps of 256 rows of 512, BERT's Adam at
-1e-4 with 10k steps of warm-up, then linear to 0. Versions 1 and 2 guess whole words in n-grams of up to 3 with the mask
-decoder; version 2 has a convolution, and in the script 32 rows and 1k steps of warm-up. Version 3 tells replaced
+1e-4 with 10k steps of warm-up, then linear to 0. Versions 1 and 2 predict whole words in n-grams of up to 3 with the
+mask decoder; version 2 has a convolution, and in the script 32 rows and 1k steps of warm-up. Version 3 detects replaced
 tokens; its generator is as wide and half as deep and has the mask decoder, all of its 15% are masked, the embeddings
 are disentangled; xsmall has 64 rows at 3e-4. The papers' batches are larger, 2048 rows. mDeBERTa is version 3 base with
 a vocabulary for 100 languages: 251000 rows (microsoft/mdeberta-v3-base config.json), [MASK] at 250101
@@ -15,8 +15,9 @@ a vocabulary for 100 languages: 251000 rows (microsoft/mdeberta-v3-base config.j
 
 Deviations: n-grams partition the words of a row (bertjax.masking). The original steps generator and discriminator in
 turn, with an optimiser for each; here one step trains both, and clips the gradients of both together. The weight of the
-discriminator's loss matters only to that: it is 10, as in the code (apps/tasks/rtd_task.py); in the paper it is 50. The
-discriminator has no position table, which the original has and never reads. Corpus and vocabulary are your own.
+discriminator's loss matters only to that clipping: it is 10, as in the code (apps/tasks/rtd_task.py); in the paper it
+is 50. The discriminator has no position table, which the original has and never reads. Corpus and vocabulary are your
+own.
 """
 
 from typing import Literal

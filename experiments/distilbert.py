@@ -1,22 +1,22 @@
-"""DistilBERT: half of BERT's layers, taught by all of them (Sanh et al. 2019; huggingface/transformers, distillation).
+"""DistilBERT: a student with half of BERT's layers (Sanh et al. 2019; huggingface/transformers, distillation).
 
     bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/
     bertjax pretrain experiments/distilbert.py teacher=runs/base data=corpus/ dtype=bfloat16 --workdir runs/distilbert
 
-The teacher is a BERT or RoBERTa: the work folder of a run, `folder:part`, or a Hugging Face folder; its vocabulary is
+The teacher is a BERT or RoBERTa: a work directory, `folder:part`, or a Hugging Face folder; its vocabulary is
 that of the corpus. Without one the plan is BERT-base's: `bertjax plan experiments/distilbert.py` counts the student as
 `trained`.
 
-Recipe: three passes over Wikipedia and books, 2000 rows a step (8 GPUs, 50 micro-batches of 5); the student begins as
-layers 0, 2, 4, 7, 9, 11, the embeddings without segments and the head of the teacher; 5 · soft targets at temperature 2
-+ 2 · masked LM + 1 · cosine; Adam β .9/.98, no weight decay, clipped at 5, linear from 5e-4 after 5% of the steps
-(distiller.py, train.py, scripts/extract_distilbert.py). Published hardware: 8 V100 of 16 GB, 90 hours. Expected: about
-97% of the teacher's GLUE score (README.md).
+Recipe: three passes over Wikipedia and books, 2000 rows a step (8 GPUs, 50 micro-batches of 5); the student is
+initialised with layers 0, 2, 4, 7, 9, 11, the embeddings without segments and the head of the teacher; 5 · soft targets
+at temperature 2 + 2 · masked LM + 1 · cosine; Adam β .9/.98, no weight decay, clipped at 5, linear from 5e-4 after 5%
+of the steps (distiller.py, train.py, scripts/extract_distilbert.py). Published hardware: 8 V100 of 16 GB, 90 hours.
+Expected: about 97% of the teacher's GLUE score (README.md).
 
-Deviations: rows of full sentences of one length instead of single lines grouped by theirs, so three passes are fewer
+Deviations: rows of full sentences instead of single lines grouped by length, so three passes are fewer
 rows (the steps here are our arithmetic: 3 · 4.3 billion pieces in 2000 rows of 512); 15% of each row, where the
-original draws from a whole batch; every piece is as likely to be chosen, where the original prefers rare ones by
-count^-0.7 (a corpus does not say how often its pieces occur).
+original draws from a whole batch; every piece is equally likely to be masked, where the original prefers rare ones by
+count^-0.7 (a corpus does not record the frequencies of pieces).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ CASED = Vocabulary(28996, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
 def encoder_of(teacher: str) -> Encoder:
-    """Load what the teacher is. Raises ValueError where it is several models, or no BERT."""
+    """Return the teacher's encoder. Raises ValueError if it is several models, or not a BERT."""
     model = load(teacher)
     if "encoder" not in model.params:
         raise ValueError(f"teacher={teacher} is several models: name one, such as {teacher}:{next(iter(model.params))}")

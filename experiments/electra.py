@@ -1,20 +1,20 @@
-"""ELECTRA: find the tokens that a small generator put in (Clark et al. 2020; google-research/electra).
+"""ELECTRA: detect the tokens that a small generator replaced (Clark et al. 2020; google-research/electra).
 
     bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/
     bertjax pretrain experiments/electra.py size=base data=corpus/ dtype=bfloat16 --workdir runs/electra
 
 Recipe: small 1M steps of 128 rows of 128 at 5e-4, base 766k of 256 rows of 512 at 2e-4, large 400k of 2048 rows of 512
 at 2e-4 with 25% masked; BERT's Adam, 10k steps of warm-up (configure_pretraining.py, flops_computation.py). The
-generator is as deep and 1/4 (base 1/3) as wide, its whole embedding block is the discriminator's; the small weights
-that were released had a generator of full width (README.md): `released=true`. Positions are drawn with replacement, 85%
-become the mask, all are overwritten by samples; the discriminator's loss counts 50 times. Published hardware: small one
-V100, base 16 TPU v3 chips, 4 days each. Expected: the generator's accuracy well below BERT's; a discriminator loss that
-stays near 0.2 as the generator improves; neither tells how well it will fine-tune.
+generator is as deep and 1/4 (base 1/3) as wide, and shares its whole embedding block with the discriminator; the
+released small weights have a generator of full width (README.md): `released=true`. Positions are drawn with
+replacement, 85% become the mask, all are replaced by samples; the discriminator's loss has weight 50. Published
+hardware: small one V100, base 16 TPU v3 chips, 4 days each. Expected: the generator's accuracy well below BERT's; a
+discriminator loss that stays near 0.2 as the generator improves; neither predicts results of fine-tuning.
 
-`sharing=disentangled` trains with the embeddings of DeBERTa-v3, `sharing=separate` with none in common.
+`sharing=disentangled` trains with the embeddings of DeBERTa-v3, `sharing=separate` with separate ones.
 
-Deviations: text is joined without gaps and sentences longer than a row are cut first (data/segments.py); where a
-position was drawn twice the larger sample stands (objectives/rtd.py); corpus and vocabulary are your own.
+Deviations: text is joined without gaps and sentences longer than a row are cut first (data/segments.py); of a position
+drawn twice the larger sample is kept (objectives/rtd.py); corpus and vocabulary are your own.
 """
 
 from typing import Literal

@@ -1,20 +1,20 @@
-"""GLUE: fine-tuning on its tasks, with the published numbers of each family.
+"""GLUE: fine-tuning with the published hyperparameters of each family.
 
     bertjax finetune experiments/glue.py task=sst2 init=bert-base-uncased/ data=glue/ seeds=5 --workdir runs/sst2
 
 Sources: google-research/bert README.md and run_classifier.py; fairseq examples/roberta/config/finetuning;
 google-research/albert run_glue.sh; google-research/electra configure_finetuning.py; zihangdai/xlnet README.md;
 microsoft/DeBERTa experiments/glue; mosaicml/examples and AnswerDotAI/ModernBERT src/evals/glue_jobs.py; JonasGeiping/
-cramming config/eval/GLUE_sane.yaml; chandar-lab/NeoBERT jobs/glue. `family` says whose numbers are taken; by default
-those of the family and published size that `init` belongs to, else BERT's. Expected of BERT-base on the development
-sets, medians over seeds: about 92.5 on SST-2, 58 on CoLA, 89 on STS-B, 84 on MNLI, 66 on RTE. IMDB is here too.
+cramming config/eval/GLUE_sane.yaml; chandar-lab/NeoBERT jobs/glue. `family` selects the hyperparameters; by default
+those of the family and published size of `init`, else BERT's. Expected of BERT-base on the development
+sets, medians over seeds: about 92.5 on SST-2, 58 on CoLA, 89 on STS-B, 84 on MNLI, 66 on RTE. IMDB is included.
 
 Deviations: Adam corrects its bias, since small data sets fail more often without (in Python `Recipe.moments`). RoBERTa,
-DeBERTa and the modern ones begin RTE, MRPC and STS-B with an MNLI model: pass it as `init`. RoBERTa and ELECTRA learn
-STS-B's numbers divided by 5 (`recipe.unit_range`), the others as they are; what is predicted is between 0 and 5 again.
-Decay that is decoupled from the rate (ModernBERT, MosaicBERT) is decay / peak here. Encoders drop as they did in pre-
-training; Crammed-BERT, which then does not, drops 0.1 everywhere (config/arch/crammed-bert.yaml). What a source does
-not say (XLNet on most tasks, NeoBERT's choice from its sweep, the decay of MosaicBERT) is taken from its nearest table.
+DeBERTa and the modern encoders initialise RTE, MRPC and STS-B from an MNLI model: pass it as `init`. RoBERTa and
+ELECTRA train on STS-B's scores divided by 5 (`recipe.unit_range`); their predictions are between 0 and 5 again.
+Decay that is decoupled from the rate (ModernBERT, MosaicBERT) is decay / peak here. Dropout of the encoder is that of
+pre-training; Crammed-BERT, pre-trained without, has 0.1 everywhere (config/arch/crammed-bert.yaml). What a source
+omits (XLNet on most tasks, NeoBERT's choice from its sweep, the decay of MosaicBERT) is taken from its nearest table.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def half_cosine(peak: float, warmup: int, total: int) -> Schedule:
 
 
 def rows(make: Any, names: str, numbers: dict[str, tuple[float, ...]]) -> dict[str, Recipe]:
-    """Make a recipe for each task of a table whose columns have these names."""
+    """Build a recipe for each task of a table with these columns."""
     return {task: make(**dict(zip(names.split(), row, strict=True))) for task, row in numbers.items()}
 
 
@@ -46,12 +46,12 @@ LENGTHS = {"mnli": 256, "cola": 64, "sst2": 128, "qnli": 512, "qqp": 320, "rte":
 
 
 def deberta(numbers: dict[str, tuple[float, ...]]) -> dict[str, Recipe]:
-    """Make the recipes of a column of DeBERTa's table: rate, epochs, batch, warm-up steps, dropout of the head."""
+    """Build the recipes of a column of DeBERTa's table: rate, epochs, batch, warm-up steps, dropout of the head."""
     return rows(Recipe, EPOCHS, {task: (*row, LENGTHS[task]) for task, row in numbers.items()})
 
 
 def modern(numbers: dict[str, tuple[float, ...]]) -> dict[str, Recipe]:
-    """Make the recipes of ModernBERT's table: rate, batch, epochs, decoupled decay."""
+    """Build the recipes of ModernBERT's table: rate, batch, epochs, decoupled decay."""
     made = partial(Recipe, warmup=0.06, b2=0.98, length=256)
     return {
         task: made(rate, int(batch_size), epochs=epochs, weight_decay=decay / rate)
@@ -133,7 +133,7 @@ NEAREST = {
 
 
 def recipe_for(family: str, task: str) -> Recipe:
-    """Find the numbers of a family for a task; where it has none, those of the nearest family or of its other tasks."""
+    """Return the recipe of a family for a task, or else of the nearest family or of its other tasks."""
     table = RECIPES[family if family in RECIPES else NEAREST[family]]
     if task in table or "" in table:
         return table.get(task) or table[""]

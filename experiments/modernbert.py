@@ -1,4 +1,4 @@
-"""ModernBERT and Ettin: rotary, gated, local and global by turns (Warner et al. 2024; Weller et al. 2025).
+"""ModernBERT and Ettin: RoPE, GeGLU, alternating attention (Warner et al. 2024; Weller et al. 2025).
 
     bertjax data build text/ --format plain --tokenizer tokenizer.json --out corpus/
     bertjax pretrain experiments/modernbert.py size=base data=corpus/ dtype=bfloat16 --workdir runs/base
@@ -8,17 +8,18 @@
 --workdir runs/final
 
 Recipe (AnswerDotAI/ModernBERT yamls/modernbert, JHU-CLSP/ettin-encoder-vs-decoder pretraining/configs/standard): 30% of
-all positions masked, specials included; StableAdamW β .9/.98, eps 1e-6, fully decoupled decay, no clipping. `pretrain`:
-1.7T tokens in rows of 1024, warm-up and then a constant rate; large was restarted at a tenth of its rate after 900B,
-and has a tenth of its decay from there on, 1e-6 (modernbert-large-context-extension.yaml, …-learning-rate-decay.yaml).
-`extend`: 250B tokens in rows of 8192, theta 160,000 in global layers. `decay`: 50B tokens more, 1 − √progress. Ettin
-(17m to 1b) has theta 160,000 in all layers from `extend` on, falls by 1 − √progress in both stages, and masks 15% in
-the last. Published hardware: 8 H100; Ettin 4 H100 from 6 days (17m) to 90 (1b). Expected: no loss was published.
+all positions masked, special tokens included; StableAdamW β .9/.98, eps 1e-6, fully decoupled decay, no clipping.
+`pretrain`: 1.7T tokens in rows of 1024, warm-up and then a constant rate; large was restarted at a tenth of its rate
+after 900B, and has a tenth of its decay from there on, 1e-6 (modernbert-large-context-extension.yaml,
+…-learning-rate-decay.yaml). `extend`: 250B tokens in rows of 8192, theta 160,000 in global layers. `decay`: 50B tokens
+more, 1 − √progress. Ettin (17m to 1b) has theta 160,000 in all layers from `extend` on, falls by 1 − √progress in both
+stages, and masks 15% in the last. Published hardware: 8 H100; Ettin 4 H100 from 6 days (17m) to 90 (1b). Expected: no
+loss was published.
 
-Deviations: large begins afresh, not as base tiled to its size (`init_from_checkpoint`, modernbert-large-pretrain.yaml);
+Deviations: large is freshly initialised, not tiled from base (`init_from_checkpoint`, modernbert-large-pretrain.yaml);
 a fixed number of positions of a row is masked, and random ids are drawn from the whole vocabulary; held-out loss is at
 the rate of training, not at 15%; batches have their full size from the first step, not after 50B tokens; weight decay
-is not held back with the update (optim.py); Ettin did not pack, and its long rows had 7999 tokens.
+is not reduced with the update (optim.py); Ettin did not pack, and its long rows had 7999 tokens.
 """
 
 from typing import Literal, NamedTuple
@@ -37,7 +38,7 @@ from bertjax.optim.schedules import Restarting, Schedule, one_minus_sqrt
 
 
 class Recipe(NamedTuple):
-    """What differs between sizes: widths, rows of a batch in each stage, rate, warm-up in tokens, decay."""
+    """The differences between sizes: widths, batch size of each stage, rate, warm-up in tokens, decay."""
 
     widths: dict[str, int]
     rows: tuple[int, int, int]
@@ -101,7 +102,7 @@ def experiment(
 
 
 def schedule_of(size: str, stage: str, steps: int, tokens: int) -> tuple[Schedule | Restarting, float, float]:
-    """Return the schedule of a stage of `steps` steps of `tokens` tokens, its peak, and what decays a step there."""
+    """Return the schedule of a stage of `steps` steps of `tokens` tokens, its peak, and the decay at it."""
     recipe = RECIPES[size]
     warmup = min(steps // 10, round(recipe.warmup / tokens))
     if stage == "pretrain" and size == "large":

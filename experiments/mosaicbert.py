@@ -1,15 +1,15 @@
-"""MosaicBERT: BERT with linear biases for positions and gated feed-forwards (Portes et al. 2023; mosaicml/examples).
+"""MosaicBERT: BERT with ALiBi and gated feed-forwards (Portes et al. 2023; mosaicml/examples).
 
     bertjax data build c4/ --format plain --tokenizer vocab.txt --out corpus/
     bertjax pretrain experiments/mosaicbert.py data=corpus/ dtype=bfloat16 --workdir runs/mosaicbert
 
 Recipe: 70k steps of 4096 rows of 128 of C4, 30% of the tokens masked; AdamW β .9/.98, eps 1e-6, fully decoupled decay
-1e-5 of every parameter, no clipping; 6% warm-up to 5e-4, then a line to 2% of it (benchmarks/bert/main.py,
+1e-5 of every parameter, no clipping; 6% warm-up to 5e-4, then linear to 2% of it (benchmarks/bert/main.py,
 yamls/main/mosaic-bert-base-uncased.yaml). Published: GLUE 79.6 after 1.13 hours on 8 A100. Expected: no loss was
 published.
 
 Deviations: held-out loss is at the rate of training, not at 15%; documents longer than a row become several rows, where
-the original cuts them off; corpus and vocabulary are your own.
+the original truncates them; corpus and vocabulary are your own.
 """
 
 from typing import Literal

@@ -6,7 +6,7 @@
 
 Recipe: 20% of the tokens masked, all of them by [MASK]; AdamW β .9/.95, eps 1e-8, weight decay 0.1 of all parameters,
 norms and the one bias too (src/neobert/optimizer/optimizer.py), clipped at 1; `pretrain` 1M steps of 2048 rows of 1024,
-2000 steps of warm-up to 6e-4, half a cosine to a tenth of that at step 900k, then constant; `extend` 50k steps of 512
+2000 steps of warm-up to 6e-4, a half cosine to a tenth of that at step 900k, then constant; `extend` 50k steps of 512
 rows of 4096 at that last rate, on long texts (paper, section 3; jobs/neobert.sh, jobs/neobert-4096.sh). Published: 2.1T
 tokens of RefinedWeb on 8 H100. Expected: no loss was published.
 

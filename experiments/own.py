@@ -1,12 +1,12 @@
-"""Your own task: fine-tuning on files train and validation of a folder, their columns named here.
+"""Your own task: fine-tuning on files train and validation in a folder, with columns of your choice.
 
     bertjax finetune experiments/own.py kind=classify columns=text label=topic init=bert/ data=mine/ --workdir runs/mine
     bertjax finetune experiments/own.py kind=tag columns=words label=tags init=bert/ data=mine/ --workdir runs/mine
 
 classify and regress read .tsv, .csv or .jsonl with one or two columns of text; tag reads .conll, or .jsonl with lists
-of words and of tags; span reads .json as SQuAD 2.0 has it, or .jsonl where columns=question,context are named; choice
-reads .jsonl with a context, a list of endings, and the number of the right one, or .tsv and .csv with a column for each
-ending. The numbers are BERT's for GLUE, in one setting for all; set what you need.
+of words and of tags; span reads .json as SQuAD 2.0 has it, or .jsonl with columns=question,context; choice
+reads .jsonl with a context, a list of endings, and the number of the correct one, or .tsv and .csv with a column for
+each ending. The hyperparameters are BERT's for GLUE, one setting for all kinds; override what you need.
 """
 
 from typing import Literal

@@ -1,9 +1,9 @@
-"""Write the English that every Python carries as JSON lines, a document a line: text for experiments/smoke.py.
+"""Write the English text in Python's own documentation as JSON lines, one document per line, for experiments/smoke.py.
 
     python experiments/python_docs.py demo/text.jsonl
 
 Documents are the topics of the language reference (`pydoc_data.topics`) and, module by module, the docstrings of the
-standard library, read from its source without importing it. Code examples are left out. About 2 MB.
+standard library, read from its source without importing it. Code examples are dropped. About 2 MB.
 """
 
 import ast
@@ -20,7 +20,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 
 def documents() -> Iterator[str]:
-    """Yield the text of each document, a paragraph a line."""
+    """Yield the text of each document, one paragraph per line."""
     for _, topic in sorted(pydoc_data.topics.topics.items()):
         yield from _document([topic])
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -49,13 +49,13 @@ def _document(texts: list[str]) -> Iterator[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Leave out code, tables and rules: prose is mostly letters and spaces, and has some words."""
+    """Return whether a paragraph is prose, mostly letters and spaces, and not code, a table or a rule."""
     letters = sum(character.isalpha() or character == " " for character in paragraph)
     return ">>>" not in paragraph and len(paragraph.split()) >= 4 and letters > 0.85 * len(paragraph)
 
 
 def main() -> None:
-    """Write to the file named on the command line."""
+    """Write the documents to the file given on the command line."""
     out = Path(sys.argv[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     count = size = 0

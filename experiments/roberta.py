@@ -1,14 +1,14 @@
-"""RoBERTa: masked pieces of full sentences, no pairs (Liu et al. 2019; fairseq, examples/roberta).
+"""RoBERTa: masked language modelling on full sentences, without pairs (Liu et al. 2019; fairseq, examples/roberta).
 
     bertjax data build text/ --format plain --tokenizer roberta/vocab.json --out corpus/
     bertjax pretrain experiments/roberta.py size=base data=corpus/ dtype=bfloat16 --workdir runs/roberta
 
 Recipe: 500k steps of 8192 rows of 512, Adam β .9/.98, weight decay 0.01 on every parameter, no clipping, linear from
 6e-4 after 24k steps (base), 4e-4 after 30k (large) (README.md of the released models); masks redrawn at every step over
-all positions, specials included, their number rounded at random (fairseq data/mask_tokens_dataset.py). Published
+all positions, special tokens included, their number rounded at random (fairseq data/mask_tokens_dataset.py). Published
 hardware: 1024 V100, about a day per 100k steps. Expected: not comparable with losses over non-special positions.
 
-Deviations: fairseq initialises the row of the padding piece with zeros; sentences are found by this package, not given.
+Deviations: fairseq initialises the row of the padding piece with zeros; sentences are split by this package, not given.
 """
 
 from dataclasses import replace

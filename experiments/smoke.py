@@ -1,13 +1,13 @@
-"""A BERT small enough for a laptop: the whole path in minutes on two CPU cores, on the English that Python carries.
+"""A BERT small enough for a laptop: all steps in minutes on two CPU cores, on the English of Python's documentation.
 
     make demo
 
-runs the commands that lead here: text, vocabulary, corpus, `bertjax pretrain experiments/smoke.py data=demo/corpus
---workdir demo/run`, evaluation, filled masks. Expected: held-out masked-word loss about 4.6 where the unigram entropy
+runs all commands: text, vocabulary, corpus, `bertjax pretrain experiments/smoke.py data=demo/corpus
+--workdir demo/run`, evaluation, predicted masks. Expected: held-out masked-LM loss about 4.6 where the unigram entropy
 of the same targets is 6.0, in 3 minutes on two cores.
 
-Deviations from BERT, for a model and a corpus this small: a wider initialisation, a higher rate of masking and of
-learning, no dropout, masks redrawn at every step.
+Deviations from BERT, for a model and a corpus this small: a wider initialisation, higher masking and learning
+rates, no dropout, masks redrawn at every step.
 """
 
 from bertjax.config import Experiment, Phase, Run

@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0: fine-tuning on questions about a text, with the published numbers of each family.
+"""SQuAD 1.1 and 2.0: fine-tuning on question answering, with the published hyperparameters of each family.
 
     bertjax finetune experiments/squad.py task=squad init=bert-base-uncased/ data=squad/ seeds=3 --workdir runs/squad
     bertjax evaluate squad --data squad/dev-v1.1.json --predictions .../predictions.json   # of a seed of that run
@@ -7,11 +7,12 @@ Sources: google-research/bert run_squad.py; google-research/albert run_squad_v1.
 google-research/electra finetune/qa; zihangdai/xlnet scripts; transformers for RoBERTa. `head` chooses between
 independent starts and ends (plain), and the conditional heads of XLNet and ELECTRA, which also learn whether there is
 an answer. Published numbers are with head=xlnet for XLNet, and for ALBERT on 2.0, whose head is the same; with
-head=electra for ELECTRA. transformers knows the plain ones, and XLNet's for XLNet. Expected on the development sets:
+head=electra for ELECTRA. transformers has the plain ones, and XLNet's for XLNet. Expected on the development sets:
 BERT-base 81 exact and 88.5 F1 on 1.1, BERT-large about 83 F1 on 2.0.
 
-Deviations: Adam corrects its bias; XLNet's decay by layer scales updates, where its own code scales gradients, which
-Adam undoes; windows move in word pieces (`stride`), and those without the answer point at the classification token.
+Deviations: Adam corrects its bias; XLNet's layer-wise decay scales updates, where its own code scales gradients, which
+Adam undoes; windows advance by word pieces (`stride`), and those without the answer are labelled with the
+classification token.
 """
 
 from typing import Literal

@@ -1,9 +1,9 @@
-"""CoNLL-2003 and WNUT-17: fine-tuning on names in sentences.
+"""CoNLL-2003 and WNUT-17: fine-tuning on named-entity recognition.
 
     bertjax finetune experiments/tagging.py task=conll2003 init=bert-base-cased/ data=conll/ --workdir runs/conll
 
-Sources: Devlin et al. 2018, section 5.3 and appendix A.3; microsoft/DeBERTa experiments/ner. The first piece of a word
-has its tag; neighbouring sentences of a document fill up the row (google-research/bert issue 223). Take a cased model.
+Sources: Devlin et al. 2018, section 5.3 and appendix A.3; microsoft/DeBERTa experiments/ner. A word is tagged at
+its first piece; neighbouring sentences of a document fill the row (google-research/bert issue 223). Use a cased model.
 Expected on CoNLL-2003's development set: BERT-base 96.4 F1 with documents.
 
 Deviations: Adam corrects its bias; a linear layer without the CRF that some add.

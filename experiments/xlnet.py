@@ -11,7 +11,7 @@ have 2048 and 2.5 days: `batch_size=2048`. Expected: no loss was published; smal
 
 Deviations: memory lasts for a row of `windows` windows, not from step to step (objectives/plm.py), so 1/windows of them
 have none; targets and the order are drawn at every step (`objective.permutation.seed=1` fixes the targets of each
-example, as in the published data); distances are not dropped out (models/xlnet.py).
+example, as in the published data); relative positions have no dropout (models/xlnet.py).
 """
 
 from typing import Literal
@@ -68,7 +68,7 @@ def experiment(
 
 
 def end_of_document(data: str) -> int:
-    """Find the piece that ends a document: <eod>, in vocabularies without it the separator."""
+    """Return the id of the piece that ends a document: <eod>, or the separator in vocabularies without it."""
     tokenizer = corpus_tokenizer(data)
     pieces = map(tokenizer.piece, range(tokenizer.vocabulary.size))
     return next((index for index, piece in enumerate(pieces) if piece == "<eod>"), tokenizer.vocabulary.sep)

@@ -53,7 +53,7 @@ class Sample:
             elif self._skip_bad:
                 self.skipped += 1
             else:
-                raise InputError(f"{document.origin}: {document.reason} (or leave such out with --skip-bad)")
+                raise InputError(f"{document.origin}: {document.reason} (or skip such input with --skip-bad)")
 
 
 def train_vocabulary(

@@ -33,14 +33,14 @@ def test_a_script_that_falls_into_letters_is_named_with_its_words(english):
     assert len(english.encode("Магия реальна!").ids) == 13  # 12 letters and the mark
     assert list(found.warnings()) == ["CYRILLIC"]
     assert found.warnings()["CYRILLIC"] == (
-        "this vocabulary cuts Cyrillic words into single letters or less, 12 pieces for 12 letters: Магия, реальна "
+        "this vocabulary splits Cyrillic words into letters or less, 12 pieces for 12 letters: Магия, реальна "
         "(2 of 2 words)"
     )
 
 
 def test_unknown_words_are_named_where_they_are_over_one_in_a_hundred(english):
     georgian = "მაგია"
-    assert "1 of 3 words (33.3%) become unknown" in coverage(english, [f"the {georgian} film"]).warnings()["unknown"]
+    assert "1 of 3 words (33.3%) are unknown" in coverage(english, [f"the {georgian} film"]).warnings()["unknown"]
     assert georgian in coverage(english, [f"the {georgian} film"]).warnings()["unknown"]
     assert coverage(english, [f"{' the' * 99} {georgian}"]).warnings() == {}
     assert coverage(english, [f"{' the' * 98} {georgian}"]).warnings() != {}
@@ -125,7 +125,7 @@ def test_bytes_of_ideographs_are_no_pieces_by_design():
     lines = ["the time is good and the man is new"] * 50
     tokenizer = tokenizer_from_files(train_byte_level_bpe(iter(lines), 280, False), origin="bytes")
     found = coverage(tokenizer, ["魔法"]).warnings()
-    assert list(found) == ["CJK"] and "cuts CJK words" in found["CJK"] and "6 pieces for 2 letters" in found["CJK"]
+    assert list(found) == ["CJK"] and "splits CJK words" in found["CJK"] and "6 pieces for 2 letters" in found["CJK"]
 
 
 def test_a_long_run_is_named_by_its_beginning(english):

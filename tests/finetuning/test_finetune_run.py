@@ -311,7 +311,7 @@ def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkey
     )
     share = float(train.split("(")[1].split("%")[0])
     assert 5 < share < 9 and "Магия, реальна" in train  # 200 of 2,900 words are 6.9%
-    assert "4 of 64 words (6.2%) become unknown to this vocabulary: Магия, реальна" in validation
+    assert "4 of 64 words (6.2%) are unknown to this vocabulary: Магия, реальна" in validation
 
 
 def test_a_parameter_without_axes_is_taken_over_too(tuning, tokenizer, tmp_path):

@@ -164,7 +164,7 @@ def test_the_three_lines_of_the_notebook():
 def test_predictions_from_python_name_foreign_words_once_and_refuse_a_foreign_tokenizer(trained, capsys):
     model = load(trained[0])
     bertjax.inference.checked.embed(model, ["time person", "Магия реальна"])  # before anything is asked of it
-    warning = "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна\n"
+    warning = "warning: 2 of 4 words (50.0%) are unknown to this vocabulary: Магия, реальна\n"
     assert capsys.readouterr() == ("", warning)
     filled = list(bertjax.inference.checked.fill_mask(model, texts=(text for text in ["the Магия [MASK]"])))
     assert [each.text for each in filled] == ["the Магия [MASK]"] and "unknown" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["texts"] for line in lines] == [["time", "person"], ["Магия реальна"]]
-    assert "warning: 2 of 4 words (50.0%) become unknown to this vocabulary: Магия, реальна" in err
+    assert "warning: 2 of 4 words (50.0%) are unknown to this vocabulary: Магия, реальна" in err
     assert "1 lines that end in CRLF" in err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])

