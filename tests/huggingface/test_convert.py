@@ -1,6 +1,7 @@
 """Folders in and out: dtypes, tied copies, old names, shards, our own models, training that goes on from a folder."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -249,8 +250,16 @@ def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def released(tokenizer, tmp_path):
-    """Write DeBERTa-v3's folder as it is released: few keys, old names, tensors that transformers does not read."""
+def released(released_once, tmp_path):
+    """Return DeBERTa-v3's folder as it is released: few keys, old names, tensors that transformers does not read."""
+    folder, model, config, tensors, other = released_once
+    shutil.copytree(folder / "ours", tmp_path / "ours")
+    return model, dict(config), dict(tensors), dict(other)
+
+
+@pytest.fixture(scope="module")
+def released_once(tokenizer, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("released")
     v = tokenizer.vocabulary
     encoder = small_v2(v, convolution=None, shared_projections=True)
     model = own_model(MaskedLM(encoder, Masking(v.mask, (0, v.size))), tokenizer)
@@ -272,7 +281,7 @@ def released(tokenizer, tmp_path):
     }  # fmt: skip
     other = {f"mask_predictions.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     other[POSITIONS] = rng.normal(size=(16, 8)).astype(np.float32)
-    return model, config, tensors, other
+    return tmp_path, model, config, tensors, other
 
 
 def test_released_deberta_is_its_encoder_its_mask_decoder_and_both_heads(released, tokenizer, tmp_path):

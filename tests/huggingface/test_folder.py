@@ -1,6 +1,7 @@
 """Broken and hostile folders: each is refused in one sentence, quickly, and without taking the memory it claims."""
 
 import json
+import shutil
 import struct
 
 import jax
@@ -14,10 +15,18 @@ TENSORS = bert_tensors()
 WORD = "bert.embeddings.word_embeddings.weight"
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Write a folder, whole and in shards, that loads: what is done to it is refused."""
+    path = tmp_path_factory.mktemp("good")
+    load(write(path / "whole", CONFIG, TENSORS))
+    load(write_shards(path / "shards", CONFIG, TENSORS))
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path):
-    load(write(tmp_path / "good", CONFIG, TENSORS))  # it is what is done to it that is refused
-    return tmp_path / "good"
+def folder(good, tmp_path):
+    return shutil.copytree(good / "whole", tmp_path / "good")
 
 
 def change_header(folder, change):
@@ -213,9 +222,8 @@ def test_a_pickle_by_another_name(folder):
 
 
 @pytest.fixture
-def shards(tmp_path):
-    load(write_shards(tmp_path / "shards", CONFIG, TENSORS))
-    return tmp_path / "shards"
+def shards(good, tmp_path):
+    return shutil.copytree(good / "shards", tmp_path / "shards")
 
 
 def change_index(folder, change):
