@@ -6,11 +6,12 @@ from importlib.metadata import version
 
 from texts import make_documents, wordpiece_files
 
-# Most of the time of these tests is compilation, so it is done with little optimisation, and by the quicker emitters
-# where there is a choice: later versions have none, and stop at a flag that they do not know.
+# Most of the time of these tests is compilation, so it is done with little optimisation, as one piece of machine code,
+# and by the quicker emitters where there is a choice: later versions have none, and stop at a flag unknown to them.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 )
 # Eight devices share the threads of one pool, and each collective that waits for the others holds one of them. A
@@ -30,13 +31,14 @@ from bertjax.data.corpus import split_sentences
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The same small programs are compiled again and again: keep them for the session, for all workers, which inherit this;
-# with the variable set, from one session to the next.
+# The same small programs are compiled again and again: keep all of them for the session, for all workers, which inherit
+# this; with the variable set, from one session to the next. A program that is half written when another worker reads it
+# is compiled again, with a warning.
 if "BERTJAX_TEST_PROGRAMS" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="bertjax-tests-")
     os.environ["BERTJAX_TEST_PROGRAMS"] = _programs.name
 jax.config.update("jax_compilation_cache_dir", os.environ["BERTJAX_TEST_PROGRAMS"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
@@ -54,10 +56,10 @@ def pytest_collection_modifyitems(items):
     """Leave one row of each kind of objective to `make quick`: the others are slow."""
     first = {type(objective): name for name, objective in reversed(OBJECTIVES.items())}.values()
     for item in items:
-        if item.path.name == "test_contract.py" and hasattr(item, "callspec"):
-            names = OBJECTIVES.keys() & {value for value in item.callspec.params.values() if isinstance(value, str)}
-            if not names <= set(first):
-                item.add_marker("slow")
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        rows = {value for value in params if isinstance(value, str)}
+        if item.path.name == "test_contract.py" and not rows <= set(first):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

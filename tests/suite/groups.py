@@ -20,6 +20,7 @@ LONGEST = (
     "tests/models/test_encoder.py",
     "tests/objectives/test_plm.py",
     "tests/plan/test_compiled.py",
+    "tests/data/test_real_text.py",
 )
 
 
