@@ -11,6 +11,7 @@ from contract import make_batch
 
 from bertjax.random import global_rows, stratified, with_global_rows
 from bertjax.run.state import State
+from bertjax.sharding.collectives import sums_per_replica
 from bertjax.sharding.mesh import MeshShape, by_row, replicated
 from bertjax.train import train_step
 from bertjax.types import Mean, total
@@ -70,6 +71,16 @@ def test_rows_are_numbered_from_first_to_last_and_keep_their_numbers_in_parts():
     part = {name: array[1::2] for name, array in with_global_rows(KEY, batch).items()}
     key, number_B, size = global_rows(jax.random.key(4), part)
     assert number_B.tolist() == [1, 3, 5] and int(size) == 6 and key == KEY
+
+
+def test_rows_that_a_replica_sees_keep_their_numbers():
+    def numbered(params, batch, rng):
+        rows = global_rows(rng, batch)
+        return rows.size, rows.number_B
+
+    with jax.set_mesh(MeshShape(data=4).mesh(B, jax.devices()[:4])):
+        sizes, number_B = jax.jit(sums_per_replica(numbered))({}, make_batch(rows=B), KEY)
+    assert int(sizes) == 4 * B and number_B.tolist() == list(range(B))
 
 
 def test_one_time_falls_into_each_stratum():

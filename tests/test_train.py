@@ -21,6 +21,7 @@ from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
+from bertjax.data.templates import BERT
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.flops import row_shapes
@@ -34,6 +35,8 @@ from bertjax.run.state import State
 from bertjax.run.stop import Interrupted
 from bertjax.run.workdir import lock_workdir
 from bertjax.sharding.mesh import by_row, replicated
+from bertjax.tasks.rows import TaskRows
+from bertjax.tasks.table import find_task
 from bertjax.train import fit, sharded_step
 from bertjax.types import Mean
 
@@ -336,6 +339,12 @@ def test_corpora_of_different_tokenizers_are_refused(experiment, tmp_path):
     build(make_documents(40), other, tmp_path / "corpus", BuildSettings(split_sentences))
     phases = (experiment.phases[0], Phase(2, 8, NextSentencePairs(str(tmp_path / "corpus"), 16)))
     refused(dataclasses.replace(experiment, phases=phases), tmp_path / "run", "built with another tokenizer")
+
+
+def test_labelled_rows_and_rows_of_a_corpus_do_not_mix(experiment, tmp_path):
+    labelled = TaskRows(find_task("sst2"), "data", "tokenizer", BERT, 16)
+    phases = (experiment.phases[0], Phase(2, 8, labelled))
+    refused(dataclasses.replace(experiment, phases=phases), tmp_path, "labelled and unlabelled rows .*do not mix")
 
 
 def test_going_on_with_another_corpus_is_refused(experiment, tokenizer, tmp_path, monkeypatch):
