@@ -59,6 +59,14 @@ def _convert(options: argparse.Namespace) -> None:
         print(line, file=sys.stderr)
 
 
+def _check_plan(options: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together, or a picture without a folder."""
+    if not options.topology and (options.search or options.picture):
+        raise InputError("--search and --picture need a slice: give one with --topology, such as v5e:4x4")
+    if options.picture and not options.picture.parent.is_dir():
+        raise InputError(f"--picture {options.picture}: no folder {options.picture.parent}: create it first")
+
+
 def _plan(options: argparse.Namespace) -> None:
     from bertjax.machine.xla_flags import deep_stacks
 
@@ -73,10 +81,7 @@ def _plan(options: argparse.Namespace) -> None:
     from bertjax.plan.step import plan, plan_on, search
     from bertjax.run.writers import Progress
 
-    if not options.topology and (options.search or options.picture):
-        raise InputError("--search and --picture need a slice: give one with --topology, such as v5e:4x4")
-    if options.picture and not options.picture.parent.is_dir():
-        raise InputError(f"--picture {options.picture}: no folder {options.picture.parent}: create it first")
+    _check_plan(options)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so leave a TPU of this machine to others
     experiment = load_experiment(options.experiment, options.override)
     if not options.topology:

@@ -83,6 +83,7 @@ def wikiextractor(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Docu
     """Read WikiExtractor's output: `<doc …>`, the title, paragraphs, `</doc>`."""
 
     def cut(lines: Iterable[_Line]) -> Iterator[_Line]:
+        # One function, despite its branches: each of them is one kind of line of the format.
         inside, stray, number = False, False, 0
         for number, line in lines:
             if isinstance(line, str) and line.startswith("<doc "):
@@ -288,15 +289,15 @@ def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
             size += len(line)
         if origin and (line is None or size > _LONGEST_DOCUMENT):
             found = True
-            if bad is not None:
-                yield bad
-            elif any(line.strip() for line in gathered):
-                yield Document(origin, gathered)
-            else:
-                yield Bad(origin, "a document without text")
+            yield bad or _with_text(Document(origin, gathered))
             origin, gathered, size, bad = "", [], 0, None
     if not found:
         yield Bad(str(path), "no document in the file")
+
+
+def _with_text(document: Document) -> Document | Bad:
+    has_text = any(line.strip() for line in document.lines)
+    return document if has_text else Bad(document.origin, "a document without text")
 
 
 _BOUNDARY = re.compile(

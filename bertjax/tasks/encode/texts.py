@@ -29,9 +29,13 @@ def encode_texts(
         notes[f"texts truncated to {length} tokens"] += kept_a + kept_b < len(a) + len(b)
         notes["texts without any token in the vocabulary"] += not a or (len(example.texts) > 1 and not b)
         sequences.append(framed(template, tokenizer.vocabulary, a[:kept_a], b[:kept_b]))
-    labels = None
-    if all(example.label for example in examples):
-        read = task.value if task.kind == "regress" else task.number
-        dtype = np.float32 if task.kind == "regress" else np.int32
-        labels = np.array([read(example.origin, example.label) for example in examples], dtype)
-    return tokenized(sequences, labels)
+    return tokenized(sequences, _labels(examples, task))
+
+
+def _labels(examples: Sequence[Texts], task: Task) -> np.ndarray | None:
+    """Return class numbers i32 [R] or regression targets f32 [R], None if an example has no label."""
+    if not all(example.label for example in examples):
+        return None
+    read = task.value if task.kind == "regress" else task.number
+    dtype = np.float32 if task.kind == "regress" else np.int32
+    return np.array([read(example.origin, example.label) for example in examples], dtype)
