@@ -304,10 +304,10 @@ def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkey
     (tmp_path / "dev.tsv").write_text("\n".join(["text\tlabel", *rows[:20], *foreign[:2]]) + "\n")
     task = own_task("classify", str(tmp_path), ("text",), "label")
     mine = dataclasses.replace(tuning, task=task, data=str(tmp_path))
-    said = []
-    prepare(mine, load(mine.init), tmp_path / "run", SimpleNamespace(say=said.append))
+    reported = []
+    prepare(mine, load(mine.init), tmp_path / "run", SimpleNamespace(say=reported.append))
     train, validation = (
-        next(x for x in said if x.startswith(f"warning: {task.name}, {s}: ")) for s in ("train", "validation")
+        next(x for x in reported if x.startswith(f"warning: {task.name}, {s}: ")) for s in ("train", "validation")
     )
     share = float(train.split("(")[1].split("%")[0])
     assert 5 < share < 9 and "Магия, реальна" in train  # 200 of 2,900 words are 6.9%

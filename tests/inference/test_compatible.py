@@ -28,9 +28,9 @@ def test_a_tokenizer_of_another_size_is_refused_with_both_sizes_and_what_to_do(p
 
 
 def test_what_is_said_names_where_and_looks_no_further_than_asked(tokenizer):
-    model, said = SimpleNamespace(text=tokenizer), []
-    found = check_texts(model, ["time", "Магия"], said.append, where="mine, validation: ")
-    assert said == ["warning: mine, validation: 1 of 2 words (50.0%) are unknown to this vocabulary: Магия"]
-    assert check_texts(model, ["Магия"], said.append, found) == {"unknown"} and len(said) == 1
-    assert check_texts(model, ["time", "Магия"], said.append, most_words=1) == frozenset()
-    assert check_texts(model, ["[MASK]"], said.append) == frozenset()
+    model, reported = SimpleNamespace(text=tokenizer), []
+    found = check_texts(model, ["time", "Магия"], reported.append, where="mine, validation: ")
+    assert reported == ["warning: mine, validation: 1 of 2 words (50.0%) are unknown to this vocabulary: Магия"]
+    assert check_texts(model, ["Магия"], reported.append, found) == {"unknown"} and len(reported) == 1
+    assert check_texts(model, ["time", "Магия"], reported.append, most_words=1) == frozenset()
+    assert check_texts(model, ["[MASK]"], reported.append) == frozenset()

@@ -23,7 +23,7 @@ def model(tokenizer):
     encoder = Encoder(V=v.size, D=8, N=1, H=2, F=12, positions=40)
     objective = MaskedLM(encoder, Masking(v.mask, (0, v.size), (v.cls, v.sep)))
     tokens = jnp.zeros((1, 4), jnp.int32)
-    params = objective.init(jax.random.key(0), {"tokens": tokens, "mask": tokens})
+    params = jax.jit(objective.init)(jax.random.key(0), {"tokens": tokens, "mask": tokens})
     return Model(objective, params, tokenizer, {"objective": to_json(objective)})
 
 

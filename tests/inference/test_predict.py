@@ -60,11 +60,11 @@ def test_texts_are_classified_in_order_as_alone_and_by_the_names_of_labels(pairs
 
 
 def test_texts_are_cut_where_positions_end_or_one_says(tokenizer, pairs):
-    said = []
+    reported = []
     relative = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), encoder=small_xlnet, cls_last=True)
     long = "man " * 700
-    whole, cut = (next(classify(relative, [long], max_length=n, say=said.append)) for n in (1024, 0))
-    assert said == ["1 texts truncated to 512 tokens"] and whole.scores != cut.scores
+    whole, cut = (next(classify(relative, [long], max_length=n, say=reported.append)) for n in (1024, 0))
+    assert reported == ["1 texts truncated to 512 tokens"] and whole.scores != cut.scores
     with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: reduce it"):
         next(classify(pairs, [long], max_length=1024, **SILENT))
     with pytest.raises(InputError, match="max_length=4: rows of length 4 have no room"):
@@ -187,8 +187,8 @@ def test_a_model_is_scored_on_tasks_with_its_labels_in_whatever_order(tokenizer,
     lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in zip(texts, labels, strict=True))]
     (tmp_path / "SST-2").mkdir()
     (tmp_path / "SST-2/dev.tsv").write_text("\n".join(lines))
-    said = [{"positive": "1", "negative": "0"}[each.label] for each in classify(model, texts, **SILENT)]
-    expected = np.mean([a == b for a, b in zip(said, labels, strict=True)])
+    predicted = [{"positive": "1", "negative": "0"}[each.label] for each in classify(model, texts, **SILENT)]
+    expected = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
     assert score(model, find_task("sst2"), str(tmp_path), **SILENT).metrics == {"accuracy": pytest.approx(expected)}
     checkpoint.export(tmp_path / "model", model.params, experiment=model.config, tokenizer=tokenizer)
     command = ["evaluate", "task", "sst2", "--model", str(tmp_path / "model"), "--data", str(tmp_path), "--json"]

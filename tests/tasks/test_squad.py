@@ -56,34 +56,35 @@ def test_the_best_threshold_is_the_best_of_all():
     rng = np.random.default_rng(0)
     ids = [str(n) for n in range(40)]
     gold = Gold({id: ["cat sat"] * int(rng.integers(2)) for id in ids}, unanswerable=True)
-    said = {id: ["cat", "cat sat", "dog"][rng.integers(3)] for id in ids}
+    predicted = {id: ["cat", "cat sat", "dog"][rng.integers(3)] for id in ids}
     odds = {id: float(rng.normal()) for id in ids}
-    scores = score_predictions(gold, said, odds, threshold=99.0)
+    scores = score_predictions(gold, predicted, odds, threshold=99.0)
     cut = {
-        at: score_predictions(gold, {i: said[i] if odds[i] <= at else "" for i in ids}) for at in [-99, *odds.values()]
+        at: score_predictions(gold, {i: predicted[i] if odds[i] <= at else "" for i in ids})
+        for at in [-99, *odds.values()]
     }
     for name in ("exact", "f1"):
         assert scores[f"best_{name}"] == pytest.approx(max(each[name] for each in cut.values()))
         assert scores[f"best_{name}"] == pytest.approx(cut[scores[f"best_{name}_thresh"]][name])
-        assert scores[name] == score_predictions(gold, said)[name]
-    officially = score_predictions(gold, said, odds)
-    above_one = score_predictions(gold, {id: said[id] if odds[id] <= 1.0 else "" for id in ids})
+        assert scores[name] == score_predictions(gold, predicted)[name]
+    officially = score_predictions(gold, predicted, odds)
+    above_one = score_predictions(gold, {id: predicted[id] if odds[id] <= 1.0 else "" for id in ids})
     assert officially["exact"] == above_one["exact"] != scores["exact"]
     with pytest.raises(InputError, match="odds of no answer lack question 7"):
-        score_predictions(gold, said, {id: x for id, x in odds.items() if id != "7"})
+        score_predictions(gold, predicted, {id: x for id, x in odds.items() if id != "7"})
 
 
 def files(folder, paragraphs=None, predictions=None):
     data = {"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs or []}]}
     (folder / "dev.json").write_text(json.dumps(data))
-    (folder / "said.json").write_text(json.dumps(predictions))
+    (folder / "predicted.json").write_text(json.dumps(predictions))
     return [
         "evaluate",
         "squad",
         "--data",
         str(folder / "dev.json"),
         "--predictions",
-        str(folder / "said.json"),
+        str(folder / "predicted.json"),
         "--json",
     ]
 
