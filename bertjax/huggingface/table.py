@@ -105,7 +105,7 @@ def _number(value: Any, config: Config) -> float:
     return float(value)
 
 
-_ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": layers.gelu,
     "gelu_python": layers.gelu,
     "gelu_new": layers.gelu_tanh,
@@ -123,9 +123,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 def activation(value: Any) -> Activation:
     """Return the activation that a config names. Raises InputError for one that bertjax lacks."""
-    if not isinstance(value, str) or value not in _ACTIVATIONS:
-        raise InputError(f"{value!r} is none of the activations {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[value]
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise InputError(f"{value!r} is none of the activations {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[value]
 
 
 def _bool(value: Any, config: Config) -> bool:
@@ -135,7 +135,7 @@ def _bool(value: Any, config: Config) -> bool:
 
 
 def _name_of_activation(value: Activation, encoder: Any) -> str:
-    return next((name for name, function in _ACTIVATIONS.items() if function == value), "")
+    return next((name for name, function in ACTIVATIONS.items() if function == value), "")
 
 
 SIZE = Codec(_size)

@@ -1,6 +1,7 @@
 """Folders in and out: dtypes, tied copies, old names, shards, our own models, training that goes on from a folder."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -37,6 +38,7 @@ from bertjax.checkpoints.warm_start import warm_start
 from bertjax.commands.main import main
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
+from bertjax.huggingface.table import activation
 from bertjax.inference.fill_mask import fill_mask
 from bertjax.masking import Masking
 from bertjax.models import layers
@@ -518,3 +520,18 @@ def test_the_tokenizer_of_a_written_folder_is_the_same(kind, tokenizer, tmp_path
     assert again.ids(texts) == mine.ids(texts) and again.vocabulary == v
     config = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
     assert config["mask_token"] == mine.piece(v.mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gelu_10", lambda x: np.clip(x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2, -10, 10)),
+        ("quick_gelu", lambda x: x / (1 + np.exp(-1.702 * x))),
+        ("mish", lambda x: x * np.tanh(np.log1p(np.exp(x)))),
+    ],
+)
+def test_activations_that_few_models_have(name, expected):
+    """As transformers/activations.py has them: ClippedGELUActivation, QuickGELUActivation, MishActivation."""
+    x = np.array([-40.0, -3.0, -0.5, 0.0, 0.7, 4.0, 12.0])
+    with jax.disable_jit():
+        np.testing.assert_allclose(activation(name)(jnp.asarray(x, jnp.float32)), expected(x), rtol=1e-5, atol=1e-6)

@@ -181,3 +181,13 @@ def test_a_published_checkpoint_gives_the_tokens_states_and_embeddings_of_transf
         mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
         mean /= np.linalg.norm(mean, axis=1, keepdims=True)
         np.testing.assert_allclose(embeddings[start : start + 100], mean, rtol=0, atol=1e-5)
+
+
+def test_every_activation_is_that_of_its_name():
+    from transformers.activations import ACT2FN
+
+    from bertjax.huggingface.table import ACTIVATIONS
+
+    x = np.linspace(-12, 12, 97, dtype=np.float32)
+    for name, ours in ACTIVATIONS.items():
+        np.testing.assert_allclose(ours(x), ACT2FN[name](torch.tensor(x)), rtol=0, atol=1e-5, err_msg=name)
