@@ -130,7 +130,19 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
     params = read_params(slots, shapes, tensors)
     dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
     notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": []}
-    return Found(model, params, read_tokenizer(folder, config, encoder.V), notes)
+    tokenizer = read_tokenizer(folder, config, encoder.V)
+    _check_padding(family, encoder, tokenizer, folder)
+    return Found(model, params, tokenizer, notes)
+
+
+def _check_padding(family: Family, encoder: Any, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Raise InputError if the ids of padding differ where positions are numbered after it, as in RoBERTa."""
+    first = getattr(encoder, "first_position", 0)
+    if first and tokenizer is not None and tokenizer.vocabulary.pad != first - 1:
+        raise InputError(
+            f"{folder}: config.json has pad_token_id={first - 1}, after which {family.model_type} numbers positions, "
+            f"its tokenizer pads with {tokenizer.vocabulary.pad}: put the model's own vocabulary into its folder"
+        )
 
 
 def write_model(

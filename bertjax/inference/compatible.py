@@ -25,7 +25,9 @@ def check_tokenizer(model: Model, origin: str) -> None:
             "together, so put the model's own vocabulary into its folder"
         )
     config = model.config.get("huggingface", {}).get("config", {})
-    stated = {"pad": "pad_token_id", "cls": "cls_token_id", "sep": "sep_token_id"}
+    stated = {"cls": "cls_token_id", "sep": "sep_token_id"}
+    if getattr(model.encoder, "first_position", 0):  # else padding is masked, whatever its id
+        stated |= {"pad": "pad_token_id"}
     for role, key in stated.items():
         given, ours = config.get(key), getattr(v, role)
         if isinstance(given, int) and given != ours:

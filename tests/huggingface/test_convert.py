@@ -502,6 +502,22 @@ def test_the_ids_of_xlm_roberta_are_not_those_of_its_sentencepiece_model(tmp_pat
         load(folder)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_the_padding_of_a_config_must_be_the_tokenizers_where_it_moves_positions(model_type, tokenizer, tmp_path):
+    V = tokenizer.vocabulary.size
+    config = CONFIG | {"vocab_size": V, "model_type": model_type, "architectures": None, "pad_token_id": 5}
+    tensors = bert_tensors(config)
+    tensors = {name.replace("bert.", f"{model_type}.", 1): array for name, array in tensors.items()}
+    tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier")}
+    folder = write(tmp_path / "theirs", config, tensors)
+    for name, content in wordpiece_files().items():
+        (folder / name).write_bytes(content)
+    if model_type == "roberta":
+        refused(folder, "pad_token_id=5, after which roberta numbers positions, its tokenizer pads")
+    else:
+        assert load(folder).tokenizer.vocabulary.pad == 0
+
+
 def test_a_model_without_tokenizer_says_so(tmp_path):
     model = load(write(tmp_path / "bert", PRETRAINING, pretraining_tensors()))
     with pytest.raises(InputError, match="came without tokenizer files: put its vocabulary into its folder"):

@@ -139,9 +139,15 @@ def test_another_head_empty_texts_and_foreign_tokenizers_are_refused(pairs, toke
     wide = dataclasses.replace(pairs, objective=Published(pairs.encoder.clone(V=2000), pairs.objective.named_heads))
     with pytest.raises(InputError, match=r"ids for a word table of 2,000 rows: they do not belong"):
         check_tokenizer(wide, "model")
-    config = {"huggingface": {"config": {"pad_token_id": 7}}}
-    with pytest.raises(InputError, match=r"pad_token_id=7, its tokenizer has '\[PAD\]' at 0"):
+    config = {"huggingface": {"config": {"cls_token_id": 7}}}
+    with pytest.raises(InputError, match=r"cls_token_id=7, its tokenizer has '\[CLS\]' at 2"):
         check_tokenizer(dataclasses.replace(pairs, config=config), "model")
+    # Padding is masked, whatever its id, unless it moves positions.
+    padded = dataclasses.replace(pairs, config={"huggingface": {"config": {"pad_token_id": 7}}})
+    check_tokenizer(padded, "model")
+    numbered = Published(pairs.encoder.clone(first_position=8), pairs.objective.named_heads)
+    with pytest.raises(InputError, match=r"pad_token_id=7, its tokenizer has '\[PAD\]' at 0"):
+        check_tokenizer(dataclasses.replace(padded, objective=numbered), "model")
 
 
 def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, capsys, monkeypatch):
