@@ -70,7 +70,7 @@ def test_a_flipped_bit_anywhere_is_an_error_or_harmless_and_never_other_weights(
             detected += 1
             assert str(newest) in str(error) and "move that folder away to go on from step 5" in str(error)
         path.write_bytes(content)
-    assert detected > len(trials) // 4  # the others hit padding and what is not read
+    assert detected > len(trials) // 4  # the others hit padding and bytes that are not read
 
 
 def test_truncated_and_missing_files_are_errors(saved):
@@ -121,7 +121,7 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("trouble", [MemoryError, PermissionError])
-def test_what_says_nothing_of_the_checkpoint_is_not_called_damage(saved, monkeypatch, trouble):
+def test_errors_that_are_not_damage_are_not_called_damage(saved, monkeypatch, trouble):
     newest = checkpoint.latest_step(saved)
     info = checkpoint.read_info(newest)
 

@@ -1,4 +1,4 @@
-"""Training that goes on from a folder: what is taken, what is fresh, what is refused."""
+"""Warm starts from a folder: which parameters are loaded, freshly initialised or refused."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def test_a_head_with_a_table_of_its_own_is_taken_whole_or_not_at_all(pretrained,
     assert {name.split("/")[0] for name in start(MaskedLM(encoder, masking)).params} == {"encoder"}
 
 
-def test_pre_training_goes_on_from_a_folder_without_heads_and_tokenizer_and_says_so(
+def test_pre_training_continues_from_a_folder_without_heads_and_tokenizer_with_a_note(
     pretrained, tokenizer, corpus, tmp_path, capsys
 ):
     v = tokenizer.vocabulary

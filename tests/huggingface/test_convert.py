@@ -112,7 +112,7 @@ def test_copies_of_tied_tensors_and_buffers_are_ignored_with_their_reason_and_ot
     )
 
 
-def test_what_was_ignored_is_said(tmp_path, capsys):
+def test_ignored_tensors_are_reported(tmp_path, capsys):
     copies = {"cls.predictions.decoder.weight": pretraining_tensors()[WORD]}
     copies |= {f"bert.{n}.embeddings.position_ids": np.arange(16)[None] for n in range(4)}
     folder = str(write(tmp_path / "copies", PRETRAINING, pretraining_tensors() | copies))
@@ -125,7 +125,7 @@ def test_what_was_ignored_is_said(tmp_path, capsys):
     assert not convert(tmp_path / "bertjax", tmp_path / "again")  # they are not in there
 
 
-def test_a_head_is_untied_where_its_config_or_its_decoder_says_so(tmp_path, capsys):
+def test_a_head_is_untied_by_its_config_or_its_decoder(tmp_path, capsys):
     tensors = pretraining_tensors()
     untied = PRETRAINING | {"tie_word_embeddings": False}
     own = {DECODER: tensors[WORD] + 1, "cls.predictions.decoder.bias": tensors[BIAS]}
@@ -214,14 +214,14 @@ class Unknown(Encoder):
     """An encoder that no family has."""
 
 
-def test_an_encoder_that_no_family_has_is_said(tokenizer, tmp_path):
+def test_an_encoder_that_no_family_has_is_refused(tokenizer, tmp_path):
     v = tokenizer.vocabulary
     encoder = Unknown(V=v.size, D=8, N=1, H=2, F=12, positions=16)
     with pytest.raises(InputError, match="no class for the encoder Unknown: bertjax writes bert, roberta"):
         save_hf(own_model(Published(encoder), tokenizer), tmp_path / "new")
 
 
-def test_what_transformers_has_no_class_for_is_said(tokenizer, tmp_path):
+def test_models_without_a_class_of_transformers_are_refused(tokenizer, tmp_path):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     small = {"V": v.size, "D": 8, "N": 2, "H": 2, "F": 12, "positions": 16}
@@ -361,7 +361,7 @@ NOT_OURS = {
 
 
 @pytest.mark.parametrize("key", NOT_OURS)
-def test_what_a_deberta_of_ours_is_not_is_said(key, released, tmp_path):
+def test_unsupported_keys_of_deberta_are_refused(key, released, tmp_path):
     _, config, tensors, _ = released
     value, message = NOT_OURS[key]
     with pytest.raises(InputError, match=message):
@@ -414,7 +414,9 @@ def test_both_parts_of_electra_become_its_classes(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(("key_bias", "name"), [(True, "DebertaV2Model"), (False, "DebertaModel")])
-def test_a_deberta_is_written_with_what_transformers_lacks_and_says_so(key_bias, name, tokenizer, tmp_path, capsys):
+def test_a_deberta_is_written_with_the_heads_that_transformers_lacks_and_they_are_reported(
+    key_bias, name, tokenizer, tmp_path, capsys
+):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     encoder = small_v2(v) if key_bias else DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=False)
@@ -457,7 +459,7 @@ def test_a_student_without_segments_becomes_a_distilbert(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("positions", [Rotary(), Rotary(160.0, 160.0)])
-def test_one_theta_for_all_layers_is_written_and_read_however_it_is_said(positions, tokenizer, tmp_path):
+def test_one_theta_for_all_layers_is_written_and_read_in_both_spellings(positions, tokenizer, tmp_path):
     v = tokenizer.vocabulary
     widths = {"V": v.size, "D": 8, "N": 4, "H": 2, "F": 12}
     encoder = Modern(**widths, global_every=3, positions=positions, output_initializer=Normal(0.01))
@@ -477,7 +479,7 @@ def test_one_theta_for_all_layers_is_written_and_read_however_it_is_said(positio
         ({"norms": Norms()}, "modernbert of transformers cannot have head=untied_head in its encoder, only"),
     ],
 )
-def test_why_there_is_no_class_like_neobert_is_said(fields, message, tokenizer, tmp_path):
+def test_a_neobert_is_refused_with_the_first_field_that_differs(fields, message, tokenizer, tmp_path):
     v = tokenizer.vocabulary
     encoder = small_neobert(V=v.size, positions=Rotary(), **fields)
     with pytest.raises(InputError, match=message):
@@ -518,7 +520,7 @@ def test_the_padding_of_a_config_must_be_the_tokenizers_where_it_moves_positions
         assert load(folder).tokenizer.vocabulary.pad == 0
 
 
-def test_a_model_without_tokenizer_says_so(tmp_path):
+def test_a_model_without_tokenizer_refuses_texts(tmp_path):
     model = load(write(tmp_path / "bert", PRETRAINING, pretraining_tensors()))
     with pytest.raises(InputError, match="came without tokenizer files: put its vocabulary into its folder"):
         next(fill_mask(model, ["the [MASK]"]))

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from bertjax.models import layers
 from bertjax.rules import name_of
 
-# `make parity` makes all arrays anew, elsewhere and from another seed.
+# `make parity` writes all arrays elsewhere, from another seed.
 FOLDER = Path(os.environ.get("BERTJAX_GOLDEN") or Path(__file__).parent)
 
 

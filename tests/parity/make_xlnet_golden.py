@@ -23,7 +23,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
 @dataclass
 class Case:
-    """Say what differs from XLNet as published, and what is asked of it."""
+    """The differences from XLNet as published, and the inputs."""
 
     model: dict = field(default_factory=dict)  # fields of our XLNet
     order: str = "random"  # with two streams; "left to right", or "none"
@@ -92,7 +92,7 @@ def make_inputs(case, config, rng):
 
 
 def run_window(model, case, inputs, mems):
-    """Give one window to torch, in its words."""
+    """Run one window by torch, with the arguments of transformers."""
     tensors = {key: torch.tensor(array).long() for key, array in inputs.items()}
     arguments = {"labels": tensors["labels"], "token_type_ids": tensors.get("types")}
     if case.order == "random":

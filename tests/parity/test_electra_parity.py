@@ -17,7 +17,7 @@ MASK = 1
 
 
 def objective_of(case):
-    """Make an objective that draws nothing: labels say what is masked, and the likeliest token is put in."""
+    """Return an objective without randomness: labels are the masked tokens, the likeliest token replaces each."""
     generator, discriminator = (build(Encoder, case["config"][part]) for part in ("generator", "discriminator"))
     chosen_BL = case["labels"] >= 0
     positions_BP = np.argsort(~chosen_BL, axis=1, kind="stable")[:, : chosen_BL.sum(1).max()]

@@ -21,7 +21,7 @@ CASES = read_cases("heads")
 
 
 def not_read(case):
-    """Say what takes the place of tensors that nothing computes with: zeros, or the bias that is read instead."""
+    """Return what replaces tensors that are not read: zeros, or the bias that is read instead."""
     tensors = case["tensors"]
     zeros = {name: np.zeros_like(array) for name, array in tensors.items() if name.endswith("pos_key_proj.bias")}
     biases = {"cls.predictions": "cls.predictions", "lm_head": "lm_head", "predictions": "predictions"}
