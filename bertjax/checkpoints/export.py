@@ -7,7 +7,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model, load, load_notes
 from bertjax.errors import InputError
 from bertjax.huggingface.convert import write_model
-from bertjax.huggingface.families import default_family
+from bertjax.huggingface.families import find_family
 
 
 def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
@@ -48,7 +48,8 @@ def architecture_of(model: Model) -> str:
     """Return the `model_type` that a model was built like, if its encoder and heads alone do not show it; else ""."""
     stated: str = model.config.get("architecture", "")
     whole = model.config.get("part_of", "").rpartition(".")[2]
-    return default_family(model.encoder, (), whole).model_type if whole and not stated else stated
+    family = find_family(model.encoder, (), whole) if whole and not stated else None
+    return stated if family is None else family.model_type
 
 
 def _new_folder(folder: str | Path) -> Path:

@@ -15,7 +15,7 @@ from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
 from bertjax.huggingface.convert import read_encoder, read_folder, without_heads
-from bertjax.huggingface.families import default_family
+from bertjax.huggingface.families import find_family
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.huggingface.tensors import some
 from bertjax.models.published import Published
@@ -130,7 +130,8 @@ def _encoder_alone(model: Model) -> Model:
         parts = [objective.part(name, params) for name in params]
         objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
     encoder, own = without_heads(objective.encoder, params[ENCODER])
-    alone = Published(encoder, cls_last=default_family(encoder).cls_last)
+    family = find_family(encoder)
+    alone = Published(encoder, cls_last=family is not None and family.cls_last)
     config = model.config | {"objective": to_json(alone)}
     if "huggingface" in config:
         notes = config["huggingface"]

@@ -26,7 +26,7 @@ from bertjax.huggingface.configuration import (
     make_encoder,
     make_head,
 )
-from bertjax.huggingface.families import FAMILIES, default_family
+from bertjax.huggingface.families import FAMILIES, find_family
 from bertjax.huggingface.folder import Tensor, find_tensors, read_config, write_folder
 from bertjax.huggingface.table import TIE, Family, Head
 from bertjax.huggingface.tensors import (
@@ -212,7 +212,8 @@ def parameter_shapes(model: Published, folder: Path) -> Shapes:
 
 def without_heads(encoder: Any, params: Params) -> tuple[Any, Params]:
     """Remove from an encoder and its parameters what only a language-model head reads, such as a mask decoder."""
-    return default_family(encoder).headless(encoder, params)
+    family = find_family(encoder)
+    return family.headless(encoder, params) if family is not None else (encoder, params)
 
 
 def _without_idle_parameters(

@@ -33,18 +33,21 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def default_family(encoder: Any, heads: Collection[str] = (), part_of: str = "") -> Family:
-    """Return the last family of FAMILIES that fits a model: see Family.is_default.
-
-    Raises InputError if none has such an encoder.
-    """
+def find_family(encoder: Any, heads: Collection[str] = (), part_of: str = "") -> Family | None:
+    """Return the last family of FAMILIES that fits a model, None if none has such an encoder: see Family.is_default."""
     fitting = [
         family
         for family in FAMILIES.values()
         if type(encoder) is family.encoder and family.is_default(encoder, heads, part_of)
     ]
-    if not fitting:
+    return fitting[-1] if fitting else None
+
+
+def default_family(encoder: Any, heads: Collection[str] = (), part_of: str = "") -> Family:
+    """As `find_family`. Raises InputError if there is none."""
+    family = find_family(encoder, heads, part_of)
+    if family is None:
         raise InputError(
             f"transformers has no class for the encoder {type(encoder).__name__}: bertjax writes {', '.join(FAMILIES)}"
         )
-    return fitting[-1]
+    return family
