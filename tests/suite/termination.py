@@ -48,24 +48,23 @@ def install() -> None:
 def end() -> None:
     """End the child processes, then this one, without waiting for any Python code that it runs."""
     deadline = time.monotonic() + PATIENCE
-    left = send(signal.SIGTERM)
-    while left and time.monotonic() < deadline:
+    asked = send(signal.SIGTERM)
+    while asked & send(0) and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = send(0)
-    send(signal.SIGKILL)
+    send(signal.SIGKILL)  # also to workers that xdist has begun in place of those that ended
     os.write(2, b"\nended by SIGTERM\n")
     os._exit(128 + signal.SIGTERM)
 
 
-def send(number: int) -> list[int]:
+def send(number: int) -> set[int]:
     """Send a signal to all children that run; return their process ids."""
-    found = []
+    found = set()
     for children in Path("/proc/self/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
             try:
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     os.kill(pid, number)
-                    found.append(pid)
+                    found.add(pid)
             except (ChildProcessError, ProcessLookupError):
                 continue
     return found
