@@ -96,13 +96,13 @@ def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_all_stop_at_one_step_where_one_was_asked_to_and_go_on_as_if_none_had(two):
+def test_all_processes_stop_after_the_same_step_and_resume_bit_by_bit(two):
     said = [json.loads((two / f"{n}.json").read_text())["stopped"] for n in range(2)]
     assert said[0] == said[1] and "stopped after step 3" in said[0]
     assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 
-def test_what_differs_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
+def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
     for number in range(2):
         found = json.loads((two / f"{number}.json").read_text())
         assert "the experiment differs on process 1" in found["experiment"]
@@ -145,12 +145,12 @@ def test_all_source_files_of_the_package_are_compared():
     assert {"train.py", "run/processes.py", "data/source.py"} <= code.keys()
 
 
-def test_two_processes_begin_with_a_trained_model(two):
+def test_two_processes_start_from_a_trained_model(two):
     first = logged(two / "init")[0]["loss"]
     assert first < logged(two / "straight")[0]["loss"] - 0.1
 
 
-def test_a_process_that_does_not_come_is_named():
+def test_processes_that_never_connect_are_named():
     address, found = f"localhost:{free_port()}", {}
 
     def call(index):
@@ -222,7 +222,7 @@ print(jax.process_count())
     assert found.stdout == "1\n", found.stderr
 
 
-def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):
+def test_a_missing_variable_of_the_processes_is_an_error(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match="set JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID too"):
         processes.join()
@@ -237,7 +237,7 @@ def test_part_of_what_says_who_the_processes_are_is_an_error(monkeypatch):
         ("PROCESS_ID", "2", "JAX_PROCESS_ID=2 is not one of 2 processes"),
     ],
 )
-def test_variables_that_do_not_say_who_the_processes_are_are_named(monkeypatch, name, text, message):
+def test_variables_with_wrong_values_are_named(monkeypatch, name, text, message):
     given = {"ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"} | {name: text}
     for key, value in given.items():
         monkeypatch.setenv(f"JAX_{'COORDINATOR_' * (key == 'ADDRESS')}{key}", value)
