@@ -1,4 +1,4 @@
-"""Lay texts out as a row: which specials stand where, which segment is whose, on which side the padding is.
+"""Templates of rows: the positions of special tokens and texts, their segments, and the side of the padding.
 
 google-research/bert run_classifier.py and run_squad.py; fairseq models/roberta/hub_interface.py and
 examples/roberta/README.race.md; zihangdai/xlnet classifier_utils.py, run_squad.py, run_race.py.
@@ -18,10 +18,10 @@ Template = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Templates:
-    """Hold the templates of a family.
+    """The templates of a family of models.
 
-    text: of one text. pair: of two. question: of a question `a` and the context `b` of its answer. option: of a context
-    `a` and one way `b` to go on. left: padding stands before the text, so that the last token is the last of the row.
+    text: one text. pair: two texts. question: a question `a` and its context `b`. option: a context `a` and an ending
+    `b`. left: whether padding is on the left, so that the last token is at the last position.
     """
 
     text: Template
@@ -34,7 +34,7 @@ class Templates:
 _PAIR = (("cls", 0), ("a", 0), ("sep", 0), ("b", 1), ("sep", 1))
 
 BERT = Templates((("cls", 0), ("a", 0), ("sep", 0)), _PAIR, _PAIR, _PAIR)
-"""Also ALBERT, ELECTRA, DeBERTa, DistilBERT and the modern ones; those without segments do not read them."""
+"""Also of ALBERT, ELECTRA, DeBERTa, DistilBERT and the modern encoders; those without segments ignore them."""
 
 _DOUBLE = (("cls", 0), ("a", 0), ("sep", 0), ("sep", 0), ("b", 0), ("sep", 0))
 
@@ -44,7 +44,7 @@ ROBERTA = Templates(
     question=_DOUBLE,
     option=(("cls", 0), ("b", 0), ("sep", 0), ("a", 0), ("sep", 0)),
 )
-"""Two separators between texts, one segment; an option stands before its context."""
+"""Two separators between texts, one segment; an option precedes its context."""
 
 _CLS_LAST = (("a", 0), ("sep", 0), ("b", 1), ("sep", 1), ("cls", 2))
 
@@ -55,7 +55,7 @@ XLNET = Templates(
     option=_CLS_LAST,
     left=True,
 )
-"""The classification token last, padding on the left; a context stands before its question."""
+"""The classification token last, padding on the left; a context precedes its question."""
 
 
 def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
@@ -69,7 +69,7 @@ def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
 
 
 class Framed(NamedTuple):
-    """A row without its padding. tokens, types: i32 [n]. a, b, cls: where these begin, -1 where they are not."""
+    """A row without padding. tokens, types: i32 [n]. a, b, cls: their first positions, -1 if absent."""
 
     tokens: np.ndarray
     types: np.ndarray
@@ -79,12 +79,12 @@ class Framed(NamedTuple):
 
 
 def specials(template: Template) -> int:
-    """Count the specials of a template: what a row must have room for beside its texts."""
+    """Return the number of special tokens of a template."""
     return sum(part in ("cls", "sep") for part, _ in template)
 
 
 def framed(template: Template, v: Vocabulary, a: Sequence[int], b: Sequence[int] = ()) -> Framed:
-    """Put the ids of one or two texts into a template."""
+    """Build a row from a template and the ids of one or two texts."""
     ids: dict[str, Sequence[int]] = {"cls": [v.cls], "sep": [v.sep], "a": a, "b": b}
     begins = {"a": -1, "b": -1, "cls": -1}
     tokens: list[int] = []
