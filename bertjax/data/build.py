@@ -32,7 +32,7 @@ from bertjax.data.records import (
     shard_name,
     write_manifest,
 )
-from bertjax.data.tokenizer import Tokenizer, fingerprint, load_tokenizer, save_tokenizer
+from bertjax.data.tokenizer import Tokenizer, fingerprint, save_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
 
 _BATCH = 2**18  # characters sent to a worker at a time
@@ -290,7 +290,7 @@ def _start_worker(tokenizer_folder: Path, split_sentences: SplitSentences) -> No
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and stops the pool
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core, without threads of its own
-    _worker = (load_tokenizer(tokenizer_folder), split_sentences)
+    _worker = (saved_tokenizer(tokenizer_folder), split_sentences)
 
 
 def _work(documents: list[tuple[Document, str]]) -> _Result:
@@ -317,7 +317,7 @@ def tokenize(documents: list[tuple[Document, str]], tokenizer: Tokenizer, split_
         sentences, owners_kept = lengths[kept], np.array(owners, np.int64)[kept]
         per_document = np.bincount(owners_kept, minlength=len(chosen))
         starts = np.cumsum(sentences) - sentences
-        flags = tokenizer.starts_word[tokens].astype(np.uint8) * WORD
+        flags = tokenizer.word_rule(tokens).astype(np.uint8) * WORD
         flags[starts] = SENTENCE | WORD
         first_sentence = (np.cumsum(per_document) - per_document)[per_document > 0]
         flags[starts[first_sentence]] |= DOCUMENT

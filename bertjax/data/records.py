@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from bertjax.data.tokenizer import Tokenizer, Vocabulary, load_tokenizer
+from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
 from bertjax.errors import InputError
 
 FORMAT = 1
@@ -148,7 +148,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def corpus_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that a corpus was built with."""
-    return load_tokenizer(Path(folder) / "tokenizer")
+    return saved_tokenizer(Path(folder) / "tokenizer")
 
 
 def manifest_digest(folder: str | Path) -> str:

@@ -5,15 +5,12 @@ examples/roberta/README.race.md; zihangdai/xlnet classifier_utils.py, run_squad.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.data.tokenizer import Tokenizer, Vocabulary
-
-Template = tuple[tuple[str, int], ...]
-"""What a row consists of, in order, as (part, segment): `cls` and `sep` are specials, `a` and `b` the texts."""
+from bertjax.data.tokenizer import Template, Tokenizer, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,21 @@ def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
     """Choose the templates of a model: `cls_last` where what its `around` names before a text is nothing.
 
     Vocabularies that spell their specials as fairseq does (`<s>`, `</s>`) come from models trained with two separators.
+    Where the tokenizer's files state what stands around one text and two, that holds; questions and options follow it
+    where they are laid out as pairs are.
     """
-    if cls_last:
-        return XLNET
-    return ROBERTA if tokenizer.piece(tokenizer.vocabulary.cls) == "<s>" else BERT
+    family = XLNET if cls_last else ROBERTA if tokenizer.piece(tokenizer.vocabulary.cls) == "<s>" else BERT
+    if tokenizer.templates is None:
+        return family
+    text, pair = tokenizer.templates
+    swapped = tuple(({"a": "b", "b": "a"}.get(part, part), segment) for part, segment in pair)
+    return replace(
+        family,
+        text=text,
+        pair=pair,
+        question=pair if family.question == family.pair else swapped,
+        option=pair if family.option == family.pair else family.option,
+    )
 
 
 class Framed(NamedTuple):

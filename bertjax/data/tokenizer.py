@@ -1,28 +1,36 @@
 """Read any tokenizer of the field behind one small interface.
 
 WordPiece (`vocab.txt`), byte-level BPE (`vocab.json` with `merges.txt`) and `tokenizer.json` run on the `tokenizers`
-library, `.model` files on `sentencepiece`. Text is text: a literal "[MASK]" in it is punctuation and letters, never the
-special token; special tokens are added by id.
+library, `.model` files on `sentencepiece`. The folders of others are read as transformers reads them
+(tokenizer_folder.py). Text is text: a literal "[MASK]" in it is punctuation and letters, never the model's special
+token, unless asked for (`parsing_special_tokens`); special tokens are added by id. Tokens that a user added are tokens.
 """
 
 import hashlib
 import json
-import string
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import sentencepiece
 import tokenizers
 
+from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFIG, NAMED
+from bertjax.data.tokenizer_folder import SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
+from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
+
+Template = tuple[tuple[str, int], ...]
+"""What a row consists of, in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""
 
 
 class Vocabulary(NamedTuple):
-    """Tell what models and corruption need of a tokenizer: its size and the ids of its special tokens."""
+    """The size of a vocabulary and the ids of its special tokens, which models and corruption need."""
 
     size: int
     pad: int
@@ -41,11 +49,17 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer."""
+    """What the rest of the package needs of a tokenizer.
+
+    files: what it was read from, and what `save_tokenizer` writes. templates: one text and two, with special tokens and
+    segments, as the files of a folder state them; None where the family decides.
+    """
 
     vocabulary: Vocabulary
-    starts_word: np.ndarray  # bool [V]: does this piece begin a word
-    files: Mapping[str, bytes]  # what it was read from, and what `save` writes
+    word_rule: WordRule
+    files: Mapping[str, bytes]
+    reading: Reading
+    templates: tuple[Template, Template] | None
 
     def encode(self, text: str) -> Encoding:
         """Encode one text, without special tokens."""
@@ -64,44 +78,141 @@ class Tokenizer(Protocol):
         ...
 
 
+_VOCABULARIES = (JSON, "vocab.txt", "vocab.json")
+_SETTINGS = (CONFIG, MAP, ADDED, MODEL_CONFIG)
+_LARGEST = 2**29  # bytes of a tokenizer file; real ones have up to 40 million
+_PARSE = "parse_special_tokens"  # a key of ours in tokenizer_config.json
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer from a file (`vocab.txt`, `vocab.json`, `tokenizer.json`, `*.model`) or a folder with one.
 
-    Raises InputError where there is none, or where it lacks a special token that pre-training needs.
+    Where a folder has several, `tokenizer.json` goes before the rest. A folder of transformers (with a config.json, or
+    a tokenizer_config.json that names its class) is read as transformers reads it; a bare vocabulary file as the code
+    that it was published with. Raises InputError where there is none, where it lacks a special token that pre-training
+    needs, and for settings that cannot be followed.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt", "vocab.json") if (path / name).is_file()]
-        found += sorted(path.glob("*.model"))
+        found = [path / name for name in _VOCABULARIES if (path / name).is_file()] + sorted(path.glob("*.model"))
         if not found:
             raise InputError(f"{path} holds no tokenizer: no tokenizer.json, vocab.txt, vocab.json or *.model")
-        path = found[0]
-    if not path.is_file():
+        chosen = found
+    elif path.is_file():
+        chosen = [path]
+    else:
         raise InputError(f"no tokenizer at {path}: give a vocab.txt, vocab.json, tokenizer.json, *.model or a folder")
-    files = {path.name: path.read_bytes()}
-    for sibling in ("merges.txt",) if path.name == "vocab.json" else ("tokenizer_config.json",):
-        if (path.parent / sibling).is_file():
-            files[sibling] = (path.parent / sibling).read_bytes()
-    return tokenizer_from_files(files, origin=str(path))
+    folder = path if path.is_dir() else path.parent
+    beside = [folder / name for name in (*_SETTINGS, "merges.txt") if (folder / name).is_file()]
+    files = {file.name: _read(file) for file in (*chosen, *beside)}
+    origin = str(path if path.is_file() else chosen[0])
+    if _is_of_transformers(files):
+        return _from_folder(files, str(folder))
+    models = [file for file in chosen if file.name.endswith(".model")]
+    if models and _object(files, CONFIG).get("read_as") == SENTENCEPIECE:  # what was written for transformers beside it
+        chosen = models
+    kept = {chosen[0].name: files[chosen[0].name]}
+    sibling = "merges.txt" if chosen[0].name == "vocab.json" else CONFIG
+    kept |= {sibling: files[sibling]} if sibling in files else {}
+    return tokenizer_from_files(kept, origin=origin)
+
+
+def saved_tokenizer(folder: Path) -> Tokenizer:
+    """Read what `save_tokenizer` wrote, by any version: its files as they stand, so that it keeps its fingerprint."""
+    names = [path.name for path in sorted(folder.glob("*")) if path.is_file()]
+    if not names:
+        raise InputError(f"{folder} holds no tokenizer")
+    return tokenizer_from_files({name: _read(folder / name) for name in names}, origin=str(folder))
+
+
+def _read(file: Path) -> bytes:
+    if file.stat().st_size > _LARGEST:
+        raise InputError(f"{file} has {file.stat().st_size:,} bytes: no tokenizer has so many")
+    return file.read_bytes()
+
+
+def _is_of_transformers(files: Mapping[str, bytes]) -> bool:
+    """Tell whether transformers' rules hold, and not those of the code that bare files were published with.
+
+    What `tokenizer train` and `save_tokenizer` write is ours: `vocab.txt` with nothing but its case, compiled files.
+    """
+    config = _object(files, CONFIG)
+    if "read_as" in config or _PARSE in config:
+        return False
+    if "model_type" in _object(files, MODEL_CONFIG) or {MAP, ADDED} & files.keys():
+        return True
+    plain = "vocab.txt" in files and JSON not in files and config.keys() <= {"do_lower_case", "tokenizer_class"}
+    return bool(config) and not (plain and config.get("tokenizer_class", _BERT) == _BERT)
+
+
+_BERT = "BertTokenizer"
+
+
+def _from_folder(files: Mapping[str, bytes], origin: str) -> Tokenizer:
+    """Read a folder as transformers does; SentencePiece models without tokenizer.json by their own library."""
+    try:
+        alone = sentencepiece_folder(files, origin)
+        if alone is not None:
+            return SentencePieceTokenizer(alone.files, origin, alone.reading)
+        compiled = compile_folder(files, origin)
+        return _fast(compiled.files, origin, compiled.reading)
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more exact
+        raise InputError(f"the tokenizer of {origin} is damaged or not what its files say: {error}") from error
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenizer:
     """Build a tokenizer from the contents of its files, as a checkpoint carries them; `origin` names it in errors."""
     try:
-        if any(name.endswith(".model") for name in files):
+        if any(name.endswith(".model") for name in files) and JSON not in files:
             return SentencePieceTokenizer(files, origin)
-        if "tokenizer.json" in files:
-            return FastTokenizer(_read_json(files), files, origin)
+        if JSON in files:
+            return _fast(files, origin)
         if "vocab.json" in files:
-            return FastTokenizer(_read_byte_level(files, origin), files, origin)
+            reading = Reading("byte-level BPE, as openai/gpt-2 and fairseq read it", tuple(files))
+            return FastTokenizer(_read_byte_level(files, origin), files, origin, reading)
         if "vocab.txt" in files:
             rust, files = _read_wordpiece(files, origin)
-            return FastTokenizer(rust, files, origin)
+            keys = {f"{CONFIG}: {key}": value for key, value in _object(files, CONFIG).items() if key[:2] == "do"}
+            reading = Reading("WordPiece, as google-research/bert reads it", tuple(files), keys)
+            return FastTokenizer(rust, files, origin, reading)
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more exact
         raise InputError(f"{origin} is damaged or not what its name says: {error}") from error
     raise InputError(f"{origin}: none of {', '.join(files)} is a tokenizer")
+
+
+def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Parse a JSON object; empty where there is no such file, or it is something else."""
+    try:
+        found = json.loads(files.get(name, b"{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def parsing_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer for which a literal "[MASK]" or "</s>" in a text is the special token, as in transformers.
+
+    Whether it does so is written into its files, so it stays so in checkpoints and corpora.
+    """
+    if any(name in tokenizer.files for name in ("vocab.txt", "vocab.json")):
+        assert isinstance(tokenizer, FastTokenizer)
+        described = json.loads(tokenizer.library.to_str())
+        v = tokenizer.vocabulary
+        added = [
+            {"id": index, "content": tokenizer.piece(index), "single_word": False, "rstrip": False, "special": True,
+             "lstrip": index == v.mask and "vocab.json" in tokenizer.files, "normalized": False}
+            for index in sorted({*v[1:]})
+        ]  # fmt: skip
+        described["added_tokens"] = added
+        files = {JSON: json.dumps(described).encode(), CONFIG: tokenizer.files.get(CONFIG, b"{}")}
+    else:
+        files = dict(tokenizer.files)
+    config = json.loads(files.get(CONFIG, b"{}")) | {_PARSE: True}
+    return tokenizer_from_files(files | {CONFIG: json.dumps(config).encode()}, origin="the tokenizer")
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
@@ -136,29 +247,35 @@ _PROBE = "The Quick-Brown FÖX cost 1,234.50 (or £9), didn't it? ``Naïve'' 東
 
 
 class FastTokenizer:
-    """Run WordPiece, byte-level BPE or any `tokenizer.json` on the `tokenizers` library."""
+    """Run WordPiece, BPE or any `tokenizer.json` on the `tokenizers` library."""
 
-    def __init__(self, rust: tokenizers.Tokenizer, files: Mapping[str, bytes], origin: str) -> None:
+    def __init__(
+        self,
+        rust: tokenizers.Tokenizer,
+        files: Mapping[str, bytes],
+        origin: str,
+        reading: Reading,
+        described: dict[str, Any] | None = None,
+        config: Mapping[str, Any] = MappingProxyType({}),
+        templates: tuple["_Framing", "_Framing"] | None = None,
+    ) -> None:
         self.library = rust  # its own type, for who wants more of it
         self.files = files
-        if sorted(rust.get_vocab().values()) != list(range(rust.get_vocab_size())):
-            raise InputError(f"{origin}: its ids are not 0 to {rust.get_vocab_size() - 1}, each once: it is damaged")
-        pieces = [self.piece(index) for index in range(rust.get_vocab_size())]
-        self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
-        model = json.loads(rust.to_str())["model"]
-        continuation = model.get("continuing_subword_prefix") if model["type"] == "WordPiece" else None
-        self.starts_word = np.array(
-            [
-                _is_punctuation(piece)
-                or (not piece.startswith(continuation) if continuation else piece.startswith(("Ġ", "▁")))
-                for piece in pieces
-            ]
-        )
+        self.reading = reading
+        found = rust.get_vocab()
+        size = max(found.values(), default=-1) + 1
+        if sorted(found.values()) != list(range(size)) and "read_as" not in config:
+            raise InputError(f"{origin}: its ids are not 0 to {len(found) - 1}, each once: it is damaged")
+        pieces = [self.piece(index) for index in range(size)]
+        ids = {piece: index for index, piece in enumerate(pieces)}
+        self.vocabulary = v = _find_specials(ids, size, origin, config, templates[0] if templates else ())
+        self.templates = templates and (_in_roles(templates[0], v, origin), _in_roles(templates[1], v, origin))
+        self.word_rule = word_rule(pieces, described or json.loads(rust.to_str()))
 
     def encode(self, text: str) -> Encoding:
         """See Tokenizer.encode."""
         encoded = self.library.encode(text, add_special_tokens=False)
-        return _encoding(encoded.ids, encoded.offsets, self.starts_word)
+        return _encoding(encoded.ids, encoded.offsets, self.word_rule)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
@@ -181,18 +298,32 @@ class SentencePieceTokenizer:
     end in digit and comma split again. They are known by the symbols that only they reserve.
     """
 
-    def __init__(self, files: Mapping[str, bytes], origin: str) -> None:
-        content = next(content for name, content in files.items() if name.endswith(".model"))
-        self.files: Mapping[str, bytes] = {name: x for name, x in files.items() if name.endswith(".model")}
+    def __init__(self, files: Mapping[str, bytes], origin: str, reading: Reading | None = None) -> None:
+        name, content = next((name, content) for name, content in files.items() if name.endswith(".model"))
+        self.templates: tuple[Template, Template] | None = None
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise InputError(f"{origin} is not a SentencePiece model") from error
         pieces = [self._model.id_to_piece(index) for index in range(self._model.get_piece_size())]
-        self.vocabulary = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
-        self.starts_word = np.array([piece.startswith("▁") or _is_punctuation(piece) for piece in pieces])
-        self.published = {"£", "€", "–"} <= set(pieces[:20])
-        self.lowercase = all(piece == piece.lower() for piece in pieces[20:])
+        ids = {piece: index for index, piece in enumerate(pieces)}
+        config = _object(files, CONFIG)
+        self.vocabulary = _find_specials(ids, len(pieces), origin, config)
+        self.word_rule = word_rule(pieces, None)
+        told = {
+            "prepare": {"£", "€", "–"} <= set(pieces[:20]),
+            "do_lower_case": all(piece == piece.lower() for piece in pieces[20:]),
+            "keep_accents": False,
+            _PARSE: False,
+        }
+        stated = {key: config[key] for key in told if config.get(key, told[key]) != told[key]}
+        self.published, self.lowercase, self.keep_accents, parse = (told | stated).values()
+        self.files: Mapping[str, bytes] = {name: content}
+        if stated:
+            self.files |= {CONFIG: json.dumps(stated).encode()}
+        self.reading = reading or Reading(SENTENCEPIECE, (name,), stated)
+        literal = [pieces[index] for index in self.vocabulary[1:]] if parse else []
+        self._literal = re.compile("|".join(map(re.escape, literal))) if literal else None
         self.split_again = {
             index: self._without_comma(piece)
             for index, piece in enumerate(pieces)
@@ -209,20 +340,32 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """See Tokenizer.encode."""
-        prepared, origin = self._prepare(text)
-        mapping: Any = self._model.encode(prepared, return_type="offset_mapping")
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
+        end = 0
+        for match in self._literal.finditer(text) if self._literal else ():
+            self._encode_part(text[end : match.start()], end, ids, offsets)
+            ids.append(self._model.piece_to_id(match.group()))
+            offsets.append(match.span())
+            end = match.end()
+        self._encode_part(text[end:], end, ids, offsets)
+        return _encoding(ids, offsets, self.word_rule)
+
+    def _encode_part(self, text: str, start: int, ids: list[int], offsets: list[tuple[int, int]]) -> None:
+        """Append the ids and offsets of a part of a text that begins at `start`."""
+        prepared, origin = self._prepare(text)
+        mapping: Any = self._model.encode(prepared, return_type="offset_mapping")
         for index, (begin, end) in zip(mapping["ids"], mapping["offsets"], strict=True):
             parts = self.split_again.get(index, [index])
             lengths = [len(self.piece(part).removeprefix("▁")) for part in parts]
             cuts = [begin, *(end - sum(lengths[after:]) for after in range(1, len(parts))), end]
             ids += parts
-            offsets += [(origin[left], _end(origin, left, right)) for left, right in pairwise(cuts)]
-        return _encoding(ids, offsets, self.starts_word)
+            offsets += [(start + origin[left], start + _end(origin, left, right)) for left, right in pairwise(cuts)]
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
+        if self._literal:
+            return [self.encode(text).ids.tolist() for text in texts]
         prepared = [self._prepare(text)[0] for text in texts] if self.published else texts
         encoded = self._model.encode(prepared, num_threads=1)
         if not self.split_again:
@@ -252,8 +395,8 @@ class SentencePieceTokenizer:
             quotes = text[position : position + 2] in ("``", "''")
             # Python's white space, some of which the library would drop: U+0085, U+001C to U+001F.
             read = " " if text[position].isspace() else text[position]
-            for character in '"' if quotes else unicodedata.normalize("NFKD", read):
-                if not unicodedata.combining(character):
+            for character in '"' if quotes else read if self.keep_accents else unicodedata.normalize("NFKD", read):
+                if self.keep_accents or not unicodedata.combining(character):
                     kept.append(character)
                     origin.append(position)
             position += 2 if quotes else 1
@@ -278,7 +421,7 @@ def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     capitals = any(piece != piece.lower() for piece in pieces if piece[0] not in "[<")
     lowercase = bool(config.get("do_lower_case", not capitals))
-    specials = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin)
+    specials = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin, {})
     model = tokenizers.models.WordPiece(
         vocab={piece: index for index, piece in enumerate(pieces)},
         unk_token=pieces[specials.unk],
@@ -306,28 +449,67 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
     return rust
 
 
-def _read_json(files: Mapping[str, bytes]) -> tokenizers.Tokenizer:
-    """Read `tokenizer.json` so that no text can spell a special token.
+def _fast(files: Mapping[str, bytes], origin: str, reading: Reading | None = None) -> FastTokenizer:
+    """Build the tokenizer of a `tokenizer.json`, compiled or as it was found."""
+    described, config = json.loads(files[JSON]), json.loads(files.get(CONFIG, b"{}"))
+    rust = _read_json(described, config)
+    templates = _templates(rust, config) if "read_as" in config else None
+    reading = reading or Reading(config.get("read_as", f"{JSON} as it stands"), tuple(files))
+    return FastTokenizer(rust, files, origin, reading, described, config, templates)
+
+
+def _read_json(described: dict[str, Any], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read `tokenizer.json` so that no text can spell one of the model's own special tokens, unless config asks for it.
 
     Those that are added to the model's vocabulary are declared special, which `encode_special_tokens` then passes over;
-    those inside it, which some models match like any piece, get a name that no text has.
+    those inside it, which some models match like any piece, get a name that no text has. All other added tokens are
+    matched in texts, special or not, unless config says `split_special_tokens`.
     """
-    described = json.loads(files["tokenizer.json"])
-    vocabulary = described["model"]["vocab"]
-    inside = {piece for piece, _ in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
-    names = {name for names in _SPECIALS.values() for name in names} - {described["model"].get("unk_token")}
-    added = [token for token in described.get("added_tokens", ()) if token["content"] not in names & inside]
-    described["added_tokens"] = [token | {"special": token["special"] or token["content"] in names} for token in added]
-    if isinstance(vocabulary, list):
-        hidden: Any = [[_HIDDEN + piece if piece in names else piece, score] for piece, score in vocabulary]
-    else:
-        hidden = {_HIDDEN + piece if piece in names else piece: index for piece, index in vocabulary.items()}
-    described["model"]["vocab"] = hidden
+    described = dict(described)
+    if not config.get(_PARSE):
+        model, own = described["model"], _own_names(config)
+        vocabulary, split = model["vocab"], bool(config.get("split_special_tokens"))
+        inside = {piece for piece, _ in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
+        hide = (own - {model.get("unk_token")}) & inside
+        described["added_tokens"] = [
+            token | {"special": token["content"] in own or (split and token["special"])}
+            for token in described.get("added_tokens", ())
+            if token["content"] not in hide
+        ]
+        if isinstance(vocabulary, list):
+            hidden: Any = [[_HIDDEN + piece if piece in hide else piece, score] for piece, score in vocabulary]
+        else:
+            hidden = {_HIDDEN + piece if piece in hide else piece: index for piece, index in vocabulary.items()}
+        described["model"] = model | {"vocab": hidden}
     rust = tokenizers.Tokenizer.from_str(json.dumps(described))
-    rust.encode_special_tokens = True
+    rust.encode_special_tokens = not config.get(_PARSE)
     rust.no_padding()
     rust.no_truncation()
     return rust
+
+
+def _own_names(config: Mapping[str, Any]) -> set[str]:
+    """Name the model's own special tokens: those of the named roles; where they are not stated, the usual ones."""
+    named = {config[key] for key in NAMED if isinstance(config.get(key), str)}
+    return named if "read_as" in config else named | {name for names in _SPECIALS.values() for name in names}
+
+
+def _templates(rust: tokenizers.Tokenizer, config: Mapping[str, Any]) -> tuple["_Framing", "_Framing"]:
+    """Return what the post-processor makes of one text and of two; segments only where the model is fed them."""
+    one = next((text for text in _SAMPLES if rust.encode(text, add_special_tokens=False).ids), "")
+    segments = "token_type_ids" in config["model_input_names"]
+    found: list[_Framing] = []
+    for encoded in (rust.encode(one), rust.encode(one, one)):
+        parts: list[tuple[int | str, int]] = []
+        for index, sequence, segment in zip(encoded.ids, encoded.sequence_ids, encoded.type_ids, strict=True):
+            part = (index if sequence is None else "ab"[sequence], segment if segments else 0)
+            parts += [part] if sequence is None or part not in parts else []
+        found.append(tuple(parts))
+    return found[0], found[1]
+
+
+_Framing = tuple[tuple[int | str, int], ...]
+_SAMPLES = ("a", "1", ".", "A", "中", "the")
 
 
 _HIDDEN = "\U0010fffe"  # a noncharacter: Unicode promises that text does not use it
@@ -340,17 +522,52 @@ _SPECIALS = {
 }
 
 
-def _find_specials(ids: Mapping[str, int], size: int, origin: str) -> Vocabulary:
-    found = {}
+def _find_specials(
+    ids: Mapping[str, int],
+    size: int,
+    origin: str,
+    config: Mapping[str, Any],
+    single: _Framing = (),
+) -> Vocabulary:
+    """Find the special tokens by the names that the files state, by what stands around a text, or by their usual names.
+
+    Raises InputError where one is missing; a byte-level vocabulary needs no unknown piece, and gives the padding's.
+    """
+    found: dict[str, int] = {}
+    places = [part == "a" for part, _ in single]
+    around = [part for part, _ in single if isinstance(part, int)]
+    if around:
+        found["cls"] = around[0] if not places[0] else around[-1]
+        found["sep"] = around[-1] if not places[0] else around[0]
     for role, names in _SPECIALS.items():
-        present = [name for name in names if name in ids]
+        stated = config.get(f"{role}_token")
+        present = [name for name in ((stated, *names) if isinstance(stated, str) else names) if name in ids]
+        if role in found or (role == "unk" and not present and "read_as" in config):
+            continue
+        if not present and "read_as" in config:
+            raise InputError(
+                f"{origin}: its files name no {role} token: put {role}_token into {CONFIG}, as its vocabulary spells it"
+            )
         if not present:
             raise InputError(
                 f"the vocabulary of {origin} has no {' nor '.join(names)}, which pre-training needs: add it, or train "
                 "a vocabulary with `bertjax tokenizer train`"
             )
         found[role] = ids[present[0]]
+    found.setdefault("unk", found["pad"])
     return Vocabulary(size, **found)
+
+
+def _in_roles(framing: _Framing, v: Vocabulary, origin: str) -> Template:
+    """Name the special tokens of a template by their roles. Raises InputError for one that is neither."""
+    roles = {v.sep: "sep", v.cls: "cls", "a": "a", "b": "b"}
+    for part, _ in framing:
+        if part not in roles:
+            raise InputError(
+                f"{origin}: the post-processor of {JSON} puts id {part} around a text, besides {v.cls} (cls) and "
+                f"{v.sep} (sep): more than two kinds of special tokens around a text are not supported"
+            )
+    return tuple((roles[part], segment) for part, segment in framing)
 
 
 def _end(origin: Sequence[int], left: int, right: int) -> int:
@@ -358,12 +575,6 @@ def _end(origin: Sequence[int], left: int, right: int) -> int:
     return next(place for place in origin[right:] if place > origin[right - 1]) if right > left else origin[left]
 
 
-def _is_punctuation(piece: str) -> bool:
-    return all(character in string.punctuation for character in piece)
-
-
-def _encoding(ids: list[int], offsets: list[tuple[int, int]], starts_word: np.ndarray) -> Encoding:
+def _encoding(ids: list[int], offsets: list[tuple[int, int]], word_rule: WordRule) -> Encoding:
     ids_n = np.array(ids, np.int32)
-    word_starts = starts_word[ids_n] if ids else np.zeros(0, bool)
-    word_starts[:1] = True
-    return Encoding(ids_n, np.array(offsets, np.int32).reshape(-1, 2), word_starts)
+    return Encoding(ids_n, np.array(offsets, np.int32).reshape(-1, 2), word_rule(ids_n))

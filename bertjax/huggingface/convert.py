@@ -102,7 +102,7 @@ def read_folder(folder: Path) -> Found:
         config[TIE] = False
     tensors, copies = without_copies(family, untied, tensors, folder)
     found = _read(folder, opened._replace(tensors=tensors), heads, ignored | copies)
-    return found._replace(notes=found.notes | {"reported": reported})
+    return found._replace(notes=found.notes | {"reported": reported + found.notes["reported"]})
 
 
 def read_encoder(folder: Path) -> Found:
@@ -129,9 +129,10 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
     check_tensors(slots, shapes, tensors, folder)
     params = read_params(slots, shapes, tensors)
     dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
-    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": []}
     tokenizer = read_tokenizer(folder, config, encoder.V)
     _check_padding(family, encoder, tokenizer, folder)
+    reported = list(tokenizer.reading.notes) if tokenizer else []
+    notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": reported}
     return Found(model, params, tokenizer, notes)
 
 
@@ -178,7 +179,8 @@ def write_model(
         tensors = {name.removeprefix(f"{family.prefix}."): array for name, array in tensors.items()}
     write_folder(folder, config, tensors)
     if tokenizer is not None:
-        write_tokenizer(tokenizer, family, folder)
+        segments = getattr(encoder, "types", 2) > 1
+        reported += write_tokenizer(tokenizer, family, folder, longest=encoder.max_length, segments=segments)
     return reported
 
 

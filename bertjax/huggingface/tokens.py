@@ -1,6 +1,6 @@
-"""Read and write the tokenizer of a Hugging Face folder: the files as they are, and what transformers asks beside them.
+"""Read and write the tokenizer of a Hugging Face folder: the files as they are, and what transformers needs of them.
 
-Where we deviate: transformers' WordPiece gives up words of over 100 characters, ours of over 200, as BERT's own does.
+What is written is a `tokenizer.json` that says all by itself, so that no class of transformers adds rules of its own.
 """
 
 import json
@@ -8,13 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertjax.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+import tokenizers
+from tokenizers import processors
+
+from bertjax.data.templates import Template, templates_for
+from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
 from bertjax.errors import InputError
 from bertjax.huggingface.table import Family
-from bertjax.huggingface.unigram import tokenizer_json
+from bertjax.huggingface.unigram import differs, tokenizer_json
 
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-_CLASSES = {"vocab.txt": "BertTokenizer", "vocab.json": "RobertaTokenizer", "tokenizer.json": "PreTrainedTokenizerFast"}
+_FILES = (JSON, "vocab.txt", "vocab.json")
+_ROLES = ("pad", "unk", "cls", "sep", "mask")
 
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer | None:
@@ -22,45 +27,82 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
 
     Raises InputError where it has more ids than the model has rows; fewer are padding of the table.
     """
-    models = sorted(path.name for path in folder.glob("*.model"))
-    if not models and not any((folder / name).is_file() for name in _FILES):
+    if not any(folder.glob("*.model")) and not any((folder / name).is_file() for name in _FILES):
         return None
-    renumbered = config["model_type"] == "xlm-roberta" or "spm.model" in models  # the latter is DeBERTa's
-    if renumbered and not (folder / "tokenizer.json").is_file():
-        raise InputError(
-            f"{folder} has {models[0] if models else 'no tokenizer.json'}, whose ids are not all of "
-            f"{config['model_type']}'s: "
-            "write its tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    original = folder / "spiece.model"  # exact, where a tokenizer.json is made after it
-    tokenizer = load_tokenizer(original if original.is_file() else folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocabulary.size > V:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocabulary.size} ids, vocab_size is only {V}")
     return tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, family: Family, folder: Path) -> None:
-    """Write its files by the names that transformers knows, and tokenizer_config.json with its class and specials."""
-    files = dict(tokenizer.files)
-    model = next((name for name in files if name.endswith(".model")), "")
-    kind = next((name for name in _FILES if name in files), model)
-    config = json.loads(files.pop("tokenizer_config.json", b"{}"))
-    stated = {f"{role}_token": tokenizer.piece(getattr(tokenizer.vocabulary, role)) for role in _ROLES}
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        files = {"spiece.model": files[model]}
-        described = tokenizer_json(tokenizer, cls_last=family.cls_last)
-        if described is not None:
-            files["tokenizer.json"] = described.encode()
-        stated |= {"tokenizer_class": _CLASSES["tokenizer.json"]}
+def write_tokenizer(
+    tokenizer: Tokenizer, family: Family, folder: Path, *, longest: int | None, segments: bool
+) -> list[str]:
+    """Write tokenizer.json and tokenizer_config.json, and a SentencePiece model as it is; return what is to be said.
+
+    longest: the tokens that the model has positions for, None where there is no limit. segments: whether the model is
+    fed which text a token is of.
+    """
+    notes: list[str] = []
+    config = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    if "read_as" in config and JSON in tokenizer.files:
+        written, described = config, tokenizer.files[JSON].decode()
     else:
-        stated |= {"tokenizer_class": _CLASSES[kind]}
-        if kind == "vocab.json":  # these classes add the names that they know, unless told ours
-            stated |= {"bos_token": stated["cls_token"], "eos_token": stated["sep_token"]}
-            stated |= {"tokenizer_class": "DebertaTokenizer"} if family.model_type == "deberta" else {}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    text = json.dumps(stated | config, indent=2, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text + "\n")
+        templates = templates_for(tokenizer, cls_last=family.cls_last)
+        written = {f"{role}_token": tokenizer.piece(getattr(tokenizer.vocabulary, role)) for role in _ROLES}
+        written |= config | {"read_as": tokenizer.reading.read_as, "tokenizer_class": GENERAL[1]}
+        written |= {"model_input_names": [*(SEGMENTS if segments else NO_SEGMENTS)]}
+        written |= {"padding_side": "left"} if templates.left else {}
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            described, reason = _unigram(tokenizer, family)
+            model = next(name for name in tokenizer.files if name.endswith(".model"))
+            (folder / "spiece.model").write_bytes(tokenizer.files[model])
+            notes += [f"wrote spiece.model, but no {JSON}: {reason}"] if reason else []
+        else:
+            assert isinstance(tokenizer, FastTokenizer)
+            described = _fast(tokenizer, templates.text, templates.pair, segments)
+    if longest is not None:
+        written["model_max_length"] = min(longest, written.get("model_max_length") or longest)
+    if described:
+        (folder / JSON).write_text(described)
+    (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    return notes
 
 
-_ROLES = ("pad", "unk", "cls", "sep", "mask")
+def _fast(tokenizer: FastTokenizer, text: Template, pair: Template, segments: bool) -> str:
+    """Describe a bare vocabulary, with the limit of its words, its special tokens, and what stands around a text.
+
+    The mask of a vocabulary whose pieces carry the space before them takes that space, as in published RoBERTa.
+    """
+    if JSON in tokenizer.files:
+        rust = tokenizers.Tokenizer.from_str(tokenizer.files[JSON].decode())
+    else:
+        rust = tokenizers.Tokenizer.from_str(tokenizer.library.to_str())
+        v = tokenizer.vocabulary
+        for index in sorted({*v[1:]}):
+            lstrip = index == v.mask and "vocab.json" in tokenizer.files
+            rust.add_special_tokens([tokenizers.AddedToken(tokenizer.piece(index), lstrip=lstrip, special=True)])
+    if rust.post_processor is None:
+        rust.post_processor = _template(tokenizer, text, pair, segments)
+    return rust.to_str()
+
+
+def _template(tokenizer: Tokenizer, text: Template, pair: Template, segments: bool) -> processors.TemplateProcessing:
+    v = tokenizer.vocabulary
+    names = {"cls": tokenizer.piece(v.cls), "sep": tokenizer.piece(v.sep), "a": "$A", "b": "$B"}
+    one, two = (
+        " ".join(f"{names[part]}:{segment if segments else 0}" for part, segment in template)
+        for template in (text, pair)
+    )
+    return processors.TemplateProcessing(
+        single=one, pair=two, special_tokens=[(names["cls"], v.cls), (names["sep"], v.sep)]
+    )
+
+
+def _unigram(tokenizer: SentencePieceTokenizer, family: Family) -> tuple[str, str]:
+    """Describe a SentencePiece model; nothing, and the reason, where transformers would make other ids with it."""
+    described = tokenizer_json(tokenizer, cls_last=family.cls_last)
+    if described is None:
+        return "", "its model is of another kind than unigram"
+    text = differs(tokenizer, described)
+    return (described, "") if text is None else ("", f"transformers would make other ids of {text!r}")

@@ -228,7 +228,7 @@ def test_word_starts_are_where_words_and_punctuation_begin(kind, text, words):
         groups += [[]] if starts else []
         groups[-1].append(tokenizer.piece(index))
     assert [" ".join(group) for group in groups] == words
-    assert (tokenizer.starts_word[encoding.ids][1:] == encoding.word_starts[1:]).all()
+    assert tokenizer.word_rule(encoding.ids).tolist() == encoding.word_starts.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,7 +238,7 @@ def test_specials_have_their_roles_and_nothing_is_added_to_a_text(kind):
     size, *specials = tokenizer.vocabulary
     assert pieces_of(tokenizer, specials) == names
     assert (
-        size == len(tokenizer.starts_word)
+        size == len(tokenizer.word_rule.starts_V)
         and [tokenizer.piece(i) for i in range(size)].index(names[-1]) == specials[-1]
     )
     empty = tokenizer.encode("")
