@@ -1,9 +1,11 @@
 """What the README and the other pages show is run or looked up, so that it stays true."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 import runpy
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -159,3 +161,27 @@ def test_tables_of_fine_tuning_name_fields_of_the_recipe():
     names = re.findall(r"`recipe\.(\w+)", Path("docs/fine-tuning.md").read_text())
     (recipe,) = (field.type for field in dataclasses.fields(FineTuning) if field.name == "recipe")
     assert names and set(names) <= {field.name for field in dataclasses.fields(recipe)}
+
+
+def test_the_modules_of_the_changelog_exist():
+    rows = re.findall(r"^\| [^|]*`bertjax[^|]* \| (.*) \|$", Path("CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 10
+    for cell in rows:
+        package = ""
+        for name in re.findall(r"`(\.?[\w.]+)`", cell):
+            if name.startswith("bertjax."):
+                package = name.rpartition(".")[0]
+            elif not name.startswith("."):
+                continue
+            path = name if name.startswith("bertjax.") else package + name
+            assert find_object(path), (path, cell)
+
+
+def find_object(path):
+    """Return a module, or what it defines, or None."""
+    with suppress(ImportError):
+        return importlib.import_module(path)
+    module, _, name = path.rpartition(".")
+    with suppress(ImportError):
+        return getattr(importlib.import_module(module), name, None)
+    return None
