@@ -1,7 +1,7 @@
 """Describe dataclasses and functions of bertjax as JSON, and rebuild them.
 
-A description names classes and functions by module. What was written before a module moved, or before a class or a
-field was renamed, is brought up to date as it is read: see `up_to_date`.
+A description names classes and functions by module. Descriptions written before a module moved, or before a class or
+a field was renamed, are updated as they are read: see `up_to_date`.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ FORMER_MODULES = {
     "bertjax.sharding": "bertjax.sharding.mesh",
     "bertjax.spans": "bertjax.models.span_heads",
 }
-"""Where the classes and functions of modules are that descriptions named until version 0.1."""
+"""Today's modules of the classes and functions that descriptions named until version 0.1."""
 
 FORMER_NAMES = {
     "bertjax.data.layout.Layout": "bertjax.data.templates.Templates",
@@ -74,11 +74,11 @@ CONVERSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "bertjax.optim.Cosine": _schedule_of_cosine,
     "bertjax.optim.Triangle": lambda former: _schedule(former, warmup=former["rise"], start=former["start"]),
 }
-"""By the former name of a class: how a description of it becomes one of today, where other names are not enough."""
+"""By the former name of a class: the function that converts its descriptions, where renaming is not enough."""
 
 
 def up_to_date(value: Any) -> Any:
-    """Rewrite a description, as JSON types, of an earlier version in the names of this one; others stay as they are."""
+    """Convert a description, as JSON types, of an earlier version to this one; others are returned unchanged."""
     if isinstance(value, list):
         return [up_to_date(item) for item in value]
     if not isinstance(value, dict):
@@ -99,7 +99,7 @@ def _todays_name(name: str) -> str:
 
 
 def field_names(value: Any) -> list[str]:
-    """Name the fields of a dataclass that describe it: a Linen module's parent and name do not."""
+    """Return the names of the fields of a dataclass that describe it: all but the parent and name of a Linen module."""
     names = [field.name for field in dataclasses.fields(value)]
     return [name for name in names if name not in ("parent", "name")] if "parent" in names else names
 
@@ -119,9 +119,9 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Rebuild what `to_json` described, in this version or an earlier one.
+    """Rebuild a value from its description by `to_json`, in this version or an earlier one.
 
-    Raises InputError for all but dataclasses and functions of bertjax.
+    Raises InputError for anything but dataclasses and functions of bertjax.
     """
     return _rebuilt(up_to_date(value))
 
@@ -134,14 +134,16 @@ def _rebuilt(value: Any) -> Any:
     name = value.get("type") or value.get("function") or ""
     module, _, attribute = name.rpartition(".")
     if not name.startswith("bertjax."):
-        raise InputError(f"cannot rebuild {name!r}: only parts of bertjax itself are, so load it with its own code")
+        raise InputError(
+            f"cannot rebuild {name!r}: only classes and functions of bertjax can be, so load it with its own code"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"this version of bertjax has no {name!r}") from error
     described = inspect.isfunction if "function" in value else _is_description
     if not described(found) or found.__module__ != module:
-        raise InputError(f"{name!r} is not something that an experiment is made of")
+        raise InputError(f"{name!r} is no dataclass or function that a description may name")
     if "function" in value:
         return found
     return found(**{key: _rebuilt(item) for key, item in value.items() if key != "type"})
@@ -152,5 +154,5 @@ def _is_description(found: Any) -> bool:
 
 
 def dump(value: Any) -> str:
-    """Write `to_json(value)` as indented text."""
+    """Format `to_json(value)` as indented text."""
     return json.dumps(to_json(value), indent=1)

@@ -112,7 +112,7 @@ def test_descriptions_lead_nowhere_but_into_the_package(name):
     ],
 )
 def test_descriptions_build_nothing_but_what_experiments_are_made_of(described):
-    with pytest.raises(InputError, match=r"not something that an experiment is made of|has no"):
+    with pytest.raises(InputError, match=r"no dataclass or function that a description may name|has no"):
         from_json(described)
 
 

@@ -1,4 +1,4 @@
-"""Create, use and delete TPU slices, one queued resource each: a few gcloud calls, each printed before it runs.
+"""Create, use and delete TPU slices, one queued resource each, by gcloud commands that are printed before they run.
 
     python tpu/slices.py create bert --zone us-central2-b --type v4-32 --spot
     python tpu/slices.py install bert --zone us-central2-b
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Accelerator type -> generation, and the runtime that Google names for it (cloud.google.com/tpu/docs/runtimes).
+# Accelerator type -> generation, and the runtime version that Google lists for it (cloud.google.com/tpu/docs/runtimes).
 GENERATIONS = {"v2": "v2", "v3": "v3", "v4": "v4", "v5litepod": "v5e", "v5p": "v5p", "v6e": "v6e"}
 RUNTIMES = {
     "v2": "tpu-ubuntu2204-base",
@@ -42,7 +42,7 @@ INSTALL = (
 
 
 class CloudError(Exception):
-    """gcloud failed; `final` where trying again would not help."""
+    """gcloud failed; `final`: retrying would not help."""
 
     def __init__(self, words: Sequence[str], code: int, error: str, *, final: bool = False) -> None:
         super().__init__(f"exit code {code}: {error.strip()[-2000:] or shlex.join(words)}")
@@ -55,18 +55,18 @@ class CloudError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Name a queued resource, and say how to talk to gcloud about it."""
+    """A queued resource, and the options of gcloud for it."""
 
     name: str
     zone: str
     project: str
     dry_run: bool
-    seconds: float  # for one call of gcloud to answer
+    seconds: float  # timeout of one gcloud command
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hold what a slice, or several, consist of: the generation of chips and the address of every worker, in order."""
+    """The hosts of one or several slices: the generation of the chips, and the address of every worker, in order."""
 
     generation: str
     slices: int
@@ -74,9 +74,9 @@ class Hosts:
 
 
 def gcloud(target: Target, *words: str, seconds: float | None = None) -> str:
-    """Print and run a command of `gcloud compute tpus`, and return what it prints; nothing in a dry run.
+    """Print and run a command of `gcloud compute tpus`, and return its output; a dry run only prints it.
 
-    Raises CloudError where it fails or takes longer than its time.
+    Raises CloudError if it fails or exceeds its timeout.
     """
     command = ["gcloud", "compute", "tpus", *words, f"--zone={target.zone}"]
     command += [f"--project={target.project}"] * bool(target.project)
@@ -104,7 +104,7 @@ def _not_installed(command: Sequence[str]) -> CloudError:
 
 
 def ssh(target: Target, command: str, *, worker: str = "all", seconds: float | None = None) -> str:
-    """Run a shell command on all workers of all slices, or on worker 0 of the first."""
+    """Run a shell command on all workers of all slices, or on one worker of the first slice."""
     where = ("--node=all", "--worker=all") if worker == "all" else ("--node=0", f"--worker={worker}")
     return gcloud(target, "queued-resources", "ssh", target.name, *where, f"--command={command}", seconds=seconds)
 
@@ -112,17 +112,17 @@ def ssh(target: Target, command: str, *, worker: str = "all", seconds: float | N
 def create(
     target: Target, kind: str, *, slices: int = 1, spot: bool = False, runtime: str = "", more: Sequence[str] = ()
 ) -> None:
-    """Ask for a slice, or for several of the same kind. Raises ValueError for a kind that this API does not offer."""
+    """Request one or several slices of a kind. Raises ValueError for a kind that this API does not offer."""
     chosen = runtime or RUNTIMES[generation(kind)]
     if slices > 1 and generation(kind) in ("v2", "v3"):
-        raise ValueError(f"slices of {kind} cannot be joined: that begins with v4")
+        raise ValueError(f"slices of {kind} cannot be joined: use v4 or later")
     nodes = ("--node-id=" + target.name,) if slices == 1 else (f"--node-count={slices}", f"--node-prefix={target.name}")
     words = ["queued-resources", "create", target.name, f"--accelerator-type={kind}", f"--runtime-version={chosen}"]
     gcloud(target, *words, *nodes, *["--spot"] * spot, *more)
 
 
 def generation(kind: str) -> str:
-    """Tell the generation of an accelerator type, such as v5e of v5litepod-16. Raises ValueError if unknown."""
+    """Return the generation of an accelerator type, such as v5e for v5litepod-16. Raises ValueError if unknown."""
     prefix, _, size = kind.rpartition("-")
     if prefix not in GENERATIONS or not size.isdigit():
         known = ", ".join(f"{each}-N" for each in GENERATIONS)
@@ -142,7 +142,7 @@ def state(target: Target) -> str:
 
 
 def hosts(target: Target) -> Hosts:
-    """Look up the workers of all slices. Raises CloudError where a slice is not ready, such as one preempted."""
+    """Look up the workers of all slices. Raises CloudError if a slice is not ready, for example preempted."""
     text = gcloud(target, "queued-resources", "describe", target.name, "--format=json")
     if target.dry_run:
         return Hosts("GENERATION", 1, ("ADDRESS",))
@@ -166,7 +166,7 @@ def _node_names(spec: dict) -> list[str]:
 
 
 def install(target: Target) -> None:
-    """Copy the code beside this file to all workers and install it there, with libtpu."""
+    """Copy the code of this repository to all workers and install it there, with libtpu."""
     with tempfile.TemporaryDirectory() as folder:
         archive = str(Path(folder) / "bertjax.tar.gz")
         root = Path(__file__).resolve().parent.parent
@@ -189,9 +189,9 @@ def run(
     env: Sequence[str] = (),
     push_seconds: float = 300,
 ) -> None:
-    """Start `bertjax pretrain WORDS` on all workers; it goes on when this computer sleeps.
+    """Start `bertjax pretrain WORDS` on all workers; it keeps running when this computer sleeps.
 
-    gcs: what the work folder begins with, and is copied to; corpus: copied to every worker and passed as data=.
+    gcs: the work directory is restored from there and copied back. corpus: copied to every worker, passed as data=.
     """
     found = hosts(target)
     command = ["python3", "bertjax/tpu/worker.py", "start", target.name, f"--primary={found.addresses[0]}"]
@@ -202,7 +202,7 @@ def run(
 
 
 def status(target: Target) -> list[dict]:
-    """Ask every worker how the run is; those that do not answer are missing."""
+    """Return the status of the run on every worker; workers that do not answer are missing."""
     text = ssh(target, f"python3 bertjax/tpu/worker.py status {shlex.quote(target.name)} || echo bertjax-status '{{}}'")
     return [json.loads(line.split(" ", 1)[1]) for line in text.splitlines() if line.startswith("bertjax-status ")]
 
@@ -213,11 +213,11 @@ def stop(target: Target) -> None:
 
 
 def fetch(target: Target, folder: str, gcs: str) -> None:
-    """Copy the work folder to FOLDER/work: from Cloud Storage where it is kept there, else from worker 0."""
+    """Copy the work directory to FOLDER/work: from Cloud Storage if `gcs` is given, else from worker 0."""
     work = Path(folder) / "work"
     if not target.dry_run:
         (work if gcs else work.parent).mkdir(parents=True, exist_ok=True)
-    if not gcs:  # copied into the folder, under its own name
+    if not gcs:  # scp copies it into the folder, under its own name
         source = f"{target.name}:bertjax-runs/{target.name}/share/work"
         gcloud(target, "queued-resources", "scp", source, folder, "--recurse", "--node=0", "--worker=0", seconds=3600)
         return
@@ -230,16 +230,16 @@ def fetch(target: Target, folder: str, gcs: str) -> None:
 
 
 def _storage(target: Target, *words: str) -> str:
-    return _call(target, ["gcloud", "storage", *words], None)  # a large copy takes its time
+    return _call(target, ["gcloud", "storage", *words], None)  # no timeout: a copy may be large
 
 
 def delete(target: Target) -> None:
-    """Delete the queued resource and its slices, with all that is on their disks."""
+    """Delete the queued resource and its slices, with their disks."""
     gcloud(target, "queued-resources", "delete", target.name, "--force", "--quiet", seconds=1800)
 
 
 def logs(target: Target, worker: str, lines: int) -> None:
-    """Show the output of one worker, and go on showing it until Ctrl-C."""
+    """Follow the output of one worker until Ctrl-C."""
     command = ["gcloud", "compute", "tpus", "queued-resources", "ssh", target.name, f"--zone={target.zone}"]
     command += [f"--project={target.project}"] * bool(target.project) + ["--node=0", f"--worker={worker}"]
     command += [f"--command=tail -n {lines} -F bertjax-runs/{target.name}/output.log"]
@@ -252,53 +252,57 @@ def logs(target: Target, worker: str, lines: int) -> None:
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add what every command needs."""
+    """Add the arguments of every command."""
     parser.add_argument("name", help="of the queued resource")
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", default="", help="default: gcloud's own")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    parser.add_argument("--seconds", type=float, default=600.0, help="for one call of gcloud (default: %(default)g)")
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="timeout of one gcloud command (default: %(default)g)"
+    )
 
 
 def add_create(parser: argparse.ArgumentParser) -> None:
-    """Add what a slice is."""
+    """Add the arguments that describe a slice."""
     parser.add_argument("--type", required=True, help="accelerator type, such as v3-8, v4-32, v5litepod-16, v6e-64")
     parser.add_argument(
         "--slices",
         type=int,
         default=1,
-        help="how many, joined over the data centre's network; the run needs mesh=slices:N",
+        help="number of slices, joined over the data centre network; the run needs mesh=slices:N",
     )
-    parser.add_argument("--spot", action="store_true", help="cheap, and preempted when others pay more")
-    parser.add_argument("--runtime", default="", help="default: the one that Google names for the generation")
+    parser.add_argument("--spot", action="store_true", help="cheaper, but may be preempted")
+    parser.add_argument("--runtime", default="", help="default: the one that Google lists for the generation")
     parser.add_argument(
-        "--flag", action="append", default=[], help="one more of `gcloud … create`, such as --flag=--internal-ips"
+        "--flag", action="append", default=[], help="another flag of `gcloud … create`, such as --flag=--internal-ips"
     )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add what a run is."""
-    parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work folder is kept")
-    parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus that `bertjax data build` made")
+    """Add the arguments that describe a run."""
+    parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work directory is kept")
+    parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus of `bertjax data build`")
     parser.add_argument(
         "--env", type=variable, action="append", default=[], metavar="NAME=VALUE",
-        help="for the run, such as LIBTPU_INIT_ARGS=…",
+        help="environment variable of the run, such as LIBTPU_INIT_ARGS=…",
     )  # fmt: skip
     parser.add_argument(
-        "--push-seconds", type=float, default=300.0, help="between copies to --gcs (default: %(default)g)"
+        "--push-seconds", type=float, default=300.0, help="interval of copies to --gcs (default: %(default)g)"
     )
-    parser.add_argument("words", nargs="+", metavar="EXPERIMENT key=value", help="of `bertjax pretrain`, after --")
+    parser.add_argument(
+        "words", nargs="+", metavar="EXPERIMENT key=value", help="arguments of `bertjax pretrain`, after --"
+    )
 
 
 def variable(text: str) -> str:
-    """Check that an environment variable comes with its value."""
+    """Check that an environment variable has a value."""
     if not re.match(r"\w+=", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return text
 
 
 def target_of(options: argparse.Namespace) -> Target:
-    """Read what `add_target` added."""
+    """Return the target of parsed arguments."""
     return Target(options.name, options.zone, options.project, options.dry_run, options.seconds)
 
 
@@ -306,15 +310,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Create, use and delete TPU slices.")
     commands = parser.add_subparsers(dest="command", required=True)
     described = {
-        "create": "ask for a slice",
+        "create": "request a slice",
         "state": "print the state of the request",
-        "install": "install this code on all workers",
+        "install": "install this repository on all workers",
         "doctor": "run `bertjax doctor` on all workers",
         "run": "start a training on all workers",
-        "status": "say how it is, a line a worker",
+        "status": "print the status of the training, one line per worker",
         "logs": "follow the output of a worker",
         "stop": "stop the training after a checkpoint",
-        "fetch": "copy the work folder to FOLDER/work",
+        "fetch": "copy the work directory to FOLDER/work",
         "delete": "delete the slice and its disks",
     }
     for name, text in described.items():
@@ -328,13 +332,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--worker", default="0")
             command.add_argument("--lines", type=int, default=50)
         elif name == "fetch":
-            command.add_argument("folder", help="the work folder becomes FOLDER/work")
-            command.add_argument("--gcs", default="", metavar="gs://…", help="where the run keeps its work folder")
+            command.add_argument("folder", help="the work directory becomes FOLDER/work")
+            command.add_argument("--gcs", default="", metavar="gs://…", help="where the run keeps its work directory")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0 done, 2 gcloud or the arguments failed."""
+    """Run one command. Returns 0, or 2 if gcloud failed or an argument is wrong."""
     options = _parser().parse_args(arguments)
     target = target_of(options)
     try:

@@ -1,10 +1,10 @@
-"""Keep a training going on slices that may be preempted: create, install, run, and again, until it is done.
+"""Keep a training running on slices that may be preempted: create, install, run, restart, until it is done.
 
     python tpu/watch.py bert --zone us-central2-b --type v4-32 --spot --corpus gs://mine/wiki \\
         --gcs gs://mine/runs/base -- experiments/bert.py size=base dtype=bfloat16
 
-It looks at the slice and does what is missing, so it can itself be stopped and started again at any time. After
-`--restarts` restarts without progress it gives up; progress is a checkpoint or a log line of a step never seen before.
+It is stateless: it checks the slice and does the missing steps, so it can be stopped and restarted at any time. After
+`--restarts` restarts without progress it gives up; progress is a checkpoint or a log line of a new furthest step.
 """
 
 import argparse
@@ -17,28 +17,28 @@ import slices
 from slices import CloudError, Target
 
 WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DELETING", "SUSPENDING")
-MISTAKE = 2  # bertjax's exit code for what the user must mend
+MISTAKE = 2  # bertjax's exit code for mistakes that the user must fix
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Say how long to wait for what. `interval`: seconds between looks."""
+    """Limits of waiting. `interval`: seconds between checks."""
 
     interval: float
     restarts: int  # without progress
-    looks: int  # that workers may fail to answer before their slice is replaced
-    stall: float  # seconds without progress after which a run counts as hung
+    looks: int  # consecutive checks that workers may fail to answer before their slice is replaced
+    stall: float  # seconds without progress after which a run counts as stalled
 
 
 @dataclass
 class Course:
-    """Hold what has happened so far."""
+    """The history of a run so far."""
 
     restarts: int = 0  # since the last progress
-    step: int = -1  # the furthest
-    moved: float = 0.0  # when that was, or when the run began again
-    unanswered: int = 0  # looks in a row
-    total: int = 0  # restarts in all
+    step: int = -1  # the furthest step
+    moved: float = 0.0  # time of the last progress or restart
+    unanswered: int = 0  # consecutive checks without an answer
+    total: int = 0  # all restarts
 
     def restarted(self) -> None:
         """Count a restart."""
@@ -54,9 +54,9 @@ def watch(
     patience: Patience,
     delete: bool = False,
 ) -> int:
-    """Look, do what is missing, wait, and again. Returns 0 once done, 1 on giving up, 2 where the user must mend.
+    """Check the slice, do the missing step, wait, repeat. Returns 0 when done, 1 on giving up, 2 on a user's mistake.
 
-    delete: the slice is deleted at the end, whichever it is; else it stays, and is paid for.
+    delete: delete the slice at the end in any case; else it stays, and is billed.
     """
     course = Course(moved=time.monotonic())
     while True:
@@ -69,10 +69,10 @@ def watch(
             elif state == "ACTIVE":
                 code = attend(target, run, course, patience)
             elif state not in WAITING:
-                say(f"the slice is {state}: deleting it, to create it again")
+                say(f"the slice is {state}: deleting it to create a new one")
                 slices.delete(target)
                 course.restarted()
-        except CloudError as error:  # of `state`, for example: this computer may be offline
+        except CloudError as error:  # for example this computer is offline
             say(str(error))
             code = MISTAKE if error.final else None
         if code is None and course.restarts > patience.restarts:
@@ -86,19 +86,19 @@ def watch(
 
 
 def leave(target: Target, code: int, patience: Patience, *, delete: bool) -> int:
-    """Delete the slice, or say how to; where it cannot be deleted return 1 instead of 0."""
+    """Delete the slice, or print how to. Returns `code`, but 1 instead of 0 if the slice cannot be deleted."""
     project = f" --project {target.project}" * bool(target.project)
     by_hand = f"slices.py delete {target.name} --zone {target.zone}{project}"
     if not delete:
-        say(f"the slice stays until: {by_hand}")
+        say(f"the slice stays, and is billed, until: {by_hand}")
     elif not deleted(target, patience):
-        say(f"the slice is still there, and is paid for, until: {by_hand}")
+        say(f"the slice still exists, and is billed, until: {by_hand}")
         return code or 1
     return code
 
 
 def deleted(target: Target, patience: Patience) -> bool:
-    """Delete the slice, trying as often as workers may fail to answer."""
+    """Delete the slice, with as many attempts as `looks`. Returns whether it is deleted."""
     for look in range(max(1, patience.looks)):
         if look:
             time.sleep(patience.interval)
@@ -115,7 +115,7 @@ def deleted(target: Target, patience: Patience) -> bool:
 
 
 def created(create: Callable[[], None], course: Course) -> bool:
-    """Create the slice; without quota or capacity count that, and try again later, since both come back."""
+    """Create the slice. Without quota or capacity, count a restart and return False: a retry may succeed."""
     try:
         create()
     except CloudError as error:
@@ -129,7 +129,7 @@ def created(create: Callable[[], None], course: Course) -> bool:
 
 
 def attend(target: Target, run: Callable[[], None], course: Course, patience: Patience) -> int | None:
-    """Look at the run on a slice that is there: begin it, begin it again, or leave it. Returns a code once it ended."""
+    """Check the run on an active slice, and start or restart it if needed. Returns the exit code if it has ended."""
     try:
         statuses = slices.status(target)
         verdict = judge(statuses)
@@ -146,7 +146,7 @@ def attend(target: Target, run: Callable[[], None], course: Course, patience: Pa
             slices.stop(target)
             course.restarted()
             if course.restarts <= patience.restarts:
-                slices.install(target)  # a slice that was repaired has new disks
+                slices.install(target)  # a repaired slice has new disks
                 run()
                 course.moved = time.monotonic()
     except CloudError as error:
@@ -156,21 +156,19 @@ def attend(target: Target, run: Callable[[], None], course: Course, patience: Pa
         verdict = "unanswered"
     course.unanswered = course.unanswered + 1 if verdict == "unanswered" else 0
     if verdict == "unanswered" and course.unanswered >= patience.looks:
-        say(f"not all workers answered, {course.unanswered} times: deleting the slice, to create it again")
+        say(f"not all workers answered, {course.unanswered} times: deleting the slice to create a new one")
         slices.delete(target)
         course.restarted()
     if verdict == "mistake":
-        say(
-            f"exit code {MISTAKE}, to be mended before it runs again: slices.py logs {target.name} --zone {target.zone}"
-        )
+        say(f"exit code {MISTAKE}, a mistake to fix: see slices.py logs {target.name} --zone {target.zone}")
     return {"done": 0, "mistake": MISTAKE}.get(verdict)
 
 
 def judge(statuses: Sequence[dict]) -> str:
-    """Tell from what workers say: unanswered, absent, running, done, mistake or broken.
+    """Judge a run by the statuses of its workers: unanswered, absent, running, done, mistake or broken.
 
-    How many there are those know that have a run. A mistake is one only where no worker ended otherwise: those that
-    miss a worker that was lost end with codes of their own.
+    The number of workers is in the statuses of those that have a run. Exit code 2 is a mistake only if no worker ended
+    in another way: workers that lose another one end with other codes.
     """
     count = max([1, *(each.get("hosts", 1) for each in statuses)])
     states = {each.get("state", "absent") for each in statuses}
@@ -187,7 +185,7 @@ def judge(statuses: Sequence[dict]) -> str:
 
 
 def note(statuses: Sequence[dict], course: Course) -> None:
-    """Note the furthest step, and when that was new."""
+    """Record the furthest step, and the time of progress."""
     step = max([-1, *(each["step"] for each in statuses if "step" in each)])
     if step > course.step:
         course.step, course.moved, course.restarts = step, time.monotonic(), 0
@@ -195,23 +193,33 @@ def note(statuses: Sequence[dict], course: Course) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line with the hour."""
+    """Print a line with the time."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Watch until the run ends."""
-    parser = argparse.ArgumentParser(description="Keep a training going on slices that may be preempted.")
+    """Watch a run until it ends."""
+    parser = argparse.ArgumentParser(description="Keep a training running on slices that may be preempted.")
     slices.add_target(parser)
     slices.add_create(parser)
     slices.add_run(parser)
-    parser.add_argument("--interval", type=float, default=60.0, help="seconds between looks (default: %(default)g)")
-    parser.add_argument("--restarts", type=int, default=5, help="without progress, then give up (default: %(default)s)")
-    parser.add_argument("--looks", type=int, default=3, help="that a worker may miss (default: %(default)s)")
+    parser.add_argument("--interval", type=float, default=60.0, help="seconds between checks (default: %(default)g)")
     parser.add_argument(
-        "--stall-minutes", type=float, default=60.0, help="without progress: hung (default: %(default)g)"
+        "--restarts", type=int, default=5, help="restarts without progress before it gives up (default: %(default)s)"
     )
-    parser.add_argument("--delete", action="store_true", help="delete the slice at the end, however it ends")
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=3,
+        help="consecutive checks that a worker may fail to answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stall-minutes",
+        type=float,
+        default=60.0,
+        help="minutes without progress before a restart (default: %(default)g)",
+    )
+    parser.add_argument("--delete", action="store_true", help="delete the slice at the end in any case")
     options = parser.parse_args(arguments)
     target = slices.target_of(options)
 
@@ -224,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                    push_seconds=options.push_seconds)  # fmt: skip
 
     try:
-        if target.dry_run:  # one look of each kind
+        if target.dry_run:  # each command once
             slices.state(target)
             create()
             slices.hosts(target)
@@ -240,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"watch: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        say("no longer watching: the run goes on")
+        say("no longer watching: the run continues")
         return 130
 
 

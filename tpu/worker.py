@@ -1,16 +1,16 @@
-"""Run on every worker of a TPU slice: start a training, keep its work folder in Cloud Storage, tell how it is.
+"""Run on every worker of a TPU slice: start a training, copy its work directory to Cloud Storage, report its status.
 
-Started by slices.py over ssh; needs Python 3.10, which TPU VMs have, and nothing else. In the home folder:
+Started by slices.py over ssh; needs only Python 3.10, which TPU VMs have. In the home folder:
 
-    bertjax/                 the code                  bertjax-venv/   what it is installed in
+    bertjax/                 the code                  bertjax-venv/   its virtual environment
     bertjax-data/CORPUS/     copied from --corpus, on every worker
     bertjax-runs/NAME/       output.log, state.json
-    bertjax-runs/NAME/share/ work/ and cache/: of worker 0; the others mount it over NFS, since a checkpoint of several
-                             hosts needs one folder that all of them see
+    bertjax-runs/NAME/share/ work/ and cache/, on worker 0; the others mount it over NFS, since all hosts write to one
+                             checkpoint and need the same folder
 
-bertjax itself reads and writes plain folders, no gs:// paths. So worker 0 copies: from --gcs before the run, to it
-every --push-seconds and at the end. In the bucket a checkpoint counts only once `complete/STEP` is there too, which is
-written last and deleted first, so that a worker that dies while it copies leaves nothing that looks like a checkpoint.
+bertjax reads and writes local folders, not gs:// paths. So worker 0 copies from --gcs before the run, and to it every
+--push-seconds and at the end. A checkpoint in the bucket is valid only with the marker `complete/STEP`, which is
+written last and deleted first: a worker that dies during a copy leaves no checkpoint that looks complete.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # networks that may mount: RFC 1918
-SETUP_FAILED = 75  # exit code of a run that never began: EX_TEMPFAIL of sysexits.h
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # networks that may mount the share: RFC 1918
+SETUP_FAILED = 75  # exit code of a run that did not start: EX_TEMPFAIL of sysexits.h
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def _parse() -> argparse.Namespace:
 
 
 def start(run: Path) -> int:
-    """Start `supervise` with the same arguments, in a session of its own that outlives this one."""
+    """Start `supervise` with the same arguments in a new session, which outlives the ssh connection."""
     if status(run)["state"] in ("starting", "running"):
         print(f"{run.name} is running already", file=sys.stderr)
         return 2
@@ -83,10 +83,10 @@ def start(run: Path) -> int:
 
 
 def supervise(run: Path, options: argparse.Namespace) -> int:
-    """Prepare folders, train, copy to Cloud Storage meanwhile, and record how it ended."""
+    """Prepare folders, train, copy to Cloud Storage meanwhile, and record the exit code."""
     known = {"supervisor": os.getpid(), "hosts": options.hosts}
     _record(run, state="starting", **known)
-    # A machine that shuts down tells the training too: stay, to copy what that saves.
+    # A machine that shuts down signals the training too: stay alive to copy the checkpoint that it saves.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     primary = options.hosts == 1 or options.primary in _output("hostname", "-I").split()
     share, code = run / "share", SETUP_FAILED
@@ -96,7 +96,7 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
         command += [f"data={corpus}"] * bool(corpus) + ["--workdir", str(share / "work")]
         _say(command)
         child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=environment(options, share),
-                                 stdin=subprocess.DEVNULL, preexec_fn=_on_its_own)  # fmt: skip
+                                 stdin=subprocess.DEVNULL, preexec_fn=_before_exec)  # fmt: skip
         _record(run, state="running", child=child.pid, **known)
         while True:
             try:
@@ -106,22 +106,22 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
                 if primary and options.gcs:
                     _try_to_push(share, options.gcs)
         if primary and options.gcs and not _try_to_push(share, options.gcs) and code == 0:
-            code = SETUP_FAILED  # done, but not where it was asked to be
+            code = SETUP_FAILED  # done, but the last copy failed
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
     _record(run, state="ended", code=code if code >= 0 else 128 - code, **known)
     return 0
 
 
-def _on_its_own() -> None:
-    """Let the training hear a shutdown, and limit no stack: else libtpu overflows one of its own on some programs."""
+def _before_exec() -> None:
+    """Restore SIGTERM for the training, and lift the stack limit, which libtpu would exceed on some programs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if resource.getrlimit(resource.RLIMIT_STACK)[1] == resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
-    """Make the folders of a run: shared among hosts, and filled from Cloud Storage. Returns where the corpus lies."""
+    """Create the folders of a run, shared among hosts and filled from Cloud Storage. Returns the path of the corpus."""
     share = run / "share"
     share.mkdir(exist_ok=True)
     if primary:
@@ -142,26 +142,26 @@ def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
 
 
 def environment(options: argparse.Namespace, share: Path) -> dict[str, str]:
-    """Add to the environment what the user asked for, the published flags of libtpu and where programs are kept."""
+    """Return the environment of the run: the user's variables, the published flags of libtpu, the compilation cache."""
     variables = os.environ | dict(pair.split("=", 1) for pair in options.env)
     if "LIBTPU_INIT_ARGS" not in variables:
         python = str(Path.home() / "bertjax-venv/bin/python")
         words = [python, "-m", "bertjax.machine.xla_flags", options.generation, "--slices", str(options.slices)]
         variables["LIBTPU_INIT_ARGS"] = _output(*words).strip()
-    # JAX has one process of a run write what it compiled: the others find it only in a folder that they share.
+    # One process of a run writes the compilation cache: the others find it only in a shared folder.
     variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(share / "cache"))
     return variables
 
 
 def export(share: Path) -> None:
-    """Let the other workers mount the folder; whoever writes there writes as this user."""
+    """Export the folder over NFS to the other workers, which write as this user."""
     _run("sudo", "apt-get", "install", "--yes", "--quiet", "nfs-kernel-server")
     options = f"rw,sync,no_subtree_check,all_squash,anonuid={os.getuid()},anongid={os.getgid()}"
     _run("sudo", "exportfs", "-o", options, *(f"{network}:{share}" for network in PRIVATE))
 
 
 def mount(share: Path, primary: str, seconds: float) -> None:
-    """Mount the folder of worker 0, once it offers it: that waits for a copy from Cloud Storage."""
+    """Mount the folder of worker 0, retrying until it is exported, after its copy from Cloud Storage."""
     _run("sudo", "apt-get", "install", "--yes", "--quiet", "nfs-common")
     end = time.monotonic() + seconds
     while True:
@@ -174,9 +174,9 @@ def mount(share: Path, primary: str, seconds: float) -> None:
 
 
 def pull(share: Path, gcs: str) -> None:
-    """Copy a run from Cloud Storage, of its checkpoints those that are complete.
+    """Copy a run from Cloud Storage, with those of its checkpoints that are complete.
 
-    Nothing where this disk is as far, as after a reboot: its log is the newer one.
+    Does nothing if this disk has a checkpoint as new, as after a reboot: its log is newer.
     """
     here, there = _steps(share / "work"), _complete(gcs)
     if (here and here[-1] >= max(map(int, there), default=-1)) or not _listed(gcs):
@@ -195,9 +195,9 @@ def pull(share: Path, gcs: str) -> None:
 
 
 def push(share: Path, gcs: str) -> None:
-    """Copy a run to Cloud Storage, and delete the checkpoints there that are no longer kept here.
+    """Copy a run to Cloud Storage, and delete checkpoints there that are deleted here.
 
-    The log goes first: what a checkpoint implies is logged before it.
+    The log is copied first, so that it has every step before a checkpoint.
     """
     here, there = _steps(share / "work"), _complete(gcs)
     exclude = r"^work/(checkpoints/.*|lock|pulled\.partial/.*)"
@@ -214,7 +214,7 @@ def push(share: Path, gcs: str) -> None:
 
 
 def _try_to_push(share: Path, gcs: str) -> bool:
-    """Copy; where that fails say so: the next time it may not."""
+    """Copy the run to Cloud Storage, and report a failure: the next copy may succeed. Returns whether it did."""
     try:
         push(share, gcs)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -224,9 +224,9 @@ def _try_to_push(share: Path, gcs: str) -> bool:
 
 
 def status(run: Path) -> dict[str, object]:
-    """Tell how the run is on this worker: absent, starting, running, ended with a code, or lost, with its last step.
+    """Return the state of the run on this worker, absent, starting, running, ended or lost, and its last step.
 
-    The step is that of the newest checkpoint or log line, -1 without any; lost is what ended without a word.
+    The step is that of the newest checkpoint or log line, -1 without any; lost: it ended without recording a code.
     """
     found: dict[str, object] = {"host": os.uname().nodename, "state": "absent", "step": _last_step(run / "share/work")}
     path = run / "state.json"
@@ -240,7 +240,7 @@ def status(run: Path) -> dict[str, object]:
 
 
 def stop(run: Path, seconds: float) -> int:
-    """Ask the training to stop after a checkpoint, wait for that and its copy, and end what is left by force."""
+    """Stop the training after a checkpoint, wait for its copy, and kill the run after `seconds`."""
     path = run / "state.json"
     if not path.exists():
         return 0
@@ -253,7 +253,7 @@ def stop(run: Path, seconds: float) -> int:
         while _alive(state["supervisor"]) and time.monotonic() < end:
             time.sleep(0.1)
     if _alive(state["supervisor"]):
-        os.killpg(state["supervisor"], signal.SIGKILL)  # it leads its session, the training is in it
+        os.killpg(state["supervisor"], signal.SIGKILL)  # the leader of the session of the training
     return 0
 
 
@@ -282,7 +282,7 @@ def _steps(work: Path) -> list[int]:
 def _last_step(work: Path) -> int:
     logged = -1
     if (work / "log.jsonl").exists():
-        lines = (work / "log.jsonl").read_bytes().splitlines()[-2:]  # the last one may be half-written
+        lines = (work / "log.jsonl").read_bytes().splitlines()[-2:]  # the last may be incomplete
         for line in lines:
             try:
                 logged = max(logged, int(json.loads(line)["step"]))
@@ -296,7 +296,7 @@ def _complete(gcs: str) -> list[str]:
 
 
 def _listed(gcs: str) -> list[str]:
-    """List what lies under an address, which may be nothing. Raises CalledProcessError where that is not known."""
+    """List the objects under an address, maybe none. Raises CalledProcessError if the listing fails."""
     words = ["gcloud", "storage", "ls", f"{gcs}/**"]
     _say(words)
     found = subprocess.run(words, capture_output=True, text=True)

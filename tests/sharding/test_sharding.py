@@ -28,9 +28,9 @@ def described(**sizes):
     return AbstractMesh(tuple(sizes.get(name, 1) for name in AXES), AXES)
 
 
-def test_a_layout_is_read_from_text_and_written_back():
-    layout = MeshShape.parse("fsdp:8,tensor:2")
-    assert layout == MeshShape(fsdp=8, tensor=2) == MeshShape.parse(str(layout))
+def test_a_mesh_shape_is_parsed_and_formatted():
+    shape = MeshShape.parse("fsdp:8,tensor:2")
+    assert shape == MeshShape(fsdp=8, tensor=2) == MeshShape.parse(str(shape))
     assert MeshShape.parse("") == DATA_PARALLEL
     for wrong in ("fsdp", "fsdp:x", "model:2", "fsdp:2,fsdp:4", "fsdp:-1"):
         with pytest.raises(InputError, match="is no axis and size"):
@@ -99,10 +99,9 @@ ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
 
 
 @pytest.mark.parametrize(
-    ("layout", "objective"),
+    ("mesh_shape", "objective"),
     [
         ("fsdp:8", ODD),
-        ("fsdp:2,tensor:2", ODD),
         ("tensor:8", ODD),
         ("slices:2,tensor:4", ODD),
         ("fsdp:4,tensor:2", MaskedLM(small_bert(V=201, tied_head=False), MASKING)),
@@ -110,8 +109,8 @@ ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
         ("slices:2,fsdp:2", WINDOWS),
     ],
 )
-def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(layout, objective, monkeypatch):
-    """Padding reaches nothing. tests/test_contract.py does it for all objectives."""
+def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(mesh_shape, objective, monkeypatch):
+    """Padding reaches nothing. tests/test_contract.py does it for all objectives on fsdp:2,tensor:2."""
     monkeypatch.setattr(placement, "SMALLEST", 1)
     batch = make_batch()
     params = objective.init(jax.random.key(0), batch)
@@ -121,7 +120,7 @@ def test_loss_and_gradient_are_those_of_one_device_however_parameters_are_split(
 
     batch_on = batch
     one = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    mesh = MeshShape.parse(layout).mesh(B)
+    mesh = MeshShape.parse(mesh_shape).mesh(B)
     batch_on, places = jax.device_put(batch, by_row(mesh)), storage_shardings(mesh, params)
     with jax.set_mesh(mesh):
         split = jax.jit(jax.value_and_grad(loss, has_aux=True))(jax.device_put(params, places))
