@@ -71,8 +71,8 @@ class Finding(NamedTuple):
     """A problem and its fix; `stops`: a run would fail, or not use the accelerator."""
 
     stops: bool
-    what: str
-    mend: str
+    problem: str
+    fix: str
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -342,7 +342,7 @@ def report(facts: Facts, findings: Sequence[Finding]) -> str:
         flags = [f"  --{flag.name}={flag.value}  {flag.purpose} ({flag.source})" for flag in TPU_FLAGS[generation]]
         text += "\n".join([f"advised in LIBTPU_INIT_ARGS for {generation}:", *(flags or ["  nothing"])]) + "\n"
     for finding in findings:
-        text += f"{'WRONG' if finding.stops else 'better'}: {finding.what}\n       {finding.mend}\n"
+        text += f"{'WRONG' if finding.stops else 'better'}: {finding.problem}\n       {finding.fix}\n"
     return text + ("" if findings else "no problems found\n")
 
 

@@ -43,7 +43,7 @@ TPU_FLAGS: dict[str, tuple[Flag, ...]] = {
     "v5p": (),
     "v6e": (
         Flag("xla_tpu_scoped_vmem_limit_kib", "98304", "VMEM of one operation, for compute-bound dense models",
-             f"{_MAXTEXT}/benchmarks/xla_flags_library.py; what it is: {_GUIDE}"),
+             f"{_MAXTEXT}/benchmarks/xla_flags_library.py; explained in {_GUIDE}"),
     ),
     "7x": (),
 }  # fmt: skip

@@ -1,1 +1,1 @@
-"""Know a run before it is run: what the compiler makes of its step for a slice that need not be there."""
+"""Plan a run before it runs: parameters, FLOPs, and the memory, collectives and time of its step on a TPU slice."""

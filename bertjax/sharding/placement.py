@@ -57,7 +57,7 @@ def storage_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -
     spec: list[str | None] = [*compute_spec(mesh, name, shape), *([None] * len(shape))][: len(shape)]
     splitting = ["fsdp"]
     if "tensor" in spec and shape[spec.index("tensor")] % mesh.shape["tensor"]:
-        spec, splitting = [None] * len(shape), ["tensor", "fsdp"]  # what is stored must divide
+        spec, splitting = [None] * len(shape), ["tensor", "fsdp"]  # storage must divide
     first = 1 if first_match(STACKED, name) else 0  # a scan takes slices of the axis of layers
     if math.prod(shape[first:]) >= SMALLEST:
         for over in splitting:

@@ -43,7 +43,7 @@ def test_a_healthy_machine_has_no_findings():
 
 
 @pytest.mark.parametrize(
-    ("changes", "stops", "what", "mend"),
+    ("changes", "stops", "problem", "fix"),
     [
         ({"python": "3.14.0"}, False, "Python 3.14.0", "use one of these"),
         ({"packages": HEALTHY.packages | {"numpy": "1.26.4"}}, True, "numpy is 1.26.4, required", "pip install 'numpy"),
@@ -70,9 +70,9 @@ def test_a_healthy_machine_has_no_findings():
          "without MEGASCALE_COORDINATOR_ADDRESS, MEGASCALE_SLICE_ID", "unset them"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_mending(changes, stops, what, mend):
+def test_what_is_wrong_is_named_with_its_fix(changes, stops, problem, fix):
     (finding,) = found(**changes)
-    assert finding.stops == stops and what in finding.what and mend in finding.mend
+    assert finding.stops == stops and problem in finding.problem and fix in finding.fix
 
 
 def test_what_stops_a_run_comes_first():
@@ -120,8 +120,8 @@ def test_who_holds_a_tpu_is_read_from_files_and_devices_are_left_alone(machine, 
     assert facts.chips == ("v5e", "v5e") and facts.holders == {41: "python train.py", 42: "of another user"}
     assert facts.environment == {"JAX_PLATFORMS": "tpu", "TPU_WORKER_ID": "0"}
     assert (facts.memory, facts.memory_available) == (2**20, 2**19) and "[madvise]" in facts.huge_pages
-    assert any(finding.what == "process 41 is using the TPU: python train.py" for finding in diagnose(facts))
-    assert all("no devices" not in finding.what for finding in diagnose(facts))
+    assert any(finding.problem == "process 41 is using the TPU: python train.py" for finding in diagnose(facts))
+    assert all("no devices" not in finding.problem for finding in diagnose(facts))
 
 
 def test_a_system_without_proc_is_described_too(tmp_path, monkeypatch):
@@ -146,4 +146,4 @@ def test_the_command_says_and_returns_what_it_found(capsys, monkeypatch, tmp_pat
     monkeypatch.setattr(doctor, "collect", lambda folder, *, seconds: dataclasses.replace(HEALTHY, lock_owner="user 3"))
     assert main(["doctor", "--workdir", str(tmp_path), "--json"]) == 2
     read = json.loads(capsys.readouterr().out)
-    assert read["facts"]["chips"] == ["v5e"] * 4 and read["findings"][0]["mend"] == "sudo rm /tmp/libtpu_lockfile"
+    assert read["facts"]["chips"] == ["v5e"] * 4 and read["findings"][0]["fix"] == "sudo rm /tmp/libtpu_lockfile"

@@ -30,6 +30,15 @@ from bertjax.sharding.mesh import MeshShape
 WORDS, ROWS, WIDTH = 4098, 16, 256
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_cached():
+    """Write no compiled program to the persistent cache: a compiler without devices cannot read it."""
+    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
+
+
 def small(words):
     vocabulary = [f"objective.encoder.V={words}", f"objective.masking.random_ids=0,{words}"]
     return ["size=mini", "objective.encoder.N=2", "long=0", f"batch_size={ROWS}", "dtype=bfloat16", *vocabulary]
@@ -150,7 +159,7 @@ def test_split_storage_moves_parameters_and_no_activations():
     assert sum(moved.get(kind, 0) for kind in ("all-reduce", *scatters)) <= 2 * (params + table) + 4 * tiny
 
 
-V1 = ["size=v1-base", "length=128", f"batch_size={ROWS}", "dtype=bfloat16", "objective.encoder.distances=64"]
+V1 = ["size=v1-base", "length=128", f"batch_size={ROWS}", "dtype=bfloat16", "objective.encoder.distances=16"]
 V1 += [f"objective.encoder.{each}" for each in ("N=2", "D=256", "H=4", "F=1024", f"V={WORDS}")]
 V1 += [f"objective.masking.{each}" for each in (f"random_ids=0,{WORDS}", "mask_id=4", "specials=1,2")]
 
