@@ -63,12 +63,13 @@ def our_side(options: argparse.Namespace) -> tuple[Any, Callable[..., Any]]:
     """Build the objective, and the function (rng of a step, batch) that says what the step will predict."""
     import jax
 
-    from bertjax.masking import Masking, Permutation, mask_tokens, permute
+    from bertjax.masking import Masking, mask_tokens
     from bertjax.models.encoder import Encoder
     from bertjax.models.xlnet import XLNet
     from bertjax.objectives.mlm import MaskedLM
     from bertjax.objectives.plm import PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection
+    from bertjax.permutation import Permutation, permute
 
     V, cls, sep, mask = IDS[options.model]
     size, half = SIZES[options.size], options.length // 2

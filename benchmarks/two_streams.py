@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from train_step import IDS, SIZES
 
-from bertjax.masking import Permutation, permute
-from bertjax.models.heads import scores
 from bertjax.models.language import word_table
 from bertjax.models.layers import apply
 from bertjax.models.xlnet import XLNet
+from bertjax.objectives.losses import scores
 from bertjax.objectives.plm import PermutationLM
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
+from bertjax.permutation import Permutation, permute
 from bertjax.run.state import State
 from bertjax.train import train_step
 from bertjax.types import Array, Batch, Key, Metrics, Params, total

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from bertjax.inference import checked as infer
     from bertjax.inference.checked import embed as embed
     from bertjax.masking import Masking as Masking
-    from bertjax.masking import Permutation as Permutation
     from bertjax.masking import mask_tokens as mask_tokens
-    from bertjax.masking import permute as permute
     from bertjax.models.deberta import DeBERTa as DeBERTa
     from bertjax.models.encoder import Encoder as Encoder
     from bertjax.models.modern import Modern as Modern
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
     from bertjax.objectives.plm import PermutationLM as PermutationLM
     from bertjax.objectives.rtd import ReplacedTokenDetection as ReplacedTokenDetection
     from bertjax.objectives.sift import SiFT as SiFT
+    from bertjax.permutation import Permutation as Permutation
+    from bertjax.permutation import permute as permute
     from bertjax.train import fit as fit
 
 # Found on first use, so that the processes that tokenise text need not import JAX.
@@ -48,7 +48,7 @@ _HOMES = {
     "MaskedLM": "bertjax.objectives.mlm",
     "Masking": "bertjax.masking",
     "Modern": "bertjax.models.modern",
-    "Permutation": "bertjax.masking",
+    "Permutation": "bertjax.permutation",
     "PermutationLM": "bertjax.objectives.plm",
     "Phase": "bertjax.config",
     "ReplacedTokenDetection": "bertjax.objectives.rtd",
@@ -61,7 +61,7 @@ _HOMES = {
     "load_experiment": "bertjax.config",
     "load_tokenizer": "bertjax.data.tokenizer",
     "mask_tokens": "bertjax.masking",
-    "permute": "bertjax.masking",
+    "permute": "bertjax.permutation",
     "save_hf": "bertjax.checkpoints.export",
 }
 

@@ -33,6 +33,9 @@ FORMER_MODULES = {
 
 FORMER_NAMES = {
     "bertjax.data.layout.Layout": "bertjax.data.templates.Templates",
+    "bertjax.masking.Permutation": "bertjax.permutation.Permutation",
+    "bertjax.objectives.rtd.judged_alone": "bertjax.objectives.rtd.electra_discriminator_head",
+    "bertjax.objectives.rtd.judged_in_context": "bertjax.objectives.rtd.deberta_discriminator_head",
     "bertjax.optim.Optimizer": "bertjax.optim.optimizer.Optimizer",
     "bertjax.optim.scale_by_stable_adam": "bertjax.optim.transforms.scale_by_stable_adam",
     "bertjax.optim.scale_by_uncorrected_adam": "bertjax.optim.transforms.scale_by_uncorrected_adam",
@@ -44,7 +47,11 @@ FORMER_NAMES = {
 }
 """Today's names of classes and functions that did not move with their module, or were renamed."""
 
-FORMER_FIELDS = {"bertjax.data.supervised.TaskRows": {"layout": "templates"}}
+FORMER_FIELDS = {
+    "bertjax.data.supervised.TaskRows": {"layout": "templates"},
+    "bertjax.objectives.rtd.Discriminator": {"judge": "discriminator_head"},
+    "bertjax.objectives.rtd.ReplacedTokenDetection": {"judge": "discriminator_head"},
+}
 """By the former name of a class: today's names of its fields that were renamed."""
 
 
@@ -68,6 +75,14 @@ def _schedule_of_cosine(former: dict[str, Any]) -> dict[str, Any]:
     return _schedule(former, shape=shape, tail=former["total"] - former["bottom"])
 
 
+_MASK_TOKENS = {"function": "bertjax.masking.mask_tokens"}
+ADDED_FIELDS: dict[str, dict[str, Any]] = {
+    "bertjax.models.deberta.DeBERTa": {"convolution_activation": None},
+    "bertjax.objectives.distil.Distillation": {"corrupt": _MASK_TOKENS},
+    "bertjax.objectives.mlm.MaskedLM": {"corrupt": _MASK_TOKENS},
+}
+"""By the former name of a class: fields added since, with the values that its former descriptions imply."""
+
 CONVERSIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "bertjax.optim.Polynomial": _schedule_of_polynomial,
     "bertjax.optim.WarmupStableDecay": lambda former: _schedule(former, shape=former["fall"], decay=former["decay"]),
@@ -86,8 +101,8 @@ def up_to_date(value: Any) -> Any:
     name = value.get("type")
     if name in CONVERSIONS:
         return up_to_date(CONVERSIONS[name](value))
-    renamed = FORMER_FIELDS.get(name, {}) if isinstance(name, str) else {}
-    new = {renamed.get(key, key): up_to_date(item) for key, item in value.items()}
+    renamed, added = (fields.get(name, {}) if isinstance(name, str) else {} for fields in (FORMER_FIELDS, ADDED_FIELDS))
+    new = added | {renamed.get(key, key): up_to_date(item) for key, item in value.items()}
     return new | {key: _todays_name(value[key]) for key in ("type", "function") if isinstance(value.get(key), str)}
 
 

@@ -1,9 +1,8 @@
-"""Choose what to predict, and what may be seen of it: pure functions of (key, batch), with no parameters.
+"""Corrupt a batch for masked language modelling: pure functions of (key, batch, recipe), with no parameters.
 
-A recipe of masked language modelling is a `Masking`: how many positions, in which units, what replaces them. One of
-permutation language modelling is a `Permutation`: nothing is replaced, an order says who sees whom. The number of slots
-P is fixed by the row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum
-or a compare over [B, L]: no host, no dynamic shape.
+A recipe is a `Masking`: how many positions are chosen, in which units, what replaces them. The number of slots P is
+fixed by the row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum or a
+compare over [B, L]: no host, no dynamic shape.
 
 Sources: google-research/bert create_pretraining_data.py create_masked_lm_predictions; fairseq data/
 mask_tokens_dataset.py; google-research/albert create_pretraining_data.py; Joshi et al. 2020 (SpanBERT). Where we
@@ -25,7 +24,7 @@ from bertjax.types import Array, Batch, Key
 
 
 class Masked(NamedTuple):
-    """A corrupted batch and what to predict in it.
+    """A corrupted batch and the targets in it.
 
     tokens_BL: corrupted ids. positions_BP: where to predict, ascending, 0 in unused slots. targets_BP: the original
     ids there. weights_BP: f32, 1 where the slot is used.
@@ -38,10 +37,10 @@ class Masked(NamedTuple):
 
 
 Unit = Callable[[Array, Array], Array]
-"""(random bits_L, word_starts_L) -> starts_L: where the units that are chosen or left as one begin."""
+"""(random bits_L, word_starts_L) -> starts_L: the first tokens of units, which are chosen as a whole."""
 
 Count = Callable[[Array, Array, float, int], Array]
-"""(random bits, length, rate, L) -> how many tokens of a row of `length` real tokens to choose."""
+"""(random bits, length, rate, L) -> how many tokens to choose of a row of `length` real tokens."""
 
 
 def tokens(bits_L: Array, word_starts_L: Array) -> Array:
@@ -98,18 +97,21 @@ def stochastically_rounded(bits: Array, length: Array, rate: float, L: int) -> A
 
 @dataclass(frozen=True)
 class Masking:
-    """Say how to corrupt. Raises ValueError at construction where the fields contradict each other."""
+    """Which tokens to choose, and what to replace them by.
+
+    Raises ValueError at construction where the fields contradict each other.
+    """
 
     mask_id: int
     random_ids: tuple[int, int]  # random replacements are uniform over [low, high)
-    specials: tuple[int, ...] = ()  # ids never chosen; padding never is
+    specials: tuple[int, ...] = ()  # ids that are never chosen, besides padding
     rate: float = 0.15
     unit: Unit = tokens
     count: Count = rounded
     masked: float = 0.8  # share of chosen tokens replaced by mask_id
-    random: float = 0.1  # share replaced by a random id; the rest stays as it is
+    random: float = 0.1  # share replaced by a random id; the rest is unchanged
     max_predictions: int | None = None  # at most so many per row; None: ceil(rate · L)
-    seed: int | None = None  # None: redrawn at every step; else fixed for each example, by this seed
+    seed: int | None = None  # None: resampled at every step; else static for each example, by this seed
 
     def __post_init__(self) -> None:
         low, high = self.random_ids
@@ -123,26 +125,26 @@ class Masking:
             raise ValueError(f"max_predictions={self.max_predictions} leaves nothing to predict: use 1 or more")
 
     def slots(self, L: int) -> int:
-        """Count the slots P of a row of length L."""
+        """Return the number of slots P of a row of length L."""
         return min(self.max_predictions or L, int(np.ceil(self.rate * L)))
 
 
 def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     """Choose positions of every row and corrupt them.
 
-    Reads tokens, mask and, for units larger than a token, word_starts; `example`, where given, names the row's draws.
+    Reads tokens, mask and, for units larger than a token, word_starts; `example`, if given, seeds the draws of a row.
     Raises ValueError where the unit needs word_starts and the batch has none.
     """
     tokens_BL, real_BL = batch["tokens"], batch["mask"] > 0
     if spec.unit is not tokens and "word_starts" not in batch:
         raise ValueError("this unit of masking needs `word_starts` in the batch")
     word_starts_BL = batch.get("word_starts", jnp.ones_like(tokens_BL)) > 0
-    keys_B, candidates_BL = _drawn_from(rng, batch, spec)
+    keys_B, candidates_BL = _keys_and_candidates(rng, batch, spec)
 
     def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array, word_starts_L: Array) -> Masked:
         L = tokens_L.shape[0]
         P = spec.slots(L)
-        # One draw for all that a row needs: a generator call is costly to compile.
+        # One call of the generator for a row: each is costly to compile.
         unit_bits_L, count_bits_L, order_bits_L, kind_bits_L, random_bits_L = jax.random.bits(key, (5, L))
         n = jnp.minimum(spec.count(count_bits_L[0], real_L.sum(), spec.rate, L), P)
         after_gap_L = jnp.concatenate([jnp.ones(1, bool), ~candidates_L[:-1]])
@@ -165,7 +167,11 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     return jax.vmap(mask_row)(keys_B, tokens_BL, real_BL, candidates_BL, word_starts_BL)
 
 
-def _drawn_from(rng: Key, batch: Batch, spec: Masking) -> tuple[Key, Array]:
+Corruption = Callable[[Key, Batch, Masking], Masked]
+"""(rng, batch, recipe) -> corrupted tokens and targets: `mask_tokens`, `mask_with_replacement`, or one's own."""
+
+
+def _keys_and_candidates(rng: Key, batch: Batch, spec: Masking) -> tuple[Key, Array]:
     """Return the key of each row, and which positions may be chosen."""
     keys_B = row_keys(rng if spec.seed is None else stream(spec.seed, "static masks"), batch)
     candidates_BL = batch["mask"] > 0
@@ -182,15 +188,15 @@ def _random_ids(bits: Array, spec: Masking) -> Array:
 def _choose(bits_L: Array, starts_L: Array, candidates_L: Array, n: Array) -> Array:
     """Take units in random order, skipping those that would overshoot n tokens: chosen_L.
 
-    BERT's loop over shuffled words, in rounds: each takes the longest prefix that fits and drops for good what is too
-    long for the rest, which is what the loop does one by one. Units of one token are done after one round.
+    BERT's loop over shuffled words, in rounds: each takes the longest prefix that fits, and discards the units that are
+    too long for the rest, as the loop does one by one. Units of one token need one round.
     """
     L = starts_L.shape[0]
     index_L = jnp.arange(L)
     first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
     nowhere = jnp.uint32(2**32 - 1)
     unit_L = jnp.where(candidates_L, bits_L.at[first_L].get(mode="promise_in_bounds") >> 1, nowhere)
-    # One order of all tokens: units at random, the tokens of a unit side by side, what cannot be chosen last.
+    # Sort the tokens: units in random order, the tokens of a unit adjacent, those that cannot be chosen last.
     unit_L, position_L, starts_L = jax.lax.sort((unit_L, index_L, starts_L), num_keys=2)
     first_L = jax.lax.cummax(jnp.where(starts_L, index_L, 0))
     next_L = jax.lax.cummin(jnp.where(starts_L, index_L, L), reverse=True)
@@ -211,14 +217,14 @@ def _choose(bits_L: Array, starts_L: Array, candidates_L: Array, n: Array) -> Ar
 
 
 def mask_with_replacement(rng: Key, batch: Batch, spec: Masking) -> Masked:
-    """Choose single positions independently of each other, so that some are chosen twice, and count twice.
+    """Choose single positions independently, with replacement, so that some are chosen twice and count twice.
 
     As google-research/electra draws them (pretrain/pretrain_helpers.py mask): of a rate of 15% it leaves about 14%.
     The same arguments, result and errors as `mask_tokens`; ValueError too for units larger than a token.
     """
     if spec.unit is not tokens:
         raise ValueError("units larger than a token cannot be drawn with replacement: use mask_tokens")
-    keys_B, candidates_BL = _drawn_from(rng, batch, spec)
+    keys_B, candidates_BL = _keys_and_candidates(rng, batch, spec)
 
     def mask_row(key: Key, tokens_L: Array, real_L: Array, candidates_L: Array) -> Masked:
         L = tokens_L.shape[0]
@@ -245,153 +251,10 @@ def mask_with_replacement(rng: Key, batch: Batch, spec: Masking) -> Masked:
 
 
 def put(tokens_L: Array, positions_P: Array, values_P: Array, used_P: Array) -> Array:
-    """Write values [P] at positions of tokens [L] where `used`; the largest, where several go to one position.
+    """Write values [P] at positions of tokens [L] where `used`; of several at one position the largest.
 
-    Values below 0 write nothing. A compare and a maximum, for scatters are slow on TPU and arbitrary for duplicates.
+    Values below 0 are not written. A compare and a maximum, for scatters are slow on TPU and arbitrary for duplicates.
     """
     here_PL = (positions_P[:, None] == jnp.arange(tokens_L.shape[0])[None, :]) & used_P[:, None]
     written_L = jnp.where(here_PL, values_P[:, None], -1).max(0)
     return jnp.where(written_L >= 0, written_L, tokens_L)
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """Say which tokens of a window XLNet predicts, and what they see. Raises ValueError where that cannot be.
-
-    A window has parts; a part sees those before it, never those after, and its targets are chosen and ordered for
-    itself. Targets are runs of 1 .. `longest` pieces, of n with p(n) ∝ 1/n, from the beginning of a word, each in
-    `context` · n other tokens; single tokens fill up what is missing.
-    """
-
-    functional: tuple[int, ...]  # ids that are never predicted and see themselves: <sep>, <cls>
-    parts: tuple[int, ...] = (256, 256)  # lengths; the first is what becomes memory, and by which rows must go on
-    targets: int = 85  # of a window, shared out evenly
-    block: int | None = None  # tokens permuted among themselves, in the same way in each block; None: the part
-    longest: int = 5
-    context: int = 6
-    seed: int | None = None  # None: other targets at every step; else fixed for each example, as published
-
-    def __post_init__(self) -> None:
-        if not self.parts or min(*self.parts, self.longest, self.context) < 1:
-            raise ValueError(f"parts={self.parts}, longest={self.longest}, context={self.context} must be 1 or more")
-        for length, goal in zip(self.parts, self.goals, strict=True):
-            if not 1 <= goal < length:
-                raise ValueError(
-                    f"targets={self.targets} are {goal} in a part of {length} tokens: use 1 to {length - 1} a part"
-                )
-            if self.block is not None and (self.block < 1 or length % self.block):
-                raise ValueError(f"block={self.block} does not divide a part of {length} tokens")
-
-    @property
-    def window(self) -> int:
-        """The length of a window."""
-        return sum(self.parts)
-
-    @property
-    def goals(self) -> tuple[int, ...]:
-        """How many targets each part has."""
-        share, rest = divmod(self.targets, len(self.parts))
-        return tuple(share + (part < rest) for part in range(len(self.parts)))
-
-
-class Permuted(NamedTuple):
-    """Who sees whom in a window, and what to predict in it.
-
-    ranks_BL: i32; a token's own state may depend on tokens of its rank and below, its prediction on tokens below.
-    positions_BP, targets_BP, weights_BP: as in Masked; P is the number of targets.
-    """
-
-    ranks_BL: Array
-    positions_BP: Array
-    targets_BP: Array
-    weights_BP: Array
-
-
-def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
-    """Choose the targets of every row, a window each, and a random order in which they see each other.
-
-    zihangdai/xlnet data_utils.py _sample_mask and _local_perm, as one rank for each token instead of a matrix: what is
-    neither target nor functional sees all of its kind in its part and nothing else there; a target sees these and the
-    targets and functional tokens before it in the order; all see the parts before. Reads tokens, mask, word_starts;
-    where given, `example` and `backward`: 1 where a row holds its text backwards. A functional token that a run covers
-    is no target, nor is one that sees nothing, so that a row may have fewer than it has slots. Where we deviate: rows
-    with padding, which the original never has, get targets in proportion.
-    Raises ValueError where rows are not as long as the window, or lack word_starts.
-    """
-    tokens_BL, L = batch["tokens"], batch["tokens"].shape[1]
-    if spec.window != L:
-        raise ValueError(f"rows of {L} tokens are no windows of parts {spec.parts}: let these add up to the row")
-    if "word_starts" not in batch:
-        raise ValueError("targets begin where words do: that needs `word_starts` in the batch")
-    # Both are folded in: from `rng` itself, the targets of example 1 would be drawn from the key of the orders.
-    span_key, order_key = jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
-    span_keys_B = row_keys(span_key if spec.seed is None else stream(spec.seed, "static targets"), batch)
-    order_keys_B = row_keys(order_key, batch)
-    functional_BL = jnp.zeros(tokens_BL.shape, bool)
-    for index in spec.functional:
-        functional_BL |= tokens_BL == index
-    backward_B = batch.get("backward", jnp.zeros(tokens_BL.shape[0], jnp.int32)) > 0
-
-    def permute_row(
-        span_key: Key, order_key: Key, tokens_L: Array, mask_L: Array, starts_L: Array, functional_L: Array, back: Array
-    ) -> Permuted:
-        begin, ranks, chosen, real_L = 0, [], [], mask_L > 0
-        for part, (length, goal) in enumerate(zip(spec.parts, spec.goals, strict=True)):
-            real, starts = real_L[begin : begin + length], starts_L[begin : begin + length]
-            real, starts = (jnp.where(back, x[::-1], x) for x in (real, starts))
-            chosen_L = _runs(jax.random.fold_in(span_key, part), real, starts & real, goal, spec)
-            chosen.append(jnp.where(back, chosen_L[::-1], chosen_L))
-            block = spec.block or length
-            offset = jnp.argsort(jnp.argsort(jax.random.bits(jax.random.fold_in(order_key, part), (block,))))
-            within = (jnp.arange(length // block)[:, None] * block + offset[None]).reshape(length)
-            # Parts lie so far apart that no functional token, at most at the end of its part, reaches the next.
-            ranks.append(2 * begin + within)
-            begin += length
-        chosen_L = jnp.concatenate(chosen) & ~functional_L
-        first_L = jnp.concatenate([jnp.full(n, 2 * sum(spec.parts[:part])) for part, n in enumerate(spec.parts)])
-        ranks_L = jnp.where(chosen_L | functional_L, jnp.concatenate(ranks), first_L - 1).astype(jnp.int32)
-        positions_P = jnp.sort(jnp.where(chosen_L, jnp.arange(L), L))[: spec.targets]
-        ranks_P, mask_P = (x.at[positions_P].get(mode="clip") for x in (ranks_L, mask_L))
-        # What sees nothing would attend to all alike, itself included: in documents of hardly any tokens.
-        sees_P = ((ranks_L[None] < ranks_P[:, None]) & (mask_L[None] == mask_P[:, None])).any(-1)
-        positions_P = jnp.sort(jnp.where(sees_P, positions_P, L))
-        used_P = positions_P < L
-        positions_P = jnp.where(used_P, positions_P, 0)
-        targets_P = tokens_L.at[positions_P].get(mode="promise_in_bounds")
-        return Permuted(ranks_L, positions_P, targets_P, used_P.astype(jnp.float32))
-
-    return jax.vmap(permute_row)(
-        span_keys_B, order_keys_B, tokens_BL, batch["mask"], batch["word_starts"] > 0, functional_BL, backward_B
-    )
-
-
-def _runs(key: Key, real_L: Array, starts_L: Array, goal: int, spec: Permutation) -> Array:
-    """Choose the targets of one part, in reading order: chosen_L."""
-    L = real_L.shape[0]
-    index_L = jnp.arange(L)
-    wanted = -(-goal * real_L.sum() // L)
-    run_key, fill_key = jax.random.split(key)
-    weights = 1 / np.arange(1, spec.longest + 1)
-    upto = jnp.asarray(np.cumsum(weights / weights.sum())[:-1], jnp.float32)
-    next_start_L = jax.lax.cummin(jnp.where(starts_L, index_L, L), reverse=True)
-    next_start_L = jnp.append(next_start_L, L)
-
-    def run(carry: tuple[Array, Array], bits: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        at, count = carry
-        n = jnp.minimum(1 + (unit_interval(bits[0]) >= upto).sum(), wanted - count)
-        context = spec.context * n
-        before = jnp.floor(unit_interval(bits[1]) * context).astype(jnp.int32)
-        begin = next_start_L[jnp.minimum(at + before, L)]
-        end = begin + n
-        fits = (n > 0) & (end < L)
-        # What does not fit ends the search, as in the original: from L on nothing does.
-        at, count = jnp.where(fits, end + context - before, L), count + jnp.where(fits, n, 0)
-        return (at, count), (begin, jnp.where(fits, end, begin))
-
-    most = -(-L // (1 + spec.context))
-    carry = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    _, (begin_T, end_T) = jax.lax.scan(run, carry, jax.random.bits(run_key, (most, 2)))
-    chosen_L = ((index_L[None] >= begin_T[:, None]) & (index_L[None] < end_T[:, None])).any(0) & real_L
-    free_L = real_L & ~chosen_L
-    order_L = jnp.where(free_L, jax.random.bits(fill_key, (L,)) >> 1, jnp.uint32(2**32 - 1))
-    return chosen_L | (free_L & (jnp.argsort(jnp.argsort(order_L)) < wanted - chosen_L.sum()))

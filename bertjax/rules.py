@@ -20,6 +20,12 @@ EVERYTHING: Rules = ((r".*", True),)
 STACKED: Rules = ((r"(^|/)layers/", True), (r".*", False))
 """True for parameters with a leading axis of layers: each slice of it is the tensor of one layer."""
 
+VOCABULARY = r"(^|/)head/[^/]+/(bias$|decoder(/|$))"
+"""Matches the parameters of a language head with an axis of the vocabulary, whatever its objective calls it.
+
+Other heads have a bias only within a layer of theirs: head/pair/classifier/bias.
+"""
+
 
 def name_of(path: tuple[Any, ...]) -> str:
     """Return the keys of a tree path joined by slashes."""

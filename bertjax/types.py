@@ -1,4 +1,4 @@
-"""Name the dimensions, the aliases and the seams that the rest of the package is written in.
+"""Dimension letters, type aliases and the protocol Objective, which the rest of the package is written in.
 
 Arrays end in their dimensions, one letter each (`x_BLD`, `logits_BPV`):
 
@@ -20,10 +20,10 @@ Array = jax.Array
 Key = jax.Array  # a typed key, as jax.random.key makes it
 
 Params = Mapping[str, Any]
-"""A nested dict of arrays. Its top-level keys are public: encoder, head; of two models generator, discriminator."""
+"""A nested dict of arrays. Its top-level keys are public: encoder, head; for two models generator, discriminator."""
 
 Batch = Mapping[str, Array]
-"""What an objective reads:
+"""The arrays that an objective reads:
 
     tokens       i32 [B, L]  ids before corruption
     mask         i32 [B, L]  0 at padding, else which document of the row a token belongs to (1 in an unpacked row)

@@ -29,7 +29,7 @@ from bertjax.data.tokenizer import Vocabulary
 from bertjax.masking import Masking, ngrams
 from bertjax.models.deberta import DeBERTa
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, judged_in_context
+from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection, deberta_discriminator_head
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import Schedule
 
@@ -89,7 +89,7 @@ def experiment(
         generator = fields | {"N": fields["N"] // 2}
         objective = ReplacedTokenDetection(
             DeBERTa(**generator, decoder=2), DeBERTa(**fields), masking, DisentangledEmbeddings(),
-            discriminator_weight=discriminator_weight, judge=judged_in_context,
+            discriminator_weight=discriminator_weight, discriminator_head=deberta_discriminator_head,
         )  # fmt: skip
     return Experiment(
         objective=objective,

@@ -20,11 +20,11 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.records import corpus_tokenizer, read_manifest
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.data.windows import Windows
-from bertjax.masking import Permutation
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.plm import PermutationLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import Schedule
+from bertjax.permutation import Permutation
 
 SIZES = {
     "tiny": {"N": 4, "D": 128, "H": 2, "F": 512},  # not published: for a CPU

@@ -16,13 +16,14 @@ from bertjax.checkpoints.trained import Model, load
 from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES
-from bertjax.masking import Masking, Permutation
+from bertjax.masking import Masking
 from bertjax.models import layers
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.published import Published
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
+from bertjax.permutation import Permutation
 
 CONFIG = {
     "model_type": "bert", "architectures": ["BertForSequenceClassification"], "vocab_size": 20, "hidden_size": 8,

@@ -1,73 +1,76 @@
+"""Every objective and every encoder of contract.py keeps the contract of docs/design.md.
+
+The cases of one objective share what is compiled for it, so they form a group that stays in one process.
+"""
+
 import dataclasses
+import re
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from contract import (
-    ENCODERS,
-    LIKE_TAGS,
-    MASKING,
-    OBJECTIVES,
-    B,
-    L,
-    V,
-    batch_for,
-    make_batch,
-    replace_fields,
-    small_bert,
-    without_dropout,
-)
+from contract import CONTRACT, ENCODERS, MASKING, B, L, V, make_batch, without_dropout
 
-from bertjax.masking import mask_tokens, rounded, tokens
+from bertjax.checkpoints.protocols import wrapped
+from bertjax.masking import mask_tokens
 from bertjax.models.language import word_table
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
-from bertjax.rules import name_of, partition
-from bertjax.run.state import State
+from bertjax.rules import combine, name_of, partition
 from bertjax.sharding import placement
 from bertjax.sharding.collectives import gather_params
 from bertjax.sharding.mesh import MeshShape, by_row
-from bertjax.sharding.placement import storage_shardings
-from bertjax.train import accumulated_gradient, train_step
-from bertjax.types import Mean, average, total
+from bertjax.sharding.placement import compute_spec, storage_shardings, storage_spec
+from bertjax.train import accumulated_gradient
+from bertjax.types import average, total
 
 KEY = jax.random.key(1)
+STEPS = 120
 
 
 class Case:
-    """An objective with a batch and parameters; its functions are compiled once for all tests."""
+    """A row of the contract with a batch and parameters; its functions are compiled once for all tests."""
 
-    def __init__(self, objective):
-        self.objective = objective
-        self.recipe = getattr(objective, "objective", objective)  # what is inside a wrapper
-        self.batch = batch_for(objective)
-        self.params = jax.jit(objective.init)(KEY, self.batch)
-        self.train = jax.jit(jax.value_and_grad(partial(objective.loss, train=True), has_aux=True))
-        self.evaluate = jax.jit(partial(objective.loss, train=False))
+    def __init__(self, row):
+        self.row, self.objective = row, row.objective
+        self.batch = row.batch()
+        self.params = jax.jit(self.objective.init)(KEY, self.batch)
+        self.train = jax.jit(jax.value_and_grad(partial(self.objective.loss, train=True), has_aux=True))
+        self.evaluate = jax.jit(partial(self.objective.loss, train=False))
+        self.optimizer = Optimizer(
+            BertLinear(1e-2, 10, 200), rates=(*getattr(self.objective, "frozen", ()), (".*", 1.0))
+        )
 
 
-CASES = cache(lambda name: Case(OBJECTIVES[name]))
+CASES = cache(lambda name: Case(CONTRACT[name]))
 
 
-@pytest.fixture(params=OBJECTIVES)
+def grouped(names, what=""):
+    """Let the cases of each name stay in one process."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(f"contract {what}{name}")) for name in names]
+
+
+@pytest.fixture(params=grouped(CONTRACT))
 def case(request):
     return CASES(request.param)
 
 
-@pytest.fixture(params=[name for name in OBJECTIVES if name not in LIKE_TAGS])
-def unlike(request):
+@pytest.fixture(params=grouped(name for name, row in CONTRACT.items() if row.devices))
+def case_of_devices(request):
     return CASES(request.param)
 
 
-@pytest.fixture(params=ENCODERS)
+@pytest.fixture(params=grouped(name for name, row in CONTRACT.items() if row.micro_batches))
+def case_of_micro_batches(request):
+    return CASES(request.param)
+
+
+@pytest.fixture(params=grouped(ENCODERS, "encoder "))
 def encoder(request):
     return ENCODERS[request.param]()
-
-
-def rates(objective):
-    return (*getattr(objective, "frozen", ()), (".*", 1.0))
 
 
 def assert_close(a, b, **tolerance):
@@ -84,28 +87,23 @@ def test_loss_is_a_finite_float32_scalar_and_the_sum_of_its_terms(case):
 
 def test_the_loss_at_random_init_is_that_of_a_uniform_guess(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
-    guesses = {"loss/mlm": V, "cross_entropy/mlm": V, "loss/plm": V, "loss/pair": 2, "cross_entropy/rtd": 2}
-    guesses |= {"loss/classify": 3, "loss/tags": 5, "loss/choice": 2}
-    found = {name: average(metrics[name]) / np.log(guess) for name, guess in guesses.items() if name in metrics}
-    weight = getattr(case.recipe, "generator_weight", getattr(case.recipe, "mlm_weight", 1))
-    found["loss/mlm"] = found.get("loss/mlm", 1) / weight
-    for name, ratio in found.items():
-        assert abs(ratio - 1) < 0.05, name
+    expected = case.row.initial(case.batch)
+    assert expected
+    for name, value in expected.items():
+        assert abs(average(metrics[name]) / value - 1) < 0.05, name
 
 
-def test_same_rng_same_loss_other_rng_other_mask(case):
+def test_same_rng_same_loss_other_rng_other_draws(case):
     (once, _), _ = case.train(case.params, case.batch, KEY)
     (twice, _), _ = case.train(case.params, case.batch, KEY)
     (other, _), _ = case.train(case.params, case.batch, jax.random.key(2))
     assert once == twice != other
-    drawn = getattr(case.recipe, "masking", None) or getattr(case.recipe, "permutation", None)
-    if drawn is None:  # fine-tuning drops, and draws nothing else
-        return
-    targets = [
-        next(mean.sum for name, mean in case.evaluate(case.params, case.batch, key)[1].items() if "targets" in name)
-        for key in (KEY, jax.random.key(2))
-    ]
-    assert (targets[0] == targets[1]).all() == (drawn.seed is not None)
+    found = [case.evaluate(case.params, case.batch, key) for key in (KEY, jax.random.key(2))]
+    if case.row.drawn is None:
+        assert_close(*found, rtol=0)
+    else:
+        one, other = (metrics[case.row.drawn].sum for _, metrics in found)
+        assert (one != other).any() == case.row.redrawn
 
 
 def test_without_train_nothing_is_dropped(case):
@@ -136,17 +134,17 @@ def test_order_of_rows_does_not_matter(case):
 
 def test_a_packed_row_equals_its_documents_alone(encoder):
     batch = make_batch(rows=3, length=20)
-    params = encoder.init(KEY, batch["tokens"], batch["mask"])["params"]
+    params, apply = jax.jit(encoder.init)(KEY, batch["tokens"], batch["mask"]), jax.jit(encoder.apply)
     lengths = np.asarray(batch["mask"].sum(1))
     packed = {name: jnp.concatenate([batch[name][i, :n] for i, n in enumerate(lengths)])[None]
               for name in ("tokens", "types")}  # fmt: skip
     numbers = jnp.concatenate([jnp.full(n, i + 1) for i, n in enumerate(lengths)])[None]
     types = (batch["types"], packed["types"]) if getattr(encoder, "types", True) else (None, None)
-    alone = encoder.apply({"params": params}, batch["tokens"], batch["mask"], types[0])
-    group_size = encoder.apply({"params": params}, packed["tokens"], numbers, types[1])
+    alone = apply(params, batch["tokens"], batch["mask"], types[0])
+    together = apply(params, packed["tokens"], numbers, types[1])
     begin = 0
     for i, n in enumerate(lengths):
-        np.testing.assert_allclose(alone[i, :n], group_size[0, begin : begin + n], atol=1e-5)
+        np.testing.assert_allclose(alone[i, :n], together[0, begin : begin + n], atol=1e-5)
         begin += n
 
 
@@ -171,17 +169,17 @@ def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
     """Change the hidden id: where it is replaced by the mask, the rest of the model sees no difference."""
     always = dataclasses.replace(MASKING, masked=1.0, random=0.0)
     batch = make_batch()
-    masked = mask_tokens(KEY, batch, always)
+    masked = jax.jit(mask_tokens, static_argnums=2)(KEY, batch, always)
     place = (jnp.arange(B), masked.positions_BP[:, 0])
     changed = batch | {"tokens": batch["tokens"].at[place].set(77)}
-    again = mask_tokens(KEY, changed, always)
+    again = jax.jit(mask_tokens, static_argnums=2)(KEY, changed, always)
     np.testing.assert_array_equal(masked.tokens_BL, again.tokens_BL)
     assert (again.targets_BP[:, 0] == 77).all()
 
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
     _, gradient = case.train(case.params, case.batch, KEY)
-    gradient, frozen = partition(Optimizer(BertLinear(1, 0, 1), rates=rates(case.objective)).trained, gradient)
+    gradient, frozen = partition(case.optimizer.trained, gradient)
     assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
     dead = [
         name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0
@@ -189,14 +187,15 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
     assert not dead
     for path, table in jax.tree_util.tree_leaves_with_path(gradient):
         if name_of(path).endswith("position/table"):
-            offset = getattr(case.objective, "encoder", small_bert()).first_position
+            *_, inner = wrapped(case.objective)
+            offset = inner.encoder.first_position
             assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
 
 
 @pytest.mark.slow
-def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(unlike, monkeypatch):
+def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(case_of_devices, monkeypatch):
     """Two groups of rows, two parts of what is stored, two of each matrix product."""
-    case = unlike
+    case = case_of_devices
     monkeypatch.setattr(placement, "SMALLEST", 1)
     mesh = MeshShape(fsdp=2, tensor=2).mesh(B)
     assert mesh.size == 8
@@ -213,17 +212,29 @@ def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everythin
     assert_close(one, eight, rtol=2e-5, atol=5e-7)
 
 
-def test_weights_sum_to_what_the_masking_says(case):
+def test_what_is_split_over_devices_in_a_row_that_is_not_tried_is_in_one_that_is(monkeypatch):
+    """A parameter is split by its name and shape, so a row may be left out whose parameters another row has."""
+    monkeypatch.setattr(placement, "SMALLEST", 1)
+    mesh = MeshShape(fsdp=2, tensor=2).mesh(B)
+    split_as = {True: set(), False: set()}
+    for row in CONTRACT.values():
+        params = jax.eval_shape(row.objective.init, KEY, row.batch())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            name, shape = name_of(path), leaf.shape
+            inner = re.sub(r"^.*?(encoder/|head/[^/]+/)", "", name)  # whatever the model and the head are called
+            specs = compute_spec(mesh, name, shape), storage_spec(mesh, name, shape)
+            split_as[row.devices] |= {(inner, *specs)}
+    assert {row.devices for row in CONTRACT.values()} == {True, False}
+    assert not split_as[False] - split_as[True]
+
+
+def test_weights_sum_to_what_the_row_of_the_contract_says(case):
     (_, metrics), _ = case.train(case.params, case.batch, KEY)
-    masking = getattr(case.recipe, "masking", None)
-    lengths = np.asarray(case.batch["mask"].sum(1))
-    if hasattr(case.objective, "score"):
-        scored = (case.batch["labels"] >= 0).sum() if "loss/tags" in metrics else B
-        assert all(mean.weight == scored for name, mean in metrics.items() if name.startswith("loss/"))
-    elif masking is None:
-        assert 0 < metrics["loss/plm"].weight <= B * case.objective.permutation.targets * L / 16
-    elif masking.count is rounded and masking.unit is tokens:
-        assert metrics["loss/mlm"].weight == sum(max(1, round(masking.rate * n)) for n in lengths.tolist())
+    expected = case.row.weights(case.batch)
+    assert expected.keys() == {name for name in metrics if name.startswith("loss/")}
+    for name, bounds in expected.items():
+        low, high = bounds if isinstance(bounds, tuple) else (bounds, bounds)
+        assert 0 < low <= metrics[name].weight <= high, name
     real = metrics["tokens/real"]
     assert real.sum == case.batch["mask"].sum() and real.weight == case.batch["mask"].size
 
@@ -247,24 +258,11 @@ def test_rows_of_padding_weigh_nothing(case):
         np.testing.assert_allclose(found[name].sum, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-# One of each objective, for it is the objective that weighs. Some are on copies of the parameters, one of which splits
-# each over two devices: they draw what one device would.
-WEIGHED = {
-    "bert": MeshShape(data=2),
-    "xlnet": MeshShape(data=2),
-    "electra": MeshShape(data=1),
-    "deberta v3, remat dots": MeshShape(data=2, fsdp=2),
-    "sift": MeshShape(data=2),
-    "distillation": MeshShape(data=1),
-    "tags": MeshShape(data=2),
-    "beam spans": MeshShape(data=1),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WEIGHED)
-def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(name, monkeypatch):
-    case, mesh_shape, parts = CASES(name), WEIGHED[name], 2
+def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case_of_micro_batches, monkeypatch):
+    """On copies of the parameters too, and where each copy is split: they draw what one device would."""
+    case, parts = case_of_micro_batches, 2
+    mesh_shape = case.row.micro_batches
     monkeypatch.setattr(placement, "SMALLEST", 1)
     loss = partial(case.objective.loss, train=True)
 
@@ -277,33 +275,38 @@ def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(name
         accumulate = jax.jit(partial(accumulated_gradient, on_devices, parts=parts))
         gradient, metrics = accumulate(*jax.device_put((case.params, case.batch), places), rng=KEY)
     # By hand: the same micro-batches and keys; their sums and weights are added up before they are divided.
-    micro = [{name: array[part::parts] for name, array in case.batch.items()} for part in range(parts)]
-    rngs = [jax.random.fold_in(KEY, part) for part in range(parts)]
+    micro = [
+        ({name: array[part::parts] for name, array in case.batch.items()}, jax.random.fold_in(KEY, part))
+        for part in range(parts)
+    ]
+    terms = tuple(name for name in metrics if name.startswith("loss/"))
 
     @jax.jit
-    @jax.grad
-    def whole(params):
-        found = [loss(params, m, r)[1] for m, r in zip(micro, rngs, strict=True)]
-        terms = [name for name in found[0] if name.startswith("loss/")]
-        return sum(sum(each[name].sum for each in found) / sum(each[name].weight for each in found) for name in terms)
+    @partial(jax.grad, has_aux=True)
+    def share(params, batch, rng, weights):
+        found = loss(params, batch, rng)[1]
+        return sum(found[name].sum / weights[name] for name in terms), {name: found[name].weight for name in terms}
 
-    assert_close(gradient, whole(case.params), rtol=1e-4, atol=1e-6)
+    weights = [share(case.params, *each, dict.fromkeys(terms, jnp.float32(1)))[1] for each in micro]
+    whole = jax.tree.map(lambda *each: sum(each), *weights)
+    shares = [share(case.params, *each, whole)[0] for each in micro]
+    assert_close(gradient, jax.tree.map(lambda *each: sum(each), *shares), rtol=1e-4, atol=1e-6)
     assert metrics["tokens/real"].sum == case.batch["mask"].sum()
 
 
 def test_one_batch_can_be_overfitted(case):
-    objective = replace_fields(without_dropout(case.objective), seed=3)
-    optimizer = Optimizer(BertLinear(1e-2, 10, 200), rates=rates(objective))
-    tx, trained = optimizer.transform(), optimizer.trained
-    update = partial(train_step, loss=partial(objective.loss, train=True), tx=tx, key=KEY, trained=trained)
-    step = jax.jit(update, donate_argnums=0)
-    state = State(
-        jnp.int32(0), jax.tree.map(jnp.copy, case.params), jax.jit(tx.init)(partition(trained, case.params)[0])
-    )
-    for _ in range(120):
-        state, metrics = step(state, case.batch)
-    task = sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), 0.0)
-    assert average(metrics.get("loss/mlm", metrics.get("loss/plm", Mean(task, 1)))) < 0.5
-    assert int(state.step) == 120
-    before, after = (jax.tree.leaves(partition(trained, params)[1]) for params in (case.params, state.params))
-    assert all((a == b).all() for a, b in zip(before, after, strict=True))
+    """With the same draws and the same dropout at every step, so that the compiled gradient serves."""
+    tx, trained = case.optimizer.transform(), case.optimizer.trained
+    own, frozen = partition(trained, case.params)
+    opt, steps, loss = jax.jit(tx.init)(own), 0, np.inf
+
+    @jax.jit
+    def update(gradient, opt, own):
+        updates, opt = tx.update(partition(trained, gradient)[0], opt, own)
+        return optax.apply_updates(own, updates), opt
+
+    while steps < STEPS and not loss < 0.5:
+        (_, metrics), gradient = case.train(combine(own, frozen), case.batch, KEY)
+        own, opt = update(gradient, opt, own)
+        steps, loss = steps + 1, sum(average(metrics[name]) for name in case.row.overfitted)
+    assert loss < 0.5 and steps > 1

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from contract import SPECIALS, V
 
-from bertjax import masking
-from bertjax.masking import Permutation, permute
+from bertjax import permutation
+from bertjax.permutation import Permutation, permute
 
 KEY = jax.random.key(0)
 draw = jax.jit(permute, static_argnums=2)
@@ -225,7 +225,7 @@ def test_the_runs_equal_the_sequential_loop_on_the_same_bits(length, goal, field
     real[::2] = real[::2, ::-1]  # padding on either side
     starts = (rng.random((rows, length)) < rng.choice([0.1, 0.6, 1], (rows, 1))) & real
     keys = jax.random.split(jax.random.key(length), rows)
-    found = jax.jit(jax.vmap(lambda *arguments: masking._runs(*arguments, goal, spec)))(keys, real, starts)
+    found = jax.jit(jax.vmap(lambda *arguments: permutation._runs(*arguments, goal, spec)))(keys, real, starts)
     halves = jax.vmap(jax.random.split)(keys)
     run_bits = np.asarray(jax.vmap(lambda key: jax.random.bits(key, (most, 2)))(halves[:, 0]))
     fill_bits = np.asarray(jax.vmap(lambda key: jax.random.bits(key, (length,)))(halves[:, 1]))

@@ -11,7 +11,7 @@ from bertjax.checkpoints.trained import ENCODER, Model, load, load_notes
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
 from bertjax.description import field_names, to_json
 from bertjax.errors import InputError
-from bertjax.rules import STACKED, name_of
+from bertjax.rules import STACKED, VOCABULARY, name_of
 from bertjax.types import Array, Objective, Params
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -101,13 +101,13 @@ def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Shapes) -
     """Raise InputError if a part of a language-model head would be left out, without which the rest was not trained."""
     for name in found.keys() - shapes.keys():
         head, _, _ = name.partition("/decoder")
-        if re.search(r"(^|/)head/(mlm|plm)/decoder", name) and any(own.startswith(f"{head}/") for own in shapes):
+        if re.search(VOCABULARY, name) and "/decoder" in name and any(own.startswith(f"{head}/") for own in shapes):
             raise InputError(
                 f"init={source} guesses words by a table of its own, {name}, this experiment by the word table: set "
                 "tied_head=false of its encoder (in its file head=untied_transformed_head of a Modern), or begin with "
                 f"the encoder alone, {source}:{ENCODER}"
             )
-        if name.endswith("encoder/decoder_positions/table") and any(own.endswith("head/mlm/bias") for own in shapes):
+        if name.endswith("encoder/decoder_positions/table") and any(re.search(VOCABULARY, own) for own in shapes):
             raise InputError(
                 f"init={source} guesses words after its mask decoder, this experiment has none: set decoder=2 of its "
                 f"encoder, or begin with the encoder alone, {source}:{ENCODER}"

@@ -42,8 +42,8 @@ from bertjax.huggingface.tensors import (
     write_tensors,
 )
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
-from bertjax.models.heads import Pooler
-from bertjax.models.published import LABELLED, LANGUAGE, Published
+from bertjax.models.heads import LanguageHead, Pooler
+from bertjax.models.published import LABELLED, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -158,8 +158,9 @@ def write_model(
         raise _not_one_encoder(model, params)
     original: dict[str, Any] = dict(notes.get("config", {}))
     family = FAMILIES[original["model_type"]] if original else family_for(model.encoder, model.heads, architecture)
-    given = model.heads
-    encoder, params, reported = _without_idle_parameters(family, model.encoder, given, params)
+    given, params, renamed = _with_table_names(family, original, model, params)
+    encoder, params, idle = _without_idle_parameters(family, model.encoder, given, params)
+    reported = renamed + idle
     encoder, canonical = family.canonical(encoder, params["encoder"])
     params = {**params, "encoder": canonical}
     heads = _heads_to_write(family, original, encoder, given)
@@ -221,9 +222,31 @@ def without_heads(encoder: Any, params: Params) -> tuple[Any, Params]:
 def _without_idle_parameters(
     family: Family, encoder: Any, heads: Mapping[str, nn.Module], params: Params
 ) -> tuple[Any, Params, list[str]]:
-    """As `without_heads` if there is no language-model head, with a note: a folder shows them by its head alone."""
-    if set(heads) & set(LANGUAGE):
+    """As `without_heads` if there is no language head, with a note: a folder shows them by its head alone."""
+    if any(isinstance(module, LanguageHead) for module in heads.values()):
         return encoder, params, []
     alone, own = family.headless(encoder, params["encoder"])
-    left = [f"left out encoder/{name}: there is no head/mlm to use it" for name in params["encoder"] if name not in own]
+    idle = [name for name in params["encoder"] if name not in own]
+    left = [f"left out encoder/{name}: there is no language head to use it" for name in idle]
     return alone, {**params, "encoder": own}, left
+
+
+def _with_table_names(
+    family: Family, config: Mapping[str, Any], model: Headed, params: Params
+) -> tuple[dict[str, nn.Module], Params, list[str]]:
+    """Rename a language head that has another name than in the family's table: (heads, parameters, notes).
+
+    What the table does not have stays, and is refused by name (`class_for`).
+    """
+    heads, encoder = model.heads, model.encoder
+    config = config or family.stated(encoder)
+    known = {head.name for head in family.heads}
+    foreign = [name for name, module in heads.items() if isinstance(module, LanguageHead) and name not in known]
+    candidates = (head for head in family.heads if head.when(config) and head.fits(encoder)) if foreign else ()
+    name = next((head.name for head in candidates if isinstance(head.make(encoder, config, 2), LanguageHead)), None)
+    if len(foreign) != 1 or name is None or name in heads:
+        return heads, params, []
+    renamed = {foreign[0]: name}
+    head = {renamed.get(old, old): part for old, part in params["head"].items()}
+    given = {renamed.get(old, old): module for old, module in heads.items()}
+    return given, {**params, "head": head}, [f"wrote head/{foreign[0]} as head/{name}, the name it is read back by"]

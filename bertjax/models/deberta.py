@@ -1,4 +1,4 @@
-"""DeBERTa: content and distance attend apart from each other, and where a word stands counts only where it is guessed.
+"""DeBERTa: disentangled attention over content and distance; absolute positions only in the mask decoder.
 
 He et al. 2020 (DeBERTa) and 2021 (DeBERTaV3); microsoft/DeBERTa, deberta/disentangled_attention.py, deberta/bert.py and
 apps/models/masked_language_model.py. For query i and key j of one head, with T of the last two terms:
@@ -33,7 +33,7 @@ C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to c
 
 @dataclass(frozen=True)
 class DistanceRows:
-    """Give each distance its row of a table of 2·`rows`, as a vector of one 1: R(d) @ table is the row (OfDistance).
+    """One-hot rows R(d) of a table of 2·`rows` distances: R(d) @ table is the row of distance d (OfDistance).
 
     logarithmic: distances beyond rows / 2 share rows, ever more of them up to this one (DeBERTa-v2). What lies beyond
     the table has its first or last row. microsoft/DeBERTa deberta/da_utils.py.
@@ -43,7 +43,7 @@ class DistanceRows:
     logarithmic: int | None = None
 
     def row(self, distances: np.ndarray) -> np.ndarray:
-        """Return the row of each distance: integers, worked out on the host, where logarithms are exact enough."""
+        """Return the row of each distance: integers, computed on the host, where logarithms are exact enough."""
         if self.logarithmic is not None:
             middle, size = self.rows // 2, np.abs(distances)
             share = np.log(np.maximum(size, middle) / middle) / np.log((self.logarithmic - 1) / middle)
@@ -62,7 +62,7 @@ class DistanceRows:
 
 @lru_cache(maxsize=8)
 def _series(distances: DistanceRows, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Work the waves out once: every layer and every trace asks for the same, and they take a while."""
+    """Compute the waves once: every layer and every trace asks for the same, and they take a while."""
     return relative.fourier_series(distances.table(np.arange(-reach, reach + 1)))
 
 
@@ -86,9 +86,9 @@ class DeBERTa(nn.Module):
     shared_projections: bool = False  # distances are projected as tokens are (v2, v3), else on their own (v1)
     key_bias: bool = True  # not in v1
     convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
-    decoder: int = 0  # how often the last layer is applied again to guess words (2); 0: guess from the last states
-    positions: int = 512  # rows of the decoder's position table
-    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
+    decoder: int = 0  # how often the last layer is applied again before the language head (2); 0: no mask decoder
+    positions: int = 512  # rows of the mask decoder's position table
+    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
@@ -100,11 +100,7 @@ class DeBERTa(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("V", "D", "N", "H", "F", "E", "distances", "positions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.D % self.H:
-            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        layers.check_encoder(self, "V", "D", "N", "H", "F", "E", "distances", "positions")
         if not {C2P, P2C}.issuperset(self.terms) or len(set(self.terms)) < len(self.terms):
             raise ValueError(f"terms={self.terms} are not some of {C2P!r} and {P2C!r}, each once")
         if self.buckets is not None and not 2 <= self.buckets // 2 < self.distances - 1:
@@ -116,7 +112,6 @@ class DeBERTa(nn.Module):
             raise ValueError(f"convolution={self.convolution} has no middle: use an odd width")
         if self.decoder < 0:
             raise ValueError(f"decoder={self.decoder} is negative: use 0 for none")
-        layers.check_encoder(self)
 
     @property
     def max_length(self) -> int | None:
@@ -130,12 +125,12 @@ class DeBERTa(nn.Module):
 
     @property
     def table_sizes(self) -> dict[str, int]:
-        """What must be alike in two encoders that share their embeddings."""
+        """The sizes that must be equal in two encoders that share their embeddings."""
         return {"embedding_width": self.embedding_width}
 
     @nn.nowrap
     def language_head(self) -> MaskedLMHead:
-        """Make the head that guesses words from its hidden states."""
+        """Return the head that predicts ids from its hidden states."""
         return MaskedLMHead(
             self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
             tied=self.tied_head,
@@ -157,7 +152,7 @@ class DeBERTa(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
         if self.max_length is not None and tokens_BL.shape[1] > self.max_length:
             raise ValueError(
                 f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the decoder: "
@@ -202,7 +197,7 @@ class DeBERTa(nn.Module):
 
 
 class View(NamedTuple):
-    """Say what the rows of a query stream may see, and where they stand if they are not the whole row."""
+    """Attention mask of some rows of queries, and their positions if they are not the whole row."""
 
     visible_BPM: Array
     positions_BP: Array | None
@@ -217,7 +212,7 @@ def _at(x_BL: Array, positions_BP: Array | None) -> Array:
 
 
 class _Branch(NamedTuple):
-    """Hold what joins the states of the first layer, and the norm of the sum."""
+    """What is added to the states after the first layer, and the norm of the sum."""
 
     x_BLD: Array
     scale_D: Array
@@ -225,7 +220,7 @@ class _Branch(NamedTuple):
 
 
 class WordEmbeddings(nn.Module):
-    """Look words up, lead them from E to D where these differ, norm and drop."""
+    """Word embeddings, projected from E to D where these differ, then norm and dropout."""
 
     V: int
     D: int
@@ -245,7 +240,7 @@ class WordEmbeddings(nn.Module):
 
 
 class DistanceTable(nn.Module):
-    """Own the table of distances, f32 [R, D], and its norm where it has one. Each layer drops it for itself."""
+    """Table of distances, f32 [R, D], with a norm or without. Each layer applies dropout of its own to it."""
 
     rows: int
     D: int
@@ -261,7 +256,7 @@ class DistanceTable(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Mix each token's embedding with its neighbours' of the same document, drop and activate.
+    """Convolve the embeddings of a document, then dropout and activation.
 
     microsoft/DeBERTa deberta/bert.py ConvLayer. The norm belongs to the sum with the first layer's states.
     """
@@ -291,7 +286,7 @@ class Convolution(nn.Module):
 
 
 class _NormParameters(nn.Module):
-    """Own the scale and bias of a norm that is applied elsewhere."""
+    """Scale and bias of a norm that is applied elsewhere."""
 
     width: int
 
@@ -302,7 +297,7 @@ class _NormParameters(nn.Module):
 
 
 class DeBERTaLayer(nn.Module):
-    """Attend and feed forward, each followed by dropout, the residual sum and a norm."""
+    """Attention and feed-forward, each followed by dropout, the residual sum and a norm."""
 
     D: int
     H: int
@@ -322,7 +317,7 @@ class DeBERTaLayer(nn.Module):
     def __call__(
         self, carry: tuple[Array, Array], is_first: Array, view: View, table_RD: Array, branch: _Branch | None
     ) -> tuple[tuple[Array, Array], None]:
-        """Go from (states, those before) to the next; into the states of the first layer goes the branch."""
+        """Map (states, states before) to the next; the convolution joins after the first layer."""
         before_BLD, _ = carry
         x_BLD = self.rows(before_BLD, view, table_RD)
         if branch is not None:
@@ -348,7 +343,7 @@ class DeBERTaLayer(nn.Module):
 
 
 class DisentangledAttention(nn.Module):
-    """Attend from rows to `seen`, or to each other, by content and distance; project back to width D."""
+    """Disentangled attention from rows to `seen_BMD`, or to each other, then a projection to width D."""
 
     D: int
     H: int

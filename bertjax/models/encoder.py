@@ -1,4 +1,4 @@
-"""The post-norm encoder: BERT, RoBERTa and ALBERT are this one, told apart by its fields.
+"""The post-norm encoder of BERT, RoBERTa, ALBERT, ELECTRA and DistilBERT, which differ in its fields.
 
 Devlin et al. 2018 (google-research/bert, modeling.py); Liu et al. 2019 (fairseq, models/roberta); Lan et al. 2019
 (google-research/albert, modeling.py). Where we deviate: padded positions see only padding (in the originals they see
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     N: int
     H: int
     F: int
-    E: int | None = None  # embedding width where it is not D: then a dense layer leads from E to D (ALBERT)
+    E: int | None = None  # embedding width where it is not D: then a dense layer projects from E to D (ALBERT)
     positions: int = 512  # rows of the position table
     first_position: int = 0  # its row for the first token; RoBERTa starts at 2
     types: int = 2  # rows of the segment table; 0: no such table (RoBERTa)
@@ -47,22 +47,17 @@ class Encoder(nn.Module):
     initializer: Initializer = layers.TruncatedNormal(0.02)
     project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
-    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
-    remat: str = "none"  # recomputed in the backward pass: "none", all but matrix products ("dots"), "full" layers
+    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
+    remat: str = "none"  # rematerialised: nothing ("none"), all but matrix products ("dots"), whole layers ("full")
     dtype: str = "float32"  # of the computation; parameters are float32
     attend: Attend = layers.attend  # or `kernels.fused_attend`
-    unroll: bool = False  # layers one after another, not in a loop: quicker, but slower to compile
+    unroll: bool = False  # write the layers out instead of a scan: quicker, but slower to compile
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("V", "D", "N", "H", "F", "E", "positions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.D % self.H:
-            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        layers.check_encoder(self, "V", "D", "N", "H", "F", "E", "positions")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
-        layers.check_encoder(self)
 
     @property
     def max_length(self) -> int:
@@ -76,13 +71,13 @@ class Encoder(nn.Module):
 
     @property
     def table_sizes(self) -> dict[str, int]:
-        """What must be alike in two encoders that share their embeddings."""
+        """The sizes that must be equal in two encoders that share their embeddings."""
         names = ("embedding_width", "positions", "first_position", "types")
         return {name: getattr(self, name) for name in names}
 
     @nn.nowrap
     def language_head(self) -> MaskedLMHead:
-        """Make the head that guesses words from its hidden states."""
+        """Return the head that predicts ids from its hidden states."""
         return MaskedLMHead(
             self.V, self.D, self.embedding_width, self.activation, self.norm_eps, self.initializer, self.dtype,
             tied=self.tied_head,
@@ -97,7 +92,7 @@ class Encoder(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
         x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
         return x_BLD, layers.states_at(x_BLD, positions_BP)
 
@@ -132,7 +127,7 @@ class Encoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Add word, position and segment vectors of width E, then norm and drop: E is the width before any projection."""
+    """Sum of word, position and segment embeddings of width E, before any projection, then norm and dropout."""
 
     V: int
     E: int
@@ -158,7 +153,7 @@ class Embeddings(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attend and feed forward, each followed by dropout, the residual sum and a norm."""
+    """Attention and feed-forward, each followed by dropout, the residual sum and a norm."""
 
     D: int
     H: int

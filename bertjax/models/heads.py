@@ -1,9 +1,8 @@
-"""Heads: what turns hidden states into predictions."""
+"""Heads: modules that map hidden states to logits."""
 
-from typing import Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from bertjax.models.layers import (
@@ -19,11 +18,31 @@ from bertjax.models.layers import (
     tanh,
 )
 from bertjax.sharding.collectives import vocabulary_product
-from bertjax.types import Array, Mean, Metrics
+from bertjax.types import Array
+
+
+@runtime_checkable
+class LanguageHead(Protocol):
+    """Protocol for a head that predicts ids: a Linen module of x_BPD and the word table [V, E] that returns logits_BPV.
+
+    Whoever holds heads by name asks this of each, since its name is its objective's choice. Its parameters are found
+    by their structure, `rules.VOCABULARY`: what has an axis of V is `bias`, `decoder` or below `decoder`.
+    """
+
+    V: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether it multiplies by the word table; else by a table of its own, `decoder`."""
+        ...
+
+    def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
+        """Return logits_BPV in the compute dtype."""
+        ...
 
 
 class MaskedLMHead(nn.Module):
-    """Predict ids: dense D -> E, activation, norm, then the tied word table and a free bias.
+    """Predict ids: dense D -> E, activation, norm, then a product with the word table and a bias.
 
     google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
     bias in the dense layer and the norm. Untied it multiplies by a table of its own, `decoder` [V, E].
@@ -54,14 +73,15 @@ class MaskedLMHead(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Predict ids: the tied word table and a free bias, nothing between. zihangdai/xlnet modeling.py lm_loss.
+    """Predict ids: a product with the word table and a bias, nothing between. zihangdai/xlnet modeling.py lm_loss.
 
-    Crammed-BERT's is the table alone, and has no parameters.
+    Crammed-BERT's has no bias, and so no parameters.
     """
 
     V: int
     dtype: str
     use_bias: bool = True
+    tied: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
@@ -73,7 +93,7 @@ class TiedHead(nn.Module):
 
 
 class UntiedHead(nn.Module):
-    """Predict ids: a dense layer with a bias, and no part of the word table.
+    """Predict ids: a dense layer of its own with a bias; the word table is not used.
 
     NeoBERT, src/neobert/model/model.py; XLNet's lm_loss where it is not tied.
     """
@@ -82,6 +102,7 @@ class UntiedHead(nn.Module):
     D: int
     initializer: Initializer
     dtype: str
+    tied: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VD: Array) -> Array:
@@ -91,7 +112,7 @@ class UntiedHead(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Own the kernel and bias of a dense layer from states to words."""
+    """Kernel and bias of a dense layer from hidden states to ids."""
 
     V: int
     D: int
@@ -104,7 +125,7 @@ class _Decoder(nn.Module):
 
 
 class ReplacedHead(nn.Module):
-    """Judge every token, original or replaced: dense and activation, then one logit, cast to float32.
+    """Classify every token as original or replaced: dense and activation, then one logit, cast to float32.
 
     google-research/electra run_pretraining.py _get_discriminator_output; the last layer has TensorFlow's initialiser.
     """
@@ -116,14 +137,16 @@ class ReplacedHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, mask_BL: Array | None = None) -> Array:
-        """Return logits_BL. The mask is not read: each token is judged by its own state."""
+        """Return logits_BL in float32, of each token from its own hidden state; the mask is not used."""
         x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
         logits_BL1 = Dense((self.D,), (1,), GlorotUniform(), self.dtype, name="classifier")(x_BLD)
         return logits_BL1[..., 0].astype(jnp.float32)
 
 
 class ReplacedInContextHead(nn.Module):
-    """Judge every token together with the first one of its document, [CLS]: sum, norm, dense, activation, one logit.
+    """Classify every token as original or replaced, in the context of the first token of its document, [CLS].
+
+    Sum of the two hidden states, norm, dense, activation, one logit.
 
     microsoft/DeBERTa apps/models/replaced_token_detection_model.py.
     """
@@ -145,7 +168,7 @@ class ReplacedInContextHead(nn.Module):
 
 
 class SequenceSummary(nn.Module):
-    """Summarise a row by its last position, where XLNet has <cls>: dense and tanh, then dropout.
+    """Pool a row at its last position, where XLNet has <cls>: dense and tanh, then dropout.
 
     zihangdai/xlnet modeling.py summarize_sequence. Rows must be padded on their left.
     """
@@ -163,7 +186,7 @@ class SequenceSummary(nn.Module):
 
 
 class Pooler(nn.Module):
-    """Summarise a row by one position: dense and activation, pooled_BD. google-research/bert modeling.py."""
+    """Pool a row at one position: dense and activation, pooled_BD. google-research/bert modeling.py."""
 
     D: int
     initializer: Initializer
@@ -181,8 +204,8 @@ class PairHead(nn.Module):
     """Classify a pair of segments, or any row: BERT's pooler, then C logits in float32.
 
     google-research/bert modeling.py and run_pretraining.py get_next_sentence_output. Other families' classifiers have
-    another activation, XLNet's reads the last position: then rows must be padded on their left. Fine-tuning drops
-    elements of what is classified, in RoBERTa and ELECTRA also of what is pooled.
+    another activation; XLNet's reads the last position, so rows must be padded on their left. dropout: of the input of
+    the classifier; input_dropout: of the input of the pooler (RoBERTa, ELECTRA).
     """
 
     D: int
@@ -204,7 +227,7 @@ class PairHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Classify every token: C logits in float32, and nothing between. Tags, or the two ends of a span."""
+    """Classify every token by one dense layer: C logits in float32, for tags or the two ends of a span."""
 
     D: int
     C: int
@@ -222,7 +245,7 @@ class TokenHead(nn.Module):
 class TransformedHead(nn.Module):
     """Classify rows or tokens: dense, activation and norm, then C logits in float32. ModernBERT's, of any task.
 
-    pooling: what is read of a row: its first position (cls), the mean of its tokens, or every token by itself (none).
+    pooling: the first position of a row (cls), the mean over its tokens (mean), or no pooling, for tokens (none).
     """
 
     D: int
@@ -249,46 +272,3 @@ class TransformedHead(nn.Module):
         x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
         x = Dropout(self.dropout)(x, train=train)
         return Dense((self.D,), (self.C,), self.initializer, self.dtype, name="classifier")(x).astype(jnp.float32)
-
-
-def negative_log_likelihood(logits: Array, labels: Array) -> Array:
-    """Score labels [...] under logits [..., C]: float32 [...]."""
-    logits = logits.astype(jnp.float32)
-    return jax.nn.logsumexp(logits, axis=-1) - picked(logits, labels)
-
-
-def picked(logits: Array, labels: Array) -> Array:
-    """Take the labels' logits [...] out of logits [..., C].
-
-    A compare and a sum instead of a gather: it fuses with the reading of the logits, which are large.
-    """
-    return jnp.sum(jnp.where(_classes(logits, labels) == labels[..., None], logits, 0), axis=-1)
-
-
-def is_first_best(logits: Array, labels: Array) -> Array:
-    """Say where labels [...] are the argmax of logits [..., C], the first where several are equal: bool [...].
-
-    All compares instead of an argmax, which CPUs do not vectorise: it took a sixth of a step of BERT tiny with a
-    vocabulary of 8,000. Where a logit is not a number no label is best.
-    """
-    label = labels[..., None]
-    best = picked(logits, labels)[..., None]
-    return jnp.all((logits < best) | ((logits == best) & (_classes(logits, labels) >= label)), axis=-1)
-
-
-def _classes(logits: Array, labels: Array) -> Array:
-    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-
-
-def scores(name: str, logits: Array, labels: Array, weights: Array) -> Metrics:
-    """Score weighted labels [...] under logits [..., C]: the loss and the accuracy, as metrics of this name."""
-    right = is_first_best(logits, labels).astype(jnp.float32)
-    return {
-        f"loss/{name}": Mean((weights * negative_log_likelihood(logits, labels)).sum(), weights.sum()),
-        f"accuracy/{name}": Mean((weights * right).sum(), weights.sum()),
-    }
-
-
-def histogram(V: int, targets: Array, weights: Array) -> Mean:
-    """Count how often each id is a target: what the best guess that ignores the context knows."""
-    return Mean(jnp.zeros(V).at[targets].add(weights), weights.sum())

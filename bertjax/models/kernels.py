@@ -1,9 +1,9 @@
-"""Hold kernels written for one platform, each beside the plain form that it must equal.
+"""Pallas kernels, each equal to a plain form.
 
-Attention on TPU: the plain form writes every array over pairs of positions to memory and reads it again, several times
-forward and back. The kernel keeps those of one row and head on the chip, computes them again for the backward pass,
-and draws dropout where it drops: the same bits as the plain form, since those depend on an element's index alone. It
-reads and writes states as matrix products make them, [B, L, H·K], all 128 lanes of a register in use: where a head is
+Attention on TPU: the plain form writes every array over pairs of positions to HBM and reads it again, several times
+forward and backward. The kernel keeps those of one row and head in VMEM, recomputes them in the backward pass, and
+draws dropout in place: the same bits as the plain form, since those depend on an element's index alone. It reads and
+writes states in the layout of matrix products, [B, L, H·K], with all 128 lanes of a register in use: where a head is
 narrower, several share a register, and the lanes of the others are set to 0 before a product.
 """
 
@@ -24,26 +24,26 @@ from bertjax.sharding.mesh import AXES, BATCH_AXES, ambient_mesh
 from bertjax.types import Array
 
 LANES = 128
-"""The width of a register, and of a matrix unit."""
+"""The width of a vector register, and of a matrix unit."""
 
 LONGEST = 512
-"""Positions of a row whose pairs fit on the chip, several times over."""
+"""Longest row whose arrays over pairs fit into VMEM, several at a time."""
 
 AT_ONCE = LONGEST**2
-"""Pairs of positions that one step of the kernel takes: so many short rows that its start does not count."""
+"""Pairs of positions in one step of the grid: short rows are grouped, so that the overhead of a step does not count."""
 
 OLDER = ("TPU v2", "TPU v3")
-"""Devices without the kernel."""
+"""Device kinds that the kernel does not support."""
 
 HIDDEN = -1e9
-"""The score of a pair of two documents: finite, so that no sum becomes NaN."""
+"""The score of a masked pair: finite, so that no sum becomes NaN."""
 
 
 def fused_attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
-    """Attend within documents, as `layers.attend`: on TPU by the kernel, elsewhere by that.
+    """Attend within documents: by the kernel on TPU, by `layers.attend` elsewhere.
 
-    By that also where rows are longer than 512 or no multiple of 128 long, and where heads do not fill registers, and
-    on v2 and v3, which have no product with a right side in bfloat16.
+    Also by `layers.attend` where rows are longer than 512 or no multiple of 128, where heads do not fill registers, and
+    on v2 and v3, which have no product with a right-hand side in bfloat16.
     """
     if not fits(*q_BLHK.shape[1:]) or _device_kind() in OLDER:
         return attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
@@ -53,23 +53,23 @@ def fused_attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, dr
 
 
 def _device_kind() -> str:
-    """Name the device that is compiled for, which need not be here."""
+    """Return the kind of device that is compiled for, which need not be attached."""
     mesh = ambient_mesh()
     device = mesh.abstract_device if mesh is not None else None
     return str((device or jax.devices()[0]).device_kind)
 
 
 def fits(L: int, H: int, K: int) -> bool:
-    """Tell whether the kernel takes rows of length L with H heads of width K."""
+    """Return whether the kernel supports rows of length L with H heads of width K."""
     return L <= LONGEST and L % LANES == 0 and (K % LANES == 0 or LANES % K == 0) and H * K % LANES == 0
 
 
 def on_devices(
     q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop, *, interpret: bool = False
 ) -> Array:
-    """Run the kernel on each device for its rows and heads: the compiler cannot split a kernel.
+    """Run the kernel on each device for its rows and heads, since the partitioner cannot split a kernel.
 
-    interpret: run it anywhere, slowly.
+    interpret: run it on any platform, slowly.
     """
     B, L, H, K = q_BLHK.shape
     word_0, word_1 = jnp.zeros(2, jnp.uint32) if drop.rng is None else key_words(drop.rng)
@@ -103,7 +103,7 @@ class _Run(NamedTuple):
 
     def __call__(self, body: Callable[..., None], results: int, products: int, rows_B: Array, words: Array,
                  mask_B1L: Array, *states_BLD: Array) -> list[Array]:  # fmt: skip
-        """Run `body` on some rows and the heads of one register at a time, over all rows before the next heads."""
+        """Run `body` over a grid of (groups of heads that share a register, blocks of rows)."""
         B, L, D = states_BLD[0].shape
         rows = next(rows for rows in range(AT_ONCE // L**2, 0, -1) if B % rows == 0)
         width = max(self.K, LANES)
@@ -213,13 +213,13 @@ def _bias(mask_1L: Array) -> Array:
 
 
 def _of_head(x_LW: Array, h: int, K: int) -> Array:
-    """Set the lanes of other heads to 0: half-empty, a matrix unit takes as long."""
+    """Set the lanes of other heads to 0: a product of half the width would take a matrix unit as long."""
     lane = jax.lax.broadcasted_iota(jnp.int32, x_LW.shape, 1)
     return jnp.where((lane >= h * K) & (lane < (h + 1) * K), x_LW, 0)
 
 
 def _draw_pairs(drawn_GML: Any, words: Any, rate: float) -> None:
-    """Hash what the pairs of all rows share, once for all of them: see `hash_bits`."""
+    """Compute the part of `hash_bits` that does not depend on the row, once for all rows."""
     G, M, L = drawn_GML.shape
 
     first_head = words[1] + jnp.uint32(pl.program_id(0) * G)

@@ -1,17 +1,17 @@
-"""What an objective that predicts words asks of an encoder, and how it runs one."""
+"""The protocol of an encoder for language modelling, and how objectives call one."""
 
 from typing import Any, Protocol
 
 import flax.linen as nn
 
 from bertjax.models.layers import Initializer
-from bertjax.models.perturb import changed_embeddings
+from bertjax.models.perturb import perturbed_embeddings
 from bertjax.sharding.collectives import gather_table
 from bertjax.types import Array, Batch, Params
 
 
 class LanguageEncoder(Protocol):
-    """What masked LM asks of an encoder: a Linen module that has these besides."""
+    """Protocol for an encoder that masked LM can train: a Linen module with these members."""
 
     V: int
     D: int
@@ -20,16 +20,16 @@ class LanguageEncoder(Protocol):
 
     @property
     def init(self) -> Any:
-        """As of every Linen module."""
+        """Linen's own."""
         ...
 
     @property
     def apply(self) -> Any:
-        """As of every Linen module."""
+        """Linen's own."""
         ...
 
     def language_head(self) -> nn.Module:
-        """Make the head that guesses words: called on x_BPD and the word table, it returns logits_BPV."""
+        """Return the head that predicts ids, a `heads.LanguageHead`."""
         ...
 
     def hidden(
@@ -41,7 +41,7 @@ class LanguageEncoder(Protocol):
         *,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
         ...
 
 
@@ -54,16 +54,16 @@ def hidden(
     delta: Array | None = None,
     **options: Any,
 ) -> tuple[Array, Array]:
-    """Run `encoder.hidden` with its part of `params`, on these tokens instead of the batch's.
+    """Apply `encoder.hidden` with params["encoder"] to `tokens_BL`, which replace the tokens of the batch.
 
-    delta: what changes their embeddings, see `changed_embeddings`.
+    delta: a perturbation of their embeddings, see `perturbed_embeddings`.
     """
     inputs = (tokens_BL, batch["mask"], batch.get("types"), positions_BP)
-    with changed_embeddings(delta):
+    with perturbed_embeddings(delta):
         states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
     return states
 
 
 def word_table(params: Params) -> Array:
-    """Find the word table [V, E] in an encoder's parameters: a tied head multiplies by it."""
+    """Return the word table [V, E] of an encoder's parameters, gathered from its devices."""
     return gather_table(params["embeddings"]["word"]["table"], "embeddings/word/table")

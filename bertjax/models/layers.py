@@ -1,8 +1,8 @@
-"""Hold the maths that every encoder shares, as pure functions, and the thin Linen modules that own its parameters.
+"""The layers that encoders share: pure functions, and thin Linen modules that hold their parameters.
 
 Numerics, whatever the compute dtype: parameters, norm statistics, softmax and attention scores are float32; every
-module casts its own parameters. Element-wise steps are recomputed in the backward pass from their inputs
-(`recomputed`): they cost less than reading what they would have kept.
+module casts its own parameters. Element-wise steps are rematerialised in the backward pass (`recomputed`): that costs
+less than reading saved results.
 """
 
 import math
@@ -29,12 +29,12 @@ Normalise = Callable[[Array, Array, Array | None, float], Array]
 """(x, scale_D, bias_D or None, eps) -> x, normalised over its last axis: `layer_norm` or `rms_norm`."""
 
 recomputed = partial(jax.checkpoint, prevent_cse=False)
-"""Compute again in the backward pass, from the inputs: for what costs less than reading what it would keep."""
+"""Rematerialise in the backward pass, from the inputs: for steps that cost less than reading saved results."""
 
 
 @dataclass(frozen=True)
 class TruncatedNormal:
-    """Draw from a normal cut at two standard deviations, not rescaled: BERT's initialiser (modeling.py)."""
+    """Draw from a normal truncated at two standard deviations, not rescaled: BERT's initialiser (modeling.py)."""
 
     stddev: float = 0.02
 
@@ -54,7 +54,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class GlorotUniform:
-    """Draw uniformly, as wide as the two widths of a kernel say: TensorFlow's default, in parts of ELECTRA."""
+    """Draw uniformly, scaled by fan-in and fan-out: TensorFlow's default, in parts of ELECTRA."""
 
     def __call__(self, rng: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.nn.initializers.glorot_uniform()(rng, shape, dtype)
@@ -91,7 +91,7 @@ def gelu_tanh(x: Array) -> Array:
 
 @recomputed
 def relu(x: Array) -> Array:
-    """Cut off what is below 0: DistilBERT's classifier."""
+    """Apply max(x, 0): DistilBERT's classifier."""
     return jax.nn.relu(x)
 
 
@@ -132,14 +132,14 @@ def gated(h: Array, gate: Array, activation: Activation) -> Array:
 
 
 _statistic = partial(checkpoint_name, name="statistic")
-"""One number of a row, so it is kept for the backward pass."""
+"""Marks per-row norm statistics, which are saved rather than rematerialised."""
 
 _norm = partial(recomputed, static_argnums=(3,), policy=jax.checkpoint_policies.save_only_these_names("statistic"))
 
 
 @_norm
 def layer_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
-    """Normalise the last axis; float32 inside (a variance below eps 1e-12 needs it), the dtype of `x` outside."""
+    """Apply layer norm over the last axis, in float32 (an eps of 1e-12 needs it); return the dtype of `x`."""
     y = x.astype(jnp.float32)
     mean = _statistic(y.mean(-1, keepdims=True))
     # That the mean is subtracted here adds 0 to the gradient, which XLA would compute in a pass of its own.
@@ -149,7 +149,7 @@ def layer_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Ar
 
 @_norm
 def rms_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
-    """Divide the last axis by its root mean square, in float32: a layer norm that leaves the mean."""
+    """Divide the last axis by its root mean square, in float32: a layer norm without centring."""
     y = x.astype(jnp.float32)
     return _rescaled(y, jnp.square(y).mean(-1, keepdims=True), scale_D, bias_D, eps).astype(x.dtype)
 
@@ -166,12 +166,12 @@ def _dropout(x: Array, rate: float, rng: Key, first: Array | int) -> Array:
 
 
 def aligned(last_axes: Array, like: Array) -> Array:
-    """Put leading axes of 1 before `last_axes`, to the rank of `like`: says aloud that a broadcast is meant."""
+    """Left-pad `last_axes` with axes of size 1 to the rank of `like`, so that broadcasting is explicit."""
     return jax.lax.broadcast_to_rank(last_axes, like.ndim)
 
 
 def add_bias(y: Array, bias: Array) -> Array:
-    """Add a float32 bias to the last axes of `y`, in float32, so that its gradient is a sum in float32 too."""
+    """Add a float32 bias to the last axes of `y`, in float32, so that its gradient is summed in float32 too."""
     return (y.astype(jnp.float32) + aligned(bias, y)).astype(y.dtype)
 
 
@@ -182,7 +182,7 @@ def apply(module: Any, params: Params, *inputs: Any, **options: Any) -> Array:
 
 @dataclass(frozen=True)
 class Drop:
-    """Zero a share `rate` of an array, drawn from `rng`; pass it on where there is none."""
+    """Dropout at `rate` with the key `rng`; the identity where `rng` is None."""
 
     rate: float = 0.0
     rng: Key | None = None
@@ -193,7 +193,7 @@ class Drop:
 
 
 class Dropout(nn.Module):
-    """Zero a share `rate` of `x` in training, from the module's own stream of the `dropout` key; else pass `x` on."""
+    """Dropout in training, from the module's own stream of the `dropout` key; else the identity."""
 
     rate: float
     by_row: bool = True  # the leading axis of `x` is the batch's; else all rows share `x`
@@ -202,7 +202,7 @@ class Dropout(nn.Module):
         return self.drawn(train=train)(x)
 
     def drawn(self, *, train: bool) -> Drop:
-        """Draw the key of one use, for a kernel that drops where it computes."""
+        """Return the dropout of one use with its key, for a kernel that fuses it."""
         return Drop(self.rate, self.make_rng("dropout"), self.by_row) if train and self.rate else Drop()
 
 
@@ -211,9 +211,9 @@ Attend = Callable[[Array, Array, Array, Array, Drop], Array]
 
 
 def same_document(mask_BL: Array) -> Array:
-    """Say who may see whom: visible_BLM, true where query and key are of one document of the row.
+    """Return the attention mask visible_BLM: true within one packed document.
 
-    Padding (0) is a document of its own, so that no row of the softmax is ever empty and nothing real sees it.
+    Padding (0) is a document of its own, so that no row of the softmax is empty and no token sees padding.
     """
     return mask_BL[:, :, None] == mask_BL[:, None, :]
 
@@ -226,7 +226,7 @@ def restarting_positions(mask_BL: Array) -> Array:
 
 
 def states_at(x_BLD: Array, positions_BP: Array | None) -> Array:
-    """Gather the states at some positions of each row, x_BPD; all of them where none are named."""
+    """Gather the states at `positions_BP` of each row, x_BPD, or return all of them if None."""
     if positions_BP is None:
         return x_BLD
     return jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")
@@ -241,10 +241,10 @@ def attention(
     added_BHLM: Array | None = None,
     terms: int = 1,
 ) -> Array:
-    """Attend: softmax((q k + added) / √(terms·K)) v over the visible keys, `dropout` on the probabilities.
+    """Compute softmax((q k + added) / √(terms·K)) v over the visible keys, with `dropout` on the probabilities.
 
-    Scores and softmax are float32; a hidden key gets a large negative finite score, so that no sum becomes NaN. terms:
-    by how many summands a score is scaled (DeBERTa).
+    Scores and softmax are float32; a masked key gets a large negative finite score, so that no sum becomes NaN. terms:
+    how many terms a score is the sum of (DeBERTa).
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
@@ -257,15 +257,15 @@ def attention(
 
 
 def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
-    """Attend to all of one's document."""
+    """Compute global attention within documents."""
     return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), drop)
 
 
 def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
-    """Attend within documents to `reach` keys to the left, the token itself, and `reach` keys to the right.
+    """Compute sliding-window attention within documents, over `reach` keys to each side and the token itself.
 
-    In long rows blocks of 2·reach queries meet the 4·reach keys around them, so that work and memory grow with L, not
-    with its square; in short ones that saves nothing, and all scores are computed.
+    In long rows each block of 2·reach queries attends to the 4·reach keys around it, so that work and memory are linear
+    in L; in short ones that saves nothing, and all scores are computed.
     """
     B, L = mask_BL.shape
     T = 2 * reach
@@ -285,8 +285,8 @@ def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array,
 
     def keys(x: Array) -> Array:
         pieces = padded(x, reach, reach).reshape(B, 2 * blocks + 2, reach, *x.shape[2:])
-        special_tokens = [pieces[:, first : first + 2 * blocks - 1 : 2] for first in range(4)]
-        return jnp.concatenate(special_tokens, axis=2).reshape(B * blocks, 2 * T, *x.shape[2:])
+        parts = [pieces[:, first : first + 2 * blocks - 1 : 2] for first in range(4)]
+        return jnp.concatenate(parts, axis=2).reshape(B * blocks, 2 * T, *x.shape[2:])
 
     near_TU = np.abs(np.arange(T)[:, None] - (np.arange(2 * T)[None] - reach)) <= reach
     visible = (queries(mask_BL)[:, :, None] == keys(mask_BL)[:, None, :]) & near_TU[None]
@@ -295,7 +295,7 @@ def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array,
 
 
 class Dense(nn.Module):
-    """Multiply the last `len(inputs)` axes by a kernel [*inputs, *outputs] and add a bias [*outputs], if it has one."""
+    """Dense layer over the last `len(inputs)` axes: a kernel [*inputs, *outputs] and a bias [*outputs], if any."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -315,7 +315,7 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """Own the scale, and the bias if it has one, of any norm over a last axis of `width`."""
+    """A norm over a last axis of `width`, with a scale and, if `use_bias`, a bias."""
 
     width: int
     eps: float
@@ -330,7 +330,7 @@ class Norm(nn.Module):
 
 
 class Table(nn.Module):
-    """Own a table of `rows` vectors of `width`; look rows up by id. Ids must be in range: nothing checks them here."""
+    """Embedding table of `rows` vectors of `width`. Ids must be in range: nothing checks them here."""
 
     rows: int
     width: int
@@ -344,7 +344,7 @@ class Table(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Project to queries, keys and values of H heads, attend within documents, project back to width D."""
+    """Multi-head self-attention within documents."""
 
     D: int
     H: int
@@ -367,7 +367,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Widen D to F, activate, drop where the family does (XLNet), narrow back to D."""
+    """Feed-forward: dense D to F, activation, dropout if any (XLNet), dense F to D."""
 
     D: int
     F: int
@@ -397,8 +397,16 @@ into what is `recomputed`, and keep six arrays [B, L, D] of a layer instead.
 """
 
 
-def check_encoder(encoder: Any) -> None:
-    """Raise ValueError where a field that all encoders have is out of its range."""
+def check_encoder(encoder: Any, *sizes: str) -> None:
+    """Raise ValueError where a field that all encoders have is out of its range.
+
+    sizes: names of the fields that must be at least 1, or None.
+    """
+    for name in sizes:
+        if getattr(encoder, name) is not None and getattr(encoder, name) < 1:
+            raise ValueError(f"{name}={getattr(encoder, name)} must be 1 or more")
+    if encoder.D % encoder.H:
+        raise ValueError(f"width D={encoder.D} does not divide into H={encoder.H} heads: choose H among its divisors")
     if encoder.remat not in REMAT:
         raise ValueError(f"remat={encoder.remat!r} is none of {', '.join(REMAT)}")
     for name in ("dropout", "attention_dropout"):
@@ -423,8 +431,8 @@ def stack(
 
     The layer is called as `layer(carry, *inputs) -> (carry, output)`; outputs are stacked. in_axes: which inputs have
     an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
-    or not. unroll: write the layers one after another into the program, not as a loop, which copies all that it keeps
-    for the backward pass into arrays over layers, and out of them: quicker, but slower to compile.
+    or not. unroll: write the layers out instead of a loop, which copies everything that it saves for the backward pass
+    into arrays over layers and out of them: quicker, but slower to compile.
     """
     if splits_parameters():
         layer = nn.map_variables(layer, "params", partial(gather_layer, dtype=dtype), init=initializing)

@@ -1,4 +1,4 @@
-"""The modern encoder: ModernBERT, Ettin, NeoBERT, MosaicBERT and Crammed-BERT are this one, told apart by its fields.
+"""The encoder of ModernBERT, Ettin, NeoBERT, MosaicBERT and Crammed-BERT, which differ in its fields.
 
 Warner et al. 2024 (AnswerDotAI/ModernBERT, src/bert_layers); Weller et al. 2025 (Ettin); Le Breton et al. 2025
 (chandar-lab/NeoBERT, src/neobert/model/model.py); Portes et al. 2023 (mosaicml/examples, benchmarks/bert/src/
@@ -31,34 +31,34 @@ from bertjax.sharding.collectives import gather_layer
 from bertjax.types import Array, Key, Params
 
 Residual = Callable[[Array, Activation, Activation], Array]
-"""(x, norm, sublayer) -> x: where a norm stands around a sublayer and its residual sum."""
+"""(x, norm, sublayer) -> x: the order of a norm, a sublayer and its residual sum, `pre_norm` or `post_norm`."""
 
 
 def pre_norm(x_BLD: Array, norm: Activation, sublayer: Activation) -> Array:
-    """Norm what the sublayer reads; the residual stream itself is never normed."""
+    """Normalise the input of the sublayer; the residual stream itself is never normalised."""
     return x_BLD + sublayer(norm(x_BLD))
 
 
 def post_norm(x_BLD: Array, norm: Activation, sublayer: Activation) -> Array:
-    """Norm the residual sum, as BERT: MosaicBERT."""
+    """Normalise the residual sum, as BERT does: MosaicBERT."""
     return norm(x_BLD + sublayer(x_BLD))
 
 
 @dataclass(frozen=True)
 class Norms:
-    """Say how the encoder norms, and where besides before (after) each sublayer."""
+    """The norm of an encoder, and where it stands besides before (after) each sublayer."""
 
     normalise: Normalise = layers.layer_norm
     eps: float = 1e-5
     bias: bool = False
-    embedding: bool = True  # norm the embeddings
-    first: bool = False  # in the first layer's attention too, although its input is normed already
-    final: bool = True  # norm the output of the last layer
+    embedding: bool = True  # after the embeddings
+    first: bool = False  # before the first layer's attention too, although the embeddings are normalised
+    final: bool = True  # after the last layer
 
 
 @dataclass(frozen=True)
 class Biases:
-    """Say which dense layers have a bias."""
+    """Which dense layers have a bias."""
 
     attention: bool = False
     widen: bool = False  # both layers from D to F
@@ -67,7 +67,7 @@ class Biases:
 
 
 def transformed_head(encoder: "Modern") -> nn.Module:
-    """Make BERT's head with the encoder's biases: ModernBERT, MosaicBERT."""
+    """Build BERT's head with the encoder's biases: ModernBERT, MosaicBERT."""
     e = encoder
     return MaskedLMHead(
         e.V, e.D, e.D, e.activation, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias
@@ -75,17 +75,17 @@ def transformed_head(encoder: "Modern") -> nn.Module:
 
 
 def untied_transformed_head(encoder: "Modern") -> nn.Module:
-    """Make BERT's head with the encoder's biases and a table of its own: ModernBERT with tie_word_embeddings=false."""
+    """Build BERT's head with a table of its own: ModernBERT with tie_word_embeddings=false."""
     return transformed_head(encoder).clone(tied=False)
 
 
 def tied_head(encoder: "Modern") -> nn.Module:
-    """Make the head that is the word table alone: Crammed-BERT."""
+    """Build the head that is a product with the word table, without a bias: Crammed-BERT."""
     return TiedHead(encoder.V, encoder.dtype, use_bias=False)
 
 
 def untied_head(encoder: "Modern") -> nn.Module:
-    """Make the head that is a dense layer of its own: NeoBERT."""
+    """Build the head that is a dense layer of its own: NeoBERT."""
     return UntiedHead(encoder.V, encoder.D, encoder.initializer, encoder.dtype)
 
 
@@ -101,28 +101,24 @@ class Modern(nn.Module):
     H: int
     F: int  # inside the feed-forward, behind the gate
     positions: Positions = Rotary()
-    global_every: int = 1  # one layer in so many sees the whole document, from the first on
-    reach: int = 64  # how far the other layers see, to each side
+    global_every: int = 1  # one layer in so many has global attention, from the first on
+    reach: int = 64  # tokens to each side that the layers with local attention see
     residual: Residual = pre_norm
     norms: Norms = Norms()
     biases: Biases = Biases()
     types: int = 0  # rows of the segment table; 0: no such table
     head: Callable[["Modern"], nn.Module] = transformed_head
-    dropout: float = 0.0  # of the embeddings and inside the feed-forward
-    attention_dropout: float = 0.1  # of what attention returns
+    dropout: float = 0.0  # after the embeddings and inside the feed-forward
+    attention_dropout: float = 0.1  # of the output of attention
     activation: Activation = layers.gelu
     initializer: Initializer = layers.TruncatedNormal(0.02)
-    output_initializer: Initializer | None = None  # of what is added to the residual stream, where it is another one
+    output_initializer: Initializer | None = None  # of the projections into the residual stream, if another one
     remat: str = "none"  # as in Encoder
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("V", "D", "N", "H", "F", "global_every", "reach"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.D % self.H:
-            raise ValueError(f"width D={self.D} does not divide into H={self.H} heads: choose H among its divisors")
+        layers.check_encoder(self, "V", "D", "N", "H", "F", "global_every", "reach")
         if isinstance(self.positions, Rotary) and self.D // self.H % 2:
             raise ValueError(f"rotary heads of width {self.D // self.H} have no pairs: choose an even D / H")
         if isinstance(self.positions, ScaledSinusoids) and self.D % 2:
@@ -131,7 +127,6 @@ class Modern(nn.Module):
             raise ValueError("linear biases and windows do not go together: use global_every=1")
         if not self.norms.first and (self.N == 1 or self.residual is post_norm):
             raise ValueError("norms.first=false needs a second layer, and pre_norm: else attention has no norm at all")
-        layers.check_encoder(self)
 
     @property
     def max_length(self) -> None:
@@ -139,7 +134,7 @@ class Modern(nn.Module):
 
     @nn.nowrap
     def language_head(self) -> nn.Module:
-        """Make the head that guesses words from its hidden states."""
+        """Return the head that predicts ids from its hidden states."""
         return self.head(self)
 
     def hidden(
@@ -151,7 +146,7 @@ class Modern(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without)."""
+        """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
         x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
         return x_BLD, layers.states_at(x_BLD, positions_BP)
 
@@ -168,7 +163,7 @@ class Modern(nn.Module):
         stacked = self.param("layers", self._init_layers)
         is_first_N = None
         if not self.norms.first:
-            # A place for the norm that the first layer does not have, and the word that it is not to be used.
+            # Pad the stack of norms for the first layer, which has none, and mark that layer.
             pad = partial(jnp.pad, pad_width=((1, 0), (0, 0)))
             stacked = {**stacked, "attention_norm": jax.tree.map(pad, stacked["attention_norm"])}
             is_first_N = jnp.arange(self.N) == 0
@@ -180,7 +175,7 @@ class Modern(nn.Module):
 
     @nn.nowrap
     def _layer(self, *, train: bool) -> "ModernLayer":
-        """Make the one layer that is applied with the parameters of each; it is no submodule."""
+        """Build the one layer that is applied with the parameters of each; it is no submodule."""
         return ModernLayer(
             self.D, self.H, self.F, self.residual, self.norms, self.biases, self.dropout, self.attention_dropout,
             self.activation, self.initializer, self.output_initializer or self.initializer, self.dtype, train,
@@ -189,7 +184,7 @@ class Modern(nn.Module):
 
     @nn.nowrap
     def _init_layers(self, rng: Key) -> Params:
-        """Make the parameters of all layers, stacked; the norm that the first does without is left out."""
+        """Initialise the parameters of all layers, stacked, without the norm that the first layer does not have."""
         layer, x_BLD, mask_BL = self._layer(train=False), jnp.zeros((1, 1, self.D)), jnp.ones((1, 1), jnp.int32)
         stacked = jax.vmap(lambda key: layer.init(key, x_BLD, mask_BL)["params"])(jax.random.split(rng, self.N))
         if self.norms.first:
@@ -198,7 +193,7 @@ class Modern(nn.Module):
 
     @nn.nowrap
     def _run(self, each_N: Any, x_BLD: Array, mask_BL: Array, positions_BL: Array, *, train: bool) -> Array:
-        """Run all layers. each_N: parameters, keys of dropout and whether it is the first, by layer."""
+        """Run all layers. each_N: parameters, dropout keys and whether it is the first, by layer."""
         layer, K, L = self._layer(train=train), self.D // self.H, mask_BL.shape[1]
         turn, local_turn, added_BHLM = None, None, None
         if isinstance(self.positions, Rotary):
@@ -263,7 +258,7 @@ class ModernEmbeddings(nn.Module):
 
 
 class ModernLayer(nn.Module):
-    """Attend and feed forward, each with its norm and residual sum."""
+    """Attention and feed-forward, each with its norm and residual sum."""
 
     D: int
     H: int
@@ -290,7 +285,7 @@ class ModernLayer(nn.Module):
         *,
         reach: int | None = None,
     ) -> Array:
-        """Return x_BLD. is_first: true where attention reads its input without a norm; reach: none sees all."""
+        """Return x_BLD. is_first: true where attention has no norm. reach: None for global attention."""
         norm = partial(Norm, self.D, self.norms.eps, self.norms.normalise, self.norms.bias)
         attention_norm, drop = norm(name="attention_norm"), partial(Dropout(self.attention_dropout), train=self.train)
         attend = ModernAttention(
@@ -311,7 +306,7 @@ class ModernLayer(nn.Module):
 
 
 class ModernAttention(nn.Module):
-    """Project to queries, keys and values of H heads, turn them, attend within reach, project back to width D."""
+    """Self-attention with rotary positions or biases, global or local, then a projection to width D."""
 
     D: int
     H: int
@@ -343,7 +338,7 @@ class ModernAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Widen D to F twice, activate one and multiply by the other (Shazeer 2020), drop, narrow back to D."""
+    """Gated feed-forward (Shazeer 2020): D to F twice, activation of one times the other, dropout, F to D."""
 
     D: int
     F: int

@@ -1,7 +1,7 @@
-"""Change the embeddings of an encoder from outside, so that no encoder need know of it.
+"""Perturb the embeddings of an encoder from outside, by intercepting its modules: no encoder knows of it.
 
-Every encoder has a module `embeddings`, which sums up vectors, norms the sum where the model does, and drops. What is
-changed is the sum: what goes into the norm, or without one into the dropout (XLNet, NeoBERT).
+Every encoder has a module `embeddings`: a sum of vectors, a norm in most models, and dropout. The sum is perturbed: the
+input of the norm, or without one that of the dropout (XLNet, NeoBERT).
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from bertjax.models.layers import Dropout, Norm
 from bertjax.types import Array
 
 
-def changed_embeddings(delta: Array | None) -> AbstractContextManager[None]:
-    """Add `delta` to the embeddings of the encoder that runs inside; none changes nothing.
+def perturbed_embeddings(delta: Array | None) -> AbstractContextManager[None]:
+    """Add `delta` to the embeddings of the encoder that runs in this context; None adds nothing.
 
     delta: float32 of their shape, in standard deviations of each token's vector, so that it means the same in all
-    models: x + σ(x) · δ is to standardise x, add δ, and undo the standardisation. The embeddings get no gradient.
+    models: x + σ(x) · δ standardises x, adds δ, and undoes the standardisation. The embeddings get no gradient.
     """
     if delta is None:
         return nullcontext()
@@ -33,21 +33,21 @@ def changed_embeddings(delta: Array | None) -> AbstractContextManager[None]:
 
 
 def embedding_shape(encode: Callable[..., Any], *inputs: Any) -> tuple[int, ...]:
-    """Trace `encode(*inputs)`, compute nothing, and return the shape of its encoder's embeddings: [rows, L, width].
+    """Return the shape of the embeddings, [rows, L, width], of the encoder in `encode(*inputs)`, by tracing it.
 
     Raises ValueError where it runs no module of that name, or several.
     """
     shapes: list[tuple[int, ...]] = []
 
-    def look(x: Array) -> Array:
+    def record(x: Array) -> Array:
         shapes.append(x.shape)
         return x
 
-    with _intercepted(look):
+    with _intercepted(record):
         jax.eval_shape(encode, *inputs)
     if len(shapes) != 1:
         raise ValueError(
-            f"one encoder with a module `embeddings` is needed to change what it embeds, but {len(shapes)} run: the "
+            f"one encoder with a module `embeddings` is needed to perturb them, but {len(shapes)} run: the "
             "module must end in bertjax.models.layers.Dropout, with a norm before it or none"
         )
     return shapes[0]

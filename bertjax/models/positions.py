@@ -1,6 +1,7 @@
-"""Say where tokens stand without a table of positions: turned queries and keys, biases on scores, fixed waves.
+"""Positions without a learned table: rotary embeddings, linear biases on scores (ALiBi), fixed sinusoids.
 
-A model holds one of the dataclasses; the functions are pure. Positions count from the start of each document of a row.
+An encoder holds one of the dataclasses; the functions are pure. Positions count from the start of each document of a
+row.
 """
 
 import math
@@ -13,18 +14,18 @@ import numpy as np
 from bertjax.types import Array
 
 Turn = tuple[Array, Array]
-"""Cosines and sines of the angles by which queries and keys are turned: f32 [B, L, K / 2] each."""
+"""Cosines and sines of the angles by which queries and keys are rotated: f32 [B, L, K / 2] each."""
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """Turn queries and keys by angles that grow with their position (Su et al. 2021), so that scores see distances.
+    """Rotary embeddings: rotate queries and keys by angles proportional to their position (Su et al. 2021).
 
     Raises ValueError where a theta is not above 0.
     """
 
-    theta: float = 10_000.0  # the slowest wave is about 2π·theta positions long
-    local_theta: float | None = None  # of the layers that see a window, where it is another one
+    theta: float = 10_000.0  # the longest wavelength is about 2π·theta positions
+    local_theta: float | None = None  # of the layers with local attention, if another one
 
     def __post_init__(self) -> None:
         for name in ("theta", "local_theta"):
@@ -34,26 +35,26 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Alibi:
-    """Lower the score of a query and a key in proportion to their distance (Press et al. 2022), to both sides."""
+    """ALiBi: lower scores in proportion to the distance of query and key (Press et al. 2022), to both sides."""
 
 
 @dataclass(frozen=True)
 class ScaledSinusoids:
-    """Add sines and cosines to the embeddings, times one learned number (Hua et al. 2022; cramming embeddings.py)."""
+    """Sinusoids times one learned scale, added to the embeddings (Hua et al. 2022; cramming embeddings.py)."""
 
 
 Positions = Rotary | Alibi | ScaledSinusoids
 
 
 def turns(positions_BL: Array, width: int, theta: float) -> Turn:
-    """Find the angles of all pairs of a head of `width`: position · theta^(-2i / width)."""
+    """Return the angles of all pairs of a head of `width`: position · theta^(-2i / width)."""
     frequencies = theta ** -(np.arange(0, width, 2) / width)
     angles_BLK = positions_BL[..., None] * jnp.asarray(frequencies, jnp.float32)[None, None]
     return jnp.cos(angles_BLK), jnp.sin(angles_BLK)
 
 
 def rotate(x_BLHK: Array, turn: Turn) -> Array:
-    """Turn the pairs (x_i, x_{i + K/2}), in float32; released NeoBERT weights pair neighbours instead."""
+    """Rotate the pairs (x_i, x_{i + K/2}), in float32; released NeoBERT weights pair neighbours instead."""
     cos, sin = (each[:, :, None] for each in turn)
     first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -61,10 +62,10 @@ def rotate(x_BLHK: Array, turn: Turn) -> Array:
 
 
 def alibi_slopes(H: int) -> np.ndarray:
-    """Return how fast the scores of each head fall: f64 [H], 2^(-8h / H) for h from 1.
+    """Return the slope of each head: f64 [H], 2^(-8h / H) for h from 1.
 
-    Where H is no power of two: those of the power below, then every second one of the power above, as the published
-    code of the method and of MosaicBERT has it.
+    If H is no power of two: the slopes of the power below, then every second one of the power above, as in the
+    published code of ALiBi and of MosaicBERT.
     """
     below = 2 ** int(math.log2(H))
     slopes = 2.0 ** (-8 * np.arange(1, below + 1) / below)

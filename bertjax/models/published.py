@@ -1,4 +1,4 @@
-"""A model as others publish it: an encoder and the heads that came with it, ready to use, with nothing to train it."""
+"""A model as others publish it: an encoder and the heads that came with it, for inference."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.errors import InputError
-from bertjax.models.heads import Pooler, ReplacedInContextHead, TransformedHead
+from bertjax.models.heads import LanguageHead, Pooler, ReplacedInContextHead, TransformedHead
 from bertjax.models.language import hidden, word_table
 from bertjax.models.layers import apply
 from bertjax.models.span_heads import BeamSpanHead
 from bertjax.types import Array, Batch, Key, Params
 
-LANGUAGE = ("mlm", "plm")
 TASKS = ("classify", "choice", "tags", "span", "beams", "rtd", "pair")
 LABELLED = {"classify", "tags"}
 """Heads whose classes have names."""
@@ -23,10 +22,10 @@ LABELLED = {"classify", "tags"}
 
 @dataclass(frozen=True)
 class Published:
-    """Hold an encoder and its heads by name: those of LANGUAGE guess words, those of TASKS read hidden states.
+    """An encoder and its heads by name: each is a `LanguageHead`, or the head of a task under a name of TASKS.
 
     cls_last: texts end with the classification token (XLNet) instead of starting with it. labels: the names of the
-    classes of a head of LABELLED, in order, where it came with them.
+    classes of a head of LABELLED, in order, if known.
     """
 
     encoder: Any
@@ -40,14 +39,16 @@ class Published:
         return dict(self.named_heads)
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {encoder, head: {name: …}}; `head` only where there is one."""
+        """Initialise {encoder, head: {name: …}}; `head` only where there is one."""
         encoder_key, head_key = jax.random.split(rng)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         head = {}
         for name, module in self.named_heads:
-            inputs = (x_BLD[:, :1], word_table(encoder)) if name in LANGUAGE else (x_BLD, *_besides(module, batch))
-            head[name] = module.init(head_key, *inputs)["params"]
+            predicts_ids = isinstance(module, LanguageHead)
+            inputs = (x_BLD[:, :1], word_table(encoder)) if predicts_ids else (x_BLD, *_besides(module, batch))
+            # A head that is the word table alone has no parameters.
+            head[name] = module.init(head_key, *inputs).get("params", {})
         return {"encoder": encoder, "head": head} if head else {"encoder": encoder}
 
     def encode(self, params: Params, batch: Batch, **options: Any) -> Array:
@@ -55,11 +56,11 @@ class Published:
         return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"), **options)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all.
+        """Return logits_BPV at `positions_BP`, where the tokens are masks, or at every position if None.
 
-        Raises InputError where no head guesses words.
+        Raises InputError where the model has no language head.
         """
-        name = next((name for name, _ in self.named_heads if name in LANGUAGE), None)
+        name = next((name for name, module in self.named_heads if isinstance(module, LanguageHead)), None)
         if name is None:
             raise InputError(f"this model has no language-model head: {self._has()}")
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
@@ -75,10 +76,10 @@ class Published:
         return name
 
     def task_logits(self, params: Params, batch: Batch) -> Any:
-        """Return what the task head says: of rows [B, C], of tokens [B, L, C] (replaced ones [B, L]).
+        """Return the output of the task head: logits of rows [B, C], or of tokens [B, L, C] (replaced ones [B, L]).
 
-        A span's two logits of a token are for its beginning and its end; a conditional head for spans returns `Beams`,
-        and reads `context`. For a choice the arrays of the batch are [B, C, L], one row an option. Raises InputError
+        The two logits of a token for spans are of starts and ends; a conditional span head returns `Beams` and reads
+        `context`. For a choice the arrays of the batch are [B, C, L], one row an option. Raises InputError
         where there is no such head.
         """
         name = self.task
@@ -87,7 +88,7 @@ class Published:
         return logits.reshape(batch["tokens"].shape[:-1]) if name == "choice" else logits
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
+        """Return the special tokens before and after a text, as (id, segment)."""
         return ([], [(v.sep, 0), (v.cls, 2)]) if self.cls_last else ([(v.cls, 0)], [(v.sep, 0)])
 
     def _has(self) -> str:
@@ -95,7 +96,7 @@ class Published:
 
 
 def one_by_one(batch: Batch) -> Batch:
-    """Lay the options of questions [B, C, L] out as rows [B·C, L]; rows stay as they are."""
+    """Reshape the options of questions [B, C, L] to rows [B·C, L]; return rows unchanged."""
     if batch["tokens"].ndim == 2:
         return batch
     return {name: array.reshape(-1, array.shape[-1]) for name, array in batch.items() if array.ndim == 3}
@@ -107,7 +108,7 @@ def apply_head(module: nn.Module, params: Params, x_BLD: Array, *more: Array, ba
 
 
 def _besides(module: nn.Module, batch: Batch) -> tuple[Array, ...]:
-    """Find what a head reads of a batch besides hidden states."""
+    """Return the arrays of a batch that a head reads besides hidden states."""
     if isinstance(module, BeamSpanHead):
         return (batch.get("context", batch["mask"]),)
     return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead) else ()

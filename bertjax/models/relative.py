@@ -1,7 +1,7 @@
-"""Score queries and keys by their distance, for attention: in two forms, neither of which gathers.
+"""Relative position scores for attention, in two forms without a gather.
 
-The rotated form needs only matrix products, so it is cheap where these are (TPU); the shifted one needs half the
-multiplications and copies instead. XLNet's term and both of DeBERTa's are these, of another function of distance.
+The rotated form needs only matrix products, so it is cheap on TPU; the shifted one needs half the multiplications, and
+copies instead. The terms of XLNet and DeBERTa differ in the function of distance.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class OfDistance(Protocol):
         ...
 
     def waves(self, reach: int) -> tuple[np.ndarray, np.ndarray]:
-        """Write it as a sum of waves, for distances up to `reach`: frequencies f64 [F] and coefficients f32 [2F, W].
+        """Decompose it into waves, for distances up to `reach`: frequencies f64 [F] and coefficients f32 [2F, W].
 
         R(d) = [sin(d·frequencies), cos(d·frequencies)] @ coefficients.
         """
@@ -33,7 +33,7 @@ class OfDistance(Protocol):
 
 @dataclass(frozen=True)
 class Sinusoids:
-    """Encode distances as Transformer-XL and XLNet do: W/2 sines, then W/2 cosines; beyond `clamp` nothing changes.
+    """The encoding of Transformer-XL and XLNet: W/2 sines, then W/2 cosines, of distances clamped to ±`clamp`.
 
     zihangdai/xlnet modeling.py relative_positional_encoding. Frequencies fall from 1 to 1/10000.
     """
@@ -61,7 +61,7 @@ class Sinusoids:
 
 @dataclass(frozen=True)
 class Mirrored:
-    """Turn the distances of a function round: R(-d)."""
+    """A function of the negated distance, R(-d)."""
 
     function: OfDistance
 
@@ -77,7 +77,7 @@ class Mirrored:
 
 
 def fourier_series(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Write a table [2·reach + 1, W] over the distances -reach .. reach as waves (see OfDistance.waves)."""
+    """Return the Fourier series of a table [2·reach + 1, W] over distances -reach .. reach, as OfDistance.waves."""
     period = len(table)
     reach = period // 2
     frequencies = 2 * np.pi * np.arange(reach + 1) / period
@@ -93,10 +93,10 @@ def rotated_scores(
 ) -> Array:  # fmt: skip
     """Score queries at any positions: q · (R(sign·(i - j)) kernel), f32 [B, H, L, memory + length].
 
-    positions_BL: i32, where in 0 .. length each query is, or [L], known beforehand and the same in all rows. Keys are
-    at -memory .. length. By the addition theorems of sine and cosine, what depends on i multiplies the query, what
-    depends on j is constant: only matrix products, no shift, no gather. It costs 2·H·W more multiplications for a query
-    and key than a product of table and query, so it is the form for matrix units, and for queries at few places.
+    positions_BL: i32 in 0 .. length, the position of each query; or [L], static and the same in all rows. Keys are at
+    -memory .. length. By the addition theorems of sine and cosine the factor of i multiplies the query and that of j is
+    constant: only matrix products, no shift, no gather. It costs 2·H·W more multiplications for a query and key than a
+    product of table and query, so it is the form for matrix units, and for queries at few positions.
     """
     waves = function.waves(memory + length - 1)
     turned = _turned(q_BLHK, kernel_WHK, waves, positions_BL, sign_B)
@@ -109,8 +109,8 @@ def rotated_key_scores(
 ) -> Array:
     """Score keys at 0 .. M by queries at any positions: k · (R(i - j) kernel), f32 [B, H, L, M].
 
-    positions_BL: i32, where in 0 .. M each query is, or [L], known beforehand and the same in all rows. As
-    `rotated_scores`, but what depends on j multiplies the key.
+    positions_BL: i32 in 0 .. M, the position of each query; or [L], static and the same in all rows. As
+    `rotated_scores`, but the factor of j multiplies the key.
     """
     M = k_BMHK.shape[1]
     waves = Mirrored(function).waves(M - 1)
@@ -120,16 +120,16 @@ def rotated_key_scores(
 
 
 _Pair = tuple[Array, Array]
-"""What belongs to sines and what to cosines: never side by side in one array, for that would be a copy."""
+"""The factors of the sines and those of the cosines: not concatenated, since that would be a copy."""
 
 
 def _turned(
     q_BLHK: Array, kernel_WHK: Array, waves: tuple[np.ndarray, np.ndarray], positions_BL: Array | np.ndarray,
     sign_B: Array | None,
 ) -> _Pair:  # fmt: skip
-    """Multiply what stands at `positions_BL` by the kernel and turn each wave by its angle there: twice [B, H, L, F].
+    """Multiply queries by the kernel and rotate each wave by its angle at `positions_BL`: two of [B, H, L, F].
 
-    These are the largest arrays of all; they are made and kept in the compute dtype.
+    These are the largest arrays of all; they are computed and saved in the compute dtype.
     """
     (frequencies, coefficients), dtype = waves, q_BLHK.dtype
     if not np.array_equal(coefficients, np.eye(len(coefficients))):
@@ -145,7 +145,7 @@ def _turned(
 
 
 def _sines_and_cosines(positions: Array | np.ndarray, frequencies: np.ndarray, dtype: Any) -> _Pair:
-    """Evaluate waves at positions [...]: twice [..., F]. On the host, and exactly, where the positions are known."""
+    """Evaluate sines and cosines at positions [...]: two of [..., F]. Static positions are evaluated on the host."""
     if isinstance(positions, np.ndarray):
         angles = positions[..., None] * frequencies
         return jnp.asarray(np.sin(angles), dtype), jnp.asarray(np.cos(angles), dtype)
@@ -166,8 +166,8 @@ def shifted_scores(
 ) -> Array:
     """Score a whole row of queries, at 0 .. L: the same as `rotated_scores`, f32 [B, H, L, memory + L].
 
-    Queries meet a table of all distances; a row of the product then holds the wanted scores, further left by one for
-    each query. Read flat with rows shorter by one, they are aligned. A block of queries needs few distances.
+    In the product of queries and a table of all distances the wanted scores start one further left in each row.
+    Reshaped to rows shorter by one, they are aligned. A block of queries needs few distances.
     """
     B, L, H, _ = q_BLHK.shape
     T = min(block, L)
@@ -196,8 +196,8 @@ def relative_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memo
     """Score queries at 0 .. L against keys at -memory .. L by their distance: f32 [B, H, L, memory + L].
 
     q · (R(sign·(i - j)) kernel); sign_B: -1 where a row is read backwards, else 1. Rotated on TPU, where matrix
-    products are cheap and copies are not, shifted elsewhere. Both are linear in q and in kernel: nothing else need be
-    kept.
+    products are cheap and copies are not, shifted elsewhere. Both are linear in q and in kernel, so only these are
+    saved.
     """
     L = q_BLHK.shape[1]
 

@@ -22,7 +22,7 @@ from bertjax.models.layers import Activation, Dense, Dropout, GlorotUniform, Ini
 from bertjax.types import Array
 
 HIDDEN = -1e9
-"""The logit of what is no choice: finite, so that no gradient becomes NaN."""
+"""The logit of a masked choice: finite, so that no gradient becomes NaN."""
 
 
 class Beams(NamedTuple):
@@ -47,9 +47,9 @@ class SpanLogits(NamedTuple):
 
 
 class BeamSpanHead(nn.Module):
-    """Choose starts, then an end for each: `xlnet_span_head` and `electra_span_head` make it.
+    """Predict starts, then an end for each start; see `xlnet_span_head` and `electra_span_head`.
 
-    position: of the classification token. starts, ends: how many are kept in prediction. norm_eps: none for no norm.
+    position: of the classification token. starts, ends: sizes of the beams in prediction. norm_eps: None for no norm.
     """
 
     D: int
@@ -68,7 +68,7 @@ class BeamSpanHead(nn.Module):
     def __call__(
         self, x_BLD: Array, context_BL: Array, starts_B: Array | None = None, *, train: bool = False
     ) -> SpanLogits | Beams:
-        """Return the logits given the starts, without them the beams."""
+        """Return the logits given the starts, or the beams if None."""
         allowed_BL = context_BL.astype(bool).at[:, self.position].set(True)
         start_BL = _only(allowed_BL, self._dense(self.D, 1, "start")(x_BLD)[..., 0])
         chances_BL = jax.nn.softmax(start_BL, axis=-1).astype(x_BLD.dtype)
@@ -99,7 +99,7 @@ class BeamSpanHead(nn.Module):
 
 
 class _Joined(nn.Module):
-    """Apply a dense layer to every token's vector beside every start's: [B, S, L, F], neither ever repeated."""
+    """Dense layer of every token's state concatenated with every start's, [B, S, L, F], without the concatenation."""
 
     D: int
     F: int
@@ -124,7 +124,7 @@ SpanHead = Callable[[Any, int], BeamSpanHead]
 
 
 def xlnet_span_head(encoder: Any, position: int) -> BeamSpanHead:
-    """Make XLNet's and ALBERT's: as wide as the model, tanh, a norm; five starts with five ends each."""
+    """Build XLNet's and ALBERT's: as wide as the model, tanh, a norm; five starts with five ends each."""
     D, initializer = encoder.D, encoder.initializer
     return BeamSpanHead(
         D, D, layers.tanh, 1e-12, initializer, encoder.dtype, position, 5, 5, answer_bias=False, dropout=0.1
@@ -132,5 +132,5 @@ def xlnet_span_head(encoder: Any, position: int) -> BeamSpanHead:
 
 
 def electra_span_head(encoder: Any, position: int) -> BeamSpanHead:
-    """Make ELECTRA's: 512 wide, GELU, TensorFlow's initialiser; twenty starts with twenty ends each."""
+    """Build ELECTRA's: 512 wide, GELU, TensorFlow's initialiser; twenty starts with twenty ends each."""
     return BeamSpanHead(encoder.D, 512, layers.gelu, None, GlorotUniform(), encoder.dtype, position)

@@ -28,7 +28,7 @@ from bertjax.types import Array
 
 
 class Memory(NamedTuple):
-    """Hold what earlier windows leave to later ones.
+    """Hidden states of earlier windows that later ones attend to.
 
     states_NBMD: the inputs of each layer at the last M tokens. mask_BM: their `mask` of the batch, -1 where nothing has
     been yet.
@@ -39,7 +39,7 @@ class Memory(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """What XLNet computes: hidden states of all tokens, of the predicted positions, and the next memory."""
+    """Output of XLNet: hidden states of all tokens, of the predicted positions, and the next memory."""
 
     content_BLD: Array
     query_BPD: Array | None
@@ -47,7 +47,7 @@ class Streams(NamedTuple):
 
 
 class _View(NamedTuple):
-    """Say what a stream's rows may see, and how far away and of which segment it is; the same in all layers."""
+    """Attention mask, relative segments and direction of a stream's rows of queries; the same in all layers."""
 
     visible_BLM: Array
     same_segment_BLM: Array | None
@@ -74,21 +74,16 @@ class XLNet(nn.Module):
     untied: bool = True  # each layer has content, position and segment biases of its own
     clamp: int | None = None  # distances beyond this count as this
     same_length: bool = False  # no token sees further back than the memory is long
-    tied_head: bool = True  # the head that guesses words multiplies by the word table; else by a table of its own
+    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
     remat: str = "none"  # as in Encoder, and so is unroll
     unroll: bool = False
     dtype: str = "float32"  # of the computation; parameters are float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("V", "D", "N", "H", "F", "clamp"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.D % self.H or self.D % 2:
-            raise ValueError(
-                f"width D={self.D} must be even and divide into H={self.H} heads: choose H among its divisors"
-            )
-        layers.check_encoder(self)
+        layers.check_encoder(self, "V", "D", "N", "H", "F", "clamp")
+        if self.D % 2:
+            raise ValueError(f"width D={self.D} must be even: sines and cosines encode distances in pairs")
 
     @property
     def max_length(self) -> None:
@@ -96,7 +91,7 @@ class XLNet(nn.Module):
 
     @nn.nowrap
     def empty_memory(self, rows: int, length: int) -> Memory:
-        """Make a memory of `length` tokens, 1 or more, in which nothing has been yet."""
+        """Return an empty memory of `length` tokens, 1 or more."""
         if length < 1:
             raise ValueError(f"a memory of {length} tokens: use 1 or more, or none at all")
         states_NBMD = jnp.zeros((self.N, rows, length, self.D), self.dtype)
@@ -104,7 +99,7 @@ class XLNet(nn.Module):
 
     @nn.nowrap
     def language_head(self) -> TiedHead | UntiedHead:
-        """Make the head that guesses words from its hidden states."""
+        """Return the head that predicts ids from its hidden states."""
         if not self.tied_head:
             return UntiedHead(self.V, self.D, self.initializer, self.dtype)
         return TiedHead(self.V, self.dtype)
@@ -118,9 +113,9 @@ class XLNet(nn.Module):
         *,
         train: bool = False,
     ) -> tuple[Array, Array]:
-        """Return x_BLD, and x_BPD to guess the words at `positions_BP` from (at all positions without).
+        """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None.
 
-        Positions come from the query stream, where they see all other positions and not each other.
+        At given positions it comes from the query stream, which attends to all other positions and not to these.
         """
         if positions_BP is None:
             x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
@@ -201,7 +196,7 @@ def _view(
     *,
     same_length: bool,
 ) -> _View:
-    """Work out what the content rows see, or the query rows at `targets_BP`."""
+    """Build the attention mask of the content rows, or of the query rows at `targets_BP`."""
     B, L = mask_BL.shape
     M = 0 if memory is None else memory.mask_BM.shape[1]
 
@@ -229,7 +224,7 @@ def _view(
 
 
 class WordEmbeddings(nn.Module):
-    """Look words up and drop: XLNet has no table of positions and no norm here."""
+    """Word embeddings and dropout: XLNet has no table of positions and no norm here."""
 
     V: int
     D: int
@@ -244,7 +239,7 @@ class WordEmbeddings(nn.Module):
 
 
 class XLNetLayer(nn.Module):
-    """Attend and feed forward in both streams, each followed by dropout, the residual sum and a norm."""
+    """Attention and feed-forward in both streams, each followed by dropout, the residual sum and a norm."""
 
     D: int
     H: int
@@ -291,7 +286,7 @@ _BIASES = ("content_bias", "position_bias", "segment_bias")
 
 
 class RelativeAttention(nn.Module):
-    """Attend from the rows of each stream to memory and the first, by content, distance and segment; back to D."""
+    """Relative attention from each stream to memory and the content stream, then a projection to width D."""
 
     D: int
     H: int

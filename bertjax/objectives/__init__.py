@@ -1,1 +1,1 @@
-"""Objectives: what a model is trained to do. Each is a frozen dataclass with `init` and `loss`."""
+"""Objectives: what a model is trained for. Each is a frozen dataclass with `init` and `loss`."""

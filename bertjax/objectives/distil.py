@@ -1,4 +1,4 @@
-"""Distillation: train a student to say what a larger, frozen teacher says of the same masked text.
+"""Distillation: train a student to predict what a larger, frozen teacher predicts for the same masked text.
 
     loss = soft_weight · T² · mean over real tokens of KL(teacher ‖ student), both softened by the temperature T
          + mlm_weight · masked LM loss of the student
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.masking import Masking, mask_tokens
-from bertjax.models.heads import histogram, scores
+from bertjax.masking import Corruption, Masking, mask_tokens
 from bertjax.models.language import LanguageEncoder, hidden, word_table
 from bertjax.models.layers import apply, states_at
+from bertjax.objectives.losses import histogram, real_tokens, scaled, scores, weighted_mean
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.rules import STACKED, Rules, match, name_of
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
+from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
 
 FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
 """What `Optimizer.rates` begin with, so that only the student is trained."""
@@ -32,7 +32,7 @@ OUTSIDE_LAYERS: Rules = ((r"^encoder/layers?/", False), (r".*", True))
 
 
 class LayeredEncoder(LanguageEncoder, Protocol):
-    """What distillation asks of an encoder: what masked LM does, and how many layers it has."""
+    """Protocol for an encoder that can be student or teacher: a LanguageEncoder with a number of layers."""
 
     N: int
 
@@ -41,9 +41,9 @@ class LayeredEncoder(LanguageEncoder, Protocol):
 class Distillation:
     """Train `student` to follow `teacher`, whose parameters an experiment's `init` brings.
 
-    layers: for each layer of the student the one of the teacher that it begins as; none: they are made anew.
-    inherited: rules on names of the teacher's parameters, True for what else the student begins with; a student of
-    another width begins with nothing.
+    layers: for each layer of the student the one of the teacher that it is initialised from; empty for none.
+    inherited: rules on names of the teacher's parameters outside layers, True for those that the student is initialised
+    from; a student of another width takes none. corrupt: see masking.Corruption.
     Raises ValueError for vocabularies that differ, hidden states of different widths where their cosine counts or
     layers are named, layers that do not exist, a temperature of 0, weights below 0, and as MaskedLM.
     """
@@ -57,13 +57,14 @@ class Distillation:
     soft_weight: float = 5.0
     mlm_weight: float = 2.0
     cosine_weight: float = 1.0
+    corrupt: Corruption = mask_tokens
 
     def __post_init__(self) -> None:
         student, teacher = self.student, self.teacher
         if student.V != teacher.V:
             raise ValueError(
-                f"the student has a vocabulary of V={student.V} ids, the teacher of V={teacher.V}: one imitates what "
-                "the other says of each id, so use the teacher's for both"
+                f"the student has a vocabulary of V={student.V} ids, the teacher of V={teacher.V}: their "
+                "distributions over ids are compared, so use the teacher's for both"
             )
         if self.cosine_weight and student.D != teacher.D:
             raise ValueError(
@@ -71,7 +72,7 @@ class Distillation:
                 "no cosine, so make them equal or set cosine_weight=0"
             )
         if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0: nothing would be soft")
+            raise ValueError(f"temperature={self.temperature} must be above 0")
         if min(self.soft_weight, self.mlm_weight, self.cosine_weight) < 0:
             raise ValueError(
                 f"soft_weight={self.soft_weight}, mlm_weight={self.mlm_weight} and cosine_weight={self.cosine_weight} "
@@ -100,26 +101,26 @@ class Distillation:
 
     @property
     def student_objective(self) -> MaskedLM:
-        """What trains the student without a teacher."""
-        return MaskedLM(self.student, self.masking)
+        """The objective of the student without a teacher."""
+        return MaskedLM(self.student, self.masking, corrupt=self.corrupt)
 
     @property
     def teacher_objective(self) -> MaskedLM:
-        """What the teacher is alone."""
-        return MaskedLM(self.teacher, self.masking)
+        """The objective that serves the teacher alone."""
+        return MaskedLM(self.teacher, self.masking, corrupt=self.corrupt)
 
     @property
     def encoder(self) -> LayeredEncoder:
-        """What is kept for other tasks: the student."""
+        """The encoder that is kept for other tasks: the student."""
         return self.student
 
     @property
     def frozen(self) -> Rules:
-        """What an optimiser's rates must begin with: see Experiment."""
+        """The rules that an optimiser's rates must begin with: see Experiment."""
         return FROZEN_TEACHER
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {student: {encoder, head: {mlm}}, teacher: {encoder, head: {mlm}}}, a teacher that knows nothing yet."""
+        """Initialise {student: {encoder, head: {mlm}}, teacher: {encoder, head: {mlm}}}, both at random."""
         student_key, teacher_key = jax.random.split(rng)
         return {
             "student": self.student_objective.init(student_key, batch),
@@ -127,10 +128,9 @@ class Distillation:
         }
 
     def begin_with(self, found: Params) -> Params:
-        """Turn the parameters of the model in `init` into those to begin with: teacher, and student where it inherits.
+        """Map the parameters of the model in `init` to the teacher's, and to the student's that it inherits.
 
-        A distillation's own are taken as they are. Raises ValueError for a model without a head that guesses words, or
-        of another shape.
+        Those of a distillation are returned unchanged. Raises ValueError for a model without a masked-LM head.
         """
         if {"student", "teacher"} <= set(found):
             return found
@@ -143,7 +143,7 @@ class Distillation:
         return {"student": self._inherited(teacher) if self.student.D == self.teacher.D else {}, "teacher": teacher}
 
     def _inherited(self, teacher: Params) -> Params:
-        """Take the student's first parameters from the teacher: a nested dict, in parts where it inherits in parts."""
+        """Return the parameters that the student inherits from the teacher, as a nested dict."""
         student: dict[str, Any] = {}
         leaves = jax.tree_util.tree_leaves_with_path(teacher)
         stacked, inherited = (jax.tree.leaves(match(rules, teacher)) for rules in (STACKED, self.inherited))
@@ -160,10 +160,10 @@ class Distillation:
         return student
 
     def _places(self, rows: int) -> list[int]:
-        """Say which rows of a stacked parameter of the teacher are those of `layers`.
+        """Return the rows of a stacked parameter of the teacher that belong to `layers`.
 
-        Where the first layer has none (ModernBERT's attention norm) there is a row less. Raises ValueError where the
-        first layer of the student would then get one, or another none.
+        Where the first layer has no such parameter (ModernBERT's attention norm) there is one row less. Raises
+        ValueError where the first layer of the student would then get one, or another layer none.
         """
         if rows == self.teacher.N:
             return list(self.layers)
@@ -175,7 +175,7 @@ class Distillation:
         return [layer - 1 for layer in self.layers[1:]]
 
     def part(self, name: str, params: Params) -> tuple[MaskedLM, Params]:
-        """Take the student or the teacher alone."""
+        """Return the student or the teacher alone, as (objective, params)."""
         return {"student": self.student_objective, "teacher": self.teacher_objective}[name], params[name]
 
     def encode(self, params: Params, batch: Batch) -> Array:
@@ -183,11 +183,11 @@ class Distillation:
         return self.student_objective.encode(params["student"], batch)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return the student's, as MaskedLM.language_logits."""
+        """Return the student's logits, as MaskedLM.language_logits."""
         return self.student_objective.language_logits(params["student"], batch, positions_BP)
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
+        """Return the special tokens before and after a text, as (id, segment)."""
         return self.student_objective.special_tokens(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
@@ -202,12 +202,12 @@ class Distillation:
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what the student says at every real token, unsoftened, under `mlm`.
+        """Return the metrics of `loss`, and the student's logits at every real token, unsoftened, under `mlm`.
 
-        delta: what changes the student's embeddings, see `changed_embeddings`; the teacher's stay.
+        delta: a perturbation of the student's embeddings, see `perturbed_embeddings`; not of the teacher's.
         """
         mask_key, dropout_key = jax.random.split(rng)
-        masked = mask_tokens(mask_key, batch, self.masking)
+        masked = self.corrupt(mask_key, batch, self.masking)
         x_BLD, logits_BLV = _states_and_logits(
             self.student_objective, params["student"], batch, masked.tokens_BL,
             delta=delta, train=train, rngs={"dropout": dropout_key},
@@ -218,16 +218,16 @@ class Distillation:
         real_BL = (batch["mask"] > 0).astype(jnp.float32)
         metrics = scores("mlm", states_at(logits_BLV, masked.positions_BP), masked.targets_BP, masked.weights_BP)
         metrics["cross_entropy/mlm"] = metrics["loss/mlm"]
-        metrics["loss/mlm"] = _weighted(metrics["cross_entropy/mlm"], self.mlm_weight)
-        soft = Mean((real_BL * divergence(taught[1], logits_BLV, self.temperature)).sum(), real_BL.sum())
+        metrics["loss/mlm"] = scaled(metrics["cross_entropy/mlm"], self.mlm_weight)
+        soft = weighted_mean(divergence(taught[1], logits_BLV, self.temperature), real_BL)
         metrics["divergence/soft"] = soft
-        metrics["loss/soft"] = _weighted(soft, self.soft_weight * self.temperature**2)
+        metrics["loss/soft"] = scaled(soft, self.soft_weight * self.temperature**2)
         if self.cosine_weight:
-            metrics["distance/cosine"] = Mean((real_BL * (1 - cosine(x_BLD, taught[0]))).sum(), real_BL.sum())
-            metrics["loss/cosine"] = _weighted(metrics["distance/cosine"], self.cosine_weight)
+            metrics["distance/cosine"] = weighted_mean(1 - cosine(x_BLD, taught[0]), real_BL)
+            metrics["loss/cosine"] = scaled(metrics["distance/cosine"], self.cosine_weight)
         if not train:
             metrics["targets/mlm"] = histogram(self.student.V, masked.targets_BP, masked.weights_BP)
-        metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
+        metrics["tokens/real"] = real_tokens(batch["mask"])
         return metrics, {"mlm": (logits_BLV, real_BL)}
 
 
@@ -235,8 +235,8 @@ def _states_and_logits(
     objective: MaskedLM, params: Params, batch: Batch, tokens_BL: Array, **options: Any
 ) -> tuple[Array, Array]:
     """Return the last hidden states x_BLD and the logits_BLV at all positions."""
-    x_BLD, guessed_BLD = hidden(objective.encoder, params, batch, tokens_BL, None, **options)
-    return x_BLD, apply(objective.head, params["head"]["mlm"], guessed_BLD, word_table(params["encoder"]))
+    x_BLD, head_BLD = hidden(objective.encoder, params, batch, tokens_BL, None, **options)
+    return x_BLD, apply(objective.head, params["head"]["mlm"], head_BLD, word_table(params["encoder"]))
 
 
 def divergence(teacher_BLV: Array, student_BLV: Array, temperature: float) -> Array:
@@ -253,7 +253,3 @@ def cosine(a_BLD: Array, b_BLD: Array) -> Array:
     a_BLD, b_BLD = a_BLD.astype(jnp.float32), b_BLD.astype(jnp.float32)
     squares_BL = (a_BLD**2).sum(-1) * (b_BLD**2).sum(-1)
     return (a_BLD * b_BLD).sum(-1) * jax.lax.rsqrt(jnp.where(squares_BL == 0, 1, squares_BL))
-
-
-def _weighted(mean: Mean, weight: float) -> Mean:
-    return Mean(weight * mean.sum, mean.weight)

@@ -1,4 +1,4 @@
-"""Masked language modelling, with an optional pair term: what BERT, RoBERTa and ALBERT are trained on.
+"""Masked language modelling with an optional pair term: the objective of BERT, RoBERTa and ALBERT.
 
     loss = Σ w·nll / Σ w over the chosen positions  +  mean nll of the pair label, where there is one
 
@@ -14,20 +14,26 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.masking import Masking, mask_tokens
-from bertjax.models.heads import PairHead, histogram, scores
+from bertjax.masking import Corruption, Masking, mask_tokens
+from bertjax.models.heads import PairHead
 from bertjax.models.language import LanguageEncoder, hidden, word_table
 from bertjax.models.layers import apply
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
+from bertjax.objectives.losses import histogram, real_tokens, scores
+from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
 
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """Train `encoder` to restore what `masking` hid. Raises ValueError where an id of `masking` exceeds V."""
+    """Train `encoder` to predict the tokens that `corrupt` chose by the recipe `masking`.
+
+    pair: add the pooler and the two-way classification of `pair` labels. corrupt: see masking.Corruption.
+    Raises ValueError where an id of `masking` exceeds V.
+    """
 
     encoder: LanguageEncoder
     masking: Masking
-    pair: bool = False  # add the pooler and the two-way classification of `pair` labels
+    pair: bool = False
+    corrupt: Corruption = mask_tokens
 
     def __post_init__(self) -> None:
         ids = (self.masking.mask_id, self.masking.random_ids[1] - 1, *self.masking.specials)
@@ -36,12 +42,12 @@ class MaskedLM:
 
     @property
     def head(self) -> nn.Module:
-        """The language-model head that fits the encoder."""
+        """The language head of the encoder."""
         return self.encoder.language_head()
 
     @property
     def pair_head(self) -> PairHead:
-        """The pooler and two-way classifier that fit the encoder."""
+        """The pooler and two-way classifier for the encoder."""
         return PairHead(self.encoder.D, 2, self.encoder.initializer, self.encoder.dtype)
 
     @property
@@ -50,7 +56,7 @@ class MaskedLM:
         return {"mlm": self.head} | ({"pair": self.pair_head} if self.pair else {})
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {encoder, head: {mlm, pair}}; `pair` only where the objective has it."""
+        """Initialise {encoder, head: {mlm, pair}}; `pair` only where the objective has it."""
         encoder_key, mlm_key, pair_key = jax.random.split(rng, 3)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
@@ -61,22 +67,23 @@ class MaskedLM:
         return {"encoder": encoder, "head": head}
 
     def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of tokens as they are."""
+        """Return hidden states x_BLD of uncorrupted tokens."""
         return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return logits_BPV of what stands at `positions_BP`, where the tokens have masks; without them at all."""
+        """Return logits_BPV at `positions_BP`, where the tokens are masks, or at every position if None."""
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
+        """Return the special tokens before and after a text, as (id, segment)."""
         return [(v.cls, 0)], [(v.sep, 0)]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also histograms of the targets of both terms.
 
-        Pairs have one since of BERT's more than half are random, the more so the shorter rows are. Raises ValueError
+        The entropy of the pair labels is below ln 2: more than half of BERT's pairs are random, the more the shorter
+        rows are. Raises ValueError
         where the batch lacks something that the masking unit or the pair term reads.
         """
         metrics, _ = self.outputs(params, batch, rng, train=train)
@@ -85,15 +92,15 @@ class MaskedLM:
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what they are computed from, under `mlm` and `pair`.
+        """Return the metrics of `loss`, and the predictions that they score, under `mlm` and `pair`.
 
-        delta: what changes the embeddings, see `changed_embeddings`. Raises ValueError where the batch lacks something
-        that the masking unit or the pair term reads.
+        delta: a perturbation of the embeddings, see `perturbed_embeddings`. Raises ValueError where the batch lacks
+        something that the masking unit or the pair term reads.
         """
         if self.pair and "pair" not in batch:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
         mask_key, dropout_key = jax.random.split(rng)
-        masked = mask_tokens(mask_key, batch, self.masking)
+        masked = self.corrupt(mask_key, batch, self.masking)
         x_BLD, x_BPD = hidden(
             self.encoder, params, batch, masked.tokens_BL, masked.positions_BP, delta,
             train=train, rngs={"dropout": dropout_key},
@@ -110,5 +117,5 @@ class MaskedLM:
             predictions["pair"] = (logits_BC, real_B)
             if not train:
                 metrics["targets/pair"] = histogram(2, batch["pair"], real_B)
-        metrics["tokens/real"] = Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
+        metrics["tokens/real"] = real_tokens(batch["mask"])
         return metrics, predictions

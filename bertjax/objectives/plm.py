@@ -1,11 +1,11 @@
-"""Permutation language modelling: what XLNet is trained on.
+"""Permutation language modelling: the objective of XLNet.
 
-    loss = Σ w·nll / Σ w over the targets, each predicted from what comes before it in a random order
+    loss = Σ w·nll / Σ w over the targets, each predicted from the tokens before it in a random order
 
 Yang et al. 2019 (zihangdai/xlnet, modeling.py two_stream_loss, function_builder.py). A row holds consecutive windows of
 one text; each leaves the states of its first part to the next ones as memory, under `stop_gradient`. Where we deviate:
-the original keeps memory from one step to the next, computed with older parameters; here a row makes its own, so that a
-step depends on its batch alone and its first window has no memory.
+the original keeps memory from one step to the next, computed with older parameters; here the memory of a row comes from
+its own windows, so that a step depends on its batch alone and the first window has no memory.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.masking import Permutation, Permuted, permute
-from bertjax.models.heads import histogram, scores
 from bertjax.models.language import hidden, word_table
 from bertjax.models.layers import apply
-from bertjax.models.perturb import changed_embeddings
+from bertjax.models.perturb import perturbed_embeddings
 from bertjax.models.xlnet import Memory, XLNet
+from bertjax.objectives.losses import histogram, real_tokens, scores
+from bertjax.permutation import Permutation, Permuted, permute
 from bertjax.sharding.collectives import sums_per_replica
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
+from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
 
 
 class _Window(NamedTuple):
-    """What a window of each row needs; of all windows, one after another, with a leading axis."""
+    """Inputs of a window of each row; with a leading axis, those of all windows in turn."""
 
     dropout_key: Key
     batch: Batch
@@ -37,7 +37,7 @@ class _Window(NamedTuple):
 
 
 class _Turns(NamedTuple):
-    """The memory to begin with, and the windows of rows."""
+    """The initial memory, and the windows of the rows: the carry and the inputs of a scan."""
 
     memory: Memory | None
     inputs: _Window
@@ -47,8 +47,8 @@ class _Turns(NamedTuple):
 class PermutationLM:
     """Train `encoder` to predict the targets of `permutation`. Raises ValueError where an id of it exceeds V.
 
-    memory: tokens that a window sees of earlier ones (mem_len; the first part of `permutation` is reuse_len). Rows are
-    one or more windows long.
+    memory: how many tokens of earlier windows a window attends to (mem_len; the first part of `permutation` is
+    reuse_len). Rows are one or more windows long.
     """
 
     encoder: XLNet
@@ -64,7 +64,7 @@ class PermutationLM:
 
     @property
     def head(self) -> nn.Module:
-        """The language-model head that fits the encoder."""
+        """The language head of the encoder."""
         return self.encoder.language_head()
 
     @property
@@ -73,37 +73,37 @@ class PermutationLM:
         return {"plm": self.head}
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {encoder, head: {plm}}."""
+        """Initialise {encoder, head: {plm}}."""
         encoder_key, head_key = jax.random.split(rng)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BPD = jnp.zeros((*batch["tokens"][:, :1].shape, self.encoder.D))
         return {"encoder": encoder, "head": {"plm": self.head.init(head_key, x_BPD, word_table(encoder))["params"]}}
 
     def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of the content stream, every token seeing all of its document."""
+        """Return hidden states x_BLD of the content stream, where every token attends to all of its document."""
         return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return logits_BPV of what stands at `positions_BP`, which see all other positions and not each other.
+        """Return logits_BPV at `positions_BP`, which attend to all other positions and not to each other.
 
-        They come from the query stream; without positions from the content stream, at all.
+        They come from the query stream; if None, logits at every position come from the content stream.
         """
         _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
         return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
+        """Return the special tokens before and after a text, as (id, segment)."""
         return [], [(v.sep, 0), (v.cls, 2)]
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.
 
-        Only the loss has a gradient. As memory has none, that of a window is complete when its turn is over: it is
-        taken there, and what it needs of the forward pass is kept for one window, not for all windows of a row.
-        Raises ValueError where rows are no whole number of windows, or do not hold what memory is made of.
+        Only the loss has a gradient. As memory has none, the backward pass of a window follows its forward pass at
+        once, and residuals are saved for one window, not for all windows of a row. Raises ValueError where rows are no
+        whole number of windows, or too short for the memory.
         """
 
-        def beside(params: Params, batch: Batch, rng: Key) -> tuple[Metrics, tuple[()]]:
+        def on_replica(params: Params, batch: Batch, rng: Key) -> tuple[Metrics, tuple[()]]:
             turns = self._turns(batch, rng, None)
             summed = jax.custom_vjp(partial(self._summed, train=train))
             summed.defvjp(
@@ -112,19 +112,21 @@ class PermutationLM:
             )
             return summed(params, turns) | self._counted(batch, turns, train=train), ()
 
-        metrics, _ = sums_per_replica(beside)(params, _named(batch), rng)
+        metrics, _ = sums_per_replica(on_replica)(params, _named(batch), rng)
         return total(metrics), metrics
 
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what they are computed from, row by row, under `plm`.
+        """Return the metrics of `loss`, and the predictions that they score, row by row, under `plm`.
 
-        delta: what changes the embeddings of rows, see `changed_embeddings`; through memory also what later windows
-        see. The query stream's first vector is no embedding and stays. Raises ValueError as `loss`.
+        delta: a perturbation of the embeddings of rows, see `perturbed_embeddings`, which reaches later windows through
+        memory. The learned vector of the query stream is not perturbed. Raises ValueError as `loss`.
         """
 
-        def beside(params: Params, rows: tuple[Batch, Array | None], rng: Key) -> tuple[Metrics, tuple[Array, Array]]:
+        def on_replica(
+            params: Params, rows: tuple[Batch, Array | None], rng: Key
+        ) -> tuple[Metrics, tuple[Array, Array]]:
             batch, delta = rows
             turns = self._turns(batch, rng, delta)
             turn = partial(self._turn, params, train=train)
@@ -132,11 +134,11 @@ class PermutationLM:
             metrics = jax.tree.map(lambda x: x.sum(0), metrics) | self._counted(batch, turns, train=train)
             return metrics, (logits_CBPV.swapaxes(0, 1), turns.inputs.permuted.weights_BP.swapaxes(0, 1))
 
-        metrics, predicted = sums_per_replica(beside)(params, (_named(batch), delta), rng)
+        metrics, predicted = sums_per_replica(on_replica)(params, (_named(batch), delta), rng)
         return metrics, {"plm": predicted}
 
     def _turns(self, batch: Batch, rng: Key, delta: Array | None) -> _Turns:
-        """Lay out what the windows of rows need: each array begins with the number of the window."""
+        """Prepare the inputs of all windows: each array has a leading axis of windows."""
         order_key, dropout_key = jax.random.split(rng)
         windows = self._windows(batch)
         B, C = batch["tokens"].shape[0], windows["tokens"].shape[0] // batch["tokens"].shape[0]
@@ -151,9 +153,9 @@ class PermutationLM:
     def _turn(
         self, params: Params, memory: Memory | None, window: _Window, *, train: bool
     ) -> tuple[Memory | None, tuple[Metrics, Array]]:
-        """Go through a window of each row: (memory, (metrics, logits))."""
+        """Run one window of each row: (memory, (metrics, logits))."""
         batch, permuted = window.batch, window.permuted
-        with changed_embeddings(window.delta):
+        with perturbed_embeddings(window.delta):
             streams: Any = self.encoder.apply(
                 {"params": params["encoder"]}, batch["tokens"], batch["mask"], batch.get("types"),
                 ranks_BL=permuted.ranks_BL, targets_BP=permuted.positions_BP, sign_B=_sign(batch), memory=memory,
@@ -164,7 +166,7 @@ class PermutationLM:
         return jax.lax.stop_gradient(streams.memory), (metrics, logits_BPV)
 
     def _summed(self, params: Params, turns: _Turns, *, train: bool) -> Metrics:
-        """Add the metrics of all windows up."""
+        """Sum the metrics of all windows."""
 
         def turn(memory: Memory | None, window: _Window) -> tuple[Memory | None, Metrics]:
             memory, (metrics, _) = self._turn(params, memory, window, train=train)
@@ -173,7 +175,7 @@ class PermutationLM:
         return jax.tree.map(lambda x: x.sum(0), jax.lax.scan(turn, turns.memory, turns.inputs)[1])
 
     def _summed_and_gradient(self, params: Params, turns: _Turns, *, train: bool) -> tuple[Metrics, Params]:
-        """Do so, and add up the gradient of what the loss is a share of."""
+        """Sum the metrics of all windows, and the gradients of their sums `loss/plm`."""
 
         def scored(params: Params, memory: Memory | None, window: _Window) -> tuple[Array, tuple[Any, Metrics]]:
             memory, (metrics, _) = self._turn(params, memory, window, train=train)
@@ -188,10 +190,8 @@ class PermutationLM:
         return jax.tree.map(lambda x: x.sum(0), metrics), gradient
 
     def _counted(self, batch: Batch, turns: _Turns, *, train: bool) -> Metrics:
-        """Count what depends on data alone."""
-        metrics: Metrics = {
-            "tokens/real": Mean((batch["mask"] > 0).sum(dtype=jnp.float32), jnp.float32(batch["mask"].size))
-        }
+        """Return the metrics that depend on data alone."""
+        metrics: Metrics = {"tokens/real": real_tokens(batch["mask"])}
         if not train:
             permuted = turns.inputs.permuted
             metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
@@ -208,8 +208,8 @@ class PermutationLM:
         C = L // window
         if self.memory > (C - 1) * reuse:
             raise ValueError(
-                f"memory={self.memory} is longer than what it is made of: {C} windows leave {(C - 1) * reuse} tokens "
-                "to the last one; shorten memory, or put more windows into a row"
+                f"memory={self.memory} is more than {C} windows leave to the last one, {(C - 1) * reuse} tokens: "
+                "shorten memory, or put more windows into a row"
             )
         windows = {name: x.reshape(B * C, window) for name, x in batch.items() if x.ndim == 2}
         windows["example"] = (batch["example"][:, None] * C + jnp.arange(C, dtype=jnp.uint32)[None]).reshape(B * C)
@@ -219,7 +219,7 @@ class PermutationLM:
 
 
 def _named(batch: Batch) -> Batch:
-    """Number the rows of a batch that does not name its examples, before it is taken apart."""
+    """Number the rows of a batch that does not name its examples, before it is split."""
     return {"example": jnp.arange(len(batch["tokens"]), dtype=jnp.uint32), **batch}
 
 

@@ -1,12 +1,12 @@
-"""Replaced-token detection: what ELECTRA and DeBERTa-v3 are trained on.
+"""Replaced-token detection: the objective of ELECTRA and DeBERTa-v3.
 
     loss = generator_weight · masked LM loss of the generator
          + discriminator_weight · mean over real tokens of the cross-entropy of "was this token replaced?"
 
 Clark et al. 2020 (google-research/electra, run_pretraining.py); the sharing of embeddings also after He et al. 2021
-(DeBERTaV3). A small generator fills the masks with samples, the discriminator judges every token. A sample that happens
-to be right is original. No gradient passes through the sampling. Where we deviate: where a position was drawn twice
-(`mask_with_replacement`), the larger of two samples stands there; ELECTRA writes the mean of their ids.
+(DeBERTaV3). A small generator fills the masks with samples, the discriminator classifies every token. A sample that
+happens to be right counts as original. No gradient passes through the sampling. Where we deviate: where a position was
+drawn twice (`mask_with_replacement`), the larger of two samples stands there; ELECTRA writes the mean of their ids.
 """
 
 from collections.abc import Callable
@@ -18,56 +18,61 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.masking import Masked, Masking, mask_tokens, put
-from bertjax.models.heads import ReplacedHead, ReplacedInContextHead, histogram, scores
+from bertjax.masking import Corruption, Masking, mask_tokens, put
+from bertjax.models.heads import ReplacedHead, ReplacedInContextHead
 from bertjax.models.language import LanguageEncoder, hidden, word_table
 from bertjax.models.layers import Activation, apply
+from bertjax.objectives.losses import histogram, real_tokens, scaled, scores, weighted_mean
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.random import hash_bits, row_keys
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 
 class SharingEncoder(LanguageEncoder, Protocol):
-    """What replaced-token detection asks of both of its encoders besides."""
+    """Protocol for an encoder that can be generator or discriminator: a LanguageEncoder with these members."""
 
     activation: Activation
     norm_eps: float
 
     @property
     def table_sizes(self) -> dict[str, int]:
-        """What must be alike in two encoders that share their embeddings."""
+        """The sizes that must be equal in two encoders that share their embeddings."""
         ...
 
 
-def judged_alone(encoder: SharingEncoder) -> ReplacedHead:
-    """Make ELECTRA's head: each token is judged by its own state."""
+def electra_discriminator_head(encoder: SharingEncoder) -> ReplacedHead:
+    """Build ELECTRA's head, which classifies each token by its own hidden state."""
     return ReplacedHead(encoder.D, encoder.activation, encoder.initializer, encoder.dtype)
 
 
-def judged_in_context(encoder: SharingEncoder) -> ReplacedInContextHead:
-    """Make DeBERTa-v3's head: each token is judged together with [CLS]."""
+def deberta_discriminator_head(encoder: SharingEncoder) -> ReplacedInContextHead:
+    """Build DeBERTa-v3's head, which classifies each token by the sum of its hidden state and that of [CLS]."""
     return ReplacedInContextHead(encoder.D, encoder.activation, encoder.norm_eps, encoder.initializer, encoder.dtype)
 
 
+DiscriminatorHead = Callable[[SharingEncoder], nn.Module]
+"""encoder -> the head that finds replaced tokens: called on x_BLD and mask_BL, it returns logits_BL."""
+
+
 class Sharing(Protocol):
-    """Say what two encoders have in common: which parameters are kept, and which are used."""
+    """Protocol for how two encoders share parameters: which are kept, and which are used."""
 
     def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """Raise ValueError where these two cannot share."""
         ...
 
     def keep(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
-        """Take from two fresh encoders what is trained."""
+        """Return the trained parameters of two encoders, given all of them, freshly initialised."""
         ...
 
     def use(self, generator: Params, discriminator: Params) -> tuple[Params, Params]:
-        """Make complete encoders of what was kept."""
+        """Return all parameters of two encoders, given those that `keep` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class SharedEmbeddings:
-    """Share the whole embedding block, tables and norm; both losses train it (ELECTRA). The discriminator keeps it."""
+    """Share the embedding block, tables and norm, trained by both losses (ELECTRA). The discriminator holds it."""
 
     def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
         """See Sharing.check."""
@@ -102,8 +107,8 @@ class SeparateEmbeddings:
 class DisentangledEmbeddings:
     """Let the discriminator use stop_gradient(generator's tables) + Δ, where Δ starts at 0 (DeBERTa-v3).
 
-    So only the generator's loss trains the tables, and only the discriminator's its Δ. What is no table (the norm) is
-    each one's own.
+    So only the generator's loss trains the tables, and only the discriminator's its Δ. Parameters that are no table
+    (the norm) are not shared.
     """
 
     def check(self, generator: SharingEncoder, discriminator: SharingEncoder) -> None:
@@ -141,15 +146,15 @@ def _same_tables(generator: SharingEncoder, discriminator: SharingEncoder) -> No
 
 @dataclass(frozen=True)
 class Discriminator:
-    """Judge every token, original or replaced: a discriminator alone, without what trained it."""
+    """A trained discriminator alone: classify every token as original or replaced."""
 
     encoder: SharingEncoder
-    judge: Callable[[SharingEncoder], nn.Module] = judged_alone
+    discriminator_head: DiscriminatorHead = electra_discriminator_head
 
     @property
     def head(self) -> nn.Module:
-        """The head that fits the encoder."""
-        return self.judge(self.encoder)
+        """The discriminator head of the encoder."""
+        return self.discriminator_head(self.encoder)
 
     @property
     def heads(self) -> dict[str, nn.Module]:
@@ -157,7 +162,7 @@ class Discriminator:
         return {"rtd": self.head}
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {encoder, head: {rtd}}."""
+        """Initialise {encoder, head: {rtd}}."""
         encoder_key, head_key = jax.random.split(rng)
         encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
@@ -168,41 +173,41 @@ class Discriminator:
         return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
 
     def task_logits(self, params: Params, batch: Batch) -> Array:
-        """Return `replaced_logits`: what this model says of a batch."""
+        """Return `replaced_logits`, the output of this model."""
         return self.replaced_logits(params, batch)
 
     def replaced_logits(self, params: Params, batch: Batch) -> Array:
-        """Return a logit for each token, above 0 where it seems replaced: f32 [B, L]."""
+        """Return a logit for each token, above 0 where it is predicted to be replaced: f32 [B, L]."""
         return apply(self.head, params["head"]["rtd"], self.encode(params, batch), batch["mask"])
 
 
 @dataclass(frozen=True)
 class ReplacedTokenDetection:
-    """Train `generator` to fill masks and `discriminator` to find what it filled in wrongly.
+    """Train `generator` to fill masks, and `discriminator` to find the tokens that it replaced.
 
-    corrupt: how positions are chosen, `mask_tokens` or `mask_with_replacement`. judge: the discriminator's head,
-    `judged_alone` or `judged_in_context`. Raises ValueError for vocabularies that differ, a temperature of 0, tables
-    that cannot be shared.
+    corrupt: see masking.Corruption; ELECTRA's is `mask_with_replacement`. discriminator_head: see DiscriminatorHead;
+    `electra_discriminator_head` or `deberta_discriminator_head`.
+    Raises ValueError for vocabularies that differ, a temperature of 0, tables that cannot be shared.
     """
 
     generator: SharingEncoder
     discriminator: SharingEncoder
     masking: Masking
     sharing: Sharing = SharedEmbeddings()
-    corrupt: Callable[[Key, Batch, Masking], Masked] = mask_tokens
+    corrupt: Corruption = mask_tokens
     temperature: float = 1.0  # of the samples
     generator_weight: float = 1.0
     discriminator_weight: float = 50.0
-    judge: Callable[[SharingEncoder], nn.Module] = judged_alone
+    discriminator_head: DiscriminatorHead = electra_discriminator_head
 
     def __post_init__(self) -> None:
         if self.generator.V != self.discriminator.V:
             raise ValueError(
                 f"the generator has a vocabulary of V={self.generator.V} ids, the discriminator of "
-                f"V={self.discriminator.V}: it judges what the other writes, so use one for both"
+                f"V={self.discriminator.V}: it reads the tokens of the other, so use one for both"
             )
         if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0: samples would all be the likeliest id")
+            raise ValueError(f"temperature={self.temperature} must be above 0: all samples would be the argmax")
         if min(self.generator_weight, self.discriminator_weight) < 0:
             raise ValueError(
                 f"generator_weight={self.generator_weight} and discriminator_weight={self.discriminator_weight} must "
@@ -213,26 +218,26 @@ class ReplacedTokenDetection:
 
     @property
     def generator_objective(self) -> MaskedLM:
-        """What trains a generator alone."""
-        return MaskedLM(self.generator, self.masking)
+        """The objective of the generator alone."""
+        return MaskedLM(self.generator, self.masking, corrupt=self.corrupt)
 
     @property
     def discriminator_alone(self) -> Discriminator:
-        """The discriminator without what trains it."""
-        return Discriminator(self.discriminator, self.judge)
+        """The model that serves the discriminator alone."""
+        return Discriminator(self.discriminator, self.discriminator_head)
 
     @property
     def encoder(self) -> SharingEncoder:
-        """What is kept for other tasks: the discriminator."""
+        """The encoder that is kept for other tasks: the discriminator."""
         return self.discriminator
 
     @property
     def head(self) -> nn.Module:
-        """The head that fits the discriminator."""
+        """The head of the discriminator."""
         return self.discriminator_alone.head
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
+        """Initialise {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
         generator_key, discriminator_key = jax.random.split(rng)
         generator = self.generator_objective.init(generator_key, batch)
         discriminator = self.discriminator_alone.init(discriminator_key, batch)
@@ -243,7 +248,7 @@ class ReplacedTokenDetection:
         }
 
     def complete(self, params: Params) -> Params:
-        """Give both encoders all their parameters: the same tree, where nothing is left to the other."""
+        """Return the tree with all parameters of both encoders, shared ones in both."""
         encoders = self.sharing.use(params["generator"]["encoder"], params["discriminator"]["encoder"])
         return {
             name: {"encoder": encoder, "head": params[name]["head"]}
@@ -251,7 +256,7 @@ class ReplacedTokenDetection:
         }
 
     def part(self, name: str, params: Params) -> tuple["MaskedLM | Discriminator", Params]:
-        """Take the generator or the discriminator alone, with all its parameters."""
+        """Return the generator or the discriminator alone, with all its parameters, as (objective, params)."""
         parts: dict[str, MaskedLM | Discriminator] = {
             "generator": self.generator_objective,
             "discriminator": self.discriminator_alone,
@@ -264,11 +269,11 @@ class ReplacedTokenDetection:
         return discriminator.encode(params, batch)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
-        """Return the generator's, as MaskedLM.language_logits."""
+        """Return the generator's logits, as MaskedLM.language_logits."""
         return self.generator_objective.language_logits(self.complete(params)["generator"], batch, positions_BP)
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Name the specials before and after a text, as (id, segment)."""
+        """Return the special tokens before and after a text, as (id, segment)."""
         return self.generator_objective.special_tokens(v)
 
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
@@ -284,10 +289,10 @@ class ReplacedTokenDetection:
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what the discriminator says: original or replaced, under `rtd`.
+        """Return the metrics of `loss`, and the discriminator's logits of original and replaced, under `rtd`.
 
-        delta: what changes the discriminator's embeddings, see `changed_embeddings`; the generator's stay, so the same
-        rng replaces the same tokens.
+        delta: a perturbation of the discriminator's embeddings, see `perturbed_embeddings`; not of the generator's, so
+        that the same rng replaces the same tokens.
         """
         mask_key, generator_key, sample_key, discriminator_key = jax.random.split(rng, 4)
         params = self.complete(params)
@@ -301,7 +306,7 @@ class ReplacedTokenDetection:
         head = self.generator_objective.head
         logits_BPV = apply(head, generator["head"]["mlm"], x_BPD, word_table(generator["encoder"]))
         metrics = scores("mlm", logits_BPV, masked.targets_BP, masked.weights_BP)
-        metrics["loss/mlm"] = _weighted(metrics["loss/mlm"], self.generator_weight)
+        metrics["loss/mlm"] = scaled(metrics["loss/mlm"], self.generator_weight)
 
         sampled_BP = sample(sample_key, batch, logits_BPV, self.temperature)
         tokens_BL = jax.vmap(put)(batch["tokens"], masked.positions_BP, sampled_BP, masked.weights_BP > 0)
@@ -312,12 +317,12 @@ class ReplacedTokenDetection:
         )  # fmt: skip
         logits_BL = apply(self.head, discriminator["head"]["rtd"], x_BLD, batch["mask"])
         real_BL = (batch["mask"] > 0).astype(jnp.float32)
-        metrics |= _judged(logits_BL, replaced_BL, real_BL)
-        metrics["loss/rtd"] = _weighted(metrics["cross_entropy/rtd"], self.discriminator_weight)
+        metrics |= _detection_metrics(logits_BL, replaced_BL, real_BL)
+        metrics["loss/rtd"] = scaled(metrics["cross_entropy/rtd"], self.discriminator_weight)
         if not train:
             metrics["targets/mlm"] = histogram(self.generator.V, masked.targets_BP, masked.weights_BP)
-            metrics["scores/rtd"] = _histograms(logits_BL, replaced_BL, real_BL)
-        metrics["tokens/real"] = Mean(real_BL.sum(), jnp.float32(real_BL.size))
+            metrics["scores/rtd"] = _logit_histograms(logits_BL, replaced_BL, real_BL)
+        metrics["tokens/real"] = real_tokens(batch["mask"])
         logits_BLC = jnp.stack([jnp.zeros_like(logits_BL), logits_BL], axis=-1)
         return metrics, {"rtd": (logits_BLC, real_BL)}
 
@@ -325,8 +330,8 @@ class ReplacedTokenDetection:
 def sample(rng: Key, batch: Batch, logits_BPV: Array, temperature: float) -> Array:
     """Draw ids from softmax(logits / temperature): i32 [B, P], with no gradient.
 
-    The largest of logit + Gumbel noise; the noise comes from a counter hash and fuses with the one reading of the
-    logits. A row's draws are named by its example.
+    The argmax of logit + Gumbel noise; the noise comes from a counter hash and fuses with the one reading of the
+    logits. The key of a row comes from its example.
     """
 
     def sample_row(key: Key, logits_PV: Array) -> Array:
@@ -337,21 +342,19 @@ def sample(rng: Key, batch: Batch, logits_BPV: Array, temperature: float) -> Arr
     return jax.lax.stop_gradient(jax.vmap(sample_row)(row_keys(rng, batch), logits_BPV))
 
 
-def _judged(logits_BL: Array, replaced_BL: Array, real_BL: Array) -> Metrics:
+def _detection_metrics(logits_BL: Array, replaced_BL: Array, real_BL: Array) -> Metrics:
     entropy_BL = jax.nn.softplus(logits_BL) - replaced_BL * logits_BL
     right_BL = ((logits_BL > 0) == (replaced_BL > 0)).astype(jnp.float32)
     return {
-        f"{name}/rtd": Mean((real_BL * value_BL).sum(), real_BL.sum())
+        f"{name}/rtd": weighted_mean(value_BL, real_BL)
         for name, value_BL in (("cross_entropy", entropy_BL), ("accuracy", right_BL), ("replaced", replaced_BL))
     }
 
 
-def _histograms(logits_BL: Array, replaced_BL: Array, real_BL: Array, bins: int = 4096, widest: float = 16.0) -> Mean:
+def _logit_histograms(
+    logits_BL: Array, replaced_BL: Array, real_BL: Array, bins: int = 4096, widest: float = 16.0
+) -> Mean:
     """Count the logits of original and of replaced tokens in bins from -widest to widest: [2, bins]."""
     place_BL = jnp.clip((logits_BL / widest + 1) * (bins / 2), 0, bins - 1).astype(jnp.int32)
     counts = jnp.zeros((2, bins)).at[replaced_BL.astype(jnp.int32), place_BL].add(real_BL)
     return Mean(counts, real_BL.sum())
-
-
-def _weighted(mean: Mean, weight: float) -> Mean:
-    return Mean(weight * mean.sum, mean.weight)

@@ -1,4 +1,4 @@
-"""Fine-tuning: train an encoder and the head of a task on labels.
+"""Supervised objectives for fine-tuning: an encoder and the head of a task, trained on labels.
 
     classes    mean over rows of the nll of the label
     numbers    mean over rows of (y - label)²
@@ -23,19 +23,20 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bertjax.models.deberta import DeBERTa
-from bertjax.models.heads import scores
-from bertjax.models.perturb import changed_embeddings
-from bertjax.models.published import LANGUAGE, Published, apply_head, one_by_one
+from bertjax.models.heads import LanguageHead
+from bertjax.models.perturb import perturbed_embeddings
+from bertjax.models.published import Published, apply_head, one_by_one
 from bertjax.models.span_heads import HIDDEN, SpanLogits
 from bertjax.models.xlnet import XLNet
+from bertjax.objectives.losses import real_tokens, scaled, scores, weighted_mean
 from bertjax.rules import EVERYTHING, STACKED, Rules, match
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
 
 Head = Callable[..., Any]
-"""(x_BLD, more …) -> what the head of the task says: its parameters, the mask and the dropout are in it."""
+"""(x_BLD, more …) -> the output of the head of the task, with parameters, mask and dropout bound."""
 
 Score = Callable[[Head, Array, Batch], tuple[Metrics, Predictions]]
-"""(head, x_BLD, batch) -> the terms of the loss and what tells how good they are, and what is predicted."""
+"""(head, x_BLD, batch) -> (metrics, predictions): the terms of the loss with their accuracies, and what they score."""
 
 
 def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
@@ -47,7 +48,7 @@ def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Prediction
 def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score a number for each row: the head has one output."""
     y_B1, real_B = head(x_BLD), _real(batch)
-    squares = Mean((real_B * jnp.square(y_B1[:, 0] - batch["labels"])).sum(), real_B.sum())
+    squares = weighted_mean(jnp.square(y_B1[:, 0] - batch["labels"]), real_B)
     return {"loss/regress": squares}, {"regress": (y_B1, real_B)}
 
 
@@ -60,7 +61,7 @@ def tags(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
 
 
 def options(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
-    """Score the options of a question [B, C, L], a row each, whose head has one output."""
+    """Score the options of a question [B, C, L], each a row: the head has one output."""
     given_BC = batch["mask"].any(-1)  # a question may have fewer options than others
     logits_BC = jnp.where(given_BC, head(x_BLD).reshape(given_BC.shape), HIDDEN)
     return scores("choice", logits_BC, batch["labels"], _real(batch)), {"choice": (logits_BC, _real(batch))}
@@ -74,7 +75,7 @@ def spans(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]
 
 @dataclass(frozen=True)
 class BeamSpans:
-    """Score answers with a conditional head, which is given the right start. weight: of there being an answer.
+    """Score answers with a conditional head, given the right start. weight: of the answerability term.
 
     Raises ValueError for a weight below 0.
     """
@@ -86,18 +87,18 @@ class BeamSpans:
             raise ValueError(f"weight={self.weight} must be 0 or more")
 
     def __call__(self, head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
-        said: SpanLogits = head(x_BLD, batch["labels"][:, 0])
-        metrics, predictions = _ends(said.start_BL, said.end_BL, batch)
+        logits: SpanLogits = head(x_BLD, batch["labels"][:, 0])
+        metrics, predictions = _ends(logits.start_BL, logits.end_BL, batch)
         real_B = _real(batch)
-        logits_B2 = jnp.stack([said.unanswerable_B, jnp.zeros_like(said.unanswerable_B)], axis=-1)
+        logits_B2 = jnp.stack([logits.unanswerable_B, jnp.zeros_like(logits.unanswerable_B)], axis=-1)
         answerable = scores("answerable", logits_B2, batch["answerable"], real_B)
         answerable["cross_entropy/answerable"] = answerable["loss/answerable"]
-        answerable["loss/answerable"] = Mean(self.weight * answerable["loss/answerable"].sum, real_B.sum())
+        answerable["loss/answerable"] = scaled(answerable["loss/answerable"], self.weight)
         return metrics | answerable, predictions | {"answerable": (logits_B2, real_B)}
 
 
 def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predictions]:
-    """Score the two ends of a span, as one term of the loss."""
+    """Score both ends of a span, as one term of the loss."""
     real_B = _real(batch)
     found: Metrics = {}
     ends = {"start": start_BL, "end": end_BL}
@@ -110,7 +111,7 @@ def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predic
 
 
 def _real(batch: Batch) -> Array:
-    """Say which rows are not padding: f32 [B]."""
+    """Return which rows are not padding: f32 [B]."""
     mask = batch["mask"]
     return mask.any(tuple(range(1, mask.ndim))).astype(jnp.float32)
 
@@ -119,10 +120,10 @@ def _real(batch: Batch) -> Array:
 class Supervised:
     """Train `model`, an encoder and one head, on the labels that `score` reads.
 
-    inherited: rules on names, True for what is taken of the model in an experiment's `init`. renewed: how many of its
-    top layers are not. pooler_of: the head of that model whose pooler the head begins with, where it brings none of its
-    own: BERT's and ALBERT's `pair`.
-    Raises ValueError where there is not one head for a task, or more layers are renewed than there are.
+    inherited: rules on names, True for parameters that are taken from the model in an experiment's `init`. renewed: how
+    many of the top layers are freshly initialised instead. pooler_of: the head of that model whose pooler the head is
+    initialised from, where it has none of the same name: `pair` of BERT and ALBERT.
+    Raises ValueError where the model does not have one head, of a task, or fewer layers than are renewed.
     """
 
     model: Published
@@ -133,13 +134,13 @@ class Supervised:
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.model.named_heads]
-        if len(names) != 1 or names[0] in LANGUAGE:
+        if len(names) != 1 or isinstance(self.head[1], LanguageHead):
             raise ValueError(f"fine-tuning needs one head, of a task: this model has {', '.join(names) or 'none'}")
         if not 0 <= self.renewed <= self.encoder.N:
             raise ValueError(f"renewed={self.renewed} top layers, but the encoder has N={self.encoder.N}")
         if self.renewed and getattr(self.encoder, "shared", False):
             raise ValueError(
-                f"renewed={self.renewed}: all layers of this encoder are one, so none can begin anew alone"
+                f"renewed={self.renewed}: the layers of this encoder share parameters, so none can be initialised alone"
             )
 
     @property
@@ -154,12 +155,12 @@ class Supervised:
 
     @property
     def objective(self) -> Published:
-        """What serves the trained model."""
+        """The objective that serves the trained model."""
         return self.model
 
     @property
     def frozen(self) -> Rules:
-        """What an optimiser's rates must begin with: what only pre-training reads, and decay would wear away."""
+        """The rules that an optimiser's rates must begin with: what only pre-training reads would only decay."""
         if isinstance(self.encoder, XLNet):
             return ((r"^encoder/mask_embedding$", 0.0),)
         if isinstance(self.encoder, DeBERTa) and self.encoder.decoder:
@@ -167,14 +168,14 @@ class Supervised:
         return ()
 
     def init(self, rng: Key, batch: Batch) -> Params:
-        """Make {encoder, head: {name: …}}."""
+        """Initialise {encoder, head: {name: …}}."""
         return self.model.init(rng, one_by_one(batch))
 
     def begin_with(self, found: Params) -> Params:
-        """Take what is inherited of the model in `init`; of stacked parameters the layers that are not renewed.
+        """Return the inherited parameters of the model in `init`; of stacks the layers that are not renewed.
 
-        A stack as long as they are, or shorter, is left out: ModernBERT's first layer has no attention_norm, so that of
-        N layers holds N - 1. Raises ValueError for a model in parts.
+        A stack of no more layers than are renewed is left out: ModernBERT's first layer has no attention_norm, so that
+        of N layers holds N - 1. Raises ValueError for a model in parts.
         """
         if "encoder" not in found:
             raise ValueError(f"fine-tuning begins with one encoder: name one of its parts, {' or '.join(found)}")
@@ -198,25 +199,24 @@ class Supervised:
         return total(metrics), metrics
 
     def encode(self, params: Params, batch: Batch) -> Array:
-        """Return hidden states x_BLD of rows, the options of a question each one."""
+        """Return hidden states x_BLD of rows; each option of a question is a row."""
         return self.model.encode(params, one_by_one(batch))
 
     def outputs(
         self, params: Params, batch: Batch, rng: Key, *, train: bool, delta: Array | None = None
     ) -> tuple[Metrics, Predictions]:
-        """Return the metrics of `loss`, and what they are computed from. Raises ValueError without labels.
+        """Return the metrics of `loss`, and the predictions that they score. Raises ValueError without labels.
 
-        delta: what changes the embeddings, see `changed_embeddings`.
+        delta: a perturbation of the embeddings, see `perturbed_embeddings`.
         """
         if "labels" not in batch:
             raise ValueError("fine-tuning needs `labels` in the batch: use rows of a task")
         encoder_key, head_key = jax.random.split(rng)
         rows = one_by_one(batch)
-        with changed_embeddings(delta):
+        with perturbed_embeddings(delta):
             x_BLD = self.model.encode(params, rows, train=train, rngs={"dropout": encoder_key})
         name, module = self.head
         in_training = partial(apply_head, batch=rows, train=train, rngs={"dropout": head_key})
         metrics, predictions = self.score(partial(in_training, module, params["head"][name]), x_BLD, batch)
-        real = (batch["mask"] > 0).sum(dtype=jnp.float32)
-        metrics["tokens/real"] = Mean(real, jnp.float32(batch["mask"].size))
+        metrics["tokens/real"] = real_tokens(batch["mask"])
         return metrics, predictions

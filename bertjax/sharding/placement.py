@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from bertjax.rules import STACKED, Rules, first_match, name_of
+from bertjax.rules import STACKED, VOCABULARY, Rules, first_match, name_of
 
 SMALLEST = 2**14
 """Elements of the smallest tensor, of one layer, that is split for storage: a smaller one is not worth a gather."""
@@ -22,8 +22,8 @@ SPLIT_OVER_TENSOR: Rules = (
     (r"feedforward/(widen|gate)/(kernel|bias)$", -1),  # [D, F], [F]
     (r"feedforward/narrow/kernel$", -2),  # [F, D]
     (r"word/table$", -2),  # [V, E]
-    (r"(mlm|plm)/(bias|decoder/kernel|decoder/bias)$", -1),  # [V], [D, V]
-    (r"(mlm|plm)/decoder$", -2),  # [V, E]
+    (r"(^|/)head/[^/]+/(bias|decoder/kernel|decoder/bias)$", -1),  # [V], [D, V]
+    (r"(^|/)head/[^/]+/decoder$", -2),  # [V, E]
     (r".*", None),
 )
 """The axis that `tensor` splits, counted from the last, so that it is the same in a stack of layers."""
@@ -42,7 +42,7 @@ def compute_spec(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...]) -
     """
     axis = first_match(SPLIT_OVER_TENSOR, name)
     size = mesh.shape["tensor"]
-    if axis is None or size == 1 or (shape[axis] % size and not re.search(r"word/table$|(mlm|plm)/", name)):
+    if axis is None or size == 1 or (shape[axis] % size and not re.search(rf"word/table$|{VOCABULARY}", name)):
         return PartitionSpec()
     spec: list[str | None] = [None] * len(shape)
     spec[axis] = "tensor"

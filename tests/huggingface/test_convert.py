@@ -50,7 +50,7 @@ from bertjax.models.positions import Rotary
 from bertjax.models.published import Published
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, judged_in_context
+from bertjax.objectives.rtd import Discriminator, ReplacedTokenDetection, deberta_discriminator_head
 from bertjax.rules import name_of
 
 TENSORS = bert_tensors()
@@ -427,7 +427,9 @@ def test_a_deberta_is_written_with_the_heads_that_transformers_lacks_and_they_ar
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     encoder = small_v2(v) if key_bias else DeBERTa(V=v.size, D=8, N=2, H=2, F=12, distances=6, key_bias=False)
-    pair = ReplacedTokenDetection(encoder.clone(N=1, decoder=2), encoder, masking, judge=judged_in_context)
+    pair = ReplacedTokenDetection(
+        encoder.clone(N=1, decoder=2), encoder, masking, discriminator_head=deberta_discriminator_head
+    )
     model = own_model(pair, tokenizer)
     checkpoint.export(tmp_path / "run", model.params, experiment=model.config, tokenizer=tokenizer)
     for part, head, use in (("discriminator", "rtd", Model.logits), ("generator", "mlm", Model.mlm_logits)):
@@ -446,8 +448,10 @@ def test_a_deberta_is_written_with_the_heads_that_transformers_lacks_and_they_ar
         save_hf(own_model(MaskedLM(encoder.clone(decoder=2, tied_head=False), masking), tokenizer), tmp_path / "once")
     with pytest.raises(InputError, match="cannot have a ReplacedHead as its rtd, only a ReplacedInContextHead"):
         save_hf(own_model(Discriminator(encoder), tokenizer), tmp_path / "alone")
-    said = save_hf(own_model(Discriminator(encoder.clone(decoder=2), judged_in_context), tokenizer), tmp_path / "idle")
-    assert said[0] == "left out encoder/decoder_positions: there is no head/mlm to use it"
+    said = save_hf(
+        own_model(Discriminator(encoder.clone(decoder=2), deberta_discriminator_head), tokenizer), tmp_path / "idle"
+    )
+    assert said[0] == "left out encoder/decoder_positions: there is no language head to use it"
     with pytest.raises(InputError, match="electra of transformers has the encoder Encoder, not DeBERTa"):
         save_hf(load(source), tmp_path / "electra", "electra")
 

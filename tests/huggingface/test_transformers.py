@@ -24,7 +24,7 @@ from bertjax.models.deberta import DeBERTa
 from bertjax.models.encoder import Encoder
 from bertjax.models.modern import Modern, untied_transformed_head
 from bertjax.objectives.mlm import MaskedLM
-from bertjax.objectives.rtd import Discriminator, judged_in_context
+from bertjax.objectives.rtd import Discriminator, deberta_discriminator_head
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -89,7 +89,7 @@ def test_there_the_heads_of_released_debertas_are_unexpected_and_an_encoder_alon
     masked = MaskedLM(encoder.clone(decoder=2), Masking(v.mask, (0, v.size)))
     for objective, head in (
         (masked, "lm_predictions"),
-        (Discriminator(encoder, judged_in_context), "mask_predictions"),
+        (Discriminator(encoder, deberta_discriminator_head), "mask_predictions"),
     ):
         model, whole, alone = own_model(objective, tokenizer), tmp_path / head, tmp_path / f"{head} alone"
         save_hf(model, whole)

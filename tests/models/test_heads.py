@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from bertjax.models import layers
 from bertjax.models.heads import (
@@ -10,53 +9,10 @@ from bertjax.models.heads import (
     ReplacedInContextHead,
     TiedHead,
     UntiedHead,
-    is_first_best,
-    negative_log_likelihood,
 )
 from bertjax.models.layers import Normal, gelu
 
 KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_negative_log_likelihood_and_its_gradient_are_those_of_log_softmax(scale, dtype):
-    logits = (scale * jax.random.normal(KEY, (4, 5, 11))).astype(dtype)
-    labels = jax.random.randint(KEY, (4, 5), 0, 11)
-
-    def slow(logits):
-        chances = jax.nn.log_softmax(logits.astype(jnp.float32))
-        return -jnp.take_along_axis(chances, labels[..., None], -1)[..., 0]
-
-    ours, pull = jax.vjp(lambda logits: negative_log_likelihood(logits, labels), logits)
-    theirs, slow_pull = jax.vjp(slow, logits)
-    assert ours.dtype == jnp.float32 and pull(ours)[0].dtype == dtype
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * scale)
-    ones = jnp.ones_like(ours)
-    np.testing.assert_allclose(
-        pull(ones)[0].astype(jnp.float32), slow_pull(ones)[0].astype(jnp.float32), rtol=1e-2, atol=1e-6
-    )
-
-
-def test_a_uniform_guess_costs_the_logarithm_of_the_number_of_classes():
-    found = negative_log_likelihood(jnp.full((3, 7), 123.0), jnp.array([0, 3, 6], jnp.uint32))
-    np.testing.assert_allclose(found, np.log(7), rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_guess_is_right_where_numpy_takes_the_label_the_first_of_several_that_are_equal(dtype):
-    numbers = np.random.default_rng(0)
-    logits = numbers.integers(-3, 3, (500, 7)).astype(np.float32)
-    logits[:50] = 0
-    logits[50:100, 3] = -np.inf
-    labels = numbers.integers(0, 7, 500, dtype=np.uint32)
-    found = is_first_best(jnp.asarray(logits, dtype), jnp.asarray(labels))
-    np.testing.assert_array_equal(found, logits.argmax(-1) == labels)
-    assert 0 < found.sum() < 250
-
-
-def test_no_guess_is_right_among_logits_that_are_not_numbers():
-    assert not is_first_best(jnp.array([[jnp.nan, 1.0, 0.0]] * 3), jnp.arange(3)).any()
 
 
 def test_the_masked_lm_head_is_transform_activation_norm_tied_table_and_bias():
@@ -116,7 +72,7 @@ def test_in_bfloat16_masked_lm_logits_are_bfloat16_but_pair_logits_and_all_param
     assert {leaf.dtype for leaf in jax.tree.leaves((mlm_params, pair_params))} == {jnp.dtype("float32")}
 
 
-def test_a_token_judged_in_context_sees_the_first_of_its_document():
+def test_the_head_in_context_adds_the_first_token_of_each_document():
     """By hand, in a packed row; padding is a document of its own."""
     head = ReplacedInContextHead(4, gelu, 1e-7, Normal(1.0), "float32")
     x, mask = jax.random.normal(jax.random.key(0), (1, 7, 4)), jnp.array([[1, 1, 1, 2, 2, 0, 0]])

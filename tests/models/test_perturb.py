@@ -5,7 +5,7 @@ import pytest
 from contract import ENCODERS, small_bert, small_deberta_v2
 
 from bertjax.models.layers import Table, TruncatedNormal
-from bertjax.models.perturb import changed_embeddings, embedding_shape
+from bertjax.models.perturb import embedding_shape, perturbed_embeddings
 
 KEY = jax.random.key(0)
 TOKENS, MASK = jnp.arange(10, 18)[None], jnp.ones((1, 8), jnp.int32)
@@ -26,7 +26,7 @@ def test_a_change_is_one_of_the_summed_vectors_in_their_standard_deviations(name
 
     @jax.jit
     def run(params, delta):
-        with changed_embeddings(delta):
+        with perturbed_embeddings(delta):
             return encoder.apply({"params": params}, TOKENS, MASK)
 
     expected, plain = run(by_hand, jnp.zeros((1, 8, 32))), run(params, jnp.zeros((1, 8, 32)))

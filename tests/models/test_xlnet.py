@@ -7,10 +7,10 @@ import pytest
 from contract import SPECIALS, small_xlnet
 
 from bertjax.config import load_experiment
-from bertjax.masking import Permutation, permute
 from bertjax.models.heads import SequenceSummary
 from bertjax.models.language import word_table
 from bertjax.models.xlnet import Memory, XLNet
+from bertjax.permutation import Permutation, permute
 from bertjax.plan.step import plan
 from bertjax.rules import NOT_NORM_NOR_BIAS, match, name_of
 

@@ -9,10 +9,10 @@ from contract import SPECIALS, V, make_batch, small_xlnet, without_dropout
 
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
-from bertjax.masking import Permutation, permute
 from bertjax.models.heads import TiedHead
 from bertjax.models.language import word_table
 from bertjax.objectives.plm import PermutationLM
+from bertjax.permutation import Permutation, permute
 from bertjax.plan.step import plan
 from bertjax.types import total
 
@@ -150,7 +150,7 @@ def test_contradictions_are_refused_at_construction(make, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.memory=2000", "memory=2000 is longer than what it is made of: 8 windows leave 1792 tokens"),
+        ("objective.memory=2000", "memory=2000 is more than 8 windows leave to the last one, 1792 tokens"),
         ("objective.permutation.parts=100,100", "4096 tokens do not divide into windows"),
     ],
 )

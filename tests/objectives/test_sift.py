@@ -20,7 +20,6 @@ from contract import (
 
 from bertjax.config import Experiment, Phase
 from bertjax.data.rows import FullSentences
-from bertjax.masking import Permutation
 from bertjax.objectives.distil import FROZEN_TEACHER, Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
@@ -29,6 +28,7 @@ from bertjax.objectives.sift import SiFT, divergence
 from bertjax.objectives.supervised import options
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear
+from bertjax.permutation import Permutation
 
 KEY = jax.random.key(0)
 PLAIN = MaskedLM(small_bert(N=1), MASKING, pair=True)

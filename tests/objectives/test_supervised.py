@@ -173,7 +173,7 @@ def test_objectives_that_cannot_train_are_refused():
         Supervised(Published(small_bert()), labelled.classes)
     with pytest.raises(ValueError, match="renewed=3 top layers"):
         supervised(small_bert(), labelled.classes, "classify", PAIR, renewed=3)
-    with pytest.raises(ValueError, match="all layers of this encoder are one"):
+    with pytest.raises(ValueError, match="the layers of this encoder share parameters"):
         supervised(small_albert(), labelled.classes, "classify", PAIR, renewed=1)
     with pytest.raises(ValueError, match="weight=-1"):
         BeamSpans(-1)

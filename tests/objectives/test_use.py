@@ -16,12 +16,13 @@ from bertjax.data.segments import Segments
 from bertjax.data.windows import Windows
 from bertjax.errors import InputError
 from bertjax.inference.fill_mask import fill_mask
-from bertjax.masking import Masking, Permutation
+from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetection
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
+from bertjax.permutation import Permutation
 from bertjax.rules import name_of
 from bertjax.train import fit
 

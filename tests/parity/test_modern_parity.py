@@ -7,10 +7,10 @@ import pytest
 from golden import build, compare, fill, golden
 
 from bertjax.masking import Masking
-from bertjax.models.heads import negative_log_likelihood
 from bertjax.models.language import word_table
 from bertjax.models.modern import Biases, Modern, Norms
 from bertjax.models.positions import Rotary
+from bertjax.objectives.losses import negative_log_likelihood
 from bertjax.objectives.mlm import MaskedLM
 
 CASES = golden("modern")

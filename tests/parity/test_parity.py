@@ -8,8 +8,8 @@ from golden import build, compare, fill, golden
 
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
-from bertjax.models.heads import negative_log_likelihood
 from bertjax.models.language import word_table
+from bertjax.objectives.losses import negative_log_likelihood
 from bertjax.objectives.mlm import MaskedLM
 
 CASES = golden("bert", "roberta", "albert")

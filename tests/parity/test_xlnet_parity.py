@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 from golden import build, compare, fill, golden
 
-from bertjax.models.heads import SequenceSummary, TiedHead, negative_log_likelihood
+from bertjax.models.heads import SequenceSummary, TiedHead
 from bertjax.models.language import word_table
 from bertjax.models.layers import Normal, apply
 from bertjax.models.xlnet import Memory, XLNet
+from bertjax.objectives.losses import negative_log_likelihood
 
 CASES = golden("xlnet")
 

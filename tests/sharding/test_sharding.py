@@ -10,9 +10,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from bertjax.errors import InputError
 from bertjax.flops import model_flops
-from bertjax.masking import Permutation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
+from bertjax.permutation import Permutation
 from bertjax.plan.costs import collectives
 from bertjax.plan.hlo import Program
 from bertjax.sharding import placement
