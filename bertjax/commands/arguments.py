@@ -60,12 +60,14 @@ def readable(value: Any) -> str:
     """Format a value for people."""
     if isinstance(value, float):
         return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.3e}"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {readable(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
-        return "; ".join(map(readable, value))
+        return "; ".join(map(readable, value)) or "none"
     return str(value)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model
+from bertjax.errors import InputError
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
+    from bertjax.data.look import Look
+    from bertjax.data.templates import Templates
+    from bertjax.data.tokenizer import Tokenizer
 
 
 def add(commands: Any) -> None:
@@ -32,6 +37,7 @@ def add(commands: Any) -> None:
     )
     build.add_argument("--seed", type=int, default=0, help="seed of the held-out documents (default: 0)")
     build.add_argument("--shard-tokens", type=int, default=2**26, metavar="N", help="tokens in a shard (default: 2^26)")
+    _parses_special_tokens(build)
     takes_json(build)
     inspect = command(data, "inspect", _inspect, "print statistics of a corpus", "bertjax data inspect corpus/")
     inspect.add_argument("corpus", metavar="DIR")
@@ -56,7 +62,13 @@ def add(commands: Any) -> None:
                        'bertjax tokenizer inspect --model bert-base-uncased "Магия реальна!"')  # fmt: skip
     takes_model(looking)
     looking.add_argument("text", nargs="*", metavar="TEXT", help="texts; without any, describe the vocabulary")
+    _parses_special_tokens(looking)
     takes_json(looking)
+
+
+def _parses_special_tokens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parse-special-tokens", action="store_true",
+                        help="a literal [MASK] or </s> in a text is the special token, not text")  # fmt: skip
 
 
 def _text_input(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +111,7 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
 def _build(options: argparse.Namespace) -> None:
     from bertjax.data.build import BuildSettings, build, one_sentence
     from bertjax.data.corpus import split_sentences
-    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.data.tokenizer import load_tokenizer, parsing_special_tokens
     from bertjax.run.writers import Progress
 
     settings = BuildSettings(
@@ -111,6 +123,8 @@ def _build(options: argparse.Namespace) -> None:
         shard_tokens=options.shard_tokens,
     )
     tokenizer = load_tokenizer(options.tokenizer)
+    if options.parse_special_tokens:
+        tokenizer = parsing_special_tokens(tokenizer)
     documents, identity, _ = _documents(options)
     progress, begun = Progress(), time.monotonic()
 
@@ -148,27 +162,50 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 
 def _inspect_tokenizer(options: argparse.Namespace) -> None:
+    from bertjax.data.look import describe, look, summary
+
+    tokenizer, templates = _tokenizer_of(options)
+    if not options.text:
+        print_result(options, summary(tokenizer, templates))
+    elif not options.json:
+        print_result(options, describe(tokenizer))
+    for text in options.text:
+        found = look(tokenizer, text, templates)
+        if options.json:
+            print(json.dumps(plain(found), ensure_ascii=False), flush=True)
+        else:
+            _print_look(found)
+
+
+def _tokenizer_of(options: argparse.Namespace) -> tuple["Tokenizer", "Templates"]:
+    """Read the tokenizer of a model and its templates; of a folder without a model, its tokenizer alone."""
     from bertjax.checkpoints.trained import load
-    from bertjax.data.look import look, summary
+    from bertjax.data.templates import templates_for
+    from bertjax.data.tokenizer import load_tokenizer, parsing_special_tokens
     from bertjax.inference.compatible import check_tokenizer
     from bertjax.inference.template_of import templates_of
 
-    model = load(options.model)
-    check_tokenizer(model, options.model)
-    if not options.text:
-        print_result(options, summary(model.text))
-    for text in options.text:
-        found = look(model.text, text, templates_of(model))
-        if options.json:
-            print(json.dumps(plain(found), ensure_ascii=False), flush=True)
-            continue
-        print(text)
-        print(f"    {'piece':<16} {'id':>7} mask segment offsets")
-        for token in found.tokens:
-            place = f"{token.start}–{token.end}" if token.start is not None else "special"
-            print(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
-        print(f"    decoded: {found.decoded!r} ({found.round_trip})")
-        for name, script in found.scripts.items():
-            print(f"    {name}: {readable(script)}")
-        for warning in found.warnings:
-            print(f"    warning: {warning}")
+    try:
+        model = load(options.model)
+        check_tokenizer(model, options.model)
+        tokenizer, templates = model.text, templates_of(model)
+    except InputError as error:
+        if not Path(options.model).is_dir():
+            raise
+        tokenizer = load_tokenizer(options.model)
+        templates = templates_for(tokenizer, cls_last=False)
+        print(f"note: no model: {error}", file=sys.stderr)
+    return parsing_special_tokens(tokenizer) if options.parse_special_tokens else tokenizer, templates
+
+
+def _print_look(found: "Look") -> None:
+    print(found.text)
+    print(f"    {'piece':<16} {'id':>7} mask segment offsets")
+    for token in found.tokens:
+        place = f"{token.start}–{token.end}" if token.start is not None else "special"
+        print(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
+    print(f"    decoded: {found.decoded!r} ({found.round_trip})")
+    for name, script in found.scripts.items():
+        print(f"    {name}: {readable(script)}")
+    for warning in found.warnings:
+        print(f"    warning: {warning}")

@@ -1,4 +1,4 @@
-"""Show what a tokenizer makes of a text: its pieces, their ids and places, what comes back, what is unknown to it."""
+"""Show how a tokenizer reads: its files and keys, and the pieces, ids, offsets and unknown words of a text."""
 
 import unicodedata
 from typing import Any, NamedTuple
@@ -9,22 +9,22 @@ from bertjax.data.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
-    """One token of a row: its spelling, id, mask and segment, where it stands in the text, whether it begins a word."""
+    """One token of a row: its spelling, id, attention mask, segment, offsets, and whether it begins a word."""
 
     piece: str
     id: int
     mask: int
     segment: int
-    start: int | None  # None at specials, which are not of the text
+    start: int | None  # None for special tokens, which are not in the text
     end: int | None
     starts_word: bool
 
 
 class Look(NamedTuple):
-    """What a tokenizer makes of a text.
+    """The encoding of a text and its quality.
 
     decoded: the text of the ids. round_trip: `exact`, `alike` but for case, accents and white space, or `differs`.
-    scripts: words, pieces per word and unknown words of each script.
+    scripts: words, pieces per word and the share of unknown words of each script. reading: how the tokenizer reads.
     """
 
     text: str
@@ -33,10 +33,11 @@ class Look(NamedTuple):
     round_trip: str
     scripts: dict[str, dict[str, float]]
     warnings: list[str]
+    reading: dict[str, Any]
 
 
 def look(tokenizer: Tokenizer, text: str, templates: Templates) -> Look:
-    """Encode a text as a row of its own, specials included, and measure it."""
+    """Encode a text as a row with its special tokens, and measure it."""
     encoding = tokenizer.encode(text)
     row = framed(templates.text, tokenizer.vocabulary, encoding.ids.tolist())
     tokens = []
@@ -55,13 +56,25 @@ def look(tokenizer: Tokenizer, text: str, templates: Templates) -> Look:
         }
         for name, script in found.scripts.items()
     }
-    return Look(text, tokens, decoded, _compared(text, decoded), scripts, list(found.warnings().values()))
+    warnings = list(found.warnings().values())
+    return Look(text, tokens, decoded, _compared(text, decoded), scripts, warnings, describe(tokenizer))
 
 
-def summary(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Describe a tokenizer: its size and its specials."""
+def summary(tokenizer: Tokenizer, templates: Templates) -> dict[str, Any]:
+    """Return the size of a tokenizer, its special tokens and templates, and how it reads."""
     v = tokenizer.vocabulary
-    return {"ids": v.size} | {role: f"{tokenizer.piece(i)} {i}" for role, i in zip(v._fields[1:], v[1:], strict=True)}
+    found: dict[str, Any] = {"ids": v.size}
+    found |= {role: f"{tokenizer.piece(i)} {i}" for role, i in zip(v._fields[1:], v[1:], strict=True)}
+    for name in ("text", "pair"):
+        found[name] = " ".join(f"{part}:{segment}" for part, segment in getattr(templates, name))
+    return found | describe(tokenizer)
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how a tokenizer reads: the rules that hold, the files that were read, the keys that were obeyed, notes."""
+    reading = tokenizer.reading
+    described = {"read_as": reading.read_as, "files": list(reading.files), "keys": dict(reading.keys)}
+    return described | {"unread": list(reading.unread), "notes": list(reading.notes)}
 
 
 def _compared(text: str, decoded: str) -> str:

@@ -81,7 +81,7 @@ class Tokenizer(Protocol):
 _VOCABULARIES = (JSON, "vocab.txt", "vocab.json")
 _SETTINGS = (CONFIG, MAP, ADDED, MODEL_CONFIG)
 _LARGEST = 2**29  # bytes of a tokenizer file; real ones have up to 40 million
-_PARSE = "parse_special_tokens"  # a key of ours in tokenizer_config.json
+_PARSE, _MASK_ONLY = "parse_special_tokens", "mask"  # a key of ours in tokenizer_config.json, and one of its values
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -193,10 +193,11 @@ def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def parsing_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer for which a literal "[MASK]" or "</s>" in a text is the special token, as in transformers.
+def parsing_special_tokens(tokenizer: Tokenizer, *, mask_only: bool = False) -> Tokenizer:
+    """Return a tokenizer that reads a literal "[MASK]" or "</s>" in a text as the special token, as transformers does.
 
-    Whether it does so is written into its files, so it stays so in checkpoints and corpora.
+    Whether it does so is written into its files, so it stays so in checkpoints and corpora. mask_only: of no token but
+    the mask, for the tokenizers of folders.
     """
     if any(name in tokenizer.files for name in ("vocab.txt", "vocab.json")):
         assert isinstance(tokenizer, FastTokenizer)
@@ -211,7 +212,7 @@ def parsing_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
         files = {JSON: json.dumps(described).encode(), CONFIG: tokenizer.files.get(CONFIG, b"{}")}
     else:
         files = dict(tokenizer.files)
-    config = json.loads(files.get(CONFIG, b"{}")) | {_PARSE: True}
+    config = json.loads(files.get(CONFIG, b"{}")) | {_PARSE: _MASK_ONLY if mask_only else True}
     return tokenizer_from_files(files | {CONFIG: json.dumps(config).encode()}, origin="the tokenizer")
 
 
@@ -466,7 +467,7 @@ def _read_json(described: dict[str, Any], config: Mapping[str, Any]) -> tokenize
     matched in texts, special or not, unless config says `split_special_tokens`.
     """
     described = dict(described)
-    if not config.get(_PARSE):
+    if config.get(_PARSE) is not True:
         model, own = described["model"], _own_names(config)
         vocabulary, split = model["vocab"], bool(config.get("split_special_tokens"))
         inside = {piece for piece, _ in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
@@ -482,7 +483,7 @@ def _read_json(described: dict[str, Any], config: Mapping[str, Any]) -> tokenize
             hidden = {_HIDDEN + piece if piece in hide else piece: index for piece, index in vocabulary.items()}
         described["model"] = model | {"vocab": hidden}
     rust = tokenizers.Tokenizer.from_str(json.dumps(described))
-    rust.encode_special_tokens = not config.get(_PARSE)
+    rust.encode_special_tokens = config.get(_PARSE) is not True
     rust.no_padding()
     rust.no_truncation()
     return rust
@@ -491,7 +492,8 @@ def _read_json(described: dict[str, Any], config: Mapping[str, Any]) -> tokenize
 def _own_names(config: Mapping[str, Any]) -> set[str]:
     """Name the model's own special tokens: those of the named roles; where they are not stated, the usual ones."""
     named = {config[key] for key in NAMED if isinstance(config.get(key), str)}
-    return named if "read_as" in config else named | {name for names in _SPECIALS.values() for name in names}
+    named |= set() if "read_as" in config else {name for names in _SPECIALS.values() for name in names}
+    return named - {config.get("mask_token")} if config.get(_PARSE) == _MASK_ONLY else named
 
 
 def _templates(rust: tokenizers.Tokenizer, config: Mapping[str, Any]) -> tuple["_Framing", "_Framing"]:

@@ -127,7 +127,7 @@ def sentencepiece_folder(files: Mapping[str, bytes], origin: str) -> Compiled | 
         )
     added, _ = _merge_special_tokens(opened)
     if added and any(MAP not in key for key in opened.keys):
-        ids = {token.content for token in added} - {*CLS.values(), *ROBERTA.values()} - {"<cls>", "<sep>"}
+        ids = {token.content for token in added.values()} - {*CLS.values(), *ROBERTA.values()} - {"<cls>", "<sep>"}
         if ids:
             raise InputError(
                 f"{origin} has {model} and added tokens ({', '.join(sorted(ids)[:5])}): write its tokenizer.json with "
@@ -241,7 +241,7 @@ def _plain(name: str) -> str:
 # Special and added tokens ---------------------------------------------------------------------------------------------
 
 
-def _merge_special_tokens(opened: Opened) -> tuple[list[AddedToken], list[Any]]:
+def _merge_special_tokens(opened: Opened) -> tuple[dict[int, AddedToken], list[Any]]:
     """Return the added tokens by their ids, and the further special ones, as PreTrainedTokenizerBase merges them."""
     stated, where = opened.stated, opened.where
     if "additional_special_tokens" in stated and not stated.get("extra_special_tokens"):
@@ -262,7 +262,7 @@ def _merge_special_tokens(opened: Opened) -> tuple[list[AddedToken], list[Any]]:
             stated[key] = _token(stated[key])
         if key in NAMED and isinstance(stated[key], str | AddedToken):
             stated[key] = by_content.get(content_of(stated[key]), stated[key])
-    return [by_id[index] for index in sorted(by_id)], [_token(token) for token in _extra(opened)]
+    return by_id, [_token(token) for token in _extra(opened)]
 
 
 def _legacy_tokens(opened: Opened) -> dict[int, AddedToken]:
@@ -321,11 +321,11 @@ def _model_specific(opened: Opened) -> dict[str, Any]:
 
 
 def _add_tokens(
-    rust: Tokenizer, added: list[AddedToken], named: Mapping[str, Any], extra: list[Any], opened: Opened
+    rust: Tokenizer, added: Mapping[int, AddedToken], named: Mapping[str, Any], extra: list[Any], opened: Opened
 ) -> None:
     """Add tokens in the order of PreTrainedTokenizerFast, which decides their ids where the model has none for them."""
-    tokens: list[Any] = [*added]
-    present = {token.content for token in (*rust.get_added_tokens_decoder().values(), *added)}
+    tokens: list[Any] = [added[index] for index in sorted(added)]
+    present = {token.content for token in (*rust.get_added_tokens_decoder().values(), *tokens)}
     names = {content_of(value) for value in named.values() if value is not None}
     for value in (*(value for value in named.values() if value is not None), *extra):
         if content_of(value) not in present and value not in tokens:  # of one spelling given twice the last holds
@@ -338,4 +338,8 @@ def _add_tokens(
     rust.add_tokens(tokens)
     for index, token in rust.get_added_tokens_decoder().items():
         if token.content not in before and not token.special:
-            opened.keys.setdefault("added", []).append(f"{token.content} {index}")
+            opened.keys.setdefault("added tokens", []).append(f"{token.content} {index}")
+    for index, token in added.items():
+        given = rust.token_to_id(token.content)
+        if given is not None and given != index:
+            opened.notes.append(f"{token.content} has id {index} in its file, and {given} here, as in transformers")

@@ -30,7 +30,9 @@ def check_tokenizer(model: Model, origin: str) -> None:
         stated |= {"pad": "pad_token_id"}
     for role, key in stated.items():
         given, ours = config.get(key), getattr(v, role)
-        if isinstance(given, int) and given != ours:
+        # What stands around a text is the tokenizer's to say; config.json may name another of its special tokens.
+        possible = {ours} if role == "pad" or model.text.templates is None else {*v[1:]}
+        if isinstance(given, int) and given not in possible:
             raise InputError(
                 f"{origin}: config.json says {key}={given}, its tokenizer has {model.text.piece(ours)!r} at {ours}: "
                 "they do not belong together, so put the model's own vocabulary into its folder"

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.checkpoints.trained import Model
-from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.tokenizer import Tokenizer, parsing_special_tokens
 from bertjax.errors import InputError
+from bertjax.inference.template_of import templates_of
 
 
 class Guess(NamedTuple):
@@ -34,8 +35,9 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
     Yields results in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
     vocabulary = model.text.vocabulary
-    before, after = model.language_model.special_tokens(vocabulary)
-    encoded = [_with_masks(model, text) for text in texts]
+    before, after = _around(model)
+    parsing = parsing_special_tokens(model.text, mask_only=True) if model.text.templates else None
+    encoded = [_with_masks(model, text) if parsing is None else _parsed(model, parsing, text) for text in texts]
     for start in range(0, len(texts), batch_size):
         rows = encoded[start : start + batch_size]
         length = -(-max(map(len, rows)) // 32) * 32  # few lengths, so few compilations
@@ -58,6 +60,27 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
             for slot, place in enumerate(places[row]):
                 best[place] = int(probabilities[row, slot].argmax())
             yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
+
+
+def _around(model: Model) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the special tokens before and after a text, as (id, segment)."""
+    v = model.text.vocabulary
+    if model.text.templates is None:
+        return model.language_model.special_tokens(v)
+    template = templates_of(model).text
+    place = [part for part, _ in template].index("a")
+    ids = [(v.cls if part == "cls" else v.sep, segment) for part, segment in template]
+    return ids[:place], ids[place + 1 :]
+
+
+def _parsed(model: Model, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode a text whose masks are parsed as the files of the model's folder say."""
+    v = model.text.vocabulary
+    (ids,) = tokenizer.ids([text])
+    if v.mask not in ids:
+        raise InputError(f"no {tokenizer.piece(v.mask)} in {text!r}: write one where a word is to be predicted")
+    before, after = _around(model)
+    return _checked(model, [*(index for index, _ in before), *ids, *(index for index, _ in after)], text)
 
 
 _PLACEHOLDER = "中"  # of a mask while a text is tokenised: no vocabulary joins it to its neighbours
@@ -92,7 +115,10 @@ def _with_masks(model: Model, text: str) -> list[int]:
             if begin == place and ids and tokenizer.piece(ids[-1]) in ("Ġ", "▁"):
                 ids.pop()
             ids.append(vocabulary.mask)
-    ids += [index for index, _ in after]
+    return _checked(model, ids + [index for index, _ in after], text)
+
+
+def _checked(model: Model, ids: list[int], text: str) -> list[int]:
     if len(ids) > (model.encoder.max_length or len(ids)):
         raise InputError(
             f"{len(ids)} tokens exceed the {model.encoder.max_length} positions of the model: shorten {text[:60]!r}…"
