@@ -490,9 +490,10 @@ def _read_json(described: dict[str, Any], config: Mapping[str, Any]) -> tokenize
 
 
 def _own_names(config: Mapping[str, Any]) -> set[str]:
-    """Name the model's own special tokens: those of the named roles; where they are not stated, the usual ones."""
+    """Name the model's own special tokens: those of the named roles; where one is not stated, its usual names."""
     named = {config[key] for key in NAMED if isinstance(config.get(key), str)}
-    named |= set() if "read_as" in config else {name for names in _SPECIALS.values() for name in names}
+    for role, names in _SPECIALS.items():
+        named |= set(names) if "read_as" not in config or not config.get(f"{role}_token") else set()
     return named - {config.get("mask_token")} if config.get(_PARSE) == _MASK_ONLY else named
 
 

@@ -281,6 +281,9 @@ def _legacy_tokens(opened: Opened) -> dict[int, AddedToken]:
         elif key == "extra_special_tokens" and isinstance(value, list):
             value = [*(stated.get(key) or []), *value]
         stated[key], opened.where[key] = value, MAP
+    for key in NAMED:
+        if not isinstance(stated.get(key), dict):
+            opened.token(key, None)  # raises InputError for anything but a string
     named = {content_of(_token(stated[key])) for key in NAMED if stated.get(key)}
     named |= {content_of(_token(token)) for token in stated.get("extra_special_tokens") or []}
     for content, index in _parsed(opened.files, ADDED).items():
