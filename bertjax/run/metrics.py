@@ -11,6 +11,7 @@ from bertjax.config import Experiment, Phase
 from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
 from bertjax.run.processes import is_coordinator
+from bertjax.run.targets import check_targets, few_targets
 from bertjax.run.writers import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
 from bertjax.types import Metrics
 
@@ -31,6 +32,7 @@ class MetricLogger:
         self._experiment, self._folder, self._progress = experiment, folder, progress
         self._pending: tuple[int, Metrics, int] | None = None
         self._waited, self._seen = 0.0, 0
+        self._checked = False  # whether the first batch was seen to have its targets
         self.stopping = False  # whether a process was asked to stop
         self._writers: list[Writer] = []
         if not is_coordinator():
@@ -44,7 +46,8 @@ class MetricLogger:
     def start_phase(self, phase: Phase) -> None:
         """Count the FLOPs of a phase, and begin to time it."""
         shapes = row_shapes(phase.rows, phase.batch_size)
-        self._tokens = math.prod(shapes["tokens"].shape)
+        self._shape = shapes["tokens"].shape
+        self._tokens = math.prod(self._shape)
         self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.device_count()
@@ -60,13 +63,22 @@ class MetricLogger:
         self._waited += waited
 
     def flush(self) -> None:
-        """Read and log the pending metrics, which waits for their step. Raises FloatingPointError where not finite."""
+        """Read and log the pending metrics, which waits for their step.
+
+        Raises FloatingPointError where they are not finite, InputError where no token was a target.
+        """
         if self._pending is None:
             return
         step, metrics, tokens = self._pending
         self._pending = None
         self._seen += tokens
-        values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in jax.device_get(metrics).items()}
+        read: Metrics = jax.device_get(metrics)
+        check_targets(step, read)
+        if not self._checked:
+            self._checked, warning = True, few_targets(self._experiment.objective, read, self._shape)
+            if warning:
+                self._progress.say(warning)
+        values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in read.items()}
         self.stopping = values.pop("stop", 0) > 0
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
         if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
