@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from task_files import write
+from texts import with_spaces_in_pieces
 
 from bertjax.data.source import Bucketed, ReportsDataIssues, evaluation_batches, training_batches
 from bertjax.data.templates import BERT, ROBERTA, XLNET
@@ -270,3 +271,27 @@ def test_strict_reading_counts_only_what_is_written_right():
     assert kept == {"iob1": ["A", "A", "C"], "iob2": ["A", "B", "D"], "bioes": []}
     assert [e.kind for e in strict_entities(["S-A", "B-B", "I-B", "E-B", "B-C", "I-C"], "bioes")] == ["A", "B"]
     assert [(e.kind, e.first, e.last) for e in entities(["I-A", "E-A", "I-A"])] == [("A", 0, 1), ("A", 2, 2)]
+
+
+def test_white_space_around_a_question_costs_it_no_word():
+    tokenizer = with_spaces_in_pieces("bpe")
+    bare, padded = (
+        encode_examples(rows_of("squad", 128), [Question("f", "q", question, "the woman is new", ())], tokenizer)
+        for question in ("who is new", " " * 80 + "who is new \t\n")
+    )
+    index = np.array([0])
+    assert bare.rows(index)["tokens"].tolist() == padded.rows(index)["tokens"].tolist()
+    assert not padded.notes
+
+
+def test_questions_contexts_and_options_without_a_token_are_counted(tokenizer):
+    blank = "\u200b \x07"
+    examples = [Question("f", "q", blank, blank, ()), Question("f", "r", "who", "the woman", ())]
+    assert encode_examples(rows_of("squad", 96), examples, tokenizer).notes == {
+        "questions without any token in the vocabulary": 1,
+        "contexts without any token in the vocabulary": 1,
+    }
+    choices = [Choice("f", "the woman", ("is", blank), -1)]
+    assert encode_examples(rows_of("copa", 16), choices, tokenizer).notes == {
+        "options without any token in the vocabulary": 1
+    }

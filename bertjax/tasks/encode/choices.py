@@ -36,6 +36,7 @@ def encode_choices(
             )
         for _ in example.endings:
             ids = next(endings)
+            notes["options without any token in the vocabulary"] += not ids
             notes[f"options truncated to their last {longest} tokens"] += len(ids) > longest
             ids = ids[-longest:]
             room = length - specials(template) - len(ids)

@@ -24,15 +24,18 @@ def encode_questions(
     """Encode each question with every window of its context.
 
     A window that does not contain the whole answer is labelled with the position of <cls>. An answer's tokens are those
-    that share a character with it, which is what "improving the answer span" finds there by search.
+    that share a character with it, which is what "improving the answer span" finds there by search. White space around
+    a question is stripped, as the published preprocessing of byte-level models does (transformers, run_qa.py).
     """
     template, v = templates.question, tokenizer.vocabulary
     contexts = {context: tokenizer.encode(context) for context in dict.fromkeys(x.context for x in examples)}
-    questions = tokenizer.ids([example.question for example in examples])
+    questions = tokenizer.ids([example.question.strip() for example in examples])
     sequences, example_of_row, windows, labels = [], [], [], []
     for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
         context = contexts[example.context]
         ids = context.ids.tolist()
+        notes["questions without any token in the vocabulary"] += not question
+        notes["contexts without any token in the vocabulary"] += not ids
         notes[f"questions truncated to {longest_question} tokens"] += len(question) > longest_question
         question = question[:longest_question]
         answer = _pieces_of_answer(example, context)
