@@ -117,9 +117,9 @@ def _finetune(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.checkpoints.trained import load
-    from bertjax.data.records import read_manifest
+    from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.source import evaluation_batches
-    from bertjax.data.tokenizer import fingerprint
+    from bertjax.data.tokenizer import fingerprint, same_tokenizer
     from bertjax.description import from_json
     from bertjax.evaluate import evaluator
     from bertjax.machine.xla_flags import keep_compiled_programs
@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     rows = from_json(model.config["phases"][-1]["rows"])
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
-    if manifest.tokenizer != fingerprint(model.text):
+    if manifest.tokenizer != fingerprint(model.text) and not same_tokenizer(corpus_tokenizer(rows.corpus), model.text):
         raise InputError(
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"

@@ -13,7 +13,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model
 from bertjax.config import Experiment, Phase
 from bertjax.data.coverage import evenly
-from bertjax.data.tokenizer import Tokenizer, fingerprint, load_tokenizer, save_tokenizer
+from bertjax.data.tokenizer import Tokenizer, same_tokenizer, save_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
 from bertjax.finetuning.build import build
 from bertjax.finetuning.recipe import FineTuning
@@ -56,7 +56,7 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     longest = source.encoder.max_length
     if longest is not None and recipe.length > longest:
         raise InputError(f"recipe.length={recipe.length}, but {tuning.init} has {longest} positions: reduce it")
-    if any(folder.glob("seed-*")) and fingerprint(load_tokenizer(folder / "tokenizer")) != fingerprint(tokenizer):
+    if any(folder.glob("seed-*")) and not same_tokenizer(saved_tokenizer(folder / "tokenizer"), tokenizer):
         raise InputError(
             f"{folder} has seeds with another tokenizer than that of {tuning.init}: choose another --workdir"
         )

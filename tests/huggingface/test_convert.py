@@ -525,6 +525,7 @@ def test_the_padding_of_a_config_must_be_the_tokenizers_where_it_moves_positions
     folder = write(tmp_path / "theirs", config, tensors)
     for name, content in wordpiece_files().items():
         (folder / name).write_bytes(content)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     if model_type == "roberta":
         refused(folder, "pad_token_id=5, after which roberta numbers positions, its tokenizer pads")
     else:

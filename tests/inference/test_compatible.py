@@ -8,7 +8,7 @@ from bertjax.inference.compatible import check_texts, check_tokenizer
 
 def sized(pieces, rows):
     """What is looked at of a model: how many pieces its tokenizer has, and how many rows its word table."""
-    text = SimpleNamespace(vocabulary=SimpleNamespace(size=pieces, pad=0, cls=1, sep=2))
+    text = SimpleNamespace(vocabulary=SimpleNamespace(size=pieces, pad=0, cls=1, sep=2), templates=None)
     return SimpleNamespace(text=text, encoder=SimpleNamespace(V=rows), config={})
 
 
