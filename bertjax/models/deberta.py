@@ -204,7 +204,7 @@ class View(NamedTuple):
 
 
 def _view(mask_BL: Array, positions_BP: Array | None) -> View:
-    return View(_at(mask_BL, positions_BP)[:, :, None] == mask_BL[:, None, :], positions_BP)
+    return View(layers.same_document(_at(mask_BL, positions_BP), mask_BL), positions_BP)
 
 
 def _at(x_BL: Array, positions_BP: Array | None) -> Array:

@@ -210,12 +210,14 @@ Attend = Callable[[Array, Array, Array, Array, Drop], Array]
 """(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop) -> mixed_BLHK: `attend`, or a kernel that equals it."""
 
 
-def same_document(mask_BL: Array) -> Array:
+def same_document(mask_BL: Array, keys_mask_BM: Array | None = None) -> Array:
     """Return the attention mask visible_BLM: true within one packed document.
 
-    Padding (0) is a document of its own, so that no row of the softmax is empty and no token sees padding.
+    keys_mask_BM: of the keys, where they are not the queries. Padding (0) is a document of its own, so that no row of
+    the softmax is empty and no token sees padding.
     """
-    return mask_BL[:, :, None] == mask_BL[:, None, :]
+    keys_mask_BM = mask_BL if keys_mask_BM is None else keys_mask_BM
+    return mask_BL[:, :, None] == keys_mask_BM[:, None, :]
 
 
 def restarting_positions(mask_BL: Array) -> Array:
@@ -289,7 +291,7 @@ def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array,
         return jnp.concatenate(parts, axis=2).reshape(B * blocks, 2 * T, *x.shape[2:])
 
     near_TU = np.abs(np.arange(T)[:, None] - (np.arange(2 * T)[None] - reach)) <= reach
-    visible = (queries(mask_BL)[:, :, None] == keys(mask_BL)[:, None, :]) & near_TU[None]
+    visible = same_document(queries(mask_BL), keys(mask_BL)) & near_TU[None]
     mixed = attention(queries(q_BLHK), keys(k_BLHK), keys(v_BLHK), visible, lambda p: p)
     return mixed.reshape(B, blocks * T, *mixed.shape[2:])[:, :L]
 

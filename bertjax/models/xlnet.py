@@ -209,7 +209,7 @@ def _view(
         return jnp.concatenate([jnp.broadcast_to(of_memory, (B, M)).astype(x_BL.dtype), x_BL], axis=1)
 
     keys_mask_BM = with_memory(mask_BL, 0 if memory is None else memory.mask_BM)
-    visible_BLM = at_rows(mask_BL)[:, :, None] == keys_mask_BM[:, None, :]
+    visible_BLM = layers.same_document(at_rows(mask_BL), keys_mask_BM)
     if ranks_BL is not None:
         above = jnp.greater_equal if targets_BP is None else jnp.greater
         keys_ranks_BM = with_memory(ranks_BL, jnp.iinfo(jnp.int32).min)
