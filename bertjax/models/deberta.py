@@ -35,8 +35,8 @@ C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to c
 class DistanceRows:
     """One-hot rows R(d) of a table of 2·`rows` distances: R(d) @ table is the row of distance d (OfDistance).
 
-    logarithmic: distances beyond rows / 2 share rows, ever more of them up to this one (DeBERTa-v2). What lies beyond
-    the table has its first or last row. microsoft/DeBERTa deberta/da_utils.py.
+    logarithmic: the largest distance of logarithmic buckets; distances beyond rows / 2 share rows (DeBERTa-v2).
+    Distances beyond the table have its first or last row. microsoft/DeBERTa deberta/da_utils.py.
     """
 
     rows: int
@@ -62,7 +62,7 @@ class DistanceRows:
 
 @lru_cache(maxsize=8)
 def _series(distances: DistanceRows, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the waves once: every layer and every trace asks for the same, and they take a while."""
+    """Compute the series once for all layers and traces, which takes a while."""
     return relative.fourier_series(distances.table(np.arange(-reach, reach + 1)))
 
 
@@ -79,11 +79,11 @@ class DeBERTa(nn.Module):
     H: int
     F: int
     E: int | None = None  # embedding width where it is not D: then a dense layer leads from E to D
-    distances: int = 512  # each way; beyond, all are one
-    buckets: int | None = None  # rows of the table each way, if fewer than distances: far ones share rows (v2, v3)
+    distances: int = 512  # largest distance to each side, to which larger ones are clipped
+    buckets: int | None = None  # rows of the table for each side, if fewer: large distances share rows (v2, v3)
     table_norm: bool = False  # norm the table of distances (v2, v3)
     terms: tuple[str, ...] = (C2P, P2C)  # besides content to content
-    shared_projections: bool = False  # distances are projected as tokens are (v2, v3), else on their own (v1)
+    shared_projections: bool = False  # distances are projected by the kernels of tokens (v2, v3), else by others (v1)
     key_bias: bool = True  # not in v1
     convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
     decoder: int = 0  # how often the last layer is applied again before the language head (2); 0: no mask decoder
@@ -115,7 +115,7 @@ class DeBERTa(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """The longest row that the decoder can number; without it rows may be of any length."""
+        """The longest row that the decoder's position table covers; None without a decoder: rows of any length."""
         return self.positions if self.decoder else None
 
     @property
@@ -212,7 +212,7 @@ def _at(x_BL: Array, positions_BP: Array | None) -> Array:
 
 
 class _Branch(NamedTuple):
-    """What is added to the states after the first layer, and the norm of the sum."""
+    """The output of the convolution, which is added to the first layer's output, and the norm of their sum."""
 
     x_BLD: Array
     scale_D: Array

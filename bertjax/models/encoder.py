@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     remat: str = "none"  # rematerialised: nothing ("none"), all but matrix products ("dots"), whole layers ("full")
     dtype: str = "float32"  # of the computation; parameters are float32
     attend: Attend = layers.attend  # or `kernels.fused_attend`
-    unroll: bool = False  # write the layers out instead of a scan: quicker, but slower to compile
+    unroll: bool = False  # unroll the scan over layers: faster, but slower to compile
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The longest row that the position table can number."""
+        """The longest row that the position table covers."""
         return self.positions - self.first_position
 
     @property

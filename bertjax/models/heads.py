@@ -25,8 +25,8 @@ from bertjax.types import Array
 class LanguageHead(Protocol):
     """Protocol for a head that predicts ids: a Linen module of x_BPD and the word table [V, E] that returns logits_BPV.
 
-    Whoever holds heads by name asks this of each, since its name is its objective's choice. Its parameters are found
-    by their structure, `rules.VOCABULARY`: what has an axis of V is `bias`, `decoder` or below `decoder`.
+    Code that has heads by name checks them against this protocol, since names are the objective's choice. Parameters
+    with an axis of V are named `bias`, `decoder` or `decoder/…`, so that `rules.VOCABULARY` matches them.
     """
 
     V: int

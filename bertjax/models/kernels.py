@@ -147,8 +147,8 @@ def _attend_backward(run: _Run, inputs: tuple[Array, ...], mixed_BLD: Array) -> 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
-# In the bodies W is the width of a register, or of a head where that is more. Pairs are [M, L], keys first: what is
-# reduced over keys is then added register by register, and what is known of a query stays in the lanes.
+# In the bodies W is the width of a register, or of a head where that is more. Pairs are [M, L], keys first: a reduction
+# over keys then adds whole registers, and the values of a query stay in its lane.
 
 
 def _forward(

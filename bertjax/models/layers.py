@@ -75,9 +75,9 @@ Initializer = TruncatedNormal | Normal | GlorotUniform | Uniform
 
 @recomputed
 def gelu(x: Array) -> Array:
-    """Apply the exact GELU, x Φ(x): the published BERT, RoBERTa and ELECTRA weights want this one.
+    """Apply the exact GELU, x Φ(x), of the published BERT, RoBERTa and ELECTRA weights.
 
-    By erf, in float32; `jax.nn.gelu` takes erfc, twice the work, for digits that the tail below -5 alone shows.
+    Computed by erf in float32; `jax.nn.gelu` uses erfc, at twice the cost, whose digits matter only below -5.
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
@@ -142,7 +142,7 @@ def layer_norm(x: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Ar
     """Apply layer norm over the last axis, in float32 (an eps of 1e-12 needs it); return the dtype of `x`."""
     y = x.astype(jnp.float32)
     mean = _statistic(y.mean(-1, keepdims=True))
-    # That the mean is subtracted here adds 0 to the gradient, which XLA would compute in a pass of its own.
+    # The gradient through the mean in the variance is 0, but XLA would compute it in a pass of its own.
     variance = jnp.square(y - jax.lax.stop_gradient(mean)).mean(-1, keepdims=True)
     return _rescaled(y - mean, variance, scale_D, bias_D, eps).astype(x.dtype)
 
@@ -245,12 +245,12 @@ def attention(
 ) -> Array:
     """Compute softmax((q k + added) / √(terms·K)) v over the visible keys, with `dropout` on the probabilities.
 
-    Scores and softmax are float32; a masked key gets a large negative finite score, so that no sum becomes NaN. terms:
-    how many terms a score is the sum of (DeBERTa).
+    Scores and softmax are float32; a masked key gets a large negative finite score, so that no sum becomes NaN.
+    terms: number of terms that a score sums (DeBERTa).
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
-        # Fused with what follows and what it is made of, this overflows the stack of the TPU compiler (libtpu 0.0.42).
+        # Fused with its producers and consumers, this sum overflows the stack of the TPU compiler (libtpu 0.0.42).
         scores_BHLM += jax.lax.optimization_barrier(added_BHLM)
     scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
     probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
@@ -278,7 +278,7 @@ def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array,
     blocks = -(-L // T)
 
     def padded(x: Array, before: int, after: int) -> Array:
-        # What is added is of a document that no row has: it sees itself, and nothing else sees it.
+        # The padding is a document of its own, -1: it sees only itself, and no token sees it.
         widths = ((0, 0), (before, blocks * T - L + after), *((0, 0) for _ in x.shape[2:]))
         return jnp.pad(x, widths, constant_values=-1)
 
@@ -308,7 +308,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initializer, (*self.inputs, *self.outputs))
-        # As one axis to one: else the compiler lays heads, half as wide as a register, out along it.
+        # Flatten to one axis each: else the compiler lays out heads, half as wide as a register, along the lanes.
         width, leading = math.prod(self.inputs), x.shape[: x.ndim - len(self.inputs)]
         y = x.reshape(*leading, width).astype(self.dtype) @ kernel.reshape(width, -1).astype(self.dtype)
         if self.use_bias:
@@ -380,7 +380,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, *, train: bool = False) -> Array:
-        # What stands before it, fused into this product backward, would leave no room on the chip for large tiles.
+        # Preceding operations, fused into this product in the backward pass, would leave no room for large tiles.
         x_BLD = jax.lax.optimization_barrier(x_BLD)
         h_BLF = self.activation(Dense((self.D,), (self.F,), self.initializer, self.dtype, name="widen")(x_BLD))
         h_BLF = Dropout(self.dropout)(h_BLF, train=train)
@@ -392,10 +392,10 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a layer keeps for the backward pass: everything, the results of its matrix products with parameters, nothing.
+"""Policies for the residuals of a layer: save all, only the results of matrix products with parameters, or none.
 
-Everything is also its parameters where they were gathered, 2 bytes each: a policy that keeps all but these would reach
-into what is `recomputed`, and keep six arrays [B, L, D] of a layer instead.
+"none" also saves gathered parameters, 2 bytes each: a policy that saves all but these would override `recomputed`, and
+save six arrays [B, L, D] of a layer instead.
 """
 
 
@@ -433,8 +433,8 @@ def stack(
 
     The layer is called as `layer(carry, *inputs) -> (carry, output)`; outputs are stacked. in_axes: which inputs have
     an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
-    or not. unroll: write the layers out instead of a loop, which copies everything that it saves for the backward pass
-    into arrays over layers and out of them: quicker, but slower to compile.
+    or not. unroll: unroll the loop, which would copy its residuals into arrays over layers and out of them: faster, but
+    slower to compile.
     """
     if splits_parameters():
         layer = nn.map_variables(layer, "params", partial(gather_layer, dtype=dtype), init=initializing)

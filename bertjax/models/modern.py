@@ -2,11 +2,11 @@
 
 Warner et al. 2024 (AnswerDotAI/ModernBERT, src/bert_layers); Weller et al. 2025 (Ettin); Le Breton et al. 2025
 (chandar-lab/NeoBERT, src/neobert/model/model.py); Portes et al. 2023 (mosaicml/examples, benchmarks/bert/src/
-bert_layers.py); Geiping and Goldstein 2023 (JonasGeiping/cramming, cramming/architectures). What they share: no table
-of positions, gated feed-forwards, few biases.
+bert_layers.py); Geiping and Goldstein 2023 (JonasGeiping/cramming, cramming/architectures). All have no position
+table, gated feed-forwards and few biases.
 
-Layers 0, g, 2g, … of `global_every` g see their whole document, the others a window around each token. So that the two
-kinds compile to what each needs, the scan is over groups of g layers, while parameters keep one leading axis of N.
+Layers 0, g, 2g, … of `global_every` g have global attention, the others sliding-window attention. The scan is over
+groups of g layers, so that each kind compiles to its own program; parameters keep one leading axis of N.
 
 Where we deviate: padded positions see only padding, and the documents of a packed row only themselves; queries, keys
 and values, and the two halves of a gated layer, are parameters of their own, where the originals have them in one; no
@@ -232,7 +232,7 @@ class Modern(nn.Module):
 
 
 class ModernEmbeddings(nn.Module):
-    """Look words up, add segments and waves where the model has them, norm, drop."""
+    """Sum of word embeddings and, if the model has them, segment embeddings and sinusoids, then norm and dropout."""
 
     V: int
     D: int
@@ -330,7 +330,7 @@ class ModernAttention(nn.Module):
             mixed_BLHK = layers.local_attention(q_BLHK, k_BLHK, v_BLHK, mask_BL, reach)
         else:
             if added_BHLM is not None:
-                added_BHLM *= heads[1] ** 0.5  # `attention` scales what is added; these biases are not to be
+                added_BHLM *= heads[1] ** 0.5  # undo the scaling by `attention`: ALiBi's biases are not scaled
             visible_BLM = layers.same_document(mask_BL)
             mixed_BLHK = layers.attention(q_BLHK, k_BLHK, v_BLHK, visible_BLM, lambda p: p, added_BHLM)
         output = Dense(heads, (self.D,), self.output_initializer, self.dtype, self.use_bias, name="output")

@@ -1,4 +1,4 @@
-"""A model as others publish it: an encoder and the heads that came with it, for inference."""
+"""A published model, for inference: an encoder and the heads that it was published with."""
 
 from dataclasses import dataclass
 from typing import Any

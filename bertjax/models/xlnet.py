@@ -5,9 +5,9 @@ and key j of one head:
 
     ((q_i + content_bias)·k_j + (q_i + position_bias)·(R(i - j) W) + (q_i + segment_bias)·s_[types differ]) / √K
 
-The content stream is an ordinary encoder whose tokens see what their rank allows. The query stream predicts: it starts
-from one learned vector, knows where it stands but not what stands there, and takes its keys and values from the content
-stream. It has P rows, one for each predicted position, never L.
+The content stream is an ordinary encoder, masked by ranks. The query stream predicts: it starts from one learned
+vector, has its position but not its token, and takes its keys and values from the content stream. It has P rows, one
+for each predicted position, never L.
 
 Where we deviate: the originals also drop elements of R, which the products used here cannot express (relative.py,
 `rotated_scores`); R is not dropped. A row may hold several documents, and memory has a mask.
@@ -30,8 +30,7 @@ from bertjax.types import Array
 class Memory(NamedTuple):
     """Hidden states of earlier windows that later ones attend to.
 
-    states_NBMD: the inputs of each layer at the last M tokens. mask_BM: their `mask` of the batch, -1 where nothing has
-    been yet.
+    states_NBMD: the inputs of each layer at the last M tokens. mask_BM: their `mask` of the batch, -1 in empty slots.
     """
 
     states_NBMD: Array
@@ -72,8 +71,8 @@ class XLNet(nn.Module):
     norm_eps: float = 1e-12
     initializer: Initializer = layers.Normal(0.02)
     untied: bool = True  # each layer has content, position and segment biases of its own
-    clamp: int | None = None  # distances beyond this count as this
-    same_length: bool = False  # no token sees further back than the memory is long
+    clamp: int | None = None  # distances are clipped to ±clamp
+    same_length: bool = False  # attention reaches back by at most the length of the memory
     tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
     remat: str = "none"  # as in Encoder, and so is unroll
     unroll: bool = False
@@ -130,7 +129,7 @@ class XLNet(nn.Module):
     def __call__(
         self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
     ) -> Array:
-        """Return x_BLD in the compute dtype, every token seeing all of its document: for fine-tuning and inference."""
+        """Return x_BLD in the compute dtype, with full attention within documents, for fine-tuning and inference."""
         return self.streams(tokens_BL, mask_BL, types_BL, train=train).content_BLD
 
     @nn.compact
@@ -149,14 +148,14 @@ class XLNet(nn.Module):
     ) -> Streams:
         """Run the content stream and, at positions `targets_BP`, the query stream.
 
-        ranks_BL: i32, a content row sees ranks up to its own, a query row ranks below its own; without them all see
-        all. sign_B: -1 for rows that hold their text backwards, else 1. memory: of earlier tokens, which all ranks
-        see; the memory returned is as long, with the first `reuse` tokens of this row at its end. Documents of a row
-        and of its memory do not see each other; the segment of memory is 0.
+        ranks_BL: i32; a content row attends to ranks up to its own, a query row to ranks below its own; if None, all
+        attend to all. sign_B: -1 for rows with reversed text, else 1. memory: of earlier tokens, visible to all ranks;
+        the memory returned is as long, with the first `reuse` tokens of this row at its end. Attention stays within
+        documents, in memory too; the segment of memory is 0.
         Raises ValueError where targets come without ranks.
         """
         if targets_BP is not None and ranks_BL is None:
-            raise ValueError("a query stream needs ranks: without them it would see what it is to predict")
+            raise ValueError("a query stream needs ranks_BL: without them it would attend to its own targets")
         M = 0 if memory is None else memory.mask_BM.shape[1]
         embed = WordEmbeddings(self.V, self.D, self.dropout, self.initializer, self.dtype, name="embeddings")
         rows = [embed(tokens_BL, train=train)]
