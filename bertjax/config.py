@@ -2,7 +2,7 @@
 
 There is no configuration language: an experiment file has a function `experiment(...) -> Experiment`. Overrides
 `key=value` go to the arguments of that function; dotted ones (`objective.encoder.D=256`, `phases.0.batch_size=32`) to
-fields of what it built.
+fields of the objects that it built.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ class Experiment:
                 f"the phases have {self.steps} steps, but the learning rate ends at step "
                 f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
             )
-        # Weight decay would change parameters that the objective takes as they are.
+        # Weight decay would change parameters that the objective does not train.
         frozen = getattr(self.objective, "frozen", ())
         if self.optimizer.rates[: len(frozen)] != frozen:
             raise ValueError(

@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class EmptySplit(InputError):
-    """A split is too small to give one row of the kind that is asked for: training ends, an evaluation is skipped."""
+    """A split is too small for one row of the requested kind: training ends, an evaluation is skipped."""
 
 
 class PassingError(InputError):

@@ -105,7 +105,7 @@ def _body_flops(equation: Any, body: Any, into: list[bool]) -> tuple[float, floa
     into = into[len(into) - len(body.invars) :] if len(into) >= len(body.invars) else [any(into)] * len(body.invars)
     if equation.primitive.name != "scan":
         return _matmul_flops(body, into)
-    # Constants, then what is carried, then what is sliced: a slice has one axis less inside than outside.
+    # The inputs of a scan are constants, carry and scanned arrays; the latter have one axis less in the body.
     carried = sum(x.aval.ndim == y.aval.ndim for x, y in zip(equation.outvars, body.outvars, strict=True))
     first = sum(x.aval.ndim == y.aval.ndim for x, y in zip(equation.invars, body.invars, strict=True)) - carried
     while True:

@@ -1,8 +1,8 @@
 """Corrupt a batch for masked language modelling: pure functions of (key, batch, recipe), with no parameters.
 
-A recipe is a `Masking`: how many positions are chosen, in which units, what replaces them. The number of slots P is
+A recipe is a `Masking`: the number of chosen positions, their units, and their replacements. The number of slots P is
 fixed by the row length, so shapes are static; unused slots have weight 0. Everything is a sort, a cumulative sum or a
-compare over [B, L]: no host, no dynamic shape.
+compare over [B, L]: no host callback, no dynamic shape.
 
 Sources: google-research/bert create_pretraining_data.py create_masked_lm_predictions; fairseq data/
 mask_tokens_dataset.py; google-research/albert create_pretraining_data.py; Joshi et al. 2020 (SpanBERT). Where we
@@ -97,7 +97,7 @@ def stochastically_rounded(bits: Array, length: Array, rate: float, L: int) -> A
 
 @dataclass(frozen=True)
 class Masking:
-    """Which tokens to choose, and what to replace them by.
+    """A recipe of masking: which tokens are chosen, and their replacements.
 
     Raises ValueError at construction where the fields contradict each other.
     """

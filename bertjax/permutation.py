@@ -1,4 +1,4 @@
-"""Choose the targets of permutation language modelling and an order: pure functions of (key, batch), no parameters.
+"""Choose targets and a permutation for permutation LM: pure functions of (key, batch, recipe), with no parameters.
 
 A recipe is a `Permutation`. No token is replaced: a rank for each token decides which others it sees. The number of
 targets P is fixed by the recipe, so shapes are static; unused slots have weight 0.
@@ -19,7 +19,7 @@ from bertjax.types import Array, Batch, Key
 
 @dataclass(frozen=True)
 class Permutation:
-    """Which tokens of a window XLNet predicts, and what they attend to.
+    """A recipe of permutation LM: the targets of a window of XLNet, and the order of attention.
 
     A window has parts; a part attends to those before it, never those after, and its targets are chosen and permuted
     within it. Targets are runs of 1 .. `longest` pieces, of n with p(n) ∝ 1/n, from the beginning of a word, each in
@@ -148,7 +148,7 @@ def _runs(key: Key, real_L: Array, starts_L: Array, goal: int, spec: Permutation
         begin = next_start_L[jnp.minimum(at + before, L)]
         end = begin + n
         fits = (n > 0) & (end < L)
-        # What does not fit ends the search, as in the original: from L on nothing does.
+        # A run that does not fit ends the search, as in the original: `at` is then L, where no run fits.
         at, count = jnp.where(fits, end + context - before, L), count + jnp.where(fits, n, 0)
         return (at, count), (begin, jnp.where(fits, end, begin))
 

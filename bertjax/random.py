@@ -42,7 +42,7 @@ def global_rows(rng: Key, batch: Batch) -> GlobalRows:
     """Return the numbers of the rows of `batch` in the global batch, the number of its rows, and a key they share.
 
     For draws that depend on the whole batch. They are the same on every mesh and, unlike those from `rng` itself, under
-    accumulation, where `batch` is a micro-batch, perhaps of one replica, that carries these as `with_global_rows` says.
+    accumulation, where `batch` is a micro-batch with the arrays that `with_global_rows` added.
     """
     if "global_row" in batch:
         return GlobalRows(batch["global_key"][0], batch["global_row"], batch["global_rows"][0])
@@ -52,7 +52,7 @@ def global_rows(rng: Key, batch: Batch) -> GlobalRows:
 
 
 def with_global_rows(rng: Key, batch: Batch) -> Batch:
-    """Add to every row of a batch what `global_rows` returns, so that micro-batches of it still know."""
+    """Add the result of `global_rows` to every row of a batch, for use in its micro-batches."""
     key, number_B, size = global_rows(rng, batch)
     rows = number_B.shape
     whole = {"global_row": number_B, "global_rows": jnp.broadcast_to(size, rows)}

@@ -1,7 +1,7 @@
 """Assign a value to every parameter by its name: ordered (regex, value) lists, first match wins.
 
 Parameter names are an API: `encoder/layers/attention/query/kernel`. A parameter that no rule covers is an error, so
-that a renamed module cannot silently change what is decayed, frozen or sharded.
+that renaming a module cannot silently change which parameters are decayed, frozen or sharded.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Train: one step as a pure function, and the loop that runs it, evaluates, and saves checkpoints.
 
-The loop knows no model and no objective: only `loss`, an optax transform and where arrays lie. It never waits for the
-device inside a step: the metrics of a step are read while the next one runs.
+The loop depends on no model and no objective: only on `loss`, an optax transform and the sharding of arrays. It never
+waits for the device inside a step: the metrics of a step are read while the next one runs.
 """
 
 import signal
@@ -150,7 +150,7 @@ def _accumulated(loss: Loss, parts: int, params: Params, batch: Batch, rng: Key)
 
 
 class _Loop(NamedTuple):
-    """What the phases of a run have in common."""
+    """State that the phases of a run share."""
 
     experiment: Experiment
     mesh: Mesh
@@ -174,14 +174,14 @@ def fit(
 
     evaluate: replaces the loss on the validation split; called before the checkpoint of the same step. make_step,
     source: for runs that differ in their seeds alone, so that they share a compiled step and the opened training rows.
-    Raises InputError for what can be checked before training, FloatingPointError where the loss or the gradient is no
-    longer finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    Raises InputError for mistakes found before training, FloatingPointError where the loss or the gradient is no longer
+    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress, run, workdir = progress or Progress(), experiment.run, Path(workdir)
     with raising_on_all():
         check_platform(run.platform)
         tokenizer, data = check_data(experiment)
-        # One mesh for all phases; made for each, to check that its batches divide.
+        # One mesh for all phases; built for each, to check that its batches divide over devices.
         mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
         start = load_start(experiment, workdir, tokenizer)
     assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
@@ -190,7 +190,7 @@ def fit(
         stop = resources.enter_context(stop_requests())
         resources.enter_context(_locked_by_coordinator(workdir, experiment))
         manager = checkpoint.open_checkpoints(workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every)
-        resources.enter_context(closing(manager))  # waits for what is still being saved
+        resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params)
 
         def save(state: State) -> None:

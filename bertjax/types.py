@@ -1,4 +1,4 @@
-"""Dimension letters, type aliases and the protocol Objective, which the rest of the package is written in.
+"""Dimension letters, type aliases and the protocol Objective, which the whole package uses.
 
 Arrays end in their dimensions, one letter each (`x_BLD`, `logits_BPV`):
 
@@ -72,7 +72,7 @@ With C = 1 they are no logits: each is a number that the objective compares with
 
 @runtime_checkable
 class Objective(Protocol):
-    """Protocol for a model and the loss that it is trained with: all that the trainer knows of models."""
+    """Protocol for a model and the loss that it is trained with: the trainer's only view of a model."""
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise the parameters; only the shapes and dtypes of `batch` matter."""
@@ -98,10 +98,10 @@ class Objective(Protocol):
 
 
 def total(metrics: Metrics) -> Array:
-    """Add up the terms of the loss: the means in group `loss`."""
+    """Sum the terms of the loss: the means in group `loss`."""
     return sum((average(mean) for name, mean in metrics.items() if name.startswith("loss/")), jnp.float32(0))
 
 
 def average(mean: Mean) -> Array:
-    """Divide; a mean of nothing is 0, never NaN."""
+    """Divide the sum by its weight; 0 where the weight is 0, never NaN."""
     return mean.sum / jnp.where(mean.weight == 0, 1, mean.weight)

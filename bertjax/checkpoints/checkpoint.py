@@ -62,7 +62,7 @@ def save(
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
-    """Write what inference needs to a new folder, which can be read as a checkpoint."""
+    """Write a checkpoint without optimiser state to a new folder, for inference."""
     info = _info({"params": params}, experiment, tokenizer)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(folder.absolute(), args=_described({"params": params}, info))

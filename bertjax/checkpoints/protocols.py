@@ -1,4 +1,4 @@
-"""Protocols for what an objective may offer besides `init` and `loss`: for serving its model, and for a warm start."""
+"""Protocols for optional methods of an objective: for inference with its model, and for a warm start."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from bertjax.types import Array, Batch, Params
 
 
 class Trained(Protocol):
-    """Protocol for every trained model: what serves it."""
+    """Protocol for every trained model."""
 
     @property
     def encoder(self) -> Any:

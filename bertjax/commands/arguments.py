@@ -1,4 +1,4 @@
-"""What commands have in common: shared arguments, and results printed as text or JSON."""
+"""Arguments that several commands share, and results printed as text or JSON."""
 
 import argparse
 import json

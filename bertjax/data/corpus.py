@@ -1,8 +1,8 @@
 """Read documents in several text formats, and split them into sentences.
 
-A reader turns a file into `Document`s, and into a `Bad` for every file or record that it cannot read: what becomes of
-those is the caller's choice. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a document of
-over four million characters becomes several, so that a corpus in one long file can have a held-out split too.
+A reader yields the `Document`s of a file, and a `Bad` for every file or record that it cannot read, which the caller
+skips or raises. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a document of over four
+million characters is divided, so that a corpus in one long file can have a held-out split too.
 """
 
 import gzip
@@ -266,7 +266,7 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
                     continue
                 yield number, _checked(text.rstrip("\r\n"), origin, longest)
     except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-        yield number, Bad(f"{path}:{number}", f"cannot be read on: {error}")
+        yield number, Bad(f"{path}:{number}", f"the rest cannot be read: {error}")
 
 
 def _checked(text: str, origin: str, longest: int) -> str | Bad:

@@ -12,7 +12,7 @@ from bertjax.errors import InputError
 
 
 class CutFromCorpus(Protocol):
-    """What these methods read of a class of rows."""
+    """Protocol for rows cut from a corpus: the fields that these methods read."""
 
     @property
     def corpus(self) -> str:

@@ -1,7 +1,7 @@
 """Measure how well a vocabulary covers texts, by script: words mapped to the unknown token, or split into characters.
 
-Under a vocabulary made for other texts, a cased, accented or foreign text still has ids, and a model still predicts
-from them, worthlessly and without an error. So every fine-tuning and every prediction checks the coverage first.
+With a vocabulary trained on other texts, a cased, accented or foreign text still has ids, and a model predicts from
+them without an error, but uselessly. So every fine-tuning and every prediction checks the coverage first.
 """
 
 import unicodedata
@@ -97,7 +97,7 @@ class Coverage:
 def coverage(tokenizer: Tokenizer, texts: Iterable[str], *, most_words: int = 20_000) -> Coverage:
     """Measure the first `most_words` words of texts; no more are encoded, however long or many the texts are.
 
-    20,000 words, enough to find what occurs once in a thousand, take a second or two on one core.
+    20,000 words, enough to detect a defect of one word in a thousand, take a second or two on one core.
     """
     found = Coverage()
     left = most_words
@@ -113,7 +113,7 @@ def coverage(tokenizer: Tokenizer, texts: Iterable[str], *, most_words: int = 20
 
 
 def evenly(things: Sequence[T]) -> Iterator[T]:
-    """Yield all of them in an order of which any prefix is spread evenly over the whole.
+    """Yield all items in an order of which any prefix is spread evenly over the sequence.
 
     So a sample of a data set that is sorted, or concatenated from several, covers it from start to end.
     """

@@ -22,7 +22,7 @@ from bertjax.errors import EmptySplit
 
 @dataclass(frozen=True)
 class NextSentencePairs:
-    """Pair a segment with what follows it (label 0) or with a random document's sentences (label 1), half and half.
+    """Pair a segment with the text after it (label 0) or with sentences of a random document (label 1), half each.
 
     short: fraction of documents whose chunks have a random shorter target length.
     """

@@ -69,9 +69,9 @@ def shard_name(split: str, index: int, count: int) -> str:
     return f"corpus-{split}.array_record-{index:05d}-of-{count:05d}"
 
 
-def index_name(split: str, index: int, count: int, what: str) -> str:
-    """Return the name of an index file; `what` is sentences or documents."""
-    return f"corpus-{split}-{index:05d}-of-{count:05d}.{what}.npy"
+def index_name(split: str, index: int, count: int, unit: str) -> str:
+    """Return the name of an index file; `unit` is sentences or documents."""
+    return f"corpus-{split}-{index:05d}-of-{count:05d}.{unit}.npy"
 
 
 def _size(folder: Path, split: str, count: int) -> int:
@@ -79,7 +79,7 @@ def _size(folder: Path, split: str, count: int) -> int:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json, which is done last: a folder without it is not a corpus."""
+    """Write manifest.json, last of all files: a folder without it is not a corpus."""
     splits = {
         split: {
             "name": split,

@@ -49,7 +49,7 @@ class Segments:
             raise ValueError(f"duplicates={self.duplicates} must be at least 1, seed={self.seed} at least 0")
 
     def open(self, split: str) -> Source:
-        """See Rows.open. What is held out is passed over once."""
+        """See Rows.open. A held-out split is one pass over its documents."""
         return _Segmented(Corpus(self.corpus, split), self, self.duplicates if split == "train" else 1)
 
 

@@ -56,11 +56,11 @@ XLNET = Templates(
 
 
 def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
-    """Choose the templates of a model: `cls_last` where what its `around` names before a text is nothing.
+    """Choose the templates of a model. cls_last: the classification token is the last one (XLNet).
 
-    Vocabularies that spell their specials as fairseq does (`<s>`, `</s>`) come from models trained with two separators.
-    Where the tokenizer's files state what stands around one text and two, that holds; questions and options follow it
-    where they are laid out as pairs are.
+    Vocabularies with the special tokens of fairseq (`<s>`, `</s>`) belong to models trained with two separators. If the
+    tokenizer's files have templates of one text and of two, these are used, also for questions and options of families
+    in which they have the template of a pair.
     """
     family = XLNET if cls_last else ROBERTA if tokenizer.piece(tokenizer.vocabulary.cls) == "<s>" else BERT
     if tokenizer.templates is None:

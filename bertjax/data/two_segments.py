@@ -1,4 +1,4 @@
-"""What rows of one or two segments have in common: truncation, the plan of several passes, the layout of a row."""
+"""Functions for rows of one or two segments: truncation, the plan of several passes, the layout of a row."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar

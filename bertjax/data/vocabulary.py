@@ -22,7 +22,7 @@ Train = Callable[[Iterator[str], int, bool], dict[str, bytes]]
 
 
 class Sample:
-    """Iterate over the lines of a share of the documents, and count what was taken.
+    """Iterate over the lines of a random sample of documents, and count documents and bytes.
 
     Every document is taken with the same probability, decided by a hash of its place: none is held in memory, and the
     same input gives the same sample. Raises InputError for bad documents unless `skip_bad`.
@@ -67,7 +67,7 @@ def train_vocabulary(
     skip_bad: bool,
     out: Path,
 ) -> dict[str, object]:
-    """Train on about `sample_bytes` of text and write the tokenizer into `out`; return what was done.
+    """Train on about `sample_bytes` of text and write the tokenizer into `out`; return the statistics of the sample.
 
     input_bytes: the size of all input, uncompressed, 0 where it is not known: then the sample is the beginning.
     Raises InputError for bad documents unless `skip_bad`, for no text at all, for a sample that could overflow, and
@@ -94,7 +94,7 @@ def train_vocabulary(
 
 
 def _make_folder(out: Path) -> None:
-    """See that the tokenizer can be written, before the work is done."""
+    """Create the folder of the tokenizer. Raises InputError where it cannot be written, before any work is done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

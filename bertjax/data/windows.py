@@ -1,4 +1,4 @@
-"""Windows of a stream of documents, in both directions, as XLNet is trained on.
+"""Windows of a stream of documents, in both directions: the training data of XLNet.
 
 Yang et al. 2019, section 2.4; zihangdai/xlnet data_utils.py create_tfrecords, _split_a_and_b. A window is reused text,
 which becomes the memory of the next window, and two segments A and B; consecutive windows of the stream are
@@ -26,11 +26,11 @@ from bertjax.errors import EmptySplit, InputError
 class Windows:
     """Put length // window consecutive windows into a row: `reuse` tokens, A <sep> B <sep> <cls>.
 
-    The next window begins `reuse` tokens on, the next row after the last window's. `reuse` must be the first part of
-    the objective's permutation: what becomes memory may not come again. B goes on where A ends, or begins at a random
-    place of the shard, half and half. types: 0 up to A's <sep>, 1 up to B's, 2 at <cls>. boundary: the id to
-    put after each document (XLNet's <eod>), a part of its last sentence. both_directions: rows 2k and 2k + 1 are row k
-    of the stream and row k of the stream reversed (tokens, sentences and so windows), with `backward` 1.
+    The next window begins `reuse` tokens later, the next row after the last window's. `reuse` must be the first part of
+    the objective's permutation, so that no token is both in memory and in the window. B continues A, or begins at a
+    random sentence of the shard, half each. types: 0 up to A's <sep>, 1 up to B's, 2 at <cls>. boundary: the id after
+    each document (XLNet's <eod>), a part of its last sentence. both_directions: rows 2k and 2k + 1 are row k of the
+    stream and row k of the reversed stream, with `backward` 1.
     """
 
     corpus: str
@@ -69,7 +69,7 @@ class Windows:
 
     @property
     def group_size(self) -> int:
-        """See Rows.together: a batch is half forward and half backward."""
+        """See Rows.group_size: a batch is half forward and half backward."""
         return 2 if self.both_directions else 1
 
     def open(self, split: str) -> Source:

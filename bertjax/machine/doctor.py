@@ -1,4 +1,4 @@
-"""Check a machine before a run: its software, TPUs, devices, memory and disks, what is wrong and how to fix it.
+"""Check a machine before a run: its software, TPUs, devices, memory and disks, with a fix for each problem.
 
 `collect` gathers facts, `diagnose` is a pure function of them. JAX is asked for its devices in a child process with a
 timeout, since a TPU may answer late or never, and only if no process is using them: a running job keeps its TPU. The
@@ -45,7 +45,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a machine. Sizes are bytes; what the system does not report is empty or 0."""
+    """Facts about a machine. Sizes are bytes; facts that the system does not report are empty or 0."""
 
     python: str
     host: str
@@ -135,13 +135,13 @@ def _devices(facts: Facts) -> Iterable[Finding]:
         yield Finding(
             True,
             f"{len(facts.chips)} TPU chips, but JAX uses the CPU",
-            "pip install '.[tpu]', and fix what is above",
+            "pip install '.[tpu]', and fix the problems above",
         )
     elif facts.accelerator_expected and devices.platform == "cpu" and not facts.chips:
         yield Finding(
             True,
             "a GPU, but JAX uses the CPU",
-            "pip install 'jax[cuda13]', or set JAX_PLATFORMS=cpu if it is meant",
+            "pip install 'jax[cuda13]', or set JAX_PLATFORMS=cpu to use the CPU",
         )
 
 

@@ -1,1 +1,1 @@
-"""Objectives: what a model is trained for. Each is a frozen dataclass with `init` and `loss`."""
+"""Objectives: models with the losses that they are trained with. Each is a frozen dataclass with `init` and `loss`."""

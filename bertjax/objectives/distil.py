@@ -1,4 +1,4 @@
-"""Distillation: train a student to predict what a larger, frozen teacher predicts for the same masked text.
+"""Distillation: train a student to match the predictions of a larger, frozen teacher on the same masked text.
 
     loss = soft_weight · T² · mean over real tokens of KL(teacher ‖ student), both softened by the temperature T
          + mlm_weight · masked LM loss of the student
@@ -26,7 +26,7 @@ from bertjax.rules import STACKED, Rules, match, name_of
 from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
 
 FROZEN_TEACHER: Rules = ((r"^teacher/", 0.0),)
-"""What `Optimizer.rates` begin with, so that only the student is trained."""
+"""The rules that must come first in `Optimizer.rates`, so that only the student is trained."""
 
 OUTSIDE_LAYERS: Rules = ((r"^encoder/layers?/", False), (r".*", True))
 
@@ -39,7 +39,7 @@ class LayeredEncoder(LanguageEncoder, Protocol):
 
 @dataclass(frozen=True)
 class Distillation:
-    """Train `student` to follow `teacher`, whose parameters an experiment's `init` brings.
+    """Train `student` to match `teacher`, whose parameters are loaded by an experiment's `init`.
 
     layers: for each layer of the student the one of the teacher that it is initialised from; empty for none.
     inherited: rules on names of the teacher's parameters outside layers, True for those that the student is initialised
@@ -128,7 +128,7 @@ class Distillation:
         }
 
     def begin_with(self, found: Params) -> Params:
-        """Map the parameters of the model in `init` to the teacher's, and to the student's that it inherits.
+        """Map the parameters of the model in `init` to the teacher's, and to those that the student inherits.
 
         Those of a distillation are returned unchanged. Raises ValueError for a model without a masked-LM head.
         """
@@ -137,7 +137,7 @@ class Distillation:
         if "encoder" not in found or "mlm" not in found.get("head", {}):
             raise ValueError(
                 f"a teacher needs encoder and head/mlm, this model has {', '.join(found)}: give a masked language "
-                "model, or the one of its parts that is"
+                "model, or the part of it that is one"
             )
         teacher = {"encoder": found["encoder"], "head": {"mlm": found["head"]["mlm"]}}
         return {"student": self._inherited(teacher) if self.student.D == self.teacher.D else {}, "teacher": teacher}

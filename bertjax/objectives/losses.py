@@ -49,8 +49,8 @@ def scores(name: str, logits: Array, labels: Array, weights: Array, normaliser: 
     """Return `loss/name` and `accuracy/name` of labels [...] under logits [..., C].
 
     loss = Σ weights·nll / Σ normaliser, accuracy = Σ weights·right / Σ weights. normaliser: an array of any shape, or
-    the weights if None: where weights are no mere choice of what counts, such as 1/t in masked diffusion, the loss is
-    a sum over weighted positions divided by the number of all.
+    the weights if None. For weights other than 0 and 1, such as 1/t in masked diffusion: the loss is then a weighted
+    sum over positions, divided by the number of all.
     """
     loss = weighted_mean(negative_log_likelihood(logits, labels), weights)
     if normaliser is not None:
@@ -65,5 +65,5 @@ def histogram(V: int, targets: Array, weights: Array) -> Mean:
 
 
 def real_tokens(mask: Array) -> Mean:
-    """Return how many tokens of a batch are not padding, of all: the metric `tokens/real`."""
+    """Return the fraction of positions of a batch that are not padding: the metric `tokens/real`."""
     return Mean((mask > 0).sum(dtype=jnp.float32), jnp.float32(mask.size))

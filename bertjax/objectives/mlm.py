@@ -3,8 +3,8 @@
     loss = Σ w·nll / Σ w over the chosen positions  +  mean nll of the pair label, where there is one
 
 Devlin et al. 2018 (google-research/bert run_pretraining.py); Lan et al. 2019 for sentence order. The pair term is
-next-sentence prediction or sentence order by what the source puts in `pair`; its head is the same. Where we deviate:
-no 1e-5 in the denominator; instead the loss of a batch without targets is 0.
+next-sentence prediction or sentence order, depending on the labels that the source writes to `pair`; the head is the
+same. Where we deviate: no 1e-5 in the denominator; instead the loss of a batch without targets is 0.
 """
 
 from dataclasses import dataclass
@@ -82,9 +82,8 @@ class MaskedLM:
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also histograms of the targets of both terms.
 
-        The entropy of the pair labels is below ln 2: more than half of BERT's pairs are random, the more the shorter
-        rows are. Raises ValueError
-        where the batch lacks something that the masking unit or the pair term reads.
+        The entropy of the pair labels is below ln 2: more than half of BERT's pairs are random, and more of them in
+        shorter rows. Raises ValueError where the batch lacks an array that the masking unit or the pair term reads.
         """
         metrics, _ = self.outputs(params, batch, rng, train=train)
         return total(metrics), metrics
@@ -94,8 +93,8 @@ class MaskedLM:
     ) -> tuple[Metrics, Predictions]:
         """Return the metrics of `loss`, and the predictions that they score, under `mlm` and `pair`.
 
-        delta: a perturbation of the embeddings, see `perturbed_embeddings`. Raises ValueError where the batch lacks
-        something that the masking unit or the pair term reads.
+        delta: a perturbation of the embeddings, see `perturbed_embeddings`. Raises ValueError where the batch lacks an
+        array that the masking unit or the pair term reads.
         """
         if self.pair and "pair" not in batch:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")

@@ -1,6 +1,6 @@
 """Permutation language modelling: the objective of XLNet.
 
-    loss = Σ w·nll / Σ w over the targets, each predicted from the tokens before it in a random order
+    loss = Σ w·nll / Σ w over the targets, each predicted from the tokens before it in a random permutation
 
 Yang et al. 2019 (zihangdai/xlnet, modeling.py two_stream_loss, function_builder.py). A row holds consecutive windows of
 one text; each leaves the states of its first part to the next ones as memory, under `stop_gradient`. Where we deviate:
@@ -28,7 +28,7 @@ from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
 
 
 class _Window(NamedTuple):
-    """Inputs of a window of each row; with a leading axis, those of all windows in turn."""
+    """Inputs of a window of each row; with a leading axis, those of all windows in order."""
 
     dropout_key: Key
     batch: Batch
@@ -36,7 +36,7 @@ class _Window(NamedTuple):
     delta: Array | None
 
 
-class _Turns(NamedTuple):
+class _Scan(NamedTuple):
     """The initial memory, and the windows of the rows: the carry and the inputs of a scan."""
 
     memory: Memory | None
@@ -104,13 +104,13 @@ class PermutationLM:
         """
 
         def on_replica(params: Params, batch: Batch, rng: Key) -> tuple[Metrics, tuple[()]]:
-            turns = self._turns(batch, rng, None)
+            scan = self._scan_inputs(batch, rng, None)
             summed = jax.custom_vjp(partial(self._summed, train=train))
             summed.defvjp(
                 partial(self._summed_and_gradient, train=train),
                 lambda gradient, up: (jax.tree.map(lambda x: x * up["loss/plm"].sum, gradient), None),
             )
-            return summed(params, turns) | self._counted(batch, turns, train=train), ()
+            return summed(params, scan) | self._counted(batch, scan, train=train), ()
 
         metrics, _ = sums_per_replica(on_replica)(params, _named(batch), rng)
         return total(metrics), metrics
@@ -128,16 +128,16 @@ class PermutationLM:
             params: Params, rows: tuple[Batch, Array | None], rng: Key
         ) -> tuple[Metrics, tuple[Array, Array]]:
             batch, delta = rows
-            turns = self._turns(batch, rng, delta)
-            turn = partial(self._turn, params, train=train)
-            _, (metrics, logits_CBPV) = jax.lax.scan(turn, turns.memory, turns.inputs)
-            metrics = jax.tree.map(lambda x: x.sum(0), metrics) | self._counted(batch, turns, train=train)
-            return metrics, (logits_CBPV.swapaxes(0, 1), turns.inputs.permuted.weights_BP.swapaxes(0, 1))
+            scan = self._scan_inputs(batch, rng, delta)
+            step = partial(self._window_step, params, train=train)
+            _, (metrics, logits_CBPV) = jax.lax.scan(step, scan.memory, scan.inputs)
+            metrics = jax.tree.map(lambda x: x.sum(0), metrics) | self._counted(batch, scan, train=train)
+            return metrics, (logits_CBPV.swapaxes(0, 1), scan.inputs.permuted.weights_BP.swapaxes(0, 1))
 
         metrics, predicted = sums_per_replica(on_replica)(params, (_named(batch), delta), rng)
         return metrics, {"plm": predicted}
 
-    def _turns(self, batch: Batch, rng: Key, delta: Array | None) -> _Turns:
+    def _scan_inputs(self, batch: Batch, rng: Key, delta: Array | None) -> _Scan:
         """Prepare the inputs of all windows: each array has a leading axis of windows."""
         order_key, dropout_key = jax.random.split(rng)
         windows = self._windows(batch)
@@ -145,12 +145,12 @@ class PermutationLM:
         permuted = permute(order_key, windows, self.permutation)
         if delta is not None:
             delta = delta.reshape(B * C, self.permutation.window, -1)
-        in_turn = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted, delta))
+        stacked = jax.tree.map(lambda x: x.reshape(B, C, *x.shape[1:]).swapaxes(0, 1), (windows, permuted, delta))
         keys_C = jax.vmap(partial(jax.random.fold_in, dropout_key))(jnp.arange(C))
         memory = self.encoder.empty_memory(B, self.memory) if self.memory else None
-        return _Turns(memory, _Window(keys_C, *in_turn))
+        return _Scan(memory, _Window(keys_C, *stacked))
 
-    def _turn(
+    def _window_step(
         self, params: Params, memory: Memory | None, window: _Window, *, train: bool
     ) -> tuple[Memory | None, tuple[Metrics, Array]]:
         """Run one window of each row: (memory, (metrics, logits))."""
@@ -165,35 +165,35 @@ class PermutationLM:
         metrics = scores("plm", logits_BPV, permuted.targets_BP, permuted.weights_BP)
         return jax.lax.stop_gradient(streams.memory), (metrics, logits_BPV)
 
-    def _summed(self, params: Params, turns: _Turns, *, train: bool) -> Metrics:
+    def _summed(self, params: Params, scan: _Scan, *, train: bool) -> Metrics:
         """Sum the metrics of all windows."""
 
-        def turn(memory: Memory | None, window: _Window) -> tuple[Memory | None, Metrics]:
-            memory, (metrics, _) = self._turn(params, memory, window, train=train)
+        def step(memory: Memory | None, window: _Window) -> tuple[Memory | None, Metrics]:
+            memory, (metrics, _) = self._window_step(params, memory, window, train=train)
             return memory, metrics
 
-        return jax.tree.map(lambda x: x.sum(0), jax.lax.scan(turn, turns.memory, turns.inputs)[1])
+        return jax.tree.map(lambda x: x.sum(0), jax.lax.scan(step, scan.memory, scan.inputs)[1])
 
-    def _summed_and_gradient(self, params: Params, turns: _Turns, *, train: bool) -> tuple[Metrics, Params]:
+    def _summed_and_gradient(self, params: Params, scan: _Scan, *, train: bool) -> tuple[Metrics, Params]:
         """Sum the metrics of all windows, and the gradients of their sums `loss/plm`."""
 
         def scored(params: Params, memory: Memory | None, window: _Window) -> tuple[Array, tuple[Any, Metrics]]:
-            memory, (metrics, _) = self._turn(params, memory, window, train=train)
+            memory, (metrics, _) = self._window_step(params, memory, window, train=train)
             return metrics["loss/plm"].sum, (memory, metrics)
 
-        def turn(carry: tuple[Params, Any], window: _Window) -> tuple[tuple[Params, Any], Metrics]:
+        def step(carry: tuple[Params, Any], window: _Window) -> tuple[tuple[Params, Any], Metrics]:
             gradient, (memory, metrics) = jax.grad(scored, has_aux=True)(params, carry[1], window)
             return (jax.tree.map(jnp.add, carry[0], gradient), memory), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        (gradient, _), metrics = jax.lax.scan(turn, (zeros, turns.memory), turns.inputs)
+        (gradient, _), metrics = jax.lax.scan(step, (zeros, scan.memory), scan.inputs)
         return jax.tree.map(lambda x: x.sum(0), metrics), gradient
 
-    def _counted(self, batch: Batch, turns: _Turns, *, train: bool) -> Metrics:
+    def _counted(self, batch: Batch, scan: _Scan, *, train: bool) -> Metrics:
         """Return the metrics that depend on data alone."""
         metrics: Metrics = {"tokens/real": real_tokens(batch["mask"])}
         if not train:
-            permuted = turns.inputs.permuted
+            permuted = scan.inputs.permuted
             metrics["targets/plm"] = histogram(self.encoder.V, permuted.targets_BP, permuted.weights_BP)
         return metrics
 

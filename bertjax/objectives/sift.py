@@ -11,11 +11,12 @@ difference.
 Of two encoders the one that is kept for other tasks is perturbed, and its predictions are compared: the discriminator,
 with the same replaced tokens in all passes, or the student. The original adds SiFT to fine-tuning, where there is one.
 
-Where we deviate: all passes drop the same elements, mask and replace the same tokens, where the original draws dropout
-anew in each, so that what is measured is δ alone. Embeddings go into their norm at their own scale, not standardised
-(`perturbed_embeddings`): a norm undoes that difference, and models without one (XLNet, NeoBERT) stay what they are. The
-divergence is reported as such, where the original leaves out the entropies, which have no gradient there; of numbers
-the original compares the squared difference only uphill, then a softmax over one class, which is always 0.
+Where we deviate: all passes use the same dropout masks and mask and replace the same tokens, where the original
+resamples dropout in each, so that the divergence measures δ alone. Embeddings go into their norm at their own scale,
+not standardised (`perturbed_embeddings`): a norm undoes that difference, and models without one (XLNet, NeoBERT) are
+unchanged. The divergence is reported in full, where the original leaves out the entropies, which have no gradient
+there. For regression the original uses the squared difference only in the ascent, and in the loss a softmax over one
+class, which is always 0.
 """
 
 from collections.abc import Callable
@@ -64,8 +65,8 @@ class SiFT:
     def __post_init__(self) -> None:
         if not isinstance(self.objective, Predicts):
             raise ValueError(
-                f"a {type(self.objective).__name__} offers no `outputs` and `encode` to compare: SiFT wraps objectives "
-                "that do, as all of bertjax's own"
+                f"{type(self.objective).__name__} has no methods `outputs` and `encode`, which SiFT needs: use an "
+                "objective of bertjax, or add them"
             )
         if self.weight < 0:
             raise ValueError(f"weight={self.weight} is negative: training would increase the divergence")
@@ -74,7 +75,7 @@ class SiFT:
 
     @property
     def frozen(self) -> Rules:
-        """The rules of the objective on what is never trained: see Experiment."""
+        """The rules for parameters that the objective never trains: see Experiment."""
         frozen: Rules = getattr(self.objective, "frozen", ())
         return frozen
 

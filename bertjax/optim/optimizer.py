@@ -31,9 +31,9 @@ class Optimizer:
     """An optimiser, by default AdamW; see `bert_adam`, `stable_adamw` and `lamb` for the other published ones.
 
     clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
-    rates: rules with factors of the learning rate; 0 freezes: then neither gradient nor moments exist. A tuple has a
-    factor for each slice of stacked layers (finetuning/layerwise.py); a slice with factor 0 is not updated, and its
-    gradient does not count in the clipping. adapted: rules, True where LAMB's trust ratio applies.
+    rates: rules with factors of the learning rate; a parameter with factor 0 is frozen, without gradient and moments. A
+    tuple has a factor for each slice of stacked layers (finetuning/layerwise.py); a slice with factor 0 is not updated,
+    and its gradient does not count in the global norm. adapted: rules, True where LAMB's trust ratio applies.
     """
 
     learning_rate: LearningRate

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from bertjax.types import Array
 
 Shape = Callable[[Array, Array], Array]
-"""The shape of a decay: from the shares of it that are done and left, the share of `peak` - `end` that is left.
+"""The shape of a decay: (done, left) -> the fraction of `peak` - `end` that remains.
 
-Both shares are given, though they sum to 1, so that neither is rounded twice.
+done, left: fractions of the decay's steps. They sum to 1; both are given so that neither is rounded twice.
 """
 
 
 def linear(done: Array, left: Array) -> Array:
-    """Decay in a straight line."""
+    """Decay linearly."""
     return left
 
 
@@ -77,9 +77,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BertLinear:
-    """Warm up, then follow the line that falls from `peak` at step 0 to 0 at `total`.
+    """Warm up, then decay along the line from `peak` at step 0 to 0 at `total`.
 
-    As BERT computes it (optimization.py): warm-up replaces the line, so the rate jumps down a little where it ends.
+    As in BERT (optimization.py): warm-up replaces the line, so the rate drops a little where warm-up ends.
     """
 
     peak: float
@@ -95,7 +95,7 @@ class BertLinear:
 
 @dataclass(frozen=True)
 class ElectraLinear:
-    """Multiply warm-up by the line that falls from `peak` at step 0 to 0 at `total`.
+    """Multiply warm-up by the linear decay from `peak` at step 0 to 0 at `total`.
 
     google-research/electra model/optimization.py.
     """
@@ -153,4 +153,4 @@ class Restarting:
 
 
 LearningRate = Schedule | BertLinear | ElectraLinear | Restarting
-"""What an optimiser takes: a function of the step that knows its `total`."""
+"""A learning-rate schedule: a function of the step, with its number of steps as `total`."""

@@ -12,12 +12,12 @@ from bertjax.errors import InputError
 
 
 def check_platform(wanted: str) -> None:
-    """Raise InputError where the experiment asks for another platform than JAX runs on: a month on a CPU is lost."""
+    """Raise InputError where JAX runs on another platform than the experiment requires."""
     found = jax.default_backend()
     if wanted not in ("", found):
         raise InputError(
-            f"run.platform={wanted}, but JAX runs on {found}: see that the accelerator is free and that JAX is "
-            "installed for it (pip install 'bertjax[tpu]'), or set run.platform to what you want"
+            f"run.platform={wanted}, but JAX runs on {found}: check that the accelerator is free and that JAX is "
+            f"installed for it (pip install 'bertjax[tpu]'), or set run.platform={found}"
         )
 
 
@@ -30,7 +30,7 @@ def check_data(experiment: Experiment) -> tuple[Tokenizer, list[str]]:
     rows = [phase.rows for phase in experiment.phases]
     if len({"labels" in each.features for each in rows}) > 1:
         places = ", ".join(each.corpus for each in rows)
-        raise InputError(f"labelled and unlabelled rows ({places}) do not mix in one run: train on them one by one")
+        raise InputError(f"one run has labelled and unlabelled rows ({places}): train on them in separate runs")
     tokenizer = rows[0].load_tokenizer()
     for each in rows[1:]:
         if fingerprint(each.load_tokenizer()) != fingerprint(tokenizer):

@@ -60,7 +60,7 @@ def join(timeout: int = 55) -> None:
 
 
 _NOT_IN_THIS_JAX = (ImportError, AttributeError, TypeError)
-"""What a private function of JAX raises that is no longer there, or takes other arguments."""
+"""Exceptions raised where a private function of JAX has been removed, or has changed."""
 
 
 def _join_without_roll_call(timeout: int, reason: Exception) -> None:
@@ -72,9 +72,8 @@ def _join_without_roll_call(timeout: int, reason: Exception) -> None:
     except RuntimeError as error:
         raise PassingError(f"cannot join the processes of this run: {error}") from error
     warnings.warn(
-        f"JAX {jax.__version__} does not tell bertjax the processes of a run ({reason}): had one been missing, its "
-        "number would not have been named; to have it named, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, "
-        "JAX_PROCESS_ID",
+        f"bertjax cannot read the processes of a run from JAX {jax.__version__} ({reason}), so it cannot name missing "
+        "ones: to have them named, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
         stacklevel=3,
     )
 
@@ -191,7 +190,7 @@ def allgather_text(text: str) -> dict[str, str]:
 
 
 def assert_equal_on_all(facts: Mapping[str, object]) -> None:
-    """Raise InputError, on all processes, where facts differ between them; it names what differs, and where."""
+    """Raise InputError, on all processes, where facts differ between them; it names the facts and the processes."""
     if jax.process_count() == 1:
         return
     found = allgather_text(json.dumps(facts))
@@ -200,7 +199,7 @@ def assert_equal_on_all(facts: Mapping[str, object]) -> None:
 
 
 def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
-    """Return a message: which facts differ from those of most processes, on which ones, and how; "" where none does."""
+    """Describe the facts that differ from those of most processes, with the processes and values; "" if none do."""
     problems = []
     for name in next(iter(found.values())):
         texts = {process: json.dumps(facts[name], sort_keys=True) for process, facts in found.items()}
@@ -215,7 +214,7 @@ def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def versions() -> dict[str, object]:
-    """Return what hosts must share to compute the same: digests of bertjax's source files, versions of packages."""
+    """Return digests of bertjax's source files and versions of packages, which must be equal on all hosts."""
     root = Path(__file__).parents[1]
     code = {f"{path.relative_to(root)}": _digest(path.read_bytes()) for path in sorted(root.rglob("*.py"))}
     # A package that was removed in part is found without a name.

@@ -1,4 +1,4 @@
-"""The state of a run: its shapes and shardings, and its first value, new, warm-started or restored."""
+"""The state of a run: its shapes and shardings, and its initial value, random, warm-started or restored."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,13 +50,14 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
 
 
 def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
-    """Load the parameters that a warm start takes over, by name: none without `init`, or where the run is resumed."""
+    """Load the parameters of a warm start, by name: none without `init`, or where the run is resumed."""
     if checkpoint.has_checkpoint(workdir):
         return Start({}, "")
     if not experiment.init:
         frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
         if frozen:
-            raise InputError(f"what is frozen ({', '.join(frozen)}) would stay random: begin with a model, init=FOLDER")
+            names = ", ".join(frozen)
+            raise InputError(f"frozen parameters ({names}) would stay random: start from a trained model, init=FOLDER")
         return Start({}, "")
     phase = experiment.phases[0]
     like = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))

@@ -1,4 +1,4 @@
-"""Check that a batch of pre-training has tokens to predict, and about as many as its recipe wants."""
+"""Check that a batch of pre-training has prediction targets, and about as many as its recipe asks for."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from bertjax.errors import InputError
 from bertjax.types import Mean
 
 FEWEST = 0.5
-"""Of the targets that a recipe wants; with fewer, a model learns something else than the recipe says."""
+"""The least fraction of the targets that a recipe asks for, below which a run trains on another task than it."""
 
 _LOSSES = ("loss/mlm", "loss/plm")
 _REASON = (

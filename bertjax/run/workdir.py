@@ -54,7 +54,7 @@ def lock_text(folder: Path) -> str:
 def record_experiment(folder: Path, experiment: Experiment) -> None:
     """Write experiment.json. Raises InputError where the directory belongs to another experiment.
 
-    Logging and the paths of corpora may differ. That their contents do not is checked when a checkpoint is restored.
+    Logging and the paths of corpora may differ; their contents are compared when a checkpoint is restored.
     """
     path = folder / "experiment.json"
     if path.exists():

@@ -1,4 +1,4 @@
-"""Write the metrics of a run: a JSON-lines log always, a line on the terminal, TensorBoard and W&B where asked for.
+"""Write the metrics of a run: always a JSON-lines log and progress on the terminal, on request TensorBoard and W&B.
 
 `log.jsonl` holds only numbers that are reproducible, so that the log of a resumed run equals that of an uninterrupted
 one, byte for byte. Numbers that depend on the machine and the time go to `timing.jsonl`.

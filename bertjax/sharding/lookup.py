@@ -1,9 +1,9 @@
-"""Look embeddings up in a table that is split over devices.
+"""Look up embeddings in a table that is sharded over devices.
 
 The table is gathered over `fsdp`. In the backward pass every device sums the gradient of its own rows of the batch, in
-float32, and sends each other device, in the dtype of computation, that one's part of the table, which it sums in
-float32. XLA by itself splits the first sum over the width, and moves all states for it; a `psum_scatter` it compiles,
-where devices form a grid, into an all-reduce of the whole table.
+float32; each part of the table is then sent to its device in the compute dtype (`all_to_all`), and summed there in
+float32. By itself XLA splits the first sum over the width, which moves all hidden states; it compiles `psum_scatter`,
+where devices form a grid, to an all-reduce of the whole table.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from bertjax.types import Array
 
 
 def sharded_embedding_lookup(table: Array, ids: Array, name: str, dtype: str) -> Array:
-    """Return the rows `ids` [B, ...] of the table [V, E] of this name, cast to `dtype`: [B, ..., E]."""
+    """Return the embeddings of `ids` [B, ...] in the table [V, E] of this name, cast to `dtype`: [B, ..., E]."""
     mesh = splitting_mesh()
     if mesh is None:
         return table.at[ids].get(mode="promise_in_bounds").astype(dtype)
@@ -30,7 +30,7 @@ def sharded_embedding_lookup(table: Array, ids: Array, name: str, dtype: str) ->
 
 @dataclass(frozen=True)
 class _SplitTable:
-    """How one table lies on a mesh: the static argument of its lookup.
+    """The sharding of one table on a mesh: the static argument of its lookup.
 
     `stored` has the axis of the mesh that splits each axis of the table; `part` is the shape of a device's part once it
     is gathered over `fsdp`. `reduced` are the axes over which the gradient of a part is summed.

@@ -43,7 +43,7 @@ class MeshShape:
 
     def __post_init__(self) -> None:
         if min(self.slices, self.fsdp, self.tensor) < 1 or self.data < 0:
-            raise ValueError(f"a mesh of {self}: every axis needs 1 device or more (data=0: all that are left)")
+            raise ValueError(f"a mesh of {self}: every axis needs 1 device or more (data=0: all remaining devices)")
 
     @classmethod
     def parse(cls, text: str) -> "MeshShape":

@@ -191,7 +191,7 @@ def test_without_weight_the_gradient_is_that_of_the_objective(params):
 
 
 def test_an_objective_that_offers_nothing_to_compare_is_refused():
-    with pytest.raises(ValueError, match="a Discriminator offers no `outputs`"):
+    with pytest.raises(ValueError, match="Discriminator has no methods `outputs`"):
         SiFT(OBJECTIVES["electra"].discriminator_alone)
 
 

@@ -193,7 +193,7 @@ def test_without_the_private_function_jax_joins_by_itself_and_says_what_is_lost(
     given = []
     monkeypatch.setitem(sys.modules, PRIVATE, module)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.append(options))
-    with pytest.warns(UserWarning, match="its number would not have been named; .* set JAX_COORDINATOR_ADDRESS"):
+    with pytest.warns(UserWarning, match="cannot name missing ones: .* set JAX_COORDINATOR_ADDRESS"):
         processes.join(timeout=7)
     assert given == [{"initialization_timeout": 7}]
 
