@@ -96,7 +96,7 @@ def test_functions_and_parts_are_described_by_name():
 @pytest.mark.parametrize(
     "name", ["os.system", "subprocess.run", "bertjax.nothing.here", "bertjax.models.layers.nothing", ""]
 )
-def test_descriptions_lead_nowhere_but_into_the_package(name):
+def test_descriptions_import_only_from_the_package(name):
     with pytest.raises(InputError, match=r"cannot rebuild|has no"):
         from_json({"function": name})
 
@@ -111,7 +111,7 @@ def test_descriptions_lead_nowhere_but_into_the_package(name):
         {"type": "bertjax.models.layers.nn.Dense"},
     ],
 )
-def test_descriptions_build_nothing_but_what_experiments_are_made_of(described):
+def test_descriptions_rebuild_only_dataclasses_and_functions_of_bertjax(described):
     with pytest.raises(InputError, match=r"no dataclass or function that a description may name|has no"):
         from_json(described)
 
@@ -160,7 +160,7 @@ def test_a_batch_that_parts_the_directions_of_a_text_is_refused(batch_size, accu
     Phase(1, multiple, Windows("corpus"), accumulate)
 
 
-def test_what_cannot_be_described_is_refused():
+def test_values_that_cannot_be_described_are_refused():
     with pytest.raises(InputError, match="cannot be described"):
         to_json({"a": object()})
 

@@ -106,7 +106,7 @@ def test_same_rng_same_loss_other_rng_other_draws(case):
         assert (one != other).any() == case.row.redrawn
 
 
-def test_without_train_nothing_is_dropped(case):
+def test_without_train_there_is_no_dropout(case):
     plain = case.evaluate(case.params, case.batch, KEY)[0]
     assert plain == case.evaluate(case.params, case.batch, KEY)[0]
     assert plain != case.train(case.params, case.batch, KEY)[0][0]
@@ -148,7 +148,7 @@ def test_a_packed_row_equals_its_documents_alone(encoder):
         begin += n
 
 
-def test_nothing_is_seen_across_documents_or_from_padding(encoder):
+def test_attention_does_not_cross_documents_or_see_padding(encoder):
     """By gradient: of every position's output with respect to every position's word vector."""
     tokens = jnp.arange(10, 22)[None]
     mask = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0, 0, 0]])
@@ -212,7 +212,7 @@ def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everythin
     assert_close(one, eight, rtol=2e-5, atol=5e-7)
 
 
-def test_what_is_split_over_devices_in_a_row_that_is_not_tried_is_in_one_that_is(monkeypatch):
+def test_every_sharded_parameter_is_in_a_row_of_the_contract_that_runs_on_devices(monkeypatch):
     """A parameter is split by its name and shape, so a row may be left out whose parameters another row has."""
     monkeypatch.setattr(placement, "SMALLEST", 1)
     mesh = MeshShape(fsdp=2, tensor=2).mesh(B)

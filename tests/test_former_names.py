@@ -50,7 +50,7 @@ def stopped(tmp_path, tokenizer, monkeypatch):
     return tmp_path / "stopped"
 
 
-def test_a_run_of_a_former_version_loads_and_goes_on(stopped):
+def test_a_run_of_an_earlier_version_loads_and_resumes(stopped):
     model = load(stopped)
     rows = FullSentences("corpus", 16)
     optimizer = Optimizer(Schedule(1e-2, warmup=2, total=12, decay=4))

@@ -106,7 +106,7 @@ def test_ranks_compare_as_the_published_mask_of_both_streams(spec):
     assert seen == {(False, False), (True, False), (False, True)}
 
 
-def test_parts_see_what_is_before_them_and_plain_tokens_are_visible_in_their_own(spec):
+def test_parts_attend_to_earlier_parts_and_plain_tokens_are_visible_within_their_own(spec):
     batch = windows(spec)
     permuted = draw(KEY, batch, spec)
     ranks_BL = np.asarray(permuted.ranks_BL)
@@ -375,7 +375,7 @@ def test_a_seed_fixes_the_targets_of_an_example_but_not_their_order():
     assert (targets(renamed) != targets(once)).any(1).all()
 
 
-def test_rows_draw_for_themselves():
+def test_rows_have_independent_draws():
     batch = windows(SMALL, 1)
     same = {name: jnp.repeat(array, 20, 0) for name, array in batch.items() if name not in ("example", "backward")}
     permuted = draw(KEY, same, SMALL)

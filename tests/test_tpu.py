@@ -286,7 +286,7 @@ def test_a_dead_worker_has_its_slice_replaced(cloud, monkeypatch):
     assert "not all workers answered, 2 times" in out and "done at step 30, 1 restart(s)" in out
 
 
-def test_what_gcloud_refuses_for_good_is_not_asked_again(cloud):
+def test_permanent_errors_of_gcloud_are_not_retried(cloud):
     cloud.plan(create=["PERMISSION_DENIED: tpu.nodes.create"])
     assert "PERMISSION_DENIED" in cloud.watch(code=2) and len(cloud.calls("resources create")) == 1
 
@@ -385,7 +385,7 @@ def look(state, step, code=None, hosts=1):
     return [one if code is None else one | {"code": code}]
 
 
-def test_only_progress_buys_more_restarts(monkeypatch):
+def test_restarts_are_granted_only_for_progress(monkeypatch):
     crashes = [look("ended", step, code=1) for step in (10, 20, 30)]
     script = Script(monkeypatch, [ABSENT, *crashes, look("ended", 40, code=0)])
     assert script.watch() == 0 and script.done == ["install", "run", *["stop", "install", "run"] * 3]
@@ -398,7 +398,7 @@ def test_a_mistake_is_not_tried_again(monkeypatch, capsys):
     assert script.watch() == 2 and script.done == ["install", "run"] and "a mistake to fix" in capsys.readouterr().out
 
 
-def test_a_mistake_is_one_where_nothing_else_went_wrong(monkeypatch):
+def test_exit_code_2_is_a_mistake_only_if_no_host_failed_otherwise(monkeypatch):
     judge = Script(monkeypatch, []).module.judge
 
     def verdict(*codes):
@@ -477,7 +477,7 @@ def test_a_variable_without_a_value_is_refused(cloud):
     assert not (cloud.folder / "calls").exists()
 
 
-def test_a_run_that_hangs_is_begun_again(monkeypatch):
+def test_a_hanging_run_is_restarted(monkeypatch):
     looks = [ABSENT, *[look("running", 7)] * 4, look("running", 8), look("ended", 9, code=0)]
     script = Script(monkeypatch, looks)
     assert script.watch(stall=150) == 0 and script.done == ["install", "run", "stop", "install", "run"]

@@ -131,7 +131,7 @@ def test_a_run_killed_after_every_step_ends_bit_equal_to_an_undisturbed_one(
     assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
-def test_a_seed_is_no_part_of_the_program_of_a_step_yet_decides_what_is_dropped(experiment):
+def test_seeds_share_a_compiled_step_and_draw_different_dropout(experiment):
     """So that the programs of one seed serve all, also from the cache of compiled programs."""
     masking = dataclasses.replace(experiment.objective.masking, seed=0)  # masks that stay: what is left is dropout
     objective = dataclasses.replace(experiment.objective, encoder=small_bert(V=V, N=1), masking=masking)
@@ -168,7 +168,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, undi
     assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
 
 
-def test_a_finished_run_is_left_as_it_is(experiment, undisturbed):
+def test_a_finished_run_is_unchanged_when_run_again(experiment, undisturbed):
     folder, state = undisturbed
     before = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
     assert same(fit(experiment, folder, make_step=made_once), state)
@@ -190,7 +190,7 @@ def test_old_checkpoints_go_and_the_asked_ones_stay(experiment, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "5"]
 
 
-def test_the_log_says_what_was_computed(undisturbed):
+def test_the_log_has_the_metrics_of_every_step(undisturbed):
     folder, _ = undisturbed
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     training = [line for line in lines if "loss" in line]
@@ -347,7 +347,7 @@ def test_labelled_rows_and_rows_of_a_corpus_do_not_mix(experiment, tmp_path):
     refused(dataclasses.replace(experiment, phases=phases), tmp_path, "one run has labelled and unlabelled rows")
 
 
-def test_going_on_with_another_corpus_is_refused(experiment, tokenizer, tmp_path, monkeypatch):
+def test_resuming_with_another_corpus_is_refused(experiment, tokenizer, tmp_path, monkeypatch):
     folders = [tmp_path / "one", tmp_path / "two"]
     for number, folder in enumerate(folders):
         build(make_documents(60, seed=number), tokenizer, folder, BuildSettings(split_sentences, holdout=0.1))

@@ -37,7 +37,7 @@ def read_all(folder):
     ]
 
 
-def test_what_is_restored_is_what_was_saved(saved, tokenizer):
+def test_restored_arrays_equal_saved_arrays(saved, tokenizer):
     newest = checkpoint.latest_step(saved)
     assert newest.name == "10"
     assert checkpoint.latest_step(saved / "checkpoints") == checkpoint.latest_step(newest) == newest
@@ -94,7 +94,7 @@ def test_the_checksum_changes_with_any_element_and_with_their_order():
         assert found["encoder/kernel"] != plain["encoder/kernel"] and found["bias"] == plain["bias"]
 
 
-def test_the_checksum_is_the_same_however_an_array_is_sharded():
+def test_the_checksum_does_not_depend_on_the_sharding():
     mesh = DATA_PARALLEL.mesh(8)
     params, _ = make_state()
     plain = checkpoint.checksums(params)

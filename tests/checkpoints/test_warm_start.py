@@ -45,7 +45,7 @@ def pretrained(tokenizer, tmp_path):
     return folder
 
 
-def test_parameters_to_begin_with_come_from_a_folder(pretrained, tokenizer):
+def test_init_loads_parameters_from_a_folder(pretrained, tokenizer):
     v = tokenizer.vocabulary
     masking = Masking(v.mask, (0, v.size), (v.cls, v.sep))
     encoder = Encoder(V=v.size, D=8, N=2, H=2, F=12, positions=64)
@@ -70,7 +70,7 @@ def test_parameters_to_begin_with_come_from_a_folder(pretrained, tokenizer):
         start(MaskedLM(encoder.clone(V=v.size + 3), masking))
 
 
-def test_what_was_ignored_in_a_folder_to_begin_with_is_noted(pretrained, tokenizer):
+def test_tensors_ignored_in_a_warm_start_are_reported(pretrained, tokenizer):
     v = tokenizer.vocabulary
     tensors = load_file(pretrained / "model.safetensors")
     config = json.loads((pretrained / "config.json").read_text())
@@ -104,7 +104,7 @@ def test_a_head_with_a_table_of_its_own_is_taken_whole_or_not_at_all(pretrained,
     assert {name.split("/")[0] for name in start(MaskedLM(encoder, masking)).params} == {"encoder"}
 
 
-def test_pre_training_continues_from_a_folder_without_heads_and_tokenizer_with_a_note(
+def test_pre_training_warm_starts_from_a_folder_without_heads_and_tokenizer_with_a_note(
     pretrained, tokenizer, corpus, tmp_path, capsys
 ):
     v = tokenizer.vocabulary

@@ -183,7 +183,7 @@ def test_missing_and_empty_input_is_named(tmp_path, tokenizer_folder, capsys):
           *build_command(tmp_path / "blank", out, "--skip-bad", tokenizer=tokenizer_folder))  # fmt: skip
 
 
-def test_a_build_that_was_begun_with_another_reader_is_refused(tmp_path, tokenizer_folder, capsys):
+def test_resuming_a_build_with_another_reader_is_refused(tmp_path, tokenizer_folder, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good day"}\nbroken')
     command = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="jsonl", tokenizer=tokenizer_folder)
     fails(capsys, r"in.jsonl:2: not JSON", *command)
@@ -280,7 +280,7 @@ def wait_for(condition, process, seconds=120):
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path):
+def test_killed_and_interrupted_processes_resume_to_the_same_result(built, tmp_path):
     """SIGKILL in mid-run, then Ctrl-C, then to the end: log and parameters as those of a run left in peace."""
     command = ["pretrain", TINY[0], "steps=60", *TINY[2:], f"data={built[1]}", "objective.encoder.D=32",
                "objective.encoder.F=64", "run.checkpoint_every=7", "run.log_every=1", "run.evaluate_every=25",
@@ -308,7 +308,7 @@ def test_killed_and_interrupted_processes_go_on_to_the_same_end(built, tmp_path)
     assert checksums[0] == checksums[1]
 
 
-def test_a_build_that_is_stopped_goes_on(wiki, built, tmp_path):
+def test_a_stopped_build_resumes(wiki, built, tmp_path):
     command = ["data", "build", wiki, "--format", "wikiextractor", "--tokenizer", built[0], "--holdout", 0.2,
                "--shard-tokens", 500, "--workers", 1, "--out"]  # fmt: skip
     assert bertjax(*command, tmp_path / "straight").wait(timeout=120) == 0
@@ -325,7 +325,7 @@ def test_a_build_that_is_stopped_goes_on(wiki, built, tmp_path):
     assert not list(Path(tmp_path / "stopped").glob("*.partial"))
 
 
-def test_processes_that_do_not_meet_end_with_a_code_of_their_own(capsys, monkeypatch, tmp_path):
+def test_processes_that_do_not_connect_exit_with_code_75(capsys, monkeypatch, tmp_path):
     """Nothing listens at the address: process 0 is not there yet."""
     given = {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}
     for name, text in given.items():

@@ -35,7 +35,7 @@ def mixed_documents():
 
 
 @pytest.mark.parametrize("cut", [split_sentences, one_sentence])
-def test_a_corpus_is_what_one_plain_loop_over_the_documents_gives(tmp_path, tokenizer, cut):
+def test_a_corpus_equals_the_result_of_a_simple_loop_over_documents(tmp_path, tokenizer, cut):
     documents = mixed_documents()
     tokens, flags, sentences, counts, words, unknown, dropped = [], [], [], [], 0, 0, 0
     for document in documents:
@@ -92,7 +92,7 @@ def counting(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 30, 59])
-def test_a_build_that_was_killed_goes_on_after_its_last_finished_shard(tmp_path, monkeypatch, count):
+def test_a_killed_build_resumes_after_its_last_finished_shard(tmp_path, monkeypatch, count):
     documents = mixed_documents()
     tokenizer, given = counting(monkeypatch)
     build(documents, tokenizer, tmp_path / "whole", SETTINGS)
@@ -107,7 +107,7 @@ def test_a_build_that_was_killed_goes_on_after_its_last_finished_shard(tmp_path,
 
 
 @pytest.mark.parametrize(("name", "calls"), [("shutil.move", 4), ("write_manifest", 0)])
-def test_a_build_that_was_killed_at_its_end_tokenises_nothing_again(tmp_path, monkeypatch, name, calls):
+def test_a_build_killed_at_its_end_resumes_without_tokenising_again(tmp_path, monkeypatch, name, calls):
     documents = mixed_documents()
     tokenizer, given = counting(monkeypatch)
     build(documents, tokenizer, tmp_path / "whole", SETTINGS)
@@ -198,7 +198,7 @@ def test_bad_input_is_left_out_and_counted_where_asked(tmp_path, tokenizer):
     assert manifest.dropped == {"not UTF-8 (byte 0xff)": 1, "a NUL byte": 2, "a document without tokens": 1}
 
 
-def test_a_build_stopped_by_bad_input_goes_on_where_it_is_run_again_with_skip_bad(tmp_path, tokenizer):
+def test_a_build_stopped_by_bad_input_resumes_with_skip_bad(tmp_path, tokenizer):
     with pytest.raises(InputError, match="--skip-bad"):
         build(bad_documents(), tokenizer, tmp_path / "corpus", plain_settings())
     build(bad_documents(), tokenizer, tmp_path / "corpus", plain_settings(skip_bad=True))

@@ -28,7 +28,7 @@ def test_ordinary_text_gives_no_warning(english):
     assert found.warnings() == {} and found.words > 12
 
 
-def test_a_script_that_falls_into_letters_is_named_with_its_words(english):
+def test_a_script_split_into_letters_gives_a_warning_with_its_words(english):
     found = coverage(english, ["Магия реальна!"])
     assert len(english.encode("Магия реальна!").ids) == 13  # 12 letters and the mark
     assert list(found.warnings()) == ["CYRILLIC"]
@@ -104,7 +104,7 @@ def test_digits_and_their_like_are_not_judged(by_letters):
     assert coverage(by_letters, ["the film x86_64 b2b ты2"]).scripts["LATIN"].letters == 7
 
 
-def test_a_rare_script_is_named_where_two_of_its_words_fall_apart(english):
+def test_a_rare_script_gives_a_warning_if_two_of_its_words_are_split(english):
     lines = ["the film is a fine one and so we like it very much"] * 30
     found = coverage(english, [*lines, "Магия реальна!"]).warnings()
     assert list(found) == ["CYRILLIC"] and "Магия, реальна (2 of 392 words)" in found["CYRILLIC"]
@@ -112,7 +112,7 @@ def test_a_rare_script_is_named_where_two_of_its_words_fall_apart(english):
     assert list(coverage(english, ["Магия", *lines[:3]]).warnings()) == ["CYRILLIC"]  # of 40 words
 
 
-def test_a_known_script_stays_silent_with_some_broken_words():
+def test_a_few_split_words_in_a_known_script_give_no_warning():
     letters = sorted(set(LETTERS))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "магия", "она", *letters, *(f"##{x}" for x in letters)]
     known = tokenizer_from_files({"vocab.txt": "\n".join(pieces).encode()}, origin="known")
@@ -134,7 +134,7 @@ def test_a_long_run_is_named_by_its_beginning(english):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 100, 1000, 987])
-def test_any_beginning_of_an_even_order_is_spread_over_the_whole(size):
+def test_any_prefix_of_the_even_order_is_spread_over_the_whole(size):
     order = list(evenly(range(size)))
     assert sorted(order) == list(range(size))
     if size >= 100:
@@ -143,7 +143,7 @@ def test_any_beginning_of_an_even_order_is_spread_over_the_whole(size):
             assert gaps.max() <= 4 * size / seen
 
 
-def test_a_look_shows_pieces_places_and_what_comes_back(english):
+def test_look_shows_pieces_offsets_and_the_decoded_text(english):
     found = look(english, "The filma!", BERT)
     assert [token.piece for token in found.tokens] == ["[CLS]", "the", "film", "##a", "!", "[SEP]"]
     assert [(token.start, token.end) for token in found.tokens[1:4]] == [(0, 3), (4, 8), (8, 9)]

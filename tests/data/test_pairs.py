@@ -169,7 +169,7 @@ def test_truncation_drops_from_the_longer_token_by_token(a, b, room):
     assert truncate(a, b, room) == tuple(kept)
 
 
-def test_what_is_cut_off_comes_from_front_and_back_evenly(tmp_path):
+def test_truncated_tokens_come_from_front_and_back_equally_often(tmp_path):
     folder = write_corpus(tmp_path / "corpus", {"train": [numbered([[30, 30]] * 300)]})
     source = SentenceOrderPairs(folder, 43, duplicates=1, short=0).open("train")
     front = []
@@ -202,7 +202,7 @@ def test_examples_depend_on_seed_and_number_alone_and_every_pass_is_another(fold
     assert not (set(map(tuple, second.tolist())) <= set(map(tuple, first.tolist())))
 
 
-def test_a_token_alone_has_no_order_and_is_left_out(tmp_path):
+def test_documents_of_a_single_token_give_no_sentence_order_pair(tmp_path):
     folder = write_corpus(tmp_path / "corpus", {"train": [numbered([[1], [2], [4, 4]])]})
     found = [sorted(a + b) for a, b, _ in segments_of(SentenceOrderPairs(folder, 32, duplicates=1).open("train"), 32)]
     assert found == [[6, 7], list(range(8, 16))]

@@ -67,7 +67,7 @@ def test_a_record_is_the_example_that_protobuf_parses_and_one_that_protobuf_wrot
 
 
 @given(st.integers(0, N - 1), st.integers(1, 2 * CHUNK + 2))
-def test_any_slice_of_a_shard_is_that_of_what_was_written(shard, start, length):
+def test_any_slice_of_a_shard_equals_the_written_tokens(shard, start, length):
     tokens, flags = TokenReader(shard, np.uint16).read(start, min(length, N - start))
     np.testing.assert_array_equal(tokens, TOKENS[start : start + length])
     np.testing.assert_array_equal(flags, FLAGS[start : start + length])

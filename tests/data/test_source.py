@@ -81,7 +81,7 @@ def test_groups_share_their_batches_and_batches_that_part_them_are_an_error():
         list(evaluation_batches(source, 3))
 
 
-def test_batches_are_the_same_from_whatever_step_they_are_begun():
+def test_batches_do_not_depend_on_the_step_from_which_they_are_resumed():
     source = Numbers(23)
     whole = [batch["example"].tolist() for batch in training_batches(source, 5, 40, seed=1)]
     assert len(whole) == 40 and sorted([*chain(*whole)][:23]) == list(range(23))
@@ -91,7 +91,7 @@ def test_batches_are_the_same_from_whatever_step_they_are_begun():
     assert whole != [batch["example"].tolist() for batch in training_batches(source, 5, 40, seed=2)]
 
 
-def test_an_error_of_a_source_reaches_the_loop():
+def test_an_error_in_a_source_is_raised_in_the_training_loop():
     class Broken(Numbers):
         def rows(self, index):
             raise InputError("shard 3 is damaged")
@@ -101,7 +101,7 @@ def test_an_error_of_a_source_reaches_the_loop():
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (8, 4), (3, 8)])
-def test_evaluation_passes_every_row_once_and_fills_up_with_padding(size, batch_size):
+def test_evaluation_of_bucketed_rows_has_every_row_once_and_padding_at_the_end(size, batch_size):
     batches = list(evaluation_batches(Numbers(size), batch_size))
     assert all(batch["tokens"].shape == (batch_size, 4) for batch in batches)
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -112,7 +112,7 @@ def test_evaluation_passes_every_row_once_and_fills_up_with_padding(size, batch_
     assert not whole["mask"][size:].any() and whole["mask"][:size].all() and not whole["pair"][size:].any()
 
 
-def test_no_rows_are_an_error_not_a_silent_nothing():
+def test_a_source_without_rows_is_an_error():
     with pytest.raises(InputError, match="no row of this kind"):
         training_batches(Numbers(0), 2, 5, seed=0)
     with pytest.raises(InputError, match="no row of this kind"):
@@ -155,7 +155,7 @@ def test_a_file_that_is_missing_or_changed_is_named(folder, tmp_path, what):
         Corpus(folder, "train")
 
 
-def test_threads_serve_the_rows_that_one_loop_serves(corpus):
+def test_threaded_batches_equal_those_of_a_loop(corpus):
     source = PackedDocuments(corpus, 64).open("train")
     batches = list(islice(training_batches(source, 4, 30, seed=0), 30))
     for step, batch in enumerate(batches):

@@ -98,7 +98,7 @@ def make(kind, **settings):
 @example(text="héllo\u0301 ABC abcab\u200dc")
 @example(text="a" * 200 + " " + "a" * 201 + " " + "A\u0301" * 200)
 @example(text="x" + "a" * 200)
-def test_wordpiece_is_what_a_slow_transcription_gives(lowercase, text):
+def test_wordpiece_equals_a_transcription_of_the_published_code(lowercase, text):
     tokenizer = make("wordpiece", do_lower_case=lowercase)
     encoding = tokenizer.encode(text)
     assert pieces_of(tokenizer, encoding.ids) == wordpieces(text, lowercase, {*BERT, *WORDS})
@@ -232,7 +232,7 @@ def test_word_starts_are_where_words_and_punctuation_begin(kind, text, words):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_specials_have_their_roles_and_nothing_is_added_to_a_text(kind):
+def test_special_tokens_have_their_roles_and_encoding_adds_none(kind):
     tokenizer = make(kind)
     names = {"byte-level BPE": [ROBERTA[i] for i in (1, 3, 0, 2, 4)], "sentencepiece": ALBERT}.get(kind, BERT)
     size, *specials = tokenizer.vocabulary

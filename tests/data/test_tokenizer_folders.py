@@ -46,7 +46,7 @@ def test_a_folder_reads_as_transformers_reads_it(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_what_was_read_survives_saving_and_checkpoints(case, tmp_path):
+def test_a_tokenizer_of_a_folder_survives_saving_and_checkpoints(case, tmp_path):
     tokenizer = load_tokenizer(write(tmp_path, FOLDERS[case]()))
     save_tokenizer(tokenizer, tmp_path / "saved")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
@@ -108,7 +108,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_cannot_be_followed_is_refused_by_its_name(why, tmp_path):
+def test_unsupported_tokenizer_settings_are_refused_by_name(why, tmp_path):
     with pytest.raises(InputError, match=why):
         load_tokenizer(write(tmp_path, REFUSED[why]))
 
@@ -135,7 +135,7 @@ def test_the_reading_names_files_keys_and_contradictions(tmp_path):
         (bpe(None), "<mask> takes the space before it"),
     ],
 )
-def test_what_was_decided_is_noted(files, note, tmp_path):
+def test_decisions_in_reading_a_tokenizer_are_noted(files, note, tmp_path):
     assert any(re.search(note, each) for each in load_tokenizer(write(tmp_path, files)).reading.notes)
 
 

@@ -110,7 +110,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path):
             trained("wordpiece", tmp_path / "a", given, skip_bad=True)
 
 
-def test_what_cannot_be_trained_is_an_error_before_any_work(tmp_path):
+def test_invalid_vocabulary_requests_are_an_error_before_training(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     with pytest.raises(InputError, match="full is not empty"):

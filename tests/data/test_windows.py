@@ -109,7 +109,7 @@ def test_a_random_b_may_be_anywhere_and_is_half_of_all():
 
 @pytest.mark.parametrize("boundary", [None, EOD])
 @pytest.mark.parametrize("both", [True, False])
-def test_rows_are_what_a_slow_transcription_gives(folder, shards, boundary, both):
+def test_rows_equal_a_transcription_of_the_published_code(folder, shards, boundary, both):
     source = rows_for(folder, boundary=boundary, both_directions=both, seed=7).open("train")
     assert source.group_size == 1 + both
     expected = []

@@ -182,7 +182,7 @@ def shifted(model):
     return dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
 
 
-def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp_path):
+def test_a_model_trained_on_scaled_targets_predicts_in_the_original_range(init, tmp_path):
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text("text\tscore\nman\t4\nday\t4.5\neye\t3.5\nwork\t4\n")
     task = dataclasses.replace(own_task("regress", str(tmp_path), ("text",), "score"), scale=(2.0, 5.0))
@@ -195,7 +195,7 @@ def test_what_learned_shares_of_a_range_predicts_numbers_of_that_range(init, tmp
     np.testing.assert_allclose(served, predicted, rtol=1e-4)
 
 
-def test_what_cannot_be_trained_or_judged_is_told_before_training(tuning, init, tokenizer, tmp_path):
+def test_invalid_fine_tuning_settings_are_refused_before_training(tuning, init, tokenizer, tmp_path):
     def refused(match, **changes):
         with pytest.raises(InputError, match=match):
             finetune(dataclasses.replace(tuning, **changes), tmp_path / "run")
@@ -314,7 +314,7 @@ def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkey
     assert "4 of 64 words (6.2%) are unknown to this vocabulary: Магия, реальна" in validation
 
 
-def test_a_parameter_without_axes_is_taken_over_too(tuning, tokenizer, tmp_path):
+def test_a_scalar_parameter_is_warm_started_too(tuning, tokenizer, tmp_path):
     encoder = small_crammed(V=tokenizer.vocabulary.size)  # the scale of its positions is one number
     init = exported(Published(encoder, ()), tokenizer, tmp_path / "crammed")
     assert load(init).params["encoder"]["embeddings"]["position_scale"].shape == ()
@@ -350,7 +350,7 @@ def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, finished, toke
         finetune(tuning, tmp_path / "run")
 
 
-def test_data_of_which_nothing_can_be_learned_are_refused_before_training(tuning, tmp_path):
+def test_data_without_an_example_to_train_on_are_refused_before_training(tuning, tmp_path):
     entry = {"id": "1", "question": "who", "answers": [{"text": "fox", "answer_start": 0}]}
     for name in ("train", "dev"):
         content = {"data": [{"paragraphs": [{"context": "man day", "qas": [entry]}]}]}

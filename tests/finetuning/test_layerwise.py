@@ -73,12 +73,12 @@ def test_frozen_layers_stay_bit_equal_and_count_in_no_norm():
         np.testing.assert_array_equal(a, b)
 
 
-def test_one_set_of_parameters_for_all_layers_has_the_last_ones_rate():
+def test_shared_layers_have_the_rate_of_the_last_layer():
     rates = match(layerwise(12, 0.5), {"encoder": {"layer": {"kernel": 0}, "project": {"kernel": 0}}})
     assert rates["encoder"]["layer"]["kernel"] == 0.5 and rates["encoder"]["project"]["kernel"] == 0.5**13
 
 
-def test_one_set_of_parameters_is_frozen_whole_or_not_at_all():
+def test_shared_layers_are_frozen_together_or_refused():
     shared = {"encoder": {"layer": {"kernel": 0}, "final_norm": {"scale": 0}}, "head": {"classify": {"kernel": 0}}}
     rates = match(layerwise(3, frozen=3), shared)
     assert rates == {

@@ -334,7 +334,7 @@ def test_released_deberta_is_its_encoder_its_mask_decoder_and_both_heads(release
         ({"legacy": False}, {POSITIONS, "lm_predictions"}, "after which a head of legacy=false does not stand"),
     ],
 )
-def test_what_of_the_mask_decoder_cannot_be_used_is_ignored_with_its_reason(keys, given, ignored, released, tmp_path):
+def test_unusable_tensors_of_the_mask_decoder_are_ignored_with_a_reason(keys, given, ignored, released, tmp_path):
     _, config, tensors, other = released
     tensors = tensors | other | load_file(tmp_path / "ours" / "model.safetensors")
     parts = ("deberta.encoder", "deberta.embeddings.word", "deberta.embeddings.L", *given)
@@ -376,7 +376,7 @@ def test_unsupported_keys_of_deberta_are_refused(key, released, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["relative_attention", "position_biased_input"])
-def test_what_means_something_else_where_it_is_absent_must_be_there(key, released, tmp_path):
+def test_config_keys_with_a_meaningful_default_must_be_present(key, released, tmp_path):
     _, config, tensors, _ = released
     del config[key]
     with pytest.raises(InputError, match=f"has no {key}: add it"):
@@ -392,7 +392,7 @@ def test_what_means_something_else_where_it_is_absent_must_be_there(key, release
         ({"conv_kernel_size": 2**30 + 1, "conv_act": "gelu"}, "at most 99"),
     ],
 )
-def test_sizes_that_no_deberta_has_take_neither_time_nor_memory(given, message, released, tmp_path):
+def test_implausible_sizes_of_deberta_are_refused_without_time_or_memory(given, message, released, tmp_path):
     _, config, tensors, _ = released
     refused(write(tmp_path / "theirs", config | given, tensors), message)
 

@@ -154,7 +154,7 @@ def test_a_config_with(what, folder):
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_act", "layer_norm_eps", "type_vocab_size"])
-def test_nothing_that_a_config_does_not_say_is_guessed(key, folder):
+def test_missing_config_keys_are_not_guessed(key, folder):
     write(folder, {name: value for name, value in CONFIG.items() if name != key}, TENSORS)
     refused(folder, f"has no {key}: add it")
 

@@ -67,7 +67,7 @@ def test_our_discriminator_loads_with_no_missing_and_no_unexpected_key(tokenizer
 @pytest.mark.parametrize(
     "name", ["BertForPreTraining", "ElectraForMaskedLM", "ModernBertForMaskedLM", "XLNetLMHeadModel"]
 )
-def test_our_own_models_that_guess_by_a_table_of_their_own_load_there_too(name, tokenizer, tmp_path):
+def test_our_models_with_untied_heads_load_in_transformers(name, tokenizer, tmp_path):
     v = tokenizer.vocabulary
     modern = small_modernbert(V=v.size, head=untied_transformed_head)
     objective = MaskedLM(modern, Masking(v.mask, (0, v.size))) if name.startswith("M") else own_objectives(v)[name]

@@ -40,7 +40,7 @@ def trained(corpus, tokenizer, tmp_path_factory):
     return folder, fit(experiment, folder), experiment
 
 
-def test_a_loaded_model_is_what_was_trained(trained, tokenizer):
+def test_a_loaded_model_equals_the_trained_one(trained, tokenizer):
     folder, state, experiment = trained
     model = bertjax.load(folder)
     assert model.encoder == experiment.objective.encoder
@@ -51,7 +51,7 @@ def test_a_loaded_model_is_what_was_trained(trained, tokenizer):
         assert a.devices() == {jax.devices()[0]}
 
 
-def test_a_model_trained_adversarially_serves_as_what_was_wrapped(trained, tokenizer, tmp_path):
+def test_a_model_trained_with_sift_is_served_as_the_wrapped_objective(trained, tokenizer, tmp_path):
     model, objective = load(trained[0]), trained[2].objective
     config = model.config | {"objective": to_json(SiFT(objective))}
     checkpoint.export(tmp_path / "model", model.params, experiment=config, tokenizer=tokenizer)
@@ -96,7 +96,7 @@ def test_masks_are_filled_with_the_probabilities_of_the_logits(trained):
         ("it (", "the", " man)"),
     ],
 )
-def test_what_is_around_a_mask_is_tokenised_as_in_the_whole_text(kind, before, word, after):
+def test_text_around_a_mask_is_tokenised_as_in_the_whole_text(kind, before, word, after):
     tokenizer = with_spaces_in_pieces(kind)
     v = tokenizer.vocabulary
     encoding = tokenizer.encode(before + word + after)
@@ -127,7 +127,7 @@ def test_answers_come_in_order_whatever_the_batch_size(trained):
         assert a.best == b.best
 
 
-def test_what_cannot_be_filled_is_an_error(trained):
+def test_texts_without_a_mask_and_long_texts_are_an_error(trained):
     model = load(trained[0])
     with pytest.raises(InputError, match=r"no \[MASK\] in 'plain'"):
         next(fill_mask(model, ["plain"]))
@@ -135,7 +135,7 @@ def test_what_cannot_be_filled_is_an_error(trained):
         next(fill_mask(model, ["[MASK]" + " good" * 64]))
 
 
-def test_a_checkpoint_without_its_code_is_named(trained, tokenizer, tmp_path):
+def test_a_checkpoint_of_foreign_code_is_refused_by_the_name_of_its_class(trained, tokenizer, tmp_path):
     _, state, experiment = trained
 
     @dataclasses.dataclass(frozen=True)

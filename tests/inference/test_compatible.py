@@ -27,7 +27,7 @@ def test_a_tokenizer_of_another_size_is_refused_with_both_sizes_and_what_to_do(p
     assert f"{pieces:,} ids" in str(error.value) and f"{rows:,} rows" in str(error.value)
 
 
-def test_what_is_said_names_where_and_looks_no_further_than_asked(tokenizer):
+def test_warnings_about_texts_name_their_place_and_stop_at_the_word_limit(tokenizer):
     model, reported = SimpleNamespace(text=tokenizer), []
     found = check_texts(model, ["time", "Магия"], reported.append, where="mine, validation: ")
     assert reported == ["warning: mine, validation: 1 of 2 words (50.0%) are unknown to this vocabulary: Магия"]

@@ -209,7 +209,7 @@ def test_a_model_is_scored_on_tasks_with_its_labels_in_whatever_order(tokenizer,
         score(model, find_task("sst2"), str(tmp_path), "test", **SILENT)
 
 
-def test_ax_is_asked_of_a_model_of_mnli(tokenizer, tmp_path):
+def test_ax_is_scored_with_a_model_of_mnli(tokenizer, tmp_path):
     labels = ("contradiction", "entailment", "neutral")
     model = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), labels)
     rows = ["Premise\tHypothesis\tLabel"]

@@ -70,17 +70,17 @@ def test_a_healthy_machine_has_no_findings():
          "without MEGASCALE_COORDINATOR_ADDRESS, MEGASCALE_SLICE_ID", "unset them"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_fix(changes, stops, problem, fix):
+def test_each_problem_is_reported_with_its_fix(changes, stops, problem, fix):
     (finding,) = found(**changes)
     assert finding.stops == stops and problem in finding.problem and fix in finding.fix
 
 
-def test_what_stops_a_run_comes_first():
+def test_findings_that_stop_a_run_come_first():
     assert [finding.stops for finding in found(huge_pages="never", lock_owner="user 3")] == [True, False]
     assert "WRONG: " in report(HEALTHY, found(lock_owner="user 3"))
 
 
-def test_devices_that_do_not_answer_are_left_after_the_time():
+def test_devices_that_do_not_answer_are_given_up_after_the_timeout():
     begun = time.monotonic()
     devices = ask_devices([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
     assert devices == Devices(error="no answer within 0.2 seconds") and time.monotonic() - begun < 10
@@ -114,7 +114,7 @@ def machine(tmp_path):
     return tmp_path
 
 
-def test_who_holds_a_tpu_is_read_from_files_and_devices_are_left_alone(machine, monkeypatch):
+def test_processes_using_a_tpu_are_read_from_proc_without_opening_devices(machine, monkeypatch):
     monkeypatch.setattr(doctor, "ask_devices", lambda *_: pytest.fail("the TPU is held"))
     facts = collect(machine / "not" / "yet", root=machine)
     assert facts.chips == ("v5e", "v5e") and facts.holders == {41: "python train.py", 42: "of another user"}
@@ -140,7 +140,7 @@ def test_devices_are_asked_where_nothing_holds_them(machine, monkeypatch):
     assert facts.devices == answer and not facts.holders and facts.libtpu_wanted.startswith("0.0.")
 
 
-def test_the_command_says_and_returns_what_it_found(capsys, monkeypatch, tmp_path):
+def test_the_command_prints_findings_and_returns_their_exit_code(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "collect", lambda folder, *, seconds: HEALTHY)
     assert main(["doctor"]) == 0 and "no problems found" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "collect", lambda folder, *, seconds: dataclasses.replace(HEALTHY, lock_owner="user 3"))

@@ -54,7 +54,7 @@ def test_peaks_and_clocks_are_those_that_are_published():
         assert CHIPS[generation].clock == pytest.approx(clock * 1e9, rel=0.01), generation
 
 
-def test_a_ring_carries_twice_what_a_line_does():
+def test_a_ring_has_twice_the_bandwidth_of_a_line():
     assert parse_slice("v5e:16x16").link_rate(256) == 4 * 50e9
     assert parse_slice("v5e:4x4").link_rate(16) == 2 * 50e9
     assert parse_slice("v5e:16x4").link_rate(4) == 50e9

@@ -66,7 +66,7 @@ def test_the_flags_can_be_had_by_a_script():
     assert found.stdout == "--xla_enable_async_all_gather=true\n"
 
 
-def test_a_plan_begins_anew_once_with_stacks_that_grow():
+def test_plan_restarts_once_with_an_unlimited_stack():
     """What a process finds as it begins is what the compiler finds that it loads."""
     if resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY:
         pytest.skip("stacks have a limit here that cannot be lifted")
@@ -80,7 +80,7 @@ def test_a_plan_begins_anew_once_with_stacks_that_grow():
     assert found.stdout.split() == ["begun", "begun", "True"]
 
 
-def test_only_a_plan_of_its_own_process_begins_anew(monkeypatch, capsys):
+def test_only_a_plan_in_its_own_process_restarts(monkeypatch, capsys):
     begun, words = [], ["plan", "experiments/bert.py", "--topology", "v9:1x1"]
     monkeypatch.setattr(compiler, "deep_stacks", lambda: begun.append(True))
     assert main(words) == 2 and not begun

@@ -41,7 +41,7 @@ def test_encoders_have_as_many_parameters_as_published(size):
 
 
 @pytest.mark.parametrize("size", ["v1-base", "v2-xlarge", "v3-base", "v3-large"])
-def test_a_plan_shows_them(size):
+def test_plan_counts_the_published_number_of_parameters(size):
     """Of version 3 the discriminator, which is what was published."""
     groups = plan(load_experiment("experiments/deberta.py", [f"size={size}"]))["params_by_group"]
     parts = {name: count for name, count in groups.items() if name.split("/")[0] in ("encoder", "discriminator")}
@@ -146,7 +146,7 @@ def test_the_convolution_joins_the_first_layer_and_no_other():
     np.testing.assert_allclose(run(encoder, first, batch["tokens"], batch["mask"])[0], states, atol=1e-5)
 
 
-def test_a_convolution_sees_its_neighbours_in_the_document():
+def test_the_convolution_stays_within_documents():
     """By hand, of one document in a packed row."""
     D, width = 6, 3
     x, mask = jax.random.normal(KEY, (1, 7, D)), jnp.array([[1, 1, 2, 2, 2, 0, 0]])

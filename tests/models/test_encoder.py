@@ -54,7 +54,7 @@ def test_published_sizes_have_the_published_number_of_parameters(model):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
-def test_parameters_start_as_published(family):
+def test_parameters_are_initialised_as_published(family):
     """Truncated at two sigma (BERT, ALBERT) or not (RoBERTa), norms one and zero, biases zero; layers differ."""
     spread = 0.02 if family == "roberta" else 0.02 * 0.8796  # of a normal cut at ±2 sigma
     for name, leaf in named(init(ENCODERS[family](D=128, F=512))).items():

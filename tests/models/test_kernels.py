@@ -43,7 +43,7 @@ def test_split_over_devices_the_kernel_drops_the_same():
     np.testing.assert_allclose(split, attend(q, k, v, mask, drop), rtol=1e-5, atol=5e-5)
 
 
-def test_elsewhere_it_is_the_plain_form():
+def test_on_other_platforms_fused_attention_is_the_plain_form():
     tokens, mask = jnp.ones((1, 128), jnp.int32), jnp.ones((1, 128), jnp.int32)
     plain = small_bert(N=1, D=128, positions=128)
     with_kernel = small_bert(N=1, D=128, positions=128, attend=kernels.fused_attend)
@@ -57,7 +57,7 @@ def test_elsewhere_it_is_the_plain_form():
 
 
 @pytest.mark.parametrize(("kind", "there"), [("TPU v3", False), ("TPU v4", True)])
-def test_the_first_generations_do_without_it(kind, there, monkeypatch):
+def test_tpu_v2_and_v3_have_no_attention_kernel(kind, there, monkeypatch):
     monkeypatch.setattr(kernels, "_device_kind", lambda: kind)
     states, mask = jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16), jax.ShapeDtypeStruct((1, 128), jnp.int32)
     traced = jax.make_jaxpr(lambda *given: kernels.fused_attend(*given, Drop()))(states, states, states, mask)

@@ -39,7 +39,7 @@ def slow_attention(q, k, v, visible, keep):
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_attention_is_that_of_a_loop_in_float64(scale):
+def test_attention_equals_a_loop_in_float64(scale):
     q, k, v = normal(0, 2, 5, 3, 4) * scale, normal(1, 2, 7, 3, 4), normal(2, 2, 7, 3, 4)
     visible = np.random.default_rng(3).random((2, 5, 7)) < 0.5
     visible[..., 0] = True
@@ -48,7 +48,7 @@ def test_attention_is_that_of_a_loop_in_float64(scale):
     np.testing.assert_allclose(ours, slow_attention(q, k, v, visible, keep), rtol=0, atol=2e-6 * scale)
 
 
-def test_hidden_keys_get_nothing_and_a_query_that_sees_none_stays_finite():
+def test_masked_keys_get_no_weight_and_a_fully_masked_query_stays_finite():
     q, k, visible = (
         jnp.full((1, 2, 1, 4), -3e3),
         jnp.full((1, 2, 1, 4), 3e3),
@@ -223,7 +223,7 @@ def test_initialisers_have_their_spread_and_only_one_is_cut_at_two_sigma():
         assert abs(values.mean()) < 5 * stddev / math.sqrt(values.size)
 
 
-def test_norms_start_at_one_and_zero():
+def test_norms_are_initialised_to_one_and_zero():
     params = Norm(5, 1e-5).init(KEY, jnp.ones((2, 5)))["params"]
     np.testing.assert_array_equal(params["scale"], np.ones(5))
     np.testing.assert_array_equal(params["bias"], np.zeros(5))

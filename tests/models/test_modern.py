@@ -109,7 +109,7 @@ def test_pairs_are_turned_by_position_times_frequency():
     np.testing.assert_allclose(np.linalg.norm(near, axis=-1), norms, rtol=1e-5)
 
 
-def test_scores_of_turned_queries_and_keys_see_distances_alone():
+def test_scores_of_rotated_queries_and_keys_depend_on_distances_alone():
     q, k = jax.random.normal(KEY, (2, 1, 6, 2, 8))
     positions = jnp.array([[0, 1, 2, 5, 9, 30]])
 
@@ -150,7 +150,7 @@ def influence(encoder, params, L):
 
 
 @pytest.mark.parametrize("L", [20, 41])  # whole scores, and blocks
-def test_a_local_layer_sees_reach_tokens_to_each_side_and_itself(L):
+def test_local_attention_covers_reach_tokens_to_each_side_and_the_token_itself(L):
     """Nothing mixes positions but the second layer, when the values of the first are zero."""
     encoder = small_modernbert(N=2, reach=3, D=8)
     params = init(encoder)
@@ -361,7 +361,7 @@ def test_the_first_layer_of_modernbert_has_no_norm_before_attention():
     assert not [name for name in shapes if name.endswith("bias")]
 
 
-def test_parameters_start_as_published():
+def test_parameters_are_initialised_as_published():
     encoder = small_modernbert(D=64, F=128, N=8, output_initializer=layers.TruncatedNormal(0.005))
     batch = make_batch()
     for name, leaf in named(jax.jit(encoder.init)(KEY, batch["tokens"], batch["mask"])["params"]).items():
@@ -376,7 +376,7 @@ def test_parameters_start_as_published():
 
 
 @pytest.mark.parametrize("N", [2, 4])
-def test_a_layer_does_not_care_in_which_group_it_stands(N):
+def test_a_layer_is_independent_of_its_group_in_the_scan(N):
     """Of N layers in groups of three all or one are a rest; with all of them global that changes nothing."""
     batch, encoder = make_batch(rows=2), small_modernbert(N=N, global_every=3, reach=100, positions=Rotary(50.0))
     params = init(encoder)
@@ -436,7 +436,7 @@ def test_contradictions_are_refused_at_construction(fields, message):
     assert Norms() == Norms(first=False)
 
 
-def test_a_model_whose_head_has_no_parameters_is_saved_loaded_and_guesses_words(corpus, tokenizer, tmp_path):
+def test_a_model_whose_head_has_no_parameters_is_saved_loaded_and_fills_masks(corpus, tokenizer, tmp_path):
     v = tokenizer.vocabulary
     objective = MaskedLM(small_crammed(V=v.size), Masking(v.mask, (0, v.size), rate=0.25))
     phases, run = (Phase(2, 8, PackedDocuments(corpus, 32)),), Run(evaluate_batches=1)

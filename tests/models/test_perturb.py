@@ -12,7 +12,7 @@ TOKENS, MASK = jnp.arange(10, 18)[None], jnp.ones((1, 8), jnp.int32)
 
 
 @pytest.mark.parametrize("name", ["bert", "xlnet", "neobert"])
-def test_a_change_is_one_of_the_summed_vectors_in_their_standard_deviations(name):
+def test_delta_perturbs_the_sum_of_embeddings_in_units_of_its_standard_deviation(name):
     """By hand: the same change made in the word table, in which every token of the row has a vector of its own."""
     encoder = ENCODERS[name](N=1)
     params = jax.jit(encoder.init)(KEY, TOKENS, MASK)["params"]
@@ -42,7 +42,7 @@ def test_the_shape_of_embeddings_is_found_in_front_of_their_norm():
     assert shape(small_deberta_v2()) == (1, 8, 32)  # wider than its tables
 
 
-def test_what_is_no_one_encoder_is_refused():
+def test_perturbing_no_encoder_or_several_is_refused():
     encoder = small_bert(N=1)
     params = jax.eval_shape(encoder.init, KEY, TOKENS, MASK)
     with pytest.raises(ValueError, match="but 2 run"):

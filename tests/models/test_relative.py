@@ -53,7 +53,7 @@ def by_loop(q, kernel, clamp, positions, memory, length, signs):
 
 
 @pytest.mark.parametrize(("L", "memory", "clamp", "signs"), CASES)
-def test_every_form_is_the_slow_loop(L, memory, clamp, signs):
+def test_every_form_of_relative_scores_equals_a_loop(L, memory, clamp, signs):
     q, kernel, function, sign = made(L, memory, clamp, signs)
     positions = np.tile(np.arange(L), (2, 1))
     expected = by_loop(q, kernel, clamp, positions, memory, L, signs)
@@ -161,14 +161,14 @@ def test_bfloat16_loses_little_in_either_form():
         assert jnp.sqrt(jnp.square(found - exact).mean()) < limit, limit
 
 
-def test_queries_may_stand_anywhere_and_in_any_order():
+def test_rotated_scores_take_queries_at_any_positions():
     q, kernel, function, sign = made(4, 0, None, (1, -1))
     positions = np.array([[8, 0, 3, 3], [1, 2, 9, 5]])
     found = rotated_scores(q, kernel, function, jnp.asarray(positions), 5, 10, sign)
     np.testing.assert_allclose(found, by_loop(q, kernel, None, positions, 5, 10, (1, -1)), atol=2e-5)
 
 
-def test_any_function_of_distance_is_a_sum_of_waves():
+def test_any_function_of_distance_is_its_fourier_series():
     table = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
     frequencies, coefficients = fourier_series(table)
     angles = np.arange(-6, 7)[:, None] * frequencies
@@ -189,7 +189,7 @@ def test_no_form_gathers_and_no_gradient_scatters():
             assert "dot_general" in found and not found & {"gather", "scatter", "scatter-add", "dynamic_slice"}
 
 
-def test_a_tpu_program_rotates_and_others_shift():
+def test_relative_scores_are_rotated_on_tpu_and_shifted_elsewhere():
     q, kernel, function, sign = made(70, 8, None, None)
     lowered = jax.jit(lambda q, kernel: relative_scores(q, kernel, function, 8, sign)).trace(q, kernel)
     tpu, cpu = (lowered.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu"))

@@ -94,7 +94,7 @@ def test_windows_with_memory_equal_the_longer_row():
         np.testing.assert_allclose(streams.query_BPD, whole.query_BPD[:, columns], atol=2e-5)
 
 
-def test_memory_keeps_the_newest_of_what_is_reused():
+def test_memory_keeps_the_newest_reused_states():
     encoder = small_xlnet()
     params = init(encoder)
     memory = encoder.empty_memory(2, 7)
@@ -113,7 +113,7 @@ def test_memory_keeps_the_newest_of_what_is_reused():
         )
 
 
-def test_a_memory_in_which_nothing_has_been_is_not_seen():
+def test_empty_memory_is_masked():
     encoder = small_xlnet()
     params = init(encoder)
     batch, permuted = random_window(1, 2, (5, 3))
@@ -174,7 +174,7 @@ def test_without_segments_the_segment_term_is_that_of_one_segment():
     assert jnp.abs(apply(ones) - apply(jnp.arange(10)[None] // 5)).max() > 1e-3
 
 
-def test_a_row_read_backwards_is_the_mirror_of_the_row():
+def test_a_reversed_row_gives_mirrored_attention():
     encoder = small_xlnet()
     batch, permuted = random_window(0, 2, (12,))
     params = init(encoder)
@@ -189,7 +189,7 @@ def test_a_row_read_backwards_is_the_mirror_of_the_row():
     np.testing.assert_allclose(forward.query_BPD, mirrored.query_BPD, atol=1e-5)
 
 
-def test_both_streams_drop_and_each_site_for_itself():
+def test_both_streams_have_dropout_with_separate_keys():
     encoder = small_xlnet(dropout=0.5)
     batch, permuted = random_window(0, 2, (12,))
     views = {"ranks_BL": permuted.ranks_BL, "targets_BP": permuted.positions_BP}

@@ -75,7 +75,7 @@ def test_the_loss_is_what_numpy_computes_with_a_teacher_without_dropout():
     assert metrics["divergence/soft"].weight == metrics["distance/cosine"].weight == batch["mask"].sum()
 
 
-def test_models_of_different_widths_are_compared_by_what_they_say_alone():
+def test_student_and_teacher_of_different_widths_have_no_cosine_loss():
     objective = Distillation(small_bert(), small_bert(D=48, H=3), MASKING, cosine_weight=0.0)
     params = jax.eval_shape(objective.init, KEY, make_batch())
     _, metrics = jax.eval_shape(partial(objective.loss, train=True), params, make_batch(), KEY)
@@ -95,7 +95,7 @@ def test_the_gradient_of_the_soft_term_keeps_its_size_whatever_the_temperature()
     np.testing.assert_allclose(norms, norms[0], rtol=0.05)
 
 
-def test_the_student_begins_as_the_layers_that_are_named():
+def test_the_student_is_initialised_from_the_named_layers():
     teacher = MaskedLM(small_bert(N=5), MASKING, pair=True)
     found = jax.jit(teacher.init)(KEY, make_batch())
     objective = Distillation(small_bert(N=3, types=0), small_bert(N=5), MASKING, layers=(4, 0, 2))
@@ -110,7 +110,7 @@ def test_the_student_begins_as_the_layers_that_are_named():
         np.testing.assert_array_equal(leaves[name], expected, err_msg=name)
 
 
-def test_a_student_without_layers_or_anything_inherited_begins_afresh():
+def test_a_student_that_inherits_nothing_is_freshly_initialised():
     found = jax.jit(MaskedLM(small_bert(), MASKING).init)(KEY, make_batch())
     objective = Distillation(small_bert(), small_bert(), MASKING)
     assert {*objective.begin_with(found)["student"]["encoder"]} == {"embeddings"}
@@ -135,7 +135,7 @@ def test_layers_of_a_modern_teacher_bring_their_own_norms():
             dataclasses.replace(objective, layers=layers).begin_with(found)
 
 
-def test_a_narrower_student_begins_afresh():
+def test_a_student_of_another_width_is_freshly_initialised():
     found = jax.jit(MaskedLM(small_bert(), MASKING).init)(KEY, make_batch())
     objective = Distillation(small_bert(D=16), small_bert(), MASKING, cosine_weight=0.0)
     assert objective.begin_with(found)["student"] == {}
@@ -160,7 +160,7 @@ def test_a_pair_that_does_not_fit_is_refused(fields, message):
         Distillation(**({"student": small_bert(), "teacher": small_bert(), "masking": MASKING} | fields))
 
 
-def test_an_optimizer_that_would_wear_the_teacher_away_is_refused():
+def test_an_optimizer_that_would_decay_the_teacher_is_refused():
     objective = Distillation(small_bert(), small_bert(), MASKING)
     phases = (Phase(1, 8, FullSentences("", 32)),)
     with pytest.raises(ValueError, match=r"does not train \^teacher/: begin the optimizer's rates with"):
@@ -237,7 +237,7 @@ def test_the_teacher_is_bit_equal_after_training_and_has_no_moments(teacher, dis
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
 
 
-def test_a_taught_student_is_ahead_of_one_that_only_inherits_its_size(corpus, tokenizer, distilled, teacher, tmp_path):
+def test_a_distilled_student_beats_one_trained_without_the_teacher(corpus, tokenizer, distilled, teacher, tmp_path):
     whole = recipe(corpus, tokenizer.vocabulary, teacher)
     alone = dataclasses.replace(
         whole, objective=dataclasses.replace(whole.objective, layers=(), inherited=((".*", False),), soft_weight=0.0)
@@ -248,7 +248,7 @@ def test_a_taught_student_is_ahead_of_one_that_only_inherits_its_size(corpus, to
         assert taught[name] < 0.97 * untaught[name]
 
 
-def test_a_distillation_that_was_stopped_goes_on_bit_by_bit_without_its_teacher(
+def test_a_stopped_distillation_resumes_bit_for_bit_without_the_teachers_folder(
     corpus, tokenizer, teacher, distilled, tmp_path
 ):
     moved = shutil.copytree(teacher, tmp_path / "teacher")

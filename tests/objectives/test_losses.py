@@ -31,13 +31,13 @@ def test_negative_log_likelihood_and_its_gradient_are_those_of_log_softmax(scale
     )
 
 
-def test_a_uniform_guess_costs_the_logarithm_of_the_number_of_classes():
+def test_the_loss_of_uniform_logits_is_the_logarithm_of_the_number_of_classes():
     found = negative_log_likelihood(jnp.full((3, 7), 123.0), jnp.array([0, 3, 6], jnp.uint32))
     np.testing.assert_allclose(found, np.log(7), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_guess_is_right_where_numpy_takes_the_label_the_first_of_several_that_are_equal(dtype):
+def test_accuracy_counts_the_first_argmax_as_numpy_does(dtype):
     numbers = np.random.default_rng(0)
     logits = numbers.integers(-3, 3, (500, 7)).astype(np.float32)
     logits[:50] = 0
@@ -48,7 +48,7 @@ def test_a_guess_is_right_where_numpy_takes_the_label_the_first_of_several_that_
     assert 0 < found.sum() < 250
 
 
-def test_no_guess_is_right_among_logits_that_are_not_numbers():
+def test_no_prediction_is_correct_if_logits_are_nan():
     assert not is_first_best(jnp.array([[jnp.nan, 1.0, 0.0]] * 3), jnp.arange(3)).any()
 
 

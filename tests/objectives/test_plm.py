@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_windows_one_by_one_with_fixe
         np.testing.assert_allclose(a, b, atol=1e-6 + 1e-4 * float(jnp.abs(b).max()))
 
 
-def test_memory_tells_later_windows_of_earlier_ones():
+def test_later_windows_depend_on_earlier_ones_through_memory():
     """Change a token of the first window's first part: with memory the loss of others changes, without it does not."""
     batch = make_batch(rows=1) | {"backward": jnp.zeros(1, jnp.int32)}
     L = batch["tokens"].shape[1]

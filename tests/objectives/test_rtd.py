@@ -49,7 +49,7 @@ def test_each_loss_trains_its_own_model_and_the_tables_as_the_mode_says(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_kept_and_what_is_used(mode):
+def test_each_sharing_keeps_and_uses_its_tables(mode):
     objective, batch = MODES[mode], make_batch()
     params = objective.init(KEY, batch)
     whole = objective.complete(params)
@@ -103,7 +103,7 @@ def test_samples_go_into_the_original_at_masked_positions_only(monkeypatch):
     assert (masked[chosen] == batch["tokens"][chosen]).any()
 
 
-def test_a_right_guess_is_original(monkeypatch):
+def test_a_correct_sample_counts_as_original(monkeypatch):
     batch = make_batch()
     masked = mask_tokens(jax.random.split(KEY, 4)[0], batch, MASKING)
 
@@ -195,7 +195,7 @@ def test_as_many_positions_are_masked_as_published(size, length, count):
     assert masked.weights_BP.shape == (1, count) and masked.weights_BP.all()
 
 
-def test_both_losses_fall_back_to_the_published_modes():
+def test_overrides_select_the_published_ways_to_share():
     for name, sharing in (("shared", SharedEmbeddings()), ("separate", SeparateEmbeddings())):
         assert load_experiment("experiments/electra.py", [f"sharing={name}"]).objective.sharing == sharing
 

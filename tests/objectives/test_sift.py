@@ -55,7 +55,7 @@ def test_the_first_change_is_noise_of_bounded_size_named_by_the_example():
     assert SIFT.first(KEY, batch, (2 * B, 16, 16)).shape == (2 * B, 16, 16)  # two rows to an example
 
 
-def test_a_step_uphill_is_as_long_in_every_token_and_left_out_where_the_gradient_is_not_finite():
+def test_the_ascent_step_has_equal_length_in_every_token_and_is_skipped_for_nonfinite_gradients():
     delta, gradient = jax.random.normal(KEY, (2, 2, 3, 8))
     gradient = gradient.at[0, 0].multiply(1e-3).at[1, 2].set(0)
     moved = SIFT.ascend(delta, gradient) - delta
@@ -103,7 +103,7 @@ def uphill(monkeypatch, sift, params, batch, *, train):
     return run(params)
 
 
-def test_the_step_is_uphill_on_the_divergence_from_the_clean_predictions(monkeypatch, params):
+def test_delta_ascends_the_divergence_from_the_clean_predictions(monkeypatch, params):
     _, delta, gradient, _ = uphill(monkeypatch, SIFT, params, make_batch(), train=False)
     key = jax.random.split(KEY)[0]
     outputs = jax.jit(lambda delta: PLAIN.outputs(params, make_batch(), key, train=False, delta=delta)[1])
@@ -157,7 +157,7 @@ def test_every_objective_is_wrapped_and_only_its_embeddings_are_changed(monkeypa
     assert size_BL.shape == real_BL.shape and not size_BL[~real_BL].any() and (size_BL[real_BL] > 0).mean() > 0.8
 
 
-def test_what_the_objective_never_trains_stays_frozen():
+def test_frozen_parameters_of_the_wrapped_objective_stay_frozen():
     sift = SiFT(OBJECTIVES["distillation"])
     assert sift.frozen == FROZEN_TEACHER and SIFT.frozen == ()
     with pytest.raises(ValueError, match="SiFT does not train"):
@@ -178,7 +178,7 @@ def test_the_loss_is_that_of_the_objective_and_the_weighted_divergence(params):
     np.testing.assert_allclose(twice, 2 * metrics["loss/sift"].sum, rtol=1e-5)
 
 
-def test_without_weight_the_gradient_is_that_of_the_objective(params):
+def test_with_weight_zero_the_gradient_equals_that_of_the_objective(params):
     none, own = without_dropout(dataclasses.replace(SIFT, weight=0.0)), without_dropout(PLAIN)
     found, expected = (
         jax.jit(jax.grad(lambda params, each=each, key=key: each.loss(params, make_batch(), key, train=True)[0]))(
@@ -190,7 +190,7 @@ def test_without_weight_the_gradient_is_that_of_the_objective(params):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()) + 1e-7)
 
 
-def test_an_objective_that_offers_nothing_to_compare_is_refused():
+def test_an_objective_without_outputs_is_refused():
     with pytest.raises(ValueError, match="Discriminator has no methods `outputs`"):
         SiFT(OBJECTIVES["electra"].discriminator_alone)
 

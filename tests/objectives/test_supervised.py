@@ -65,7 +65,7 @@ def test_spans_are_chosen_among_the_tokens_of_a_row():
     assert metrics["loss/span"].weight == 2
 
 
-def test_answerability_has_a_weight_and_the_right_start_is_given_to_the_head():
+def test_answerability_is_weighted_and_the_head_gets_the_gold_start():
     seen = []
 
     def head(x, starts):
@@ -84,7 +84,7 @@ def test_answerability_has_a_weight_and_the_right_start_is_given_to_the_head():
 
 
 @pytest.mark.parametrize("head", [xlnet_span_head(NARROW, -1), electra_span_head(NARROW, 0)])
-def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head):
+def test_beams_equal_the_training_logits_for_the_most_likely_starts(head):
     """By the other path: the most likely starts, given one after another."""
     context = jnp.array([[0, 1, 1, 1, 1, 0]] * B)
     params = head.init(KEY, X, context)
@@ -104,7 +104,7 @@ def test_beams_are_the_logits_of_training_for_each_of_the_likeliest_starts(head)
     assert set(np.asarray(beams.starts_BS)[likely].tolist()) <= allowed and int(likely.sum()) == B * min(5, head.starts)
 
 
-def test_alberts_head_is_xlnets_with_the_classification_token_first():
+def test_alberts_span_head_is_xlnets_with_the_classification_token_first():
     """Against google-research/albert squad_utils.py create_v2_model, derived anew in numpy."""
     head, context, starts = xlnet_span_head(NARROW, 0), jnp.array([[0, 1, 1, 1, 1, 0]] * B), np.array([2, 4, 0])
     params = head.init(KEY, X, context)["params"]
@@ -130,7 +130,7 @@ def test_alberts_head_is_xlnets_with_the_classification_token_first():
     assert "bias" not in p["answer"] and float(said.start_BL[0, 5]) < -1e8
 
 
-def test_a_model_begins_with_the_lower_layers_a_pooler_and_a_head_of_another():
+def test_a_warm_start_copies_lower_layers_pooler_and_head():
     objective = supervised(small_bert(), labelled.classes, "classify", PAIR, pooler_of="pair", renewed=1)
     params = jax.eval_shape(objective.init, KEY, {"tokens": MASK, "mask": MASK})
     found = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
@@ -156,7 +156,7 @@ def test_a_stack_without_the_first_layer_keeps_what_is_below_the_renewed_ones():
     assert kept == {1: {"norm": [0, 1, 2], "attention_norm/scale": [1, 2]}, 3: {"norm": [0]}, 4: {}}
 
 
-def test_what_only_pre_training_reads_is_frozen():
+def test_parameters_that_only_pre_training_uses_are_frozen():
     assert supervised(small_bert(), labelled.classes, "classify", PAIR).frozen == ()
     assert supervised(small_xlnet(), labelled.classes, "classify", PAIR).frozen[0][1] == 0.0
     assert "decoder" in supervised(small_deberta(decoder=1), labelled.classes, "classify", PAIR).frozen[0][0]

@@ -62,7 +62,7 @@ def trained(recipes, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["electra", "xlnet"])
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(name, recipes, trained, tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(name, recipes, trained, tmp_path):
     whole = recipes[name]
     fit(dataclasses.replace(whole, phases=(dataclasses.replace(whole.phases[0], steps=1),)), tmp_path / "part")
     first = tmp_path / "part" / "checkpoints" / "1"
@@ -76,7 +76,7 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(name, recipes, trained, tmp_p
 
 
 @pytest.mark.parametrize("name", ["electra", "deberta sharing", "xlnet"])
-def test_masks_are_filled_and_what_surrounds_them_matters(name, trained):
+def test_masks_are_filled_depending_on_the_context(name, trained):
     model = load(trained[name])
     one, other = fill_mask(model, ["the [MASK] man time.", "the [MASK] woman and the week."], top=3)
     assert len(one.masks) == 1 and len(one.masks[0]) == 3
@@ -84,7 +84,7 @@ def test_masks_are_filled_and_what_surrounds_them_matters(name, trained):
     assert "[MASK]" not in one.best and one.best.endswith("man time.")
 
 
-def test_xlnet_guesses_from_the_query_stream_where_masks_do_not_see_each_other(trained):
+def test_xlnet_predicts_masks_from_the_query_stream_where_they_do_not_see_each_other(trained):
     model = load(trained["xlnet"])
     v = model.tokenizer.vocabulary
     assert model.objective.special_tokens(v) == ([], [(v.sep, 0), (v.cls, 2)])
@@ -99,7 +99,7 @@ def test_xlnet_guesses_from_the_query_stream_where_masks_do_not_see_each_other(t
 
 
 @pytest.mark.parametrize("name", ["electra", "deberta sharing"])
-def test_each_part_alone_is_what_it_was_within(name, trained):
+def test_each_part_served_alone_equals_that_part_of_the_whole(name, trained):
     whole, generator, discriminator = (load(f"{trained[name]}{part}") for part in ("", ":generator", ":discriminator"))
     tokens = jnp.arange(20, 32)[None]
     batch = {"tokens": tokens, "mask": jnp.ones_like(tokens)}
@@ -114,7 +114,7 @@ def test_each_part_alone_is_what_it_was_within(name, trained):
 
 
 @pytest.mark.parametrize("name", ["electra", "xlnet"])
-def test_a_text_is_filled_alike_alone_and_beside_one_with_more_masks(name, trained):
+def test_predictions_of_a_text_do_not_depend_on_other_texts_in_the_batch(name, trained):
     model = load(trained[name])
     (alone,) = fill_mask(model, ["the man [MASK] time"])
     group_size, _ = fill_mask(model, ["the man [MASK] time", "[MASK] the [MASK] and [MASK] woman"])
@@ -122,7 +122,7 @@ def test_a_text_is_filled_alike_alone_and_beside_one_with_more_masks(name, train
         assert a.piece == b.piece and abs(a.probability - b.probability) < 1e-6
 
 
-def test_what_has_no_parts_and_what_has_others_is_said(trained):
+def test_a_missing_part_of_a_model_is_an_error_that_lists_its_parts(trained):
     with pytest.raises(InputError, match="no part 'teacher': its parts are discriminator, generator, encoder"):
         load(f"{trained['electra']}:teacher")
     with pytest.raises(InputError, match=r"cannot be taken apart: .* without :head, or :encoder"):
@@ -139,7 +139,7 @@ def test_the_encoder_is_a_part_of_every_model(name, trained):
     np.testing.assert_array_equal(alone.encode(batch), whole.encode(batch))
 
 
-def test_training_goes_on_from_a_whole_model_or_either_part(recipes, trained, tmp_path, corpus, capsys):
+def test_training_warm_starts_from_a_whole_model_or_either_part(recipes, trained, tmp_path, corpus, capsys):
     electra = recipes["electra"]
     frozen = dataclasses.replace(electra.optimizer, rates=((".*", 0.0),))
 
@@ -185,7 +185,7 @@ def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, 
     assert not (tmp_path / "run").exists()  # a mistyped source claims no folder
 
 
-def test_a_run_that_began_with_a_model_goes_on_without_it(recipes, trained, tmp_path):
+def test_a_warm_started_run_resumes_without_the_initial_model(recipes, trained, tmp_path):
     begun = dataclasses.replace(recipes["electra"], init=str(trained["electra"]))
     whole = fit(begun, tmp_path / "whole")
     steps = sorted(int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir())

@@ -55,7 +55,7 @@ def test_bert_adam_is_the_published_formula_in_numpy():
         np.testing.assert_allclose(found[name], w[name], rtol=2e-5, atol=2e-6, err_msg=name)
 
 
-def test_adamw_is_that_of_optax():
+def test_adamw_equals_that_of_optax():
     params, gradients = params_and_gradients()
     decayed = match(NOT_NORM_NOR_BIAS, params)
     reference = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1.0, eps=1e-6, weight_decay=0.01, mask=decayed))

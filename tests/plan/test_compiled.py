@@ -189,7 +189,7 @@ def test_split_products_sum_states_twice_forward_and_twice_backward_in_a_layer(n
     assert {one.kind for one in pairs if one.bytes > 2 * states} <= {"all-to-all"}
 
 
-def test_what_does_not_fit_is_a_plan_with_numbers_and_an_exit_code(capsys):
+def test_a_plan_that_does_not_fit_has_numbers_and_exit_code_3(capsys):
     large = ["size=large", "long=1", "dtype=bfloat16"]  # refused before it is scheduled, within seconds
     code = main(["plan", "experiments/bert.py", *large, "--topology", "v5e-4", "--json"])
     planned = json.loads(capsys.readouterr().out)

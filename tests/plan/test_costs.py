@@ -35,7 +35,7 @@ def test_groups_of_devices_are_read_however_they_are_written(groups):
     assert found.bytes == 64 * len(GROUPS[groups])
 
 
-def test_a_collective_beside_a_fusion_counts_once_and_a_reduce_scatter_is_known_by_its_fusion():
+def test_a_collective_overlapped_with_a_fusion_counts_once_and_a_reduce_scatter_is_recognised():
     chained = 'all-gather(%p), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="0"}'
     other = "".join(
         f"""%{name} (p: bf16[4,8]) -> bf16[16,8] {{
@@ -85,7 +85,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(("left", "right", "stride", "padding", "hole", "apart"), WINDOWS)
-def test_a_convolution_counts_what_meets_an_input_as_xla_does(left, right, stride, padding, hole, apart):
+def test_flops_of_a_convolution_exclude_padding_and_holes_as_in_xla(left, right, stride, padding, hole, apart):
     def run(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, stride, padding, hole, apart, ("NWC", "WIO", "NWC"))
 

@@ -91,7 +91,7 @@ def test_loops_within_loops_multiply():
     assert sum(cycles(step.op) * step.times for step in program.schedule) == expected
 
 
-def test_of_branches_the_dearest_counts():
+def test_the_most_expensive_branch_of_a_conditional_counts():
     text = """HloModule jit_step
 
 %cheap (x: f32[8]) -> f32[8] {
@@ -136,13 +136,13 @@ ENTRY %main (a: f32[8]) -> (f32[8], s32[]) {
     assert program.aliased == 2
 
 
-def test_shapes_say_their_bytes_and_where_they_lie():
+def test_shapes_have_their_bytes_and_memory_space():
     found = shapes("(bf16[2,1024]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/pred[]{:T(512)}, s4[6]{0}, u32[3]{0:T(128)})")
     assert [(shape.dtype, shape.sizes, shape.bytes, shape.in_hbm) for shape in found] == [
         ("bf16", (2, 1024), 4096, False), ("pred", (), 1, True), ("s4", (6,), 3, True), ("u32", (3,), 12, True),
     ]  # fmt: skip
 
 
-def test_what_is_no_program_is_refused():
+def test_text_that_is_not_a_compiled_program_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         Program("HloModule jit_step\n")

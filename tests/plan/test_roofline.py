@@ -85,6 +85,6 @@ def test_attention_by_a_kernel_takes_what_its_schedule_has(rows, length, thousan
     assert found["flops"] == 2 * 7 * pairs * 64
 
 
-def test_a_kernel_that_says_nothing_of_its_work_is_named():
+def test_a_kernel_without_a_cost_estimate_is_reported():
     entry = '  %a = f32[9]{0} parameter(0)\n  ROOT %k = f32[9]{0} custom-call(%a), custom_call_target="tpu_custom_call"'
     assert list(estimate(program(entry), parse_slice("v3-8"))["modelled"]) == ["kernel without an estimate"]

@@ -60,7 +60,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("message", REFUSALS)
-def test_what_the_compiler_refuses_is_read_in_numbers(message):
+def test_sizes_are_parsed_from_the_compilers_refusal(message):
     GiB = 2.0**30
     expected = tuple(None if size is None else size * GiB for size in REFUSALS[message])
     assert _refusal(message, held=4 * GiB) == expected
@@ -85,12 +85,12 @@ def test_the_largest_batch_is_found_in_few_compilations(fixed, per_row, unit, mo
     assert len(tried) <= 6 and all(rows % unit == 0 for rows in tried)
 
 
-def test_where_nothing_fits_there_is_no_largest_batch():
+def test_search_finds_no_batch_where_none_fits():
     refused = {"fits": False, "bytes_per_device": {"peak": None, "capacity": 1}}
     assert _largest(lambda rows: refused, 2) is None
 
 
-def test_all_encoders_of_an_objective_recompute_alike():
+def test_the_remat_policy_is_set_in_all_encoders_of_an_objective():
     objective = load_experiment("experiments/electra.py").objective
     changed = with_remat(objective, "dots")
     assert (changed.generator.remat, changed.discriminator.remat) == ("dots", "dots")
@@ -118,7 +118,7 @@ def test_a_picture_or_a_search_needs_a_slice_and_a_folder(capsys, tmp_path):
     assert "create it first" in capsys.readouterr().err
 
 
-def test_a_step_that_the_compiler_takes_may_still_need_too_much(monkeypatch):
+def test_a_compiled_step_whose_state_exceeds_memory_does_not_fit(monkeypatch):
     """It looks at what lives within a step; what is held between steps comes on top."""
 
     class Executable:

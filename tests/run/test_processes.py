@@ -114,7 +114,7 @@ def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_o
         assert "fine-tuning runs in one process, but this is one of 2" in found["only one"]
 
 
-def test_the_odd_one_of_several_is_named_with_what_differs_there(tmp_path, monkeypatch):
+def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, monkeypatch):
     def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
         (tmp_path / "odd.py").write_text(code)
         monkeypatch.setattr(processes, "__file__", str(tmp_path / "run" / "processes.py"))

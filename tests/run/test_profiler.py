@@ -56,7 +56,7 @@ def test_a_run_that_ends_early_leaves_no_trace_running(tmp_path):
     jax.profiler.stop_trace()
 
 
-def test_what_an_operation_encloses_is_not_counted_twice():
+def test_nested_operations_are_not_counted_twice():
     line = SimpleNamespace(
         name="XLA Ops",
         events=[

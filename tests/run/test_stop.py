@@ -10,7 +10,7 @@ from bertjax.run.stop import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_acts_at_once(number):
+def test_the_first_signal_requests_a_stop_and_the_second_acts_at_once(number):
     class ActedAtOnce(Exception):
         pass
 
@@ -29,7 +29,7 @@ def test_the_first_signal_asks_and_the_second_acts_at_once(number):
         signal.signal(number, before)
 
 
-def test_handlers_are_restored_where_nothing_was_asked():
+def test_handlers_are_restored_if_no_signal_arrived():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_requests():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before

@@ -11,7 +11,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_log_that_is_gone_on_with_forgets_what_lies_beyond_its_step(tmp_path):
+def test_a_resumed_log_drops_lines_after_the_checkpoint(tmp_path):
     log = Log(tmp_path, 0)
     for step in (1, 2, 3):
         log(step, {"loss": step / 4})
@@ -25,7 +25,7 @@ def test_a_log_that_is_gone_on_with_forgets_what_lies_beyond_its_step(tmp_path):
     ]
 
 
-def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+def test_a_log_line_truncated_by_a_kill_is_dropped(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
     Log(tmp_path, 5)(3, {"loss": 2.0})
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 2.0}]

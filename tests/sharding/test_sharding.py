@@ -74,7 +74,7 @@ def test_a_mesh_has_all_devices_and_rows_divide_over_it():
         ("head/mlm/decoder", (30522, 1024), P("tensor", None), P("tensor", "fsdp")),
     ],
 )  # fmt: skip
-def test_what_is_split_over_what(name, shape, product, rest):
+def test_partition_specs_follow_names_and_shapes(name, shape, product, rest):
     mesh = described(data=2, fsdp=4, tensor=2)
     assert compute_spec(mesh, name, shape) == product
     assert storage_spec(mesh, name, shape) == rest
@@ -145,7 +145,7 @@ def test_every_row_of_a_batch_is_held_once():
     np.testing.assert_array_equal(held_rows(MeshShape(fsdp=2, tensor=2).mesh(16), 16), np.arange(16))
 
 
-def test_a_mesh_does_not_change_what_a_model_is_said_to_compute():
+def test_model_flops_do_not_depend_on_the_mesh():
     batch = make_batch(rows=8)
     alone = model_flops(WINDOWS, batch)
     with jax.set_mesh(DATA_PARALLEL.mesh(8)):

@@ -59,7 +59,7 @@ def test_a_classifier_says_whether_there_is_an_answer_and_scores_of_spans_which(
     assert decided(answered._replace(best=(none,)), -2.0, 0.0).answer == none._replace(probability=1.0)
 
 
-def test_who_never_answers_has_learned_nothing(tokenizer):
+def test_constant_answer_scores_the_prediction_of_no_answer(tokenizer):
     """Of two questions one has no answer: half of the points are for nothing."""
     rows = TaskRows(find_task("squad2"), "", "", BERT, 16, question=2)
     questions = [Question("", "1", "good", "time", (Answer("time", 0),)), Question("", "2", "bad", "year")]

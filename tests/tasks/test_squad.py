@@ -132,7 +132,7 @@ def test_ids_that_are_numbers_in_the_data_are_those_of_the_predictions(tmp_path,
         ([{"context": "x", "qas": [{"id": "1", "answers": [{"text": 3}]}]}], {"1": "x"}, "question 1: an answer is no"),
     ],
 )
-def test_files_of_another_kind_are_named(tmp_path, capsys, paragraphs, predictions, says):
+def test_files_of_another_kind_are_refused_by_name(tmp_path, capsys, paragraphs, predictions, says):
     assert main(files(tmp_path, paragraphs, predictions)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(says, line)

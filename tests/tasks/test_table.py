@@ -87,7 +87,7 @@ def test_an_answer_that_is_not_in_its_context_is_counted_and_not_learned_but_sco
     assert loaded.notes == {"answers not at their place in the context, not trained on": 1}
 
 
-def test_what_is_treated_is_counted(tmp_path):
+def test_dropped_and_repaired_examples_are_counted(tmp_path):
     content = b'\xef\xbb\xbfsentence\tlabel\r\n"odd quote\t1\r\nsecond \xe2\x80\xa8 line\t0\r\n'
     loaded = load_examples(find_task("sst2"), write(tmp_path, {"train.tsv": content}), "train")
     assert [example.texts for example in loaded.examples] == [('"odd quote',), ("second \u2028 line",)]
@@ -174,7 +174,7 @@ def test_rows_of_qqp_that_lack_a_cell_are_left_out_and_counted(tmp_path):
         ("squad", {"train-v1.1.json": '{"data": ' + "[" * 200_000}, "train-v1.1.json:1: cannot be read as JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_an_error_with_its_place(tmp_path, name, files, says):
+def test_unreadable_data_are_an_error_with_file_and_line(tmp_path, name, files, says):
     with pytest.raises(InputError, match=says):
         load_examples(find_task(name), write(tmp_path, files), "train")
 
@@ -206,7 +206,7 @@ def test_every_task_of_the_table_is_a_description():
         find_task("sst3")
 
 
-def test_data_are_known_by_what_is_in_them(tmp_path):
+def test_the_digest_of_data_depends_on_their_contents(tmp_path):
     task, folder = find_task("sst2"), write(tmp_path, {"train.tsv": "sentence\tlabel\ngood\t1\n"})
     before = digest(task, folder)
     assert before == digest(task, folder)
@@ -299,7 +299,7 @@ def test_labels_of_json_lines_are_stripped_as_those_of_tables(tmp_path):
     assert task.labels == ("neg", "pos")
 
 
-def test_a_header_in_the_middle_of_a_table_is_no_row(tmp_path):
+def test_a_repeated_header_in_a_table_is_an_error(tmp_path):
     folder = write(tmp_path, {"train.tsv": "text\ttone\na\tmild\nb\tharsh\ntext\ttone\n"})
     with pytest.raises(InputError, match=r"train\.tsv:4: a second header .text, tone."):
         own_task("classify", folder, ("text",), "tone")

@@ -65,7 +65,7 @@ def test_numbers_are_float_and_xlnet_is_padded_on_the_left(tokenizer):
     assert batch["labels"].tolist() == [2.5] and batch["labels"].dtype == np.float32
 
 
-def test_numbers_are_learned_as_shares_of_their_range_and_judged_as_they_are(tokenizer, tmp_path):
+def test_regression_targets_are_scaled_to_the_unit_interval_in_training_only(tokenizer, tmp_path):
     rows = "sentence1\tsentence2\tscore\ngood\tbad\t2.500\nman\tday\t5.000\n"
     folder = write(tmp_path, {"train.tsv": rows, "dev.tsv": rows})
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
@@ -76,7 +76,7 @@ def test_numbers_are_learned_as_shares_of_their_range_and_judged_as_they_are(tok
         rows_of("sst2", unit_range=True)
 
 
-def test_a_tag_stands_at_the_first_piece_of_its_word(tokenizer):
+def test_a_tag_is_at_the_first_piece_of_its_word(tokenizer):
     # "world's" is three pieces, "\u200b" none: it is read as unknown, so that every word is scored.
     example = Words("f:1", ("good", "world's", "\u200b", "abc"), ("O", "I-person", "I-person", "S-group"))
     encoded = encode_examples(rows_of("wnut17"), [example], tokenizer)
@@ -220,7 +220,7 @@ def test_batches_are_a_function_of_the_step_and_as_short_as_their_rows_allow(mad
     assert mixed <= 3 * (len(bucket_lengths(48)) - 1)
 
 
-def test_evaluation_sees_every_row_once_and_fills_up_with_padding(made):
+def test_evaluation_batches_have_every_row_once_and_padding_at_the_end(made):
     source = made.open("validation")
     batches = list(evaluation_batches(source, 8))
     real = np.concatenate([batch["example"][batch["mask"].any(1)] for batch in batches])
@@ -229,7 +229,7 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_padding(made):
     assert sum(padding) == 5 and sum(count > 0 for count in padding) == 1
 
 
-def test_both_orders_are_learned_and_what_has_no_label_is_not(made, tmp_path):
+def test_training_rows_have_both_orders_and_no_unlabelled_examples(made, tmp_path):
     table = "index\tsentence1\tsentence2\tlabel\n0\ttime\tlife\tentailment\n1\tgood\tbad\t\n"
     folder = write(tmp_path, {"train.tsv": table, "dev.tsv": table})
     rows = replace(made, task=find_task("rte"), data=folder, both_orders=True)
@@ -239,7 +239,7 @@ def test_both_orders_are_learned_and_what_has_no_label_is_not(made, tmp_path):
     assert len(rows.open("validation")) == 2
 
 
-def test_rows_say_what_they_cannot_hold(made):
+def test_rows_refuse_settings_without_room(made):
     for change, says in (
         ({"length": 6}, "rows of length 6 have no room"),
         ({"task": find_task("squad"), "length": 64, "question": 60}, "no room beside a question of 60"),
