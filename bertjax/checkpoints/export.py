@@ -1,25 +1,33 @@
-"""Write a trained model to a new folder, in bertjax's format or in that of transformers."""
+"""Write a trained model to a new folder: as a checkpoint, for transformers, or for sentence-transformers."""
 
 from pathlib import Path
 from typing import Literal
 
 from bertjax.checkpoints import checkpoint
-from bertjax.checkpoints.trained import Model, load, load_notes
+from bertjax.checkpoints.trained import Model, encoder_alone, load, load_notes, without_sentence_head
 from bertjax.errors import InputError
 from bertjax.huggingface.convert import write_model
 from bertjax.huggingface.families import find_family
+from bertjax.huggingface.sentence_transformers import write_modules
+from bertjax.models.heads import Pooler
+from bertjax.models.published import Published
+from bertjax.models.sentence import SENTENCE, sentence_head
+
+Format = Literal["bertjax", "huggingface", "sentence-transformers"]
 
 
-def convert(source: str | Path, folder: str | Path, *, to: Literal["bertjax", "huggingface"] = "bertjax") -> list[str]:
+def convert(source: str | Path, folder: str | Path, *, to: Format = "bertjax") -> list[str]:
     """Write a model, or one part of it, to a new folder: without optimiser state, and without the other part.
 
-    Returns notes to report: what was ignored in a Hugging Face folder, and what `save_hf` leaves out. Raises InputError
-    if the folder is not empty, and as `load` and `save_hf`.
+    Returns notes to report: what was ignored in a Hugging Face folder, and what the functions for the other formats
+    leave out. Raises InputError if the folder is not empty, and as `load` and these functions.
     """
     model = load(source)
     notes = load_notes(source, model)
     if to == "huggingface":
         return notes + save_hf(model, folder)
+    if to == "sentence-transformers":
+        return notes + save_sentence_transformers(model, folder)
     folder = _new_folder(folder)
     checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
     return notes
@@ -39,9 +47,33 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     this model does.
     """
     architecture = architecture or architecture_of(model)
-    new = _new_folder(folder)
+    new, plain = _new_folder(folder), without_sentence_head(model)
     notes = model.config.get("huggingface", {})
-    return write_model(model.objective, model.params, model.tokenizer, notes, new, architecture)
+    left = [] if plain is model else [f"left out head/{SENTENCE}, which `convert --to sentence-transformers` writes"]
+    return left + write_model(plain.objective, plain.params, plain.tokenizer, notes, new, architecture)
+
+
+def save_sentence_transformers(model: Model, folder: str | Path) -> list[str]:
+    """Write a model to a new folder that `SentenceTransformer(folder)` loads: it computes the vectors of `embed`.
+
+    The modules of the folder that the model came from, or else the mean of all tokens, scaled to length 1. Texts that
+    are longer than the model's positions are truncated there. Heads other than the pooler are left out. Returns notes
+    to report. Raises InputError if the folder is not empty, or the modules or the encoder cannot be described.
+    """
+    origin = model.config.get("huggingface", {})
+    if reason := origin.get("no_embedding"):
+        raise InputError(reason)
+    head, params = sentence_head(model.objective, model.params)
+    heads = getattr(without_sentence_head(model).objective, "heads", {})
+    if isinstance(model.objective, Published) and all(isinstance(module, Pooler) for module in heads.values()):
+        alone, left = without_sentence_head(model), []
+    else:
+        alone = encoder_alone(model)
+        left = [f"left out {', '.join(f'head/{name}' for name in heads) or 'all heads'}: embeddings do not read them"]
+    notes = save_hf(alone, folder)
+    head = head if head.max_length else head.clone(max_length=alone.encoder.max_length or 0)
+    write_modules(Path(folder), head, params, alone.encoder, origin.get("similarity", ""))
+    return left + notes
 
 
 def architecture_of(model: Model) -> str:

@@ -1,5 +1,6 @@
 """Load a trained model, and compute its hidden states and logits."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,13 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
-from bertjax.huggingface.convert import read_encoder, read_folder, without_heads
+from bertjax.huggingface.convert import Found, read_encoder, read_folder, without_heads
 from bertjax.huggingface.families import find_family
-from bertjax.huggingface.folder import is_huggingface
+from bertjax.huggingface.folder import MODULES, is_huggingface
+from bertjax.huggingface.sentence_transformers import has_modules, read_modules, transformer_folder
 from bertjax.huggingface.tensors import some
 from bertjax.models.published import Published
+from bertjax.models.sentence import SENTENCE
 from bertjax.types import Array, Batch, Params
 
 
@@ -93,12 +96,14 @@ def load(path: str | Path) -> Model:
     if is_huggingface(folder):
         if part not in ("", ENCODER):
             raise InputError(f"the model in {folder} has no part {part!r}, only {ENCODER!r}")
-        found = read_encoder(folder) if part else read_folder(folder)
+        found = (
+            _with_sentence_head(folder, read_folder(transformer_folder(folder))) if not part else _encoder_of(folder)
+        )
         config = {"objective": to_json(found.model), "huggingface": found.notes}
         model = Model(found.model, found.params, found.tokenizer, config)
-        return _encoder_alone(model) if part else model
+        return encoder_alone(model) if part else model
     if part == ENCODER:
-        return _encoder_alone(load(folder))
+        return encoder_alone(load(folder))
     step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"])
@@ -123,7 +128,46 @@ def load(path: str | Path) -> Model:
 ENCODER = "encoder"  # the part that every model has
 
 
-def _encoder_alone(model: Model) -> Model:
+def _encoder_of(folder: Path) -> Found:
+    """Read the encoder of a folder, without the modules of sentence-transformers, which are reported."""
+    found = read_encoder(transformer_folder(folder))
+    left = [f"{MODULES} is not applied to the encoder alone"] if has_modules(folder) else []
+    return found._replace(notes=found.notes | {"reported": [*found.notes["reported"], *left]})
+
+
+def _with_sentence_head(folder: Path, found: Found) -> Found:
+    """Add the head that the modules of sentence-transformers describe.
+
+    Where they cannot be followed, the rest of the model is of use: the reason is kept for what embeds texts.
+    """
+    if not has_modules(folder):
+        return found
+    try:
+        modules = read_modules(folder, found.model.encoder)
+    except InputError as error:
+        notes = {"no_embedding": str(error), "reported": [*found.notes["reported"], f"embedding is refused: {error}"]}
+        return found._replace(notes=found.notes | notes)
+    heads = (*found.model.named_heads, (SENTENCE, modules.head))
+    own = {SENTENCE: jax.tree.map(jnp.asarray, modules.params)}
+    params = {**found.params, "head": {**found.params.get("head", {}), **own}}
+    notes = {"similarity": modules.similarity, "reported": [*found.notes["reported"], *modules.reported]}
+    return Found(dataclasses.replace(found.model, named_heads=heads), params, found.tokenizer, found.notes | notes)
+
+
+def without_sentence_head(model: Model) -> Model:
+    """Return a model without the modules of sentence-transformers."""
+    if not isinstance(model.objective, Published) or SENTENCE not in model.objective.heads:
+        return model
+    heads = tuple((name, module) for name, module in model.objective.named_heads if name != SENTENCE)
+    objective = dataclasses.replace(model.objective, named_heads=heads)
+    own = {name: params for name, params in model.params.get("head", {}).items() if name != SENTENCE}
+    params = {name: each for name, each in model.params.items() if name != "head"} | ({"head": own} if own else {})
+    return dataclasses.replace(
+        model, objective=objective, params=params, config=model.config | {"objective": to_json(objective)}
+    )
+
+
+def encoder_alone(model: Model) -> Model:
     """Return the encoder that was trained; of several models the one that is meant for other tasks."""
     objective, params = model.objective, model.params
     if isinstance(objective, InParts):
@@ -134,7 +178,7 @@ def _encoder_alone(model: Model) -> Model:
     alone = Published(encoder, cls_last=family is not None and family.cls_last)
     config = model.config | {"objective": to_json(alone)}
     if "huggingface" in config:
-        notes = config["huggingface"]
+        notes = {key: value for key, value in config["huggingface"].items() if key != "no_embedding"}
         source = {key: value for key, value in notes["config"].items() if key != "architectures"}
         config["huggingface"] = notes | {"config": source, "prefixed": False}
     return Model(alone, {ENCODER: own}, model.tokenizer, config)

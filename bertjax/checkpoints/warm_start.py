@@ -11,6 +11,7 @@ from bertjax.checkpoints.trained import ENCODER, Model, load, load_notes
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
 from bertjax.description import field_names, to_json
 from bertjax.errors import InputError
+from bertjax.models.sentence import SENTENCE
 from bertjax.rules import STACKED, VOCABULARY, name_of
 from bertjax.types import Array, Objective, Params
 
@@ -94,6 +95,8 @@ def _explain(source: str, model: Model, reinitialised: int) -> str:
     """Return the note of `Start`."""
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
     note += f"; the top {reinitialised} layers are freshly initialised" if reinitialised else ""
+    if SENTENCE in getattr(model.objective, "heads", {}):
+        note += f"; its head/{SENTENCE} is left out: embeddings of the new model are the mean of all tokens"
     return note + "".join(f"; {each}" for each in load_notes(source, model))
 
 

@@ -21,9 +21,10 @@ def add(commands: Any) -> None:
         "source", metavar="SRC", help="a work directory, a checkpoint, `folder:part`, or a Hugging Face folder"
     )
     convert.add_argument("destination", metavar="DST", help="a new folder")
-    convert.add_argument("--to", choices=("bertjax", "huggingface"), default="bertjax",
-                         help="huggingface: config.json, model.safetensors and tokenizer files for transformers "
-                         "(default: %(default)s)")  # fmt: skip
+    convert.add_argument("--to", choices=("bertjax", "huggingface", "sentence-transformers"),
+                         default="bertjax",
+                         help="huggingface: config.json, model.safetensors and tokenizer files for transformers; "
+                         "sentence-transformers: and its modules beside them (default: %(default)s)")  # fmt: skip
 
     plan = command(commands, "plan", _plan, "count parameters and FLOPs, or compile the step for a TPU slice",
                     "bertjax plan experiments/bert.py size=large dtype=bfloat16 --topology v5e:4x4")  # fmt: skip

@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
                        "a text with masks")  # fmt: skip
     fill.add_argument("--top", type=positive, default=5, metavar="K", help="predictions for each mask (default: 5)")
 
-    embedding = _predicting(predict, "embed", _embed, "embed texts: the mean of their hidden states, of length 1",
+    embedding = _predicting(predict, "embed", _embed, "embed texts: their hidden states pooled as the folder says",
                             'bertjax predict embed --model minilm "A sentence." "Another one." --json',
                             "a text")  # fmt: skip
     embedding.add_argument(
@@ -33,8 +33,10 @@ def add(commands: Any) -> None:
         type=positive,
         default=0,
         metavar="N",
-        help="truncate to N tokens (default: refuse long texts)",
+        help="truncate to N tokens (default: the length that the folder states; without one, refuse long texts)",
     )
+    embedding.add_argument("--prompt", metavar="NAME", help="put a prompt of the model before each text, by its name; "
+                           "'' for none (default: the model's default prompt, if any)")  # fmt: skip
 
     classify = _predicting(predict, "classify", _classify, "classify texts, or predict a number for each",
                            'bertjax predict classify --model runs/sst2/best "A fine film." --json',
@@ -168,10 +170,13 @@ def _fill_mask(options: argparse.Namespace) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from bertjax.inference.embed import embed
+    from bertjax.inference.embed import embed_and_count
+
+    notes: Counter[str] = Counter()
 
     def run(model: Any, texts: list[str]) -> Iterator[dict[str, Any]]:
-        vectors = embed(model, texts, max_length=options.max_length, batch_size=options.batch_size)
+        vectors = embed_and_count(model, texts, notes, prompt=options.prompt, max_length=options.max_length,
+                                  batch_size=options.batch_size)  # fmt: skip
         for text, vector in zip(texts, vectors, strict=True):
             yield {"text": text, "embedding": [round(float(number), 7) for number in vector]}
 
@@ -181,6 +186,8 @@ def _embed(options: argparse.Namespace) -> None:
         return f"{result['text']}\n    {shown} … ({len(numbers)} numbers)"
 
     _predict(options, run, lambda origin, text: (text,), show)  # blank ones too: line n has vector n
+    for note, count in (+notes).items():
+        tell(f"{count:,} {note}")
 
 
 def _classify(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -19,9 +19,11 @@ from safetensors.numpy import save_file
 from bertjax.errors import InputError
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+MODULES = "modules.json"  # of sentence-transformers
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
           "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
+Parsed = TypeVar("Parsed", dict[str, Any], list[Any])
 _LARGEST_TEXT = 2**24  # bytes of a header, a config or an index; real ones have a few hundred thousand
 
 
@@ -51,7 +53,7 @@ _NOT_READ = {
 def is_huggingface(folder: Path) -> bool:
     """Tell whether this looks like a Hugging Face folder: it has a config.json or weights by their names."""
     return folder.is_dir() and (
-        any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(_not_read(folder))
+        any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX, MODULES)) or bool(_not_read(folder))
     )
 
 
@@ -66,6 +68,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).exists() and (described := _not_read(folder)):
         raise InputError(described)
     return _read_json(_inside(folder, CONFIG))
+
+
+def read_json(folder: Path, name: str, kind: type[Parsed]) -> Parsed:
+    """Read a JSON file of a folder. Raises InputError if it is missing, broken or of another kind."""
+    path = _inside(folder, name)
+    found = _parse_json(_read_text(path), f"{path}")
+    if not isinstance(found, kind):
+        raise InputError(f"{path} is not a JSON {'object' if kind is dict else 'list'}")
+    return found
+
+
+def folder_inside(home: Path, path: str) -> Path:
+    """Return a folder by its path inside `home`, whether or not it exists. Raises InputError for one outside."""
+    folder = home / path
+    if folder.resolve() != home.resolve() and home.resolve() not in folder.resolve().parents:
+        raise InputError(f"{folder} is outside of {home}: copy the folder there instead")
+    return folder
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
@@ -112,7 +131,8 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a plain file of the folder, by a name without a path.
 
-    Links may lead to the blobs beside the snapshots of a Hugging Face cache, and nowhere else outside.
+    Links may lead to the blobs beside the snapshots of a Hugging Face cache, and nowhere else outside; the
+    folder may be inside such a snapshot.
     """
     if Path(name).name != name or name.startswith(".") or "\\" in name or "\0" in name:
         raise InputError(f"{folder} names a file {name!r}: only files inside the folder itself are read")
@@ -120,7 +140,8 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.exists():
         raise InputError(f"{path} is missing")
     target, home = path.resolve(), folder.resolve()
-    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    snapshot = next((each for each in (home, home.parent) if each.parent.name == "snapshots"), None)
+    cache = snapshot.parent.parent / "blobs" if snapshot is not None else home
     if home not in target.parents and cache not in target.parents:
         raise InputError(f"{path} is a link to {target}, outside the folder: copy the file there instead")
     if not target.is_file():
@@ -128,13 +149,24 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> bytes:
     if path.stat().st_size > _LARGEST_TEXT:
         raise InputError(f"{path} has {path.stat().st_size:,} bytes: no real one is over {_LARGEST_TEXT:,}")
-    return _parse_json(path.read_bytes(), f"{path}")
+    return path.read_bytes()
 
 
-def _parse_json(content: bytes, what: str) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parse_object(_read_text(path), f"{path}")
+
+
+def _parse_object(content: bytes, what: str) -> dict[str, Any]:
+    read = _parse_json(content, what)
+    if not isinstance(read, dict):
+        raise InputError(f"{what} is not a JSON object")
+    return read
+
+
+def _parse_json(content: bytes, what: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -148,8 +180,6 @@ def _parse_json(content: bytes, what: str) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not valid JSON: {str(error)[:200]}") from error
-    if not isinstance(read, dict):
-        raise InputError(f"{what} is not a JSON object")
     return read
 
 
@@ -183,7 +213,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path} is cut short: {size:,} bytes, and a header of {length:,} to begin with")
         if length > _LARGEST_TEXT:
             raise InputError(f"{path} has a header of {length:,} bytes: no real one is over {_LARGEST_TEXT:,}")
-        header = _parse_json(file.read(length), f"the header of {path}")
+        header = _parse_object(file.read(length), f"the header of {path}")
     header.pop("__metadata__", None)
     spans = sorted((*_span(path, name, entry), name) for name, entry in header.items())
     end = 0

@@ -12,6 +12,7 @@ from bertjax.errors import InputError
 from bertjax.models.heads import LanguageHead, Pooler, ReplacedInContextHead, TransformedHead
 from bertjax.models.language import hidden, word_table
 from bertjax.models.layers import apply
+from bertjax.models.sentence import SentenceEmbedding
 from bertjax.models.span_heads import BeamSpanHead
 from bertjax.types import Array, Batch, Key, Params
 
@@ -111,4 +112,4 @@ def _besides(module: nn.Module, batch: Batch) -> tuple[Array, ...]:
     """Return the arrays of a batch that a head reads besides hidden states."""
     if isinstance(module, BeamSpanHead):
         return (batch.get("context", batch["mask"]),)
-    return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead) else ()
+    return (batch["mask"],) if isinstance(module, TransformedHead | ReplacedInContextHead | SentenceEmbedding) else ()

@@ -11,7 +11,7 @@ from bertjax.checkpoints.trained import Model
 from bertjax.commands.main import main
 from bertjax.description import to_json
 from bertjax.errors import InputError
-from bertjax.inference.embed import embed, mean_pooled
+from bertjax.inference.embed import embed
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
@@ -39,12 +39,6 @@ def test_an_embedding_is_the_mean_of_the_states_of_all_tokens_of_length_1(model)
         np.testing.assert_allclose(vector, mean_D / np.linalg.norm(mean_D), atol=1e-6)
 
 
-def test_padding_counts_for_nothing_and_a_row_of_it_is_zeros():
-    x_BLD = jnp.array([[[3.0, 4.0], [jnp.inf, 9.0]], [[1.0, 1.0], [2.0, 2.0]]])
-    pooled_BD = mean_pooled(x_BLD, jnp.array([[1, 0], [0, 0]]))
-    np.testing.assert_allclose(pooled_BD, [[0.6, 0.8], [0, 0]], atol=1e-7)
-
-
 def test_long_texts_are_refused_or_cut(model):
     long = "time " * 50
     with pytest.raises(
@@ -53,7 +47,9 @@ def test_long_texts_are_refused_or_cut(model):
         next(embed(model, [long]))
     with pytest.raises(InputError, match="max_length=41, but the model has 40 positions"):
         next(embed(model, [long], max_length=41))
-    (cut,) = embed(model, [long], max_length=10)
+    said = []
+    (cut,) = embed(model, [long], max_length=10, say=said.append)
+    assert said == ["1 texts truncated to 10 tokens"]
     (same,) = embed(model, ["time " * 8])
     np.testing.assert_allclose(cut, same, atol=1e-6)
     with pytest.raises(InputError, match="1 tokens have no room for the special tokens of a text: allow at least 2"):
@@ -69,4 +65,6 @@ def test_the_command_embeds_texts_and_lines(model, tmp_path, capsys, monkeypatch
     np.testing.assert_allclose([line["embedding"] for line in lines], list(embed(model, TEXTS)), atol=1e-6)
     monkeypatch.setattr("sys.stdin", io.StringIO("the man\n\nwoman\n"))
     assert main(command[:-1]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if line[:1] != " "] == ["the man", "", "woman"]
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if line[:1] != " "] == ["the man", "", "woman"]
+    assert "1 texts are blank: their vectors are those of special tokens alone" in err
