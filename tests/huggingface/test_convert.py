@@ -33,7 +33,7 @@ from texts import with_spaces_in_pieces, wordpiece_files
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import convert, save_hf
-from bertjax.checkpoints.trained import Model, _encoder_alone, load
+from bertjax.checkpoints.trained import Model, encoder_alone, load
 from bertjax.checkpoints.warm_start import warm_start
 from bertjax.commands.main import main
 from bertjax.data.tokenizer import load_tokenizer, same_tokenizer, tokenizer_from_files
@@ -224,7 +224,7 @@ def test_an_encoder_that_no_family_has_is_refused(tokenizer, tmp_path):
 def test_an_encoder_that_no_family_has_is_taken_alone(tokenizer):
     v = tokenizer.vocabulary
     objective = MaskedLM(Unknown(V=v.size, D=8, N=1, H=2, F=12, positions=16), Masking(v.mask, (0, v.size)))
-    alone = _encoder_alone(own_model(objective, tokenizer))
+    alone = encoder_alone(own_model(objective, tokenizer))
     assert type(alone.encoder) is Unknown and alone.params.keys() == {"encoder"}
 
 
