@@ -124,6 +124,12 @@ class Masking:
         if self.max_predictions is not None and self.max_predictions < 1:
             raise ValueError(f"max_predictions={self.max_predictions} leaves nothing to predict: use 1 or more")
 
+    def check_vocabulary(self, V: int) -> None:
+        """Raise ValueError where an id exceeds a vocabulary of V ids."""
+        largest = max(self.mask_id, self.random_ids[1] - 1, *self.specials)
+        if largest >= V:
+            raise ValueError(f"masking uses id {largest}, but the encoder's vocabulary has V={V} ids")
+
     def slots(self, L: int) -> int:
         """Return the number of slots P of a row of length L."""
         return min(self.max_predictions or L, int(np.ceil(self.rate * L)))

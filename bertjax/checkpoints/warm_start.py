@@ -52,7 +52,7 @@ def _collect(source: str, objective: Objective, tokenizer: Tokenizer) -> Model:
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
     *_, inner = wrapped(objective)
-    # With another sharing the same name has another meaning: tables, or what is added to the other model's.
+    # With another sharing the same name means another parameter: a table, or the Δ added to the other model's table.
     theirs, ours = (to_json(x).get("sharing") for x in (model.objective, inner))
     if theirs and ours and theirs != ours:
         raise InputError(f"init={source} shares embeddings in another way than this experiment: use the same way")

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import zstandard
 
@@ -207,7 +207,7 @@ def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Documen
 def open_bytes(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed if its name ends in .gz or .zst."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if path.suffix == ".zst":
         return io.BufferedReader(_Zstd(path))
     return path.open("rb")

@@ -200,8 +200,9 @@ class ShardWriter:
         for path, array in zip(self.paths[1:], (sentences, documents), strict=True):
             with path.open("wb") as file:
                 np.save(file, array)
-        hashes = tuple(file_digest(path) for path in self.paths)
-        return Shard(self.count, len(sentences), len(documents), hashes)  # type: ignore[arg-type]
+        records_digest, sentences_digest, documents_digest = map(file_digest, self.paths)
+        digests = records_digest, sentences_digest, documents_digest
+        return Shard(self.count, len(sentences), len(documents), digests)
 
 
 class TokenReader:

@@ -39,7 +39,7 @@ class Opened:
     config: dict[str, Any]  # tokenizer_config.json
     model_config: dict[str, Any]
     files: Mapping[str, bytes]
-    stated: dict[str, Any]  # what the class is given: tokenizer_config.json and special_tokens_map.json merged
+    stated: dict[str, Any]  # arguments of the class: tokenizer_config.json and special_tokens_map.json merged
     where: dict[str, str] = field(default_factory=dict)  # the file that each key of `stated` comes from
     keys: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -1,9 +1,9 @@
 """Decide where words begin among the pieces of a tokenizer, by one rule for WordPiece, BPE and SentencePiece.
 
-A word begins where the vocabulary marks it (`Ġ`, `▁`, no `##`, after `</w>`) and at ASCII punctuation. Between letters
-of scripts that are written without spaces each piece is a word, and so is what follows them: BERT makes each ideograph
-a word (google-research/bert tokenization.py), and for kana, Thai, Lao, Khmer, Burmese or Tibetan a piece is the
-smallest unit that a vocabulary knows. Without that a whole sentence would be one word, too long to be masked.
+A word begins where the vocabulary marks it (`Ġ`, `▁`, no `##`, after `</w>`) and at ASCII punctuation. In scripts that
+are written without spaces each piece is a word, and so is a piece that follows them: BERT makes each ideograph a word
+(google-research/bert tokenization.py), and for kana, Thai, Lao, Khmer, Burmese or Tibetan a piece is the smallest unit
+of a vocabulary. Without that rule a whole sentence would be one word, too long to be masked.
 """
 
 import json
@@ -124,7 +124,7 @@ def _is_punctuation(text: bytes) -> bool:
 
 
 def _begins_without_spaces(text: bytes) -> bool:
-    """Tell whether the first character is of such a script; a cut one where all that it can be are."""
+    """Return whether the first character is of such a script; for a truncated one, whether all its completions are."""
     if not text or text[0] < 0xE0:
         return False
     size = 3 if text[0] < 0xF0 else 4
@@ -134,7 +134,7 @@ def _begins_without_spaces(text: bytes) -> bool:
 
 
 def _ends_without_spaces(text: bytes) -> bool:
-    """Tell whether the last character is whole and of such a script."""
+    """Return whether the last character is complete and of such a script."""
     return any(len(text) >= size and text[-size] >= 0xE0 and _in_ranges(text[-size:]) for size in (3, 4))
 
 

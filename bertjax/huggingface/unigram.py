@@ -88,8 +88,8 @@ def tokenizer_json(tokenizer: SentencePieceTokenizer, *, cls_last: bool) -> str 
             steps += [normalizers.Replace(tokenizers.Regex(f"(?<={letter})Σ(?!{letter})"), "ς")]
             steps += [normalizers.Lowercase()]
     if model.normalizer_spec.precompiled_charsmap:
-        # The library looks up a letter together with what stands on it, and swallows a joiner or an accent after one
-        # that the map changes: so what NFKC changes is changed before. The maps of SentencePiece leave one tilde alone.
+        # The library looks up a letter with its combining marks, and drops a joiner or an accent after a letter that
+        # the map changes, so NFKC is applied first. The maps of SentencePiece leave one tilde alone.
         if not tokenizer.published and "nfkc" in model.normalizer_spec.name:
             steps += [normalizers.Replace("～", _TILDE), normalizers.NFKC(), normalizers.Replace(_TILDE, "～")]
         steps.append(normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap))

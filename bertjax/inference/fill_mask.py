@@ -83,18 +83,18 @@ def _parsed(model: Model, tokenizer: Tokenizer, text: str) -> list[int]:
     return _checked(model, [*(index for index, _ in before), *ids, *(index for index, _ in after)], text)
 
 
-_PLACEHOLDER = "中"  # of a mask while a text is tokenised: no vocabulary joins it to its neighbours
+_PLACEHOLDER = "中"  # replaces a mask in tokenisation: no vocabulary merges it with its neighbours
 
 
 def _with_masks(model: Model, text: str) -> list[int]:
     """Encode a text with special tokens and masks.
 
     Each mask is tokenised as a placeholder word, so that the text around it is tokenised as in training: the preceding
-    space belongs to the masked word if the vocabulary's pieces include their spaces, and what follows continues the
-    text. One function, despite its branches: each of them is a case of one placeholder in the encoding.
+    space belongs to the masked word if the vocabulary's pieces include their spaces, and the text after it continues.
+    One function, despite its branches: each of them is a case of one placeholder in the encoding.
     """
     tokenizer = model.tokenizer
-    assert tokenizer is not None  # fill_mask asked for it
+    assert tokenizer is not None  # checked in fill_mask
     vocabulary = tokenizer.vocabulary
     mask_piece = tokenizer.piece(vocabulary.mask)
     parts = text.split(mask_piece)

@@ -179,7 +179,8 @@ def _within(version: str, wanted: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    numbers = [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]  # type: ignore[index]
+    release = re.split(r"[^\d.]", version, maxsplit=1)[0]
+    numbers = [int(number) for number in release.split(".") if number]
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)

@@ -80,7 +80,7 @@ class Distillation:
             )
         if self.layers:
             self._check_layers()
-        self.student_objective  # noqa: B018 its checks of the masking are ours too
+        self.masking.check_vocabulary(self.student.V)
 
     def _check_layers(self) -> None:
         if len(self.layers) != self.student.N:

@@ -36,9 +36,7 @@ class MaskedLM:
     corrupt: Corruption = mask_tokens
 
     def __post_init__(self) -> None:
-        ids = (self.masking.mask_id, self.masking.random_ids[1] - 1, *self.masking.specials)
-        if max(ids) >= self.encoder.V:
-            raise ValueError(f"masking uses id {max(ids)}, but the encoder's vocabulary has V={self.encoder.V} ids")
+        self.masking.check_vocabulary(self.encoder.V)
 
     @property
     def head(self) -> nn.Module:

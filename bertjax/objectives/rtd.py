@@ -214,7 +214,7 @@ class ReplacedTokenDetection:
                 "be 0 or more"
             )
         self.sharing.check(self.generator, self.discriminator)
-        self.generator_objective  # noqa: B018 its checks of the masking are ours too
+        self.masking.check_vocabulary(self.generator.V)
 
     @property
     def generator_objective(self) -> MaskedLM:

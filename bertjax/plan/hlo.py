@@ -124,7 +124,7 @@ class Program:
             case "parameter":
                 return given.get(int(op.literal)) if given or index is None else _Counter(index, 0)
             case "get-tuple-element":
-                place = int(re.search(r"index=(\d+)", op.attributes)[1])  # type: ignore[index]
+                place = int(re.findall(r"index=(\d+)", op.attributes)[0])
                 return self._resolve(scope, scope[op.operands[0]], given, place)
             case "tuple" if index is not None:
                 return operand(index)

@@ -1,4 +1,4 @@
-"""Token sequences of encoded examples, and what each encoder returns."""
+"""Token sequences of encoded examples, and the result type of the encoders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
