@@ -295,7 +295,7 @@ def refused(experiment, folder, message):
 def test_a_teacher_that_does_not_fit_is_refused(corpus, tokenizer, teacher, tmp_path):
     whole = recipe(corpus, tokenizer.vocabulary, teacher)
     missing = dataclasses.replace(whole, init="")
-    refused(missing, tmp_path / "run", r"frozen \(\^teacher/\) would stay random.*init=FOLDER")
+    refused(missing, tmp_path / "run", r"frozen parameters \(\^teacher/\) would stay random.*init=FOLDER")
     wider = dataclasses.replace(whole.objective, teacher=dataclasses.replace(whole.objective.teacher, F=48))
     refused(dataclasses.replace(whole, objective=wider), tmp_path / "run", r"teacher/.*of shape")
     with pytest.raises(ValueError, match=r"needs encoder and head/mlm, this model has encoder, head"):
