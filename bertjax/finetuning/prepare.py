@@ -114,13 +114,14 @@ def experiment_of(tuning: FineTuning, prepared: Prepared, seed: int) -> Experime
     often = max(1, round(rows / recipe.batch_size / tuning.evaluations))
     first: Rules = getattr(prepared.objective, "frozen", ())
     encoder = prepared.model.encoder
-    if 0 < recipe.frozen < encoder.N and getattr(encoder, "shared", False):
+    shared = getattr(encoder, "shared", False)
+    if 0 < recipe.frozen < encoder.N and shared:
         raise ValueError(
             f"frozen={recipe.frozen}: the layers of this encoder share their parameters: freeze all {encoder.N} or none"
         )
     return Experiment(
         prepared.objective,
-        recipe.optimizer(encoder.N, steps, first),
+        recipe.optimizer(encoder.N, steps, first, shared=shared),
         (Phase(steps, recipe.batch_size, prepared.rows),),
         seed=seed,
         init=tuning.init,

@@ -85,8 +85,11 @@ class Recipe:
         """Return the number of updates for a training split of this many rows."""
         return self.steps or max(1, round(self.epochs * rows / self.batch_size))
 
-    def optimizer(self, layers: int, steps: int, first: Rules) -> Optimizer:
-        """Build the optimiser of an encoder with this many layers. first: rules before those of layer-wise rates."""
+    def optimizer(self, layers: int, steps: int, first: Rules, *, shared: bool = False) -> Optimizer:
+        """Build the optimiser of an encoder with this many layers, which may share their parameters.
+
+        first: rules before those of layer-wise rates.
+        """
         warmup = round(self.warmup * steps) if self.warmup <= 1 else min(steps, int(self.warmup))
         return Optimizer(
             self.schedule(self.learning_rate, warmup, steps),
@@ -95,7 +98,7 @@ class Recipe:
             eps=self.eps,
             weight_decay=self.weight_decay,
             clip=self.clip,
-            rates=(*first, *layerwise(layers, self.decay, skipped=self.skipped, frozen=self.frozen)),
+            rates=(*first, *layerwise(layers, self.decay, skipped=self.skipped, frozen=self.frozen, shared=shared)),
         )
 
 

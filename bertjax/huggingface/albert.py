@@ -1,4 +1,4 @@
-"""ALBERT: transformers, models/albert. All layers share one set of parameters."""
+"""ALBERT: transformers, models/albert. All layers share one set of parameters, or those of a group do."""
 
 from bertjax.huggingface.bert import FIELDS, UNSUPPORTED, own_table, with_segments
 from bertjax.huggingface.table import (
@@ -15,7 +15,22 @@ from bertjax.huggingface.table import (
 from bertjax.models.encoder import Encoder
 from bertjax.models.heads import PairHead, Pooler, TokenHead
 
-LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+LAYER = "albert.encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+
+
+def _layer(ours: str, theirs: str) -> tuple[TensorMapping, ...]:
+    return (
+        *dense(f"{theirs}.attention.query", f"{ours}/attention/query"),
+        *dense(f"{theirs}.attention.key", f"{ours}/attention/key"),
+        *dense(f"{theirs}.attention.value", f"{ours}/attention/value"),
+        *dense(f"{theirs}.attention.dense", f"{ours}/attention/output", OUTPUT_KERNEL),
+        *norm(f"{theirs}.attention.LayerNorm", f"{ours}/attention_norm"),
+        *dense(f"{theirs}.ffn", f"{ours}/feedforward/widen"),
+        *dense(f"{theirs}.ffn_output", f"{ours}/feedforward/narrow"),
+        *norm(f"{theirs}.full_layer_layer_norm", f"{ours}/feedforward_norm"),
+    )
+
+
 POOLER = dense("albert.pooler", "pooler")
 DROP = HeadDropout("classifier_dropout_prob", 0.1)
 CLASSIFIER = dense("classifier", "classifier")
@@ -24,23 +39,22 @@ ALBERT = Family(
     prefix="albert",
     base_class="AlbertModel",
     encoder=Encoder,
-    config_keys=(*FIELDS, ConfigKey("embedding_size", "E")),
+    config_keys=(
+        *FIELDS,
+        ConfigKey("embedding_size", "E"),
+        ConfigKey("num_hidden_groups", "groups", default=lambda config: 1),
+        ConfigKey("inner_group_num", "inner", default=lambda config: 1),
+    ),
     fixed={"shared": True},
-    unsupported=UNSUPPORTED | {"num_hidden_groups": 1, "inner_group_num": 1},
+    unsupported=UNSUPPORTED,
     tensors=(
         *table("albert.embeddings.word_embeddings", "embeddings/word"),
         *table("albert.embeddings.position_embeddings", "embeddings/position"),
         *table("albert.embeddings.token_type_embeddings", "embeddings/type"),
         *norm("albert.embeddings.LayerNorm", "embeddings/norm"),
         *dense("albert.encoder.embedding_hidden_mapping_in", "project"),
-        *dense(f"{LAYER}.attention.query", "layer/attention/query"),
-        *dense(f"{LAYER}.attention.key", "layer/attention/key"),
-        *dense(f"{LAYER}.attention.value", "layer/attention/value"),
-        *dense(f"{LAYER}.attention.dense", "layer/attention/output", OUTPUT_KERNEL),
-        *norm(f"{LAYER}.attention.LayerNorm", "layer/attention_norm"),
-        *dense(f"{LAYER}.ffn", "layer/feedforward/widen"),
-        *dense(f"{LAYER}.ffn_output", "layer/feedforward/narrow"),
-        *norm(f"{LAYER}.full_layer_layer_norm", "layer/feedforward_norm"),
+        *_layer("layer", LAYER.format(group=0, inner=0)),
+        *_layer("layers", LAYER),  # where there are several sets of parameters
     ),
     pooler=Head("pair", POOLER, lambda e, config, C: Pooler(e.D, e.initializer, e.dtype)),
     heads=(
@@ -72,4 +86,5 @@ ALBERT = Family(
     specials={"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"},
     is_default=lambda encoder, heads, part_of: encoder.shared,
     canonical=with_segments,
+    indices=lambda encoder, n: {"group": n // encoder.inner, "inner": n % encoder.inner},
 )  # fmt: skip

@@ -16,7 +16,16 @@ from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import Tensor
 from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout, head_of
+from bertjax.models.published import LABELLED
 
+_OTHERS = {
+    "eurobert": ", an encoder with RMS norms and grouped queries",
+    "nomic_bert": ", a BERT with rotary positions and gated layers",
+    "xlm-roberta-xl": ", an XLM-R with norms before its sublayers",
+    "roberta-prelayernorm": ", a RoBERTa with norms before its sublayers",
+    "new": ", code of the folder's own, which is never run",
+}
+"""What sets models apart that are often taken for one of ours."""
 _HEAD_DROPOUT = ("dropout", "input_dropout")  # written if config.json has a key for it
 _NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer", "remat", "dtype", "attend")
 
@@ -24,9 +33,23 @@ _NOT_ARCHITECTURE = ("initializer", "project_initializer", "output_initializer",
 def family_of(config: Mapping[str, Any], folder: Path) -> Family:
     """Return the family of config.json's model_type. Raises InputError for one that bertjax does not read."""
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{folder / 'config.json'} has model_type={model_type!r}: bertjax reads {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    about = _OTHERS.get(model_type, "") if isinstance(model_type, str) else ""
+    raise InputError(
+        f"{folder / 'config.json'} has model_type={model_type!r}{about}: bertjax reads {', '.join(FAMILIES)}, use "
+        "transformers for others"
+    )
+
+
+def code_notes(config: Mapping[str, Any]) -> list[str]:
+    """Return a note on code that the folder brings along."""
+    if not config.get("auto_map"):
+        return []
+    return [
+        f"auto_map names code of the folder's own, which is never run: it is read as a {config['model_type']}, as by "
+        "transformers without trust_remote_code"
+    ]
 
 
 def family_for(encoder: Any, heads: Mapping[str, nn.Module], architecture: str) -> Family:
@@ -116,21 +139,49 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
+def _id2label(config: Mapping[str, Any]) -> dict[int, Any] | None:
+    """Return the names of the classes by their numbers. Raises InputError for a key that is no number."""
+    given = config.get("id2label")
+    if given is None:
+        return None
+    try:
+        return {int(key): name for key, name in given.items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"id2label={str(given)[:80]} does not name classes by their numbers") from error
+
+
 def _count_classes(config: Mapping[str, Any]) -> int:
-    """Count the classes of a task head as transformers does: its labels, two by default."""
-    labels = config.get("id2label")
-    found = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)
+    """Count the classes of a task head as transformers does: num_labels, else the names in id2label, else 2."""
+    labels = _id2label(config)
+    stated = config.get("num_labels")
+    found = stated if stated is not None else 2 if labels is None else len(labels)
     if type(found) is not int or not 0 < found < 2**31:
         raise InputError(f"num_labels={found!r} is not a number of labels")
     return found
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes of a task head; none unless the config names each of them."""
-    given = config.get("id2label")
-    names = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    """Return the names of the classes of a task head; none unless the config names each of them, and no more."""
+    given = _id2label(config) or {}
+    names = [given.get(number) for number in range(len(given))]
     known = [name for name in names if isinstance(name, str)]
-    return tuple(known) if len(known) == len(names) else ()
+    return tuple(known) if len(known) == len(names) == _count_classes(config) else ()
+
+
+def label_notes(config: Mapping[str, Any], heads: Iterable[Head]) -> list[str]:
+    """Return notes on keys of config.json that contradict each other about the classes of a head, as transformers."""
+    given = _id2label(config) if {head.name for head in heads} & LABELLED else None
+    if given is None:
+        return []
+    notes, count = [], _count_classes(config)
+    if count != len(given):
+        notes.append(f"id2label is not read: it names {len(given)} classes, num_labels={count} holds")
+    elif not labels_of(config):
+        notes.append(f"id2label does not name classes 0 to {count - 1} by strings: they are numbered")
+    other = config.get("label2id")
+    if isinstance(other, dict) and other != {name: number for number, name in given.items()}:
+        notes.append("label2id is not read: it contradicts id2label")
+    return notes
 
 
 def make_config(
@@ -184,14 +235,15 @@ def _set_dropout(family: Family, encoder: Any, config: dict[str, Any], heads: Ma
 
 def class_for(family: Family, original: Mapping[str, Any], given: Mapping[str, nn.Module], heads: list[Head]) -> str:
     """Return the class of transformers with these heads; the class of the source folder, if any."""
-    if original and _architecture(original):
-        return _architecture(original)
-    classifying = {head.name for head in heads if head is not family.pooler and not head.classless}
-    if not classifying and set(given) <= {head.name for head in heads}:
+    if stated := _architecture(original):
+        return stated
+    of_tasks = [head for head in heads if head is not family.pooler]
+    without_class = {head.name for head in of_tasks if head.classless}
+    wanted = {head.name for head in of_tasks} - without_class
+    if not wanted and given.keys() <= {head.name for head in heads}:
         return family.base_class
-    asked = set(given) - {head.name for head in heads if head.classless}
     for class_name, names in family.classes.items():
-        if set(names) == asked == classifying:
+        if {*names} == given.keys() - without_class == wanted:
             return class_name
     known = "; ".join(f"{name}: {', '.join(names)}" for name, names in family.classes.items())
     raise InputError(f"transformers has no {family.model_type} class with the heads {', '.join(given)}; it has {known}")

@@ -4,6 +4,7 @@ Strict both ways: every tensor is used once, or listed with the reason why it is
 that config.json implies; before a model is written its config.json is read back and compared with it.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,14 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.tokenizer_classes import CONFIG as TOKENIZER_CONFIG
 from bertjax.errors import InputError
 from bertjax.huggingface.configuration import (
     all_heads,
     check_round_trip,
     class_for,
+    code_notes,
     family_for,
     family_of,
     heads_of_folder,
+    label_notes,
     labels_of,
     make_config,
     make_encoder,
@@ -61,6 +65,10 @@ class Headed(Protocol):
     def heads(self) -> dict[str, nn.Module]:
         """Its heads by their names among the parameters."""
         ...
+
+
+MOST_LAYERS = 10_000
+"""Real ones are 48 and fewer; those that share parameters need no tensors, so that a claim of many costs nothing."""
 
 
 class Found(NamedTuple):
@@ -119,31 +127,49 @@ def read_encoder(folder: Path) -> Found:
 def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, str]) -> Found:
     config, family, tensors, prefixed = opened
     encoder = make_encoder(family, config, folder, heads)
-    if len(tensors) < encoder.N:
+    stacked = encoder.groups * encoder.inner if getattr(encoder, "shared", False) else encoder.N
+    if len(tensors) < stacked or encoder.N > MOST_LAYERS:
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     labels = labels_of(config) if {head.name for head in heads} & LABELLED else ()
     model = Published(encoder, modules, family.cls_last, labels)
     shapes = parameter_shapes(model, folder)
-    slots = [slot for slot in slots_of(family, heads, shapes) if slot.tensor in tensors or slot.tensor not in ignored]
+    slots = [
+        slot
+        for slot in slots_of(family, encoder, heads, shapes)
+        if slot.tensor in tensors or slot.tensor not in ignored
+    ]
     check_tensors(slots, shapes, tensors, folder)
     params = read_params(slots, shapes, tensors)
     dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
     tokenizer = read_tokenizer(folder, config, encoder.V)
-    _check_padding(family, encoder, tokenizer, folder)
-    reported = list(tokenizer.reading.notes) if tokenizer else []
+    reported = _padding_notes(family, encoder, tokenizer, folder)
+    reported += [
+        *family.notes(config),
+        *code_notes(config),
+        *label_notes(config, heads),
+        *(tokenizer.reading.notes if tokenizer else ()),
+    ]
     notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": reported}
     return Found(model, params, tokenizer, notes)
 
 
-def _check_padding(family: Family, encoder: Any, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Raise InputError if the ids of padding differ where positions are numbered after it, as in RoBERTa."""
-    first = getattr(encoder, "first_position", 0)
-    if first and tokenizer is not None and tokenizer.vocabulary.pad != first - 1:
+def _padding_notes(family: Family, encoder: Any, tokenizer: Tokenizer | None, folder: Path) -> list[str]:
+    """Return a note if the ids of padding differ where positions are numbered after it, as in RoBERTa.
+
+    Raises InputError if padding is on the left, since positions would then depend on the length of other rows.
+    """
+    given = getattr(encoder, "unnumbered", None)
+    if given is None or tokenizer is None or tokenizer.vocabulary.pad == given:
+        return []
+    ids = f"config.json has pad_token_id={given}, its tokenizer pads with {tokenizer.vocabulary.pad}"
+    if json.loads(tokenizer.files.get(TOKENIZER_CONFIG, b"{}")).get("padding_side") == "left":
         raise InputError(
-            f"{folder}: config.json has pad_token_id={first - 1}, after which {family.model_type} numbers positions, "
-            f"its tokenizer pads with {tokenizer.vocabulary.pad}: put the model's own vocabulary into its folder"
+            f"{folder}: {ids} on the left: {family.model_type} would number texts by the length of their padding. Set "
+            "padding_side=right in tokenizer_config.json, or put the model's own vocabulary into the folder"
         )
+    piece = repr(tokenizer.piece(given)) if 0 <= given < tokenizer.vocabulary.size else "no piece"
+    return [f"{ids}: as in transformers, positions are numbered from {given + 1}, and {piece} is not counted"]
 
 
 def write_model(
@@ -168,7 +194,7 @@ def write_model(
     labels = model.labels if isinstance(model, Published) else ()
     config = make_config(family, encoder, original, class_name, given, tokenizer, labels)
     check_round_trip(family, config, encoder, given, heads, folder)
-    tensors = write_tensors(family, heads, params, dict(notes.get("dtypes", {})))
+    tensors = write_tensors(family, encoder, heads, params, dict(notes.get("dtypes", {})))
     classless = [head for head in heads if head.classless]
     reported += [
         f"wrote head/{head.name} by the names of the released weights: transformers has no class with it, and lists "

@@ -33,18 +33,26 @@ from bertjax.models.heads import TransformedHead
 from bertjax.models.layers import rms_norm
 from bertjax.models.modern import Biases, Modern, Norms, transformed_head, untied_transformed_head
 from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids
+from bertjax.types import Params
 
 _KINDS = {"theta": "full_attention", "local_theta": "sliding_attention"}
+_THETAS = {
+    "full_attention": ("global_rope_theta", 160_000.0),
+    "sliding_attention": ("local_rope_theta", 10_000.0),
+}
+"""The keys of older configs, and what transformers takes without them."""
 
 
 def _modernise(config: Config) -> Config:
-    """Turn one theta for each kind of layer, and the period of global layers, into what today's configs say."""
+    """Turn one theta for each kind of layer, and the period of global layers, into the keys of today's configs."""
     config = dict(config)
-    if "rope_parameters" not in config and {"global_rope_theta", "local_rope_theta"} <= config.keys():
-        thetas = (config.pop("global_rope_theta"), config.pop("local_rope_theta"))
-        config["rope_parameters"] = {
-            kind: {"rope_type": "default", "rope_theta": theta}
-            for kind, theta in zip(_KINDS.values(), thetas, strict=True)
+    rope = config.get("rope_parameters") or {}
+    if isinstance(rope, dict) and all(isinstance(value, dict | None) for value in rope.values()):
+        thetas = {kind: config.pop(key, default) for kind, (key, default) in _THETAS.items()}
+        config["rope_parameters"] = rope | {
+            kind: {"rope_type": given.get("type", "default"), "rope_theta": thetas[kind]} | given
+            for kind in _THETAS
+            for given in [rope.get(kind) or {}]
         }
     every, N = config.get("global_attn_every_n_layers"), config.get("num_hidden_layers")
     if "layer_types" not in config and type(every) is int and type(N) is int and every > 0 and 0 < N < 10_000:
@@ -57,13 +65,29 @@ def _layer_types(every: int, N: int) -> list[str]:
 
 
 def _every(value: Any, config: Config) -> int:
+    """Return g where layers 0, g, 2g, … are the global ones, else 1 (see `_local`)."""
     N = config.get("num_hidden_layers")
+    known = isinstance(value, list) and all(kind in (*_THETAS,) for kind in value)
+    if type(N) is not int or N >= 10_000 or not known or len(value) != N:
+        raise InputError(f"{str(value)[:80]} is not one of {', '.join(_THETAS)} for each of the {N} layers")
     given = config.get("global_attn_every_n_layers")
-    whole = [n for n, kind in enumerate(value) if kind == "full_attention"] if isinstance(value, list) else []
-    every = given if type(given) is int and given > 0 else (whole[1] if len(whole) > 1 else max(1, len(value or ())))
-    if type(N) is not int or not isinstance(value, list) or len(value) != N or value != _layer_types(every, N):
-        raise InputError(f"{str(value)[:80]} is not one full_attention in so many layers, beginning with the first")
-    return every
+    whole = [n for n, kind in enumerate(value) if kind == "full_attention"]
+    every = given if type(given) is int and given > 0 else (whole[1] if len(whole) > 1 else max(1, len(value)))
+    return every if value == _layer_types(every, N) else 1
+
+
+def _local(value: Any, config: Config) -> tuple[bool, ...] | None:
+    """Return the shortest period of layers, None where `_every` says all."""
+    N = len(value)
+    if value == _layer_types(_every(value, config), N):
+        return None
+    size = next(size for size in range(1, N + 1) if all(value[n] == value[n % size] for n in range(N)))
+    return tuple(kind == "sliding_attention" for kind in value[:size])
+
+
+def _types_of(value: Any, encoder: Modern) -> list[str]:
+    period = encoder.period
+    return ["sliding_attention" if period[n % len(period)] else "full_attention" for n in range(encoder.N)]
 
 
 def _rotary(value: Any, config: Config) -> Rotary:
@@ -82,6 +106,15 @@ def _shortest(positions: Any) -> Any:
     return Rotary(positions.theta) if same else positions
 
 
+def _canonical(encoder: Modern, params: Params) -> tuple[Modern, Params]:
+    """Name windows and angles as they are read back."""
+    every, local = encoder.global_every, encoder.local
+    if local is not None and _types_of(None, encoder) == _layer_types(len(local), encoder.N):
+        every, local = len(local), None
+    named: Modern = encoder.clone(positions=_shortest(encoder.positions), global_every=every, local=local)
+    return named, params
+
+
 def _rope(value: Any, encoder: Modern) -> Any:
     if not isinstance(value, Rotary):
         raise InputError(f"modernbert of transformers has rotary positions, not {type(value).__name__}")
@@ -90,8 +123,8 @@ def _rope(value: Any, encoder: Modern) -> Any:
 
 
 def _reach(value: Any, config: Config) -> int:
-    if type(value) is not int or value < 2 or value % 2:
-        raise InputError(f"{value!r} is not a window, half to each side")
+    if type(value) is not int or value < 2:
+        raise InputError(f"{value!r} is not a window of 2 or more, half to each side")
     return value // 2
 
 
@@ -111,7 +144,8 @@ def _norms(value: Any, config: Config) -> Norms:
 
 def _biases(value: Any, config: Config) -> Biases:
     mlp = _flag(config, "mlp_bias")
-    return Biases(_flag(config, "attention_bias"), mlp, mlp, _flag(config, "classifier_bias"))
+    decoder = _flag(config, "decoder_bias") if "decoder_bias" in config else True
+    return Biases(_flag(config, "attention_bias"), mlp, mlp, _flag(config, "classifier_bias"), decoder)
 
 
 def _mlm(e: Modern, config: Config, C: int) -> Any:
@@ -164,7 +198,8 @@ MODERNBERT = Family(
         ConfigKey("num_attention_heads", "H"),
         ConfigKey("intermediate_size", "F"),
         ConfigKey("rope_parameters", "positions", Codec(_rotary, _rope)),
-        ConfigKey("layer_types", "global_every", Codec(_every, lambda value, encoder: _layer_types(value, encoder.N))),
+        ConfigKey("layer_types", "global_every", Codec(_every, _types_of)),
+        ConfigKey("layer_types", "local", Codec(_local, _types_of)),
         ConfigKey("local_attention", "reach", Codec(_reach, lambda value, encoder: 2 * value)),
         ConfigKey(TIE, "head", Codec(_tied, lambda value, encoder: value != untied_transformed_head),
                   default=lambda config: True),
@@ -173,6 +208,8 @@ MODERNBERT = Family(
         ConfigKey("attention_bias", "biases", Codec(_biases, lambda value, encoder: value.attention)),
         ConfigKey("mlp_bias", "biases", Codec(_biases, lambda value, encoder: value.widen)),
         ConfigKey("classifier_bias", "biases", Codec(_biases, lambda value, encoder: value.head)),
+        ConfigKey("decoder_bias", "biases", Codec(_biases, lambda value, encoder: value.decoder),
+                  default=lambda config: True),
         ConfigKey("embedding_dropout", "dropout", NUMBER),
         ConfigKey("mlp_dropout", "dropout", NUMBER),
         ConfigKey("attention_dropout", "attention_dropout", NUMBER),
@@ -181,8 +218,8 @@ MODERNBERT = Family(
     ),
     fixed={"types": 0},
     unsupported={
-        "decoder_bias": True,
         "rope_scaling": None,
+        "head_dim": lambda encoder: encoder.D // encoder.H,
         "embedding_dropout": lambda encoder: encoder.dropout,
         "chunk_size_feed_forward": 0,
     },
@@ -223,7 +260,7 @@ MODERNBERT = Family(
         "eos_token_id": "sep",
     },
     modernise=_modernise,
-    canonical=lambda encoder, params: (encoder.clone(positions=_shortest(encoder.positions)), params),
+    canonical=_canonical,
     published=_published,
     stated=lambda encoder: {
         "classifier_activation": ACTIVATION.encode(encoder.activation, encoder),

@@ -1,16 +1,48 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: transformers, models/roberta, models/xlm_roberta and models/camembert.
 
-Their position table has rows for the padding id and those before it, which no token uses: 514 for 512 positions.
+Their position table has rows for the padding id and those before it: 514 for 512 positions. Tokens of that id have its
+row and are not counted; where the tokenizer pads with another id, this one is a token of texts.
 """
 
+from typing import Any
+
+from bertjax.errors import InputError
 from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_tensors, own_table, with_segments
-from bertjax.huggingface.table import NORMAL, Codec, ConfigKey, Family, Head, HeadDropout, TensorMapping, dense, norm
+from bertjax.huggingface.table import (
+    NORMAL,
+    Codec,
+    Config,
+    ConfigKey,
+    Family,
+    Head,
+    HeadDropout,
+    TensorMapping,
+    dense,
+    norm,
+)
 from bertjax.models import layers
 from bertjax.models.encoder import Encoder
 from bertjax.models.heads import PairHead, Pooler, TokenHead
+from bertjax.types import Params
 
 BOTH = CLASSIFIER_DROPOUT._replace(fields=("dropout", "input_dropout"))
-FIRST_POSITION = Codec(lambda value, config: value + 1 if type(value) is int else 1, lambda value, encoder: value - 1)
+
+
+def _padding(value: Any, config: Config) -> int:
+    if type(value) is not int or not -1 <= value < 2**31:
+        raise InputError(f"{value!r} is not the id after which positions are numbered")
+    return value
+
+
+def _with_padding(encoder: Encoder, params: Params) -> tuple[Encoder, Params]:
+    """Give an encoder one segment, and leave padding out of the positions, as the classes of the family do."""
+    encoder, params = with_segments(encoder, params)
+    with_padding: Encoder = encoder.clone(unnumbered=encoder.first_position - 1)
+    return with_padding, params
+
+
+FIRST_POSITION = Codec(lambda value, config: _padding(value, config) + 1, lambda value, encoder: value - 1)
+UNNUMBERED = Codec(_padding, lambda value, encoder: encoder.first_position - 1)
 
 
 def _roberta(model_type: str, class_prefix: str) -> Family:
@@ -31,6 +63,7 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
             *FIELDS[:-1],
             ConfigKey("initializer_range", "initializer", NORMAL),
             ConfigKey("pad_token_id", "first_position", FIRST_POSITION),
+            ConfigKey("pad_token_id", "unnumbered", UNNUMBERED),
         ),
         fixed={},
         unsupported=UNSUPPORTED,
@@ -62,7 +95,7 @@ def _roberta(model_type: str, class_prefix: str) -> Family:
         },
         specials={"pad_token_id": "pad", "bos_token_id": "cls", "eos_token_id": "sep"},
         is_default=lambda encoder, heads, part_of: model_type == "roberta" and encoder.first_position > 0,
-        canonical=with_segments,
+        canonical=_with_padding,
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def concatenated(*layouts: TensorLayout) -> TensorLayout:
 
 
 class TensorMapping(NamedTuple):
-    """Map a tensor of transformers to one or several of our parameters; {n} is the number of a layer.
+    """Map a tensor of transformers to one or several of our parameters; {n} is the number of a layer (Family.indices).
 
     params: names within the encoder or the head. A mapping whose parameters the model lacks is skipped.
     """
@@ -234,12 +234,14 @@ class Family:
 
     Config. config_keys: the keys that are fields of our encoder. fixed: fields that no key sets. unsupported: keys with
     the only value that we can compute, if they are present; a function returns it for the encoder. modernise: turns the
-    keys of older configs into today's. stated: keys that are no field of our encoder, but for which our own models
-    need another value than the default. specials: keys for ids of the tokenizer.
+    keys of older configs into today's. notes: what is to be reported of values that are read otherwise than
+    transformers reads them. stated: keys that are no field of our encoder, but for which our own models need another
+    value than the default. specials: keys for ids of the tokenizer.
 
     Weights. prefix: of the encoder's tensors in classes with heads. tensors: those of the encoder. tied: tensors that
     repeat another one. ignored: patterns of names that folders may have besides, by the config and all names, and why
-    nothing is lost without them; a tensor that `tensors` maps too is written, but not read.
+    nothing is lost without them; a tensor that `tensors` maps too is written, but not read. indices: encoder, row of a
+    stack of layers -> the numbers in the names of its tensors.
 
     Heads. classes: the heads of each class of transformers. pooler: its tensors are part of several heads, or alone.
     cls_last: texts end with the classification token.
@@ -272,6 +274,8 @@ class Family:
     canonical: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
     headless: Callable[[Any, Params], tuple[Any, Params]] = lambda encoder, params: (encoder, params)
     published: Callable[[Any], str] = lambda encoder: ""
+    indices: Callable[[Any, int], Mapping[str, int]] = lambda encoder, n: {"n": n}
+    notes: Callable[[Config], tuple[str, ...]] = lambda config: ()
 
     @property
     def pooler_names(self) -> frozenset[str]:

@@ -99,29 +99,33 @@ def without_copies(
     family: Family, untied: bool, tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Split off the tensors that repeat another one, and superseded biases, each with its reason."""
-    kept, ignored = dict(tensors), {}
+    kept = dict(tensors)
+    ignored: dict[str, str] = {}
     for copy, name in family.tied.items():
-        if copy.endswith(".weight"):
-            if copy not in kept or untied:
-                continue
-            tensor = kept.pop(copy)
+        if not copy.endswith(".weight"):
+            ignored |= _one_bias(kept, copy, name, untied=untied)
+        elif copy in kept and not untied:
+            tensor, both = kept.pop(copy), name in kept
             if not _equal(tensor, kept.setdefault(name, tensor)):  # one of the two is enough
                 raise InputError(f"{folder}: {copy} differs from {name}, and there is no head that it belongs to")
-            if name in tensors:
-                ignored[copy] = f"the same as {name}"
-            continue
-        # The bias of the decoder is the one that is read; older versions of transformers leave it out.
-        found = [tensors[bias] for bias in (copy, name) if bias in tensors]
-        if not found:
-            continue
-        if not _equal(found[0], found[-1]):
-            ignored[name] = f"{copy} is read instead"
-        elif len(found) == 2 and not untied:
-            ignored[copy] = f"the same as {name}"
-        kept[copy] = kept[name] = found[0]
-        if not untied:
-            del kept[copy]
+            ignored |= {copy: f"the same as {name}"} if both else {}
     return kept, ignored
+
+
+def _one_bias(kept: dict[str, Tensor], copy: str, name: str, *, untied: bool) -> dict[str, str]:
+    """Keep one of the two biases of a language head, under both names if it is untied; return what is ignored, and why.
+
+    The bias of the decoder, `copy`, is the one that is read; older versions of transformers leave it out.
+    """
+    found = [kept[bias] for bias in (copy, name) if bias in kept]
+    if not found:
+        return {}
+    kept[copy] = kept[name] = found[0]
+    if not untied:
+        del kept[copy]
+    if not _equal(found[0], found[-1]):
+        return {name: f"{copy} is read instead"}
+    return {copy: f"the same as {name}"} if len(found) == 2 and not untied else {}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -130,7 +134,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype in FLOATS and np.array_equal(read_tensor(a), read_tensor(b))
 
 
-def slots_of(family: Family, heads: Iterable[Head], shapes: Shapes) -> Iterable[Slot]:
+def slots_of(family: Family, encoder: Any, heads: Iterable[Head], shapes: Shapes) -> Iterable[Slot]:
     """Yield every tensor that our parameters, whose shapes these are, are read from and written to."""
     mappings = [_within("encoder", each) for each in family.tensors]
     for head in heads:
@@ -142,11 +146,11 @@ def slots_of(family: Family, heads: Iterable[Head], shapes: Shapes) -> Iterable[
         if not any(present):
             continue
         assert all(present), tensor
-        if "{n}" not in tensor:
+        if "{" not in tensor:
             yield Slot(tensor, params, None, layout)
             continue
         for n in range(shapes[params[0]][0]):
-            yield Slot(tensor.format(n=n + first_layer), params, n, layout)
+            yield Slot(tensor.format(**family.indices(encoder, n + first_layer)), params, n, layout)
 
 
 def _within(scope: str, mapping: TensorMapping) -> TensorMapping:
@@ -207,11 +211,11 @@ def read_params(slots: list[Slot], shapes: Shapes, tensors: Mapping[str, Tensor]
 
 
 def write_tensors(
-    family: Family, heads: list[Head], params: Params, dtypes: Mapping[str, str]
+    family: Family, encoder: Any, heads: list[Head], params: Params, dtypes: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
     """Convert all parameters to tensors by their full names, float32 or the dtypes of the source folder."""
     flat = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    slots = list(slots_of(family, heads, {name: array.shape for name, array in flat.items()}))
+    slots = list(slots_of(family, encoder, heads, {name: array.shape for name, array in flat.items()}))
     left = flat.keys() - {ours for slot in slots for ours in slot.params}
     if left:
         raise InputError(f"transformers has no place for {some(sorted(left))} in a {family.model_type}")

@@ -51,6 +51,12 @@ def _untied(value: Any, config: Config) -> bool:
     return True
 
 
+_BI_DATA = (
+    "bi_data=true is of pre-training data: every row is read forwards, as published code reads it in fine-tuning; "
+    "transformers reads the second half of a batch backwards"
+)
+
+
 def _summary(e: XLNet, config: Config, C: int) -> PairHead:
     if config.get("summary_type", "last") != "last" or not config.get("summary_use_proj", True):
         raise InputError("heads of whole texts need summary_type=last, summary_use_proj=true")
@@ -102,7 +108,6 @@ XLNET = Family(
     fixed={},
     unsupported={
         "attn_type": "bi",
-        "bi_data": False,
         "d_head": lambda encoder: encoder.D // encoder.H,
         "pruned_heads": {},
         "chunk_size_feed_forward": 0,
@@ -144,4 +149,5 @@ XLNET = Family(
     tied={"lm_loss.weight": "transformer.word_embedding.weight"},
     specials={"pad_token_id": "pad"},
     cls_last=True,
+    notes=lambda config: (_BI_DATA,) if config.get("bi_data") else (),
 )  # fmt: skip

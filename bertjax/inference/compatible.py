@@ -25,13 +25,10 @@ def check_tokenizer(model: Model, origin: str) -> None:
             "together, so put the model's own vocabulary into its folder"
         )
     config = model.config.get("huggingface", {}).get("config", {})
-    stated = {"cls": "cls_token_id", "sep": "sep_token_id"}
-    if getattr(model.encoder, "first_position", 0):  # else padding is masked, whatever its id
-        stated |= {"pad": "pad_token_id"}
-    for role, key in stated.items():
+    for role, key in {"cls": "cls_token_id", "sep": "sep_token_id"}.items():
         given, ours = config.get(key), getattr(v, role)
         # What stands around a text is the tokenizer's to say; config.json may name another of its special tokens.
-        possible = {ours} if role == "pad" or model.text.templates is None else {*v[1:]}
+        possible = {ours} if model.text.templates is None else {*v[1:]}
         if isinstance(given, int) and given not in possible:
             raise InputError(
                 f"{origin}: config.json says {key}={given}, its tokenizer has {model.text.piece(ours)!r} at {ours}: "

@@ -39,6 +39,7 @@ class Encoder(nn.Module):
     E: int | None = None  # embedding width where it is not D: then a dense layer projects from E to D (ALBERT)
     positions: int = 512  # rows of the position table
     first_position: int = 0  # its row for the first token; RoBERTa starts at 2
+    unnumbered: int | None = None  # tokens of this id get the row before the first and are not counted (RoBERTa: pad)
     types: int = 2  # rows of the segment table; 0: no such table (RoBERTa)
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -47,6 +48,8 @@ class Encoder(nn.Module):
     initializer: Initializer = layers.TruncatedNormal(0.02)
     project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
     shared: bool = False  # one set of parameters for all layers (ALBERT)
+    groups: int = 1  # of shared layers: groups of successive ones, each with parameters of its own
+    inner: int = 1  # sets of parameters of a group; each of N layers applies all of them in turn
     tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
     remat: str = "none"  # rematerialised: nothing ("none"), all but matrix products ("dots"), whole layers ("full")
     dtype: str = "float32"  # of the computation; parameters are float32
@@ -58,6 +61,12 @@ class Encoder(nn.Module):
         layers.check_encoder(self, "V", "D", "N", "H", "F", "E", "positions")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
+        if self.first_position < 0:
+            raise ValueError(f"first_position={self.first_position} must be 0 or more")
+        if not 1 <= self.groups <= self.N or self.inner < 1:
+            raise ValueError(f"groups={self.groups} must be 1 to N={self.N}, inner={self.inner} 1 or more")
+        if (self.groups, self.inner) != (1, 1) and not self.shared:
+            raise ValueError(f"groups={self.groups}, inner={self.inner} are of shared layers: set shared=true")
 
     @property
     def max_length(self) -> int:
@@ -107,7 +116,7 @@ class Encoder(nn.Module):
                 "shorten the rows or raise `positions`"
             )
         x_BLE = Embeddings(
-            self.V, self.embedding_width, self.positions, self.first_position, self.types,
+            self.V, self.embedding_width, self.positions, self.first_position, self.unnumbered, self.types,
             self.dropout, self.norm_eps, self.initializer, self.dtype, name="embeddings",
         )(tokens_BL, mask_BL, types_BL, train=train)  # fmt: skip
         x_BLD = x_BLE
@@ -115,15 +124,23 @@ class Encoder(nn.Module):
             x_BLD = Dense(
                 (self.E,), (self.D,), self.project_initializer or self.initializer, self.dtype, name="project"
             )(x_BLE)
+        one = self.shared and self.groups * self.inner == 1
+        repeated = self._sets() if self.shared and not one else None
         layer = layers.stack(
-            EncoderLayer, self.N, remat=self.remat, shared=self.shared, dtype=self.dtype,
-            initializing=self.is_initializing(), unroll=self.unroll,
+            EncoderLayer, self.N * self.inner, remat=self.remat, shared=one, dtype=self.dtype,
+            initializing=self.is_initializing(), unroll=self.unroll, repeated=repeated,
         )(
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
-            self.norm_eps, self.initializer, self.dtype, self.attend, train, name="layer" if self.shared else "layers",
+            self.norm_eps, self.initializer, self.dtype, self.attend, train, name="layer" if one else "layers",
         )  # fmt: skip
         x_BLD, _ = layer(x_BLD, mask_BL)
         return x_BLD
+
+    @nn.nowrap
+    def _sets(self) -> list[int]:
+        """Return the set of parameters of each layer that is applied; groups are split as ALBERT's code splits them."""
+        groups = [int(layer / (self.N / self.groups)) for layer in range(self.N)]
+        return [group * self.inner + index for group in groups for index in range(self.inner)]
 
 
 class Embeddings(nn.Module):
@@ -133,6 +150,7 @@ class Embeddings(nn.Module):
     E: int
     positions: int
     first_position: int
+    unnumbered: int | None
     types: int
     dropout: float
     norm_eps: float
@@ -145,6 +163,9 @@ class Embeddings(nn.Module):
             return Table(rows, self.E, self.initializer, self.dtype, name=name)
 
         positions_BL = layers.restarting_positions(mask_BL) + self.first_position
+        if self.unnumbered is not None:
+            counted_BL = (tokens_BL != self.unnumbered).astype(jnp.int32)
+            positions_BL = layers.restarting_count(counted_BL, mask_BL) * counted_BL + self.first_position - 1
         x_BLE = table(self.V, "word")(tokens_BL) + table(self.positions, "position")(positions_BL)
         if self.types:
             types_BL = jnp.zeros_like(tokens_BL) if types_BL is None else types_BL

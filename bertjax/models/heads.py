@@ -45,7 +45,8 @@ class MaskedLMHead(nn.Module):
     """Predict ids: dense D -> E, activation, norm, then a product with the word table and a bias.
 
     google-research/bert run_pretraining.py get_masked_lm_output; ALBERT's is the same with E < D, ModernBERT's has no
-    bias in the dense layer and the norm. Untied it multiplies by a table of its own, `decoder` [V, E].
+    bias in the dense layer and the norm, and may have none in the product. Untied it multiplies by a table of its own,
+    `decoder` [V, E].
     """
 
     V: int
@@ -58,6 +59,7 @@ class MaskedLMHead(nn.Module):
     transform_bias: bool = True
     norm_bias: bool = True
     tied: bool = True
+    decoder_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BPD: Array, table_VE: Array) -> Array:
@@ -65,11 +67,11 @@ class MaskedLMHead(nn.Module):
         transform = Dense((self.D,), (self.E,), self.initializer, self.dtype, self.transform_bias, name="transform")
         x_BPE = self.activation(transform(x_BPD))
         x_BPE = Norm(self.E, self.norm_eps, use_bias=self.norm_bias, name="norm")(x_BPE)
-        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,))
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (self.V,)) if self.decoder_bias else None
         if not self.tied:
             table_VE = self.param("decoder", self.initializer, (self.V, self.E))
         logits_BPV = vocabulary_product(x_BPE, table_VE.astype(self.dtype))
-        return add_bias(logits_BPV, bias_V)
+        return logits_BPV if bias_V is None else add_bias(logits_BPV, bias_V)
 
 
 class TiedHead(nn.Module):

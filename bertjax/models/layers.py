@@ -6,7 +6,7 @@ less than reading saved results.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -223,8 +223,18 @@ def same_document(mask_BL: Array, keys_mask_BM: Array | None = None) -> Array:
 def restarting_positions(mask_BL: Array) -> Array:
     """Count positions from the start of each document of a packed row: i32 [B, L], from 0."""
     index_BL = jnp.broadcast_to(jnp.arange(mask_BL.shape[1]), mask_BL.shape)
-    starts_BL = jnp.concatenate([jnp.ones_like(mask_BL[:, :1], bool), mask_BL[:, 1:] != mask_BL[:, :-1]], axis=1)
-    return index_BL - jax.lax.cummax(jnp.where(starts_BL, index_BL, 0), axis=1)
+    return index_BL - jax.lax.cummax(jnp.where(_starts(mask_BL), index_BL, 0), axis=1)
+
+
+def restarting_count(counted_BL: Array, mask_BL: Array) -> Array:
+    """Sum i32 [B, L] of zeros and ones from the start of each document of a packed row, each token included."""
+    sums_BL = jnp.cumsum(counted_BL, axis=1)
+    return sums_BL - jax.lax.cummax(jnp.where(_starts(mask_BL), sums_BL - counted_BL, 0), axis=1)
+
+
+def _starts(mask_BL: Array) -> Array:
+    """Return whether a document begins at each token."""
+    return jnp.concatenate([jnp.ones_like(mask_BL[:, :1], bool), mask_BL[:, 1:] != mask_BL[:, :-1]], axis=1)
 
 
 def states_at(x_BLD: Array, positions_BP: Array | None) -> Array:
@@ -428,19 +438,21 @@ def stack(
     initializing: bool,
     unroll: bool = False,
     in_axes: Any = nn.broadcast,
+    repeated: Sequence[int] | None = None,
 ) -> Callable[..., nn.Module]:
     """Scan `layer` over `length` layers: parameters gain a leading axis N, or are one set where `shared`.
 
     The layer is called as `layer(carry, *inputs) -> (carry, output)`; outputs are stacked. in_axes: which inputs have
     an axis of layers, as in `nn.scan`; by default all layers get the same. Every layer draws dropout of its own, shared
     or not. unroll: unroll the loop, which would copy its residuals into arrays over layers and out of them: faster, but
-    slower to compile.
+    slower to compile. repeated: for each layer its row of the stack of parameters, where several take the same one;
+    every row is taken.
     """
     if splits_parameters():
         layer = nn.map_variables(layer, "params", partial(gather_layer, dtype=dtype), init=initializing)
     if (policy := REMAT[remat]) is not None:
         layer = nn.remat(layer, policy=policy, prevent_cse=unroll)
-    return nn.scan(
+    scanned = nn.scan(
         layer,
         variable_axes={} if shared else {"params": 0},
         variable_broadcast="params" if shared else False,
@@ -449,3 +461,10 @@ def stack(
         length=length,
         unroll=length if unroll else 1,
     )
+    if repeated is None:
+        return scanned
+    rows, firsts = np.asarray(repeated), np.unique(repeated, return_index=True)[1]
+    return nn.map_variables(
+        scanned, "params", lambda params: jax.tree.map(lambda stack: stack[rows], params),
+        lambda params: jax.tree.map(lambda stack: stack[firsts], params), init=initializing,
+    )  # fmt: skip

@@ -5,8 +5,9 @@ Warner et al. 2024 (AnswerDotAI/ModernBERT, src/bert_layers); Weller et al. 2025
 bert_layers.py); Geiping and Goldstein 2023 (JonasGeiping/cramming, cramming/architectures). All have no position
 table, gated feed-forwards and few biases.
 
-Layers 0, g, 2g, … of `global_every` g have global attention, the others sliding-window attention. The scan is over
-groups of g layers, so that each kind compiles to its own program; parameters keep one leading axis of N.
+Layers 0, g, 2g, … of `global_every` g have global attention, the others sliding-window attention; `local` states any
+other pattern. The scan is over periods of the pattern, so that each kind compiles to its own program; parameters keep
+one leading axis of N.
 
 Where we deviate: padded positions see only padding, and the documents of a packed row only themselves; queries, keys
 and values, and the two halves of a gated layer, are parameters of their own, where the originals have them in one; no
@@ -58,19 +59,21 @@ class Norms:
 
 @dataclass(frozen=True)
 class Biases:
-    """Which dense layers have a bias."""
+    """Which dense layers have a bias, and the language head's last product (of a `transformed_head`)."""
 
     attention: bool = False
     widen: bool = False  # both layers from D to F
     narrow: bool = False
     head: bool = False
+    decoder: bool = True  # the product with the word table
 
 
 def transformed_head(encoder: "Modern") -> nn.Module:
     """Build BERT's head with the encoder's biases: ModernBERT, MosaicBERT."""
     e = encoder
     return MaskedLMHead(
-        e.V, e.D, e.D, e.activation, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias
+        e.V, e.D, e.D, e.activation, e.norms.eps, e.initializer, e.dtype, e.biases.head, e.norms.bias,
+        decoder_bias=e.biases.decoder,
     )  # fmt: skip
 
 
@@ -102,6 +105,7 @@ class Modern(nn.Module):
     F: int  # inside the feed-forward, behind the gate
     positions: Positions = Rotary()
     global_every: int = 1  # one layer in so many has global attention, from the first on
+    local: tuple[bool, ...] | None = None  # which layers of a period have local attention; None: as global_every says
     reach: int = 64  # tokens to each side that the layers with local attention see
     residual: Residual = pre_norm
     norms: Norms = Norms()
@@ -123,10 +127,17 @@ class Modern(nn.Module):
             raise ValueError(f"rotary heads of width {self.D // self.H} have no pairs: choose an even D / H")
         if isinstance(self.positions, ScaledSinusoids) and self.D % 2:
             raise ValueError(f"width D={self.D} has no pairs of sine and cosine: choose an even one")
-        if isinstance(self.positions, Alibi) and self.global_every > 1:
-            raise ValueError("linear biases and windows do not go together: use global_every=1")
+        if self.local is not None and (self.global_every != 1 or not 1 <= len(self.local) <= self.N):
+            raise ValueError(f"local={self.local} must be a period of 1 to N={self.N} layers, with global_every=1")
+        if isinstance(self.positions, Alibi) and any(self.period):
+            raise ValueError("linear biases and windows do not go together: use global_every=1 and local=None")
         if not self.norms.first and (self.N == 1 or self.residual is post_norm):
             raise ValueError("norms.first=false needs a second layer, and pre_norm: else attention has no norm at all")
+
+    @property
+    def period(self) -> tuple[bool, ...]:
+        """Which layers have local attention; the pattern repeats over the N layers."""
+        return self.local if self.local is not None else (False, *[True] * (self.global_every - 1))
 
     @property
     def max_length(self) -> None:
@@ -212,7 +223,8 @@ class Modern(nn.Module):
         if (policy := layers.REMAT[self.remat]) is not None:
             one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(0,))
 
-        views = [(None, turn)] + [(self.reach, local_turn)] * (self.global_every - 1)
+        views = [(self.reach, local_turn) if local else (None, turn) for local in self.period]
+        G = len(views)
 
         def group(x_BLD: Array, each_G: Any) -> tuple[Array, None]:
             size = jax.tree.leaves(each_G)[0].shape[0]
@@ -221,9 +233,9 @@ class Modern(nn.Module):
             return x_BLD, None
 
         def in_groups(leaf_N: Array) -> Array:
-            return leaf_N[:whole].reshape(-1, self.global_every, *leaf_N.shape[1:])
+            return leaf_N[:whole].reshape(-1, G, *leaf_N.shape[1:])
 
-        whole = self.N // self.global_every * self.global_every
+        whole = self.N // G * G
         if whole:
             x_BLD, _ = jax.lax.scan(group, x_BLD, jax.tree.map(in_groups, each_N))
         if whole < self.N:

@@ -78,6 +78,13 @@ def test_shared_layers_have_the_rate_of_the_last_layer():
     assert rates["encoder"]["layer"]["kernel"] == 0.5 and rates["encoder"]["project"]["kernel"] == 0.5**13
 
 
+def test_groups_of_layers_that_share_parameters_have_the_last_ones_rate():
+    groups = {"encoder": {"layers": {"kernel": 0}, "project": {"kernel": 0}}}
+    rates = match(layerwise(12, 0.5, shared=True), groups)
+    assert rates["encoder"]["layers"]["kernel"] == 0.5 and rates["encoder"]["project"]["kernel"] == 0.5**13
+    assert match(layerwise(12, frozen=12, shared=True), groups)["encoder"]["layers"]["kernel"] == 0.0
+
+
 def test_shared_layers_are_frozen_together_or_refused():
     shared = {"encoder": {"layer": {"kernel": 0}, "final_norm": {"scale": 0}}, "head": {"classify": {"kernel": 0}}}
     rates = match(layerwise(3, frozen=3), shared)

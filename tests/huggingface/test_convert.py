@@ -516,7 +516,7 @@ def test_the_ids_of_xlm_roberta_are_not_those_of_its_sentencepiece_model(tmp_pat
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
-def test_the_padding_of_a_config_must_be_the_tokenizers_where_it_moves_positions(model_type, tokenizer, tmp_path):
+def test_the_padding_of_a_config_may_differ_from_the_tokenizers(model_type, tokenizer, tmp_path):
     V = tokenizer.vocabulary.size
     config = CONFIG | {"vocab_size": V, "model_type": model_type, "architectures": None, "pad_token_id": 5}
     tensors = bert_tensors(config)
@@ -526,10 +526,17 @@ def test_the_padding_of_a_config_must_be_the_tokenizers_where_it_moves_positions
     for name, content in wordpiece_files().items():
         (folder / name).write_bytes(content)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    model = load(folder)
+    assert model.tokenizer.vocabulary.pad == 0
     if model_type == "roberta":
-        refused(folder, "pad_token_id=5, after which roberta numbers positions, its tokenizer pads")
-    else:
-        assert load(folder).tokenizer.vocabulary.pad == 0
+        assert (model.encoder.first_position, model.encoder.unnumbered) == (6, 5)
+        (note,) = model.config["huggingface"]["reported"]
+        assert note.startswith(
+            "config.json has pad_token_id=5, its tokenizer pads with 0: as in transformers, position"
+        )
+        left = '{"tokenizer_class": "BertTokenizer", "padding_side": "left"}'
+        (folder / "tokenizer_config.json").write_text(left)
+        refused(folder, "its tokenizer pads with 0 on the left: roberta would number texts by the length of their padd")
 
 
 def test_a_model_without_tokenizer_refuses_texts(tmp_path):

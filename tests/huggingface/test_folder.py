@@ -139,6 +139,12 @@ CONFIGS = {
     "layers without end": ({"num_hidden_layers": 2**31 - 1}, "says 2,147,483,647 layers"),
     "too few layers": ({"num_hidden_layers": 1}, "layer.1.* does not explain"),
     "too many layers": ({"num_hidden_layers": 3}, "lacks bert.encoder.layer.2"),
+    "labels by names": ({"id2label": {"bad": 0}}, "id2label={'bad': 0} does not name classes by their numbers"),
+    "more labels than it names": ({"num_labels": 4}, r"shape \(3,.*, config.json asks for \(4,"),
+    "an encoder of its own": (
+        {"model_type": "eurobert"},
+        "model_type='eurobert', an encoder with RMS norms and grouped queries: bertjax",
+    ),
     "labels without end": ({"id2label": None, "num_labels": 2**31}, "num_labels=2147483648 is not a number of labels"),
     "another number of labels": ({"id2label": None, "num_labels": 4}, r"shape \(3,.*, config.json asks for \(4,"),
     "no class": ({"architectures": None}, "classifier.bias, classifier.weight.*check model_type, architectures"),
@@ -151,6 +157,31 @@ def test_a_config_with(what, folder):
     change, message = CONFIGS[what]
     write(folder, CONFIG | change, TENSORS)
     refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "note"),
+    [
+        ({"id2label": {"2": "c", "0": "a", "1": "b"}}, ("a", "b", "c"), ""),
+        (
+            {"id2label": {"0": "a", "1": "b", "7": "c"}},
+            (),
+            "id2label does not name classes 0 to 2 by strings: they are",
+        ),
+        (
+            {"id2label": {"0": "a", "1": "b"}, "num_labels": 3},
+            (),
+            "id2label is not read: it names 2 classes, num_label",
+        ),
+        ({"label2id": {"bad": 2, "good": 1, "so so": 0}}, ("bad", "good", "so so"), "label2id is not read: it contra"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, ("bad", "good", "so so"), "auto_map names code of the folder's own"),
+    ],
+)
+def test_labels_are_those_of_transformers_and_what_is_not_read_is_reported(change, labels, note, folder):
+    model = load(write(folder, CONFIG | change, TENSORS))
+    assert model.objective.labels == labels
+    reported = model.config["huggingface"]["reported"]
+    assert [each[: len(note)] for each in reported] == ([note] if note else [])
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_act", "layer_norm_eps", "type_vocab_size"])

@@ -165,6 +165,9 @@ def test_gradients_in_bfloat16_stay_close_to_float32():
     [
         ({"D": 32, "H": 5}, "width D=32 does not divide into H=5 heads: choose H among its divisors"),
         ({"positions": 2, "first_position": 2}, "first_position=2 is beyond the 2 positions"),
+        ({"unnumbered": 0, "first_position": -1}, "first_position=-1 must be 0 or more"),
+        ({"N": 2, "shared": True, "groups": 3}, "groups=3 must be 1 to N=2, inner=1 1 or more"),
+        ({"inner": 2}, "groups=1, inner=2 are of shared layers: set shared=true"),
         ({"remat": "some"}, "remat='some' is none of none, dots, full"),
         ({"dropout": 1.0}, "dropout=1.0 is not a share in [0, 1)"),
         ({"attention_dropout": -0.1}, "attention_dropout=-0.1 is not a share in [0, 1)"),
@@ -175,6 +178,11 @@ def test_fields_that_contradict_each_other_are_refused(fields, message):
     with pytest.raises(ValueError) as error:
         small_bert(**fields)
     assert str(error.value) == message
+
+
+def test_a_count_restarts_in_each_document():
+    counted, mask = jnp.array([[1, 0, 1, 1, 1, 0, 1]]), jnp.array([[1, 1, 1, 2, 2, 2, 0]])
+    np.testing.assert_array_equal(layers.restarting_count(counted, mask), [[1, 1, 2, 1, 2, 2, 1]])
 
 
 def test_rows_may_be_as_long_as_the_position_table_but_no_longer():

@@ -5,7 +5,8 @@
 
 One entry per class, with a random tiny configuration: `config` (its config.json), the tensors that transformers saves
 (`tensors`: a JSON list of names and shapes; `values`: all their values one after another, exactly as float16), inputs
-and outputs. All classes have the same sizes, so that the test compiles little. A new family is one line of FAMILIES.
+and outputs. All classes have the same sizes, so that the test compiles little. A new family is one line of FAMILIES;
+VARIANTS are written to a file of their own.
 """
 
 import inspect
@@ -119,6 +120,18 @@ FAMILIES = {
     "Deberta": Golden(("Model", "ForMaskedLM"), deberta),
     "DebertaV2": Golden(("Model", "ForMaskedLM"), deberta_v2),
 }
+# Values of keys that the configs above do not draw, by the class and a name for them.
+VARIANTS = {
+    "AlbertForMaskedLM groups": {"num_hidden_layers": 4, "num_hidden_groups": 3},
+    "AlbertModel inner layers": {"num_hidden_layers": 3, "num_hidden_groups": 2, "inner_group_num": 2},
+    "XLMRobertaForMaskedLM padding that texts have": {"pad_token_id": 5, "max_position_embeddings": 16},
+    "ModernBertForMaskedLM no decoder_bias": {"decoder_bias": False},
+    "ModernBertForMaskedLM untied, no decoder_bias": {"decoder_bias": False, "tie_word_embeddings": False},
+    "ModernBertModel layer_types": {
+        "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "local_attention": 3,
+    },
+}  # fmt: skip
 HEADS = (
     "ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering",
     "ForQuestionAnsweringSimple",
@@ -134,15 +147,15 @@ def names(family):
     return [family + name for name in FAMILIES[family].classes] + of_tasks
 
 
-def make_config(family, name, rng):
-    """Draw a configuration: every option that we read takes several values."""
+def make_config(family, name, rng, variant):
+    """Draw a configuration: every option that we read takes several values, but for those of `variant`."""
     sizes = rng_of("huggingface", "sizes")
     H, K, N = int(sizes.integers(2, 4)), 2 * int(sizes.integers(1, 3)), int(sizes.integers(2, 4))
     F, V = int(sizes.integers(3, 12)), int(sizes.integers(12, 24))
     activation = str(rng.choice(["gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh"]))
     labels = 2 if "QuestionAnswering" in name else int(rng.integers(1, 5))
     eps = float(rng.choice([1e-12, 1e-5, 0.25]))
-    keys = FAMILIES[family].keys(Sizes(H * K, N, H, F, activation, eps), rng)
+    keys = FAMILIES[family].keys(Sizes(H * K, N, H, F, activation, eps), rng) | variant
     config = getattr(transformers, f"{family}Config")
     return config(num_labels=labels, vocab_size=V, attn_implementation="eager", **keys)
 
@@ -168,10 +181,10 @@ def run(model, inputs):
     return model(tensors["tokens"], attention_mask=tensors["mask"], **segments)
 
 
-def run_case(family, name):
+def run_case(family, name, variant=None):
     """Save a random model and run it."""
     rng = rng_of("huggingface", name)
-    config = make_config(family, name, rng)
+    config = make_config(family, name, rng, variant or {})
     model, inputs = randomised(getattr(transformers, name)(config), rng), make_inputs(family, name, config, rng)
     with torch.no_grad():
         out = run(model, inputs)
@@ -191,3 +204,6 @@ OUTPUTS = ("last_hidden_state", "pooler_output", "logits", "prediction_logits", 
 
 if __name__ == "__main__":
     save("huggingface", {name: run_case(family, name) for family in FAMILIES for name in names(family)})
+    of_families = {name: family for family in FAMILIES for name in names(family)}
+    variants = {what: (what.split(" ")[0], keys) for what, keys in VARIANTS.items()}
+    save("variants", {what: run_case(of_families[name], name, keys) for what, (name, keys) in variants.items()})

@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import load
+from bertjax.errors import InputError
 from bertjax.models.layers import apply
+from bertjax.models.positions import Rotary
 
-CASES = read_cases("huggingface")
+CASES = read_cases("huggingface") | read_cases("variants")
 
 
 def outputs_of(model, case):
@@ -80,6 +82,35 @@ def test_keys_of_xlnet_that_transformers_does_not_read_in_both_directions_change
     np.testing.assert_allclose(states[real], case["last_hidden_state"][real], rtol=0, atol=1e-5)
     save_hf(model, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+
+
+def test_bi_data_of_xlnet_is_read_forwards_with_a_note(tmp_path):
+    case = CASES["XLNetModel"]
+    config = json.loads(str(case["config"])) | {"bi_data": True}
+    model = load(write_folder(case | {"config": json.dumps(config)}, tmp_path / "theirs"))
+    with jax.disable_jit():
+        states = outputs_of(model, case)["last_hidden_state"]
+    np.testing.assert_allclose(states[0], case["last_hidden_state"][0], rtol=0, atol=1e-5)
+    (note,) = model.config["huggingface"]["reported"]
+    assert "bi_data=true" in note and "transformers reads the second half of a batch backwards" in note
+
+
+def test_modernbert_without_thetas_has_those_of_transformers(tmp_path):
+    case = CASES["ModernBertModel"]
+    config = json.loads(str(case["config"])) | {"rope_parameters": None}
+    model = load(write_folder(case | {"config": json.dumps(config)}, tmp_path / "none"))
+    assert model.encoder.positions == Rotary(160_000.0, 10_000.0)
+    one = {"rope_parameters": {"full_attention": {"rope_theta": 50.0}}, "local_rope_theta": 20.0}
+    model = load(write_folder(case | {"config": json.dumps(config | one)}, tmp_path / "one"))
+    assert model.encoder.positions == Rotary(50.0, 20.0)
+    scaled = {"rope_parameters": {"full_attention": {"type": "linear", "factor": 2.0, "rope_theta": 50.0}}}
+    with pytest.raises(InputError, match=r"rope_parameters: .*'linear'.* only rope_type=default"):
+        load(write_folder(case | {"config": json.dumps(config | scaled)}, tmp_path / "scaled"))
+    odd = {"layer_types": ["full_attention", "chunked_attention"], "num_hidden_layers": 2}
+    with pytest.raises(
+        InputError, match=r"layer_types: .* is not one of full_attention, sliding_attention for each of"
+    ):
+        load(write_folder(case | {"config": json.dumps(config | odd)}, tmp_path / "odd"))
 
 
 def test_older_configs_of_modernbert_are_read_as_todays(tmp_path):
