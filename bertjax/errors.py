@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """A mistake of the user, in one line: the thing, what is wrong with it, and the fix. Commands print it, exit 2."""
+    """A mistake of the user, in one line: the thing, the problem, and the fix. Commands print it and exit with 2."""
 
 
 class EmptySplit(InputError):

@@ -1,4 +1,4 @@
-"""Read any tokenizer of the field behind one small interface.
+"""Read every common kind of tokenizer behind one small interface.
 
 WordPiece (`vocab.txt`), byte-level BPE (`vocab.json` with `merges.txt`) and `tokenizer.json` run on the `tokenizers`
 library, `.model` files on `sentencepiece`. The folders of others are read as transformers reads them
@@ -26,7 +26,7 @@ from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
 
 Template = tuple[tuple[str, int], ...]
-"""What a row consists of, in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""
+"""The parts of a row in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""
 
 
 class Vocabulary(NamedTuple):
@@ -49,10 +49,10 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a tokenizer.
+    """Protocol for a tokenizer.
 
-    files: what it was read from, and what `save_tokenizer` writes. templates: one text and two, with special tokens and
-    segments, as the files of a folder state them; None where the family decides.
+    files: the files that it was read from, which `save_tokenizer` writes. templates: of one text and of two, with
+    special tokens and segments, as stated by the files of a folder; None where the family decides.
     """
 
     vocabulary: Vocabulary
@@ -109,7 +109,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if _is_of_transformers(files):
         return _from_folder(files, str(folder))
     models = [file for file in chosen if file.name.endswith(".model")]
-    if models and _object(files, CONFIG).get("read_as") == SENTENCEPIECE:  # what was written for transformers beside it
+    if models and _object(files, CONFIG).get("read_as") == SENTENCEPIECE:  # the other files are for transformers
         chosen = models
     kept = {chosen[0].name: files[chosen[0].name]}
     sibling = "merges.txt" if chosen[0].name == "vocab.json" else CONFIG
@@ -118,10 +118,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def saved_tokenizer(folder: Path) -> Tokenizer:
-    """Read what `save_tokenizer` wrote, by any version: its files as they stand, so that it keeps its fingerprint."""
+    """Read a folder that `save_tokenizer` of any version wrote, with its files unchanged, so with its fingerprint."""
     names = [path.name for path in sorted(folder.glob("*")) if path.is_file()]
     if not names:
-        raise InputError(f"{folder} holds no tokenizer")
+        raise InputError(f"{folder} holds no tokenizer: build the corpus or write the tokenizer again")
     return tokenizer_from_files({name: _read(folder / name) for name in names}, origin=str(folder))
 
 
@@ -132,9 +132,9 @@ def _read(file: Path) -> bytes:
 
 
 def _is_of_transformers(files: Mapping[str, bytes]) -> bool:
-    """Tell whether transformers' rules hold, and not those of the code that bare files were published with.
+    """Return whether files are read by transformers' rules, and not by those of the code that bare files belong to.
 
-    What `tokenizer train` and `save_tokenizer` write is ours: `vocab.txt` with nothing but its case, compiled files.
+    Files of `tokenizer train` and `save_tokenizer` are not: `vocab.txt` with its case alone, compiled files.
     """
     config = _object(files, CONFIG)
     if "read_as" in config or _PARSE in config:
@@ -232,9 +232,9 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
-    """Tell whether two tokenizers are one: by their files, or else by all their pieces and what they make of a text.
+    """Return whether two tokenizers are equal: their files, or else all their pieces and the ids of a test sentence.
 
-    A `vocab.txt` and the `tokenizer.json` made of it are the same tokenizer in other files.
+    A `vocab.txt` and a `tokenizer.json` built from it are the same tokenizer in other files.
     """
     if fingerprint(a) == fingerprint(b):
         return True
@@ -402,7 +402,7 @@ class SentencePieceTokenizer:
                     origin.append(position)
             position += 2 if quotes else 1
         prepared = "".join(kept)
-        # All at once, since a Σ becomes ς at the end of a word; what was taken apart keeps its length.
+        # All at once, since a Σ becomes ς at the end of a word; decomposed characters keep their length.
         return prepared.lower() if self.lowercase else prepared, [*origin, len(text)]
 
 
@@ -498,7 +498,7 @@ def _own_names(config: Mapping[str, Any]) -> set[str]:
 
 
 def _templates(rust: tokenizers.Tokenizer, config: Mapping[str, Any]) -> tuple["_Framing", "_Framing"]:
-    """Return what the post-processor makes of one text and of two; segments only where the model is fed them."""
+    """Return the post-processor's templates of one text and of two; segments are 0 where the model reads none."""
     one = next((text for text in _SAMPLES if rust.encode(text, add_special_tokens=False).ids), "")
     segments = "token_type_ids" in config["model_input_names"]
     found: list[_Framing] = []
@@ -532,7 +532,7 @@ def _find_specials(
     config: Mapping[str, Any],
     single: _Framing = (),
 ) -> Vocabulary:
-    """Find the special tokens by the names that the files state, by what stands around a text, or by their usual names.
+    """Find the special tokens by the names in the files, by the template of a text, or by their usual names.
 
     Raises InputError where one is missing; a byte-level vocabulary needs no unknown piece, and gives the padding's.
     """

@@ -1,7 +1,7 @@
 """Build the tokenizers of transformers' classes from a vocabulary and the keys of `tokenizer_config.json`.
 
-A class of a family takes from `tokenizer.json` only the vocabulary, the merges and the map of characters; normaliser,
-pre-tokenizer and what stands around a text are its own, as its keys say. Sources: transformers 5, tokenization_*.py.
+A class of a family takes from `tokenizer.json` only the vocabulary, the merges and the map of characters; its
+normaliser, pre-tokenizer and templates are its own, by its keys. Sources: transformers 5, tokenization_*.py.
 """
 
 import base64
@@ -72,7 +72,7 @@ def content_of(token: Any) -> str:
 
 
 Built = tuple[Tokenizer, dict[str, Any], Callable[[Tokenizer], None] | None]
-"""The backend without added tokens, the named special tokens, and what puts in the post-processor once they are in."""
+"""The backend without added tokens, the named special tokens, and a function that then sets the post-processor."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Kind:
     """A class of a family.
 
     model: of `tokenizer.json`. vocabulary: its files where there is none. extra: tokens that are special besides the
-    named ones. inputs: what the class feeds to models.
+    named ones. inputs: the model inputs that the class returns.
     """
 
     build: Callable[[Opened], Built]
@@ -96,8 +96,8 @@ class Kind:
             kind = model.get("type") or ("Unigram" if isinstance(model["vocab"], list) else self.model)
             if kind != self.model:
                 raise InputError(
-                    f"{opened.origin}: {name} reads {self.model}, but {JSON} is {kind}: say in {CONFIG} which "
-                    f"tokenizer_class it is of, {GENERAL[1]} to take it as it stands"
+                    f"{opened.origin}: {name} reads {self.model}, but {JSON} is {kind}: set the right "
+                    f"tokenizer_class in {CONFIG}, {GENERAL[1]} to use the file unchanged"
                 )
             return
         missing = [file for file in self.vocabulary if file not in opened.files]

@@ -1,8 +1,8 @@
-"""Read the tokenizer of a Hugging Face folder as transformers 5 does, into one `tokenizer.json` that says it all.
+"""Read the tokenizer of a Hugging Face folder as transformers 5 does, into one self-contained `tokenizer.json`.
 
-`tokenizer_config.json` and `config.json` name a class. A general one takes `tokenizer.json` as it stands; the class of
-a family builds its own tokenizer (tokenizer_classes.py). What a key decides is obeyed here in the same order; a class
-or a value that we cannot follow is refused by its name. Sources: transformers 5, models/auto/tokenization_auto.py,
+`tokenizer_config.json` and `config.json` name a class. A general one uses `tokenizer.json` unchanged; the class of a
+family builds its own tokenizer (tokenizer_classes.py). Keys have the same effect and precedence here; an unsupported
+class or value is refused by its name. Sources: transformers 5, models/auto/tokenization_auto.py,
 tokenization_utils_base.py (_from_pretrained), tokenization_utils_tokenizers.py.
 """
 
@@ -41,9 +41,9 @@ _KEPT = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokeni
 class Reading:
     """How the tokenizer of a folder reads.
 
-    read_as: the class of transformers whose rules hold, or the code that a bare vocabulary file was published with.
-    files: those that were read. keys: each key that decided something, as "file: key", and its value. notes: where
-    files contradict each other, or a key has no effect. unread: vocabulary files that another one goes before.
+    read_as: the class of transformers whose rules apply, or the code that a bare vocabulary file was published with.
+    files: those that were read. keys: each key that had an effect, as "file: key", and its value. notes: on files that
+    contradict each other, and keys without effect. unread: vocabulary files that another one takes precedence over.
     """
 
     read_as: str
@@ -266,9 +266,9 @@ def _merge_special_tokens(opened: Opened) -> tuple[dict[int, AddedToken], list[A
 
 
 def _legacy_tokens(opened: Opened) -> dict[int, AddedToken]:
-    """Merge special_tokens_map.json into what is stated; return the added tokens of added_tokens.json, tokenizer.json.
+    """Merge special_tokens_map.json into `stated`; return the added tokens of added_tokens.json and tokenizer.json.
 
-    They hold where tokenizer_config.json has no `added_tokens_decoder`.
+    They apply where tokenizer_config.json has no `added_tokens_decoder`.
     """
     stated, by_id = opened.stated, {}
     for key, value in _parsed(opened.files, MAP).items():

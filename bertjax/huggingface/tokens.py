@@ -1,6 +1,6 @@
-"""Read and write the tokenizer of a Hugging Face folder: the files as they are, and what transformers needs of them.
+"""Read and write the tokenizer of a Hugging Face folder.
 
-What is written is a `tokenizer.json` that says all by itself, so that no class of transformers adds rules of its own.
+It is written as a self-contained `tokenizer.json`, so that no class of transformers adds rules of its own.
 """
 
 import json
@@ -38,10 +38,10 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
 def write_tokenizer(
     tokenizer: Tokenizer, family: Family, folder: Path, *, longest: int | None, segments: bool
 ) -> list[str]:
-    """Write tokenizer.json and tokenizer_config.json, and a SentencePiece model as it is; return what is to be said.
+    """Write tokenizer.json and tokenizer_config.json, and a SentencePiece model unchanged; return notes to report.
 
-    longest: the tokens that the model has positions for, None where there is no limit. segments: whether the model is
-    fed which text a token is of.
+    longest: the tokens that the model has positions for, None where there is no limit. segments: whether the model has
+    segment ids as an input.
     """
     notes: list[str] = []
     config = json.loads(tokenizer.files.get(CONFIG, b"{}"))
@@ -70,9 +70,9 @@ def write_tokenizer(
 
 
 def _fast(tokenizer: FastTokenizer, text: Template, pair: Template, segments: bool) -> str:
-    """Describe a bare vocabulary, with the limit of its words, its special tokens, and what stands around a text.
+    """Describe a bare vocabulary, with its longest word, its special tokens, and its templates.
 
-    The mask of a vocabulary whose pieces carry the space before them takes that space, as in published RoBERTa.
+    The mask of a vocabulary whose pieces include the space before them takes that space, as in published RoBERTa.
     """
     if JSON in tokenizer.files:
         rust = tokenizers.Tokenizer.from_str(tokenizer.files[JSON].decode())

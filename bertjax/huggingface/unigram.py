@@ -1,8 +1,8 @@
-"""Write a SentencePiece model as a tokenizer.json, which is what transformers reads exactly as it stands.
+"""Convert a SentencePiece model to a tokenizer.json, which transformers uses unchanged.
 
-Its own reading of `.model` files splits text otherwise than SentencePiece does. Where even this one deviates: the
+Its own conversion of `.model` files splits text differently from SentencePiece. Where this one deviates too: the
 published ALBERT and XLNet vocabularies have pieces that end in digit and comma, which their own code splits again
-(data/tokenizer.py); here such a piece costs so much that it is never chosen, which is the same but for rare numbers.
+(data/tokenizer.py); here such a piece has so low a score that it is never chosen, which differs for rare numbers only.
 """
 
 import random
