@@ -19,8 +19,8 @@ Format = Literal["bertjax", "huggingface", "sentence-transformers"]
 def convert(source: str | Path, folder: str | Path, *, to: Format = "bertjax") -> list[str]:
     """Write a model, or one part of it, to a new folder: without optimiser state, and without the other part.
 
-    Returns notes to report: what was ignored in a Hugging Face folder, and what the functions for the other formats
-    leave out. Raises InputError if the folder is not empty, and as `load` and these functions.
+    Returns notes to report: tensors ignored in a Hugging Face folder, and parts that the other formats leave out.
+    Raises InputError if the folder is not empty, and as `load` and the functions for these formats.
     """
     model = load(source)
     notes = load_notes(source, model)

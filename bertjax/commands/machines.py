@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     plan.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory of a device as an SVG file")
     takes_json(plan)
 
-    doctor = command(commands, "doctor", _doctor, "diagnose this machine, and print how to fix what is wrong",
+    doctor = command(commands, "doctor", _doctor, "diagnose this machine, and print a fix for each problem",
                       "bertjax doctor --workdir runs/base")  # fmt: skip
     doctor.add_argument(
         "--workdir", type=Path, default=Path(), metavar="DIR", help="check its disk (default: the current folder)"

@@ -1,4 +1,4 @@
-"""Prepare a fine-tuning: what all its seeds share, and the experiment of each."""
+"""Prepare a fine-tuning: the state that all its seeds share, and the experiment of each."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
 
 
 class Prepared(NamedTuple):
-    """What all seeds share.
+    """The state that all seeds share.
 
     digest: of data, tokenizer and the parameters of `init`. splits: the encoded data. make_step, logits: compiled once,
     for the first seed.

@@ -1,6 +1,6 @@
 """Convert between config.json and our encoders and heads.
 
-What is written is read back and compared, so that nothing is lost which config.json cannot express.
+A written config is read back and compared, so that a field which config.json cannot express is an error.
 """
 
 from collections.abc import Iterable, Mapping

@@ -68,11 +68,11 @@ class Headed(Protocol):
 
 
 MOST_LAYERS = 10_000
-"""Real ones are 48 and fewer; those that share parameters need no tensors, so that a claim of many costs nothing."""
+"""Real models have at most 48; layers that share parameters need no tensors, so a config may claim any number."""
 
 
 class Found(NamedTuple):
-    """A folder read as a model. notes: what a round trip needs besides, and notes to report, as JSON types."""
+    """A folder read as a model. notes: further data for a round trip, and notes to report, as JSON types."""
 
     model: Published
     params: Params
@@ -240,7 +240,7 @@ def parameter_shapes(model: Published, folder: Path) -> Shapes:
 
 
 def without_heads(encoder: Any, params: Params) -> tuple[Any, Params]:
-    """Remove from an encoder and its parameters what only a language-model head reads, such as a mask decoder."""
+    """Remove the parts of an encoder that only a language-model head uses, such as a mask decoder, with parameters."""
     family = find_family(encoder)
     return family.headless(encoder, params) if family is not None else (encoder, params)
 

@@ -1,10 +1,10 @@
 """DeBERTa, version 1 and versions 2 and 3: transformers, models/deberta and models/deberta_v2.
 
-Version 1 has queries, keys and values in one array, head by head. The released folders (microsoft/deberta-base and
-their like; microsoft/DeBERTa apps/models) carry what no class of transformers has: the positions of the mask decoder,
-its head, and that of replaced tokens. Ours have all of it, and are written with it by the same names: transformers
+Version 1 has queries, keys and values in one array, head by head. The released folders (microsoft/deberta-base and the
+like; microsoft/DeBERTa apps/models) have tensors of no class of transformers: the positions of the mask decoder, its
+head, and the head for replaced tokens. Our models have all of them, and are written with the same names: transformers
 reads the encoder and lists the heads as unexpected. With `legacy` false the head of the new names is transformers' own,
-which guesses from the last states: it is read as that, and a table of positions beside it is ignored, as it is there.
+which predicts from the last states: it is read so, and a table of positions beside it is ignored, as in transformers.
 """
 
 from collections.abc import Collection
@@ -134,8 +134,8 @@ def _ignored(config: Config, names: Collection[str]) -> dict[str, str]:
     """Return patterns of the tensors that are ignored, with the reason: see Family.ignored."""
     ignored = {
         r"\.attention\.self\.pos_key_proj\.bias$": "the same for all keys of a query, which a softmax does not see",
-        r"^deberta\.embeddings\.(word|position)_embeddings\._weight$": "what a discriminator added to the tables of "
-        "its generator; the sum stands beside it",
+        r"^deberta\.embeddings\.(word|position)_embeddings\._weight$": "the Δ that a discriminator adds to the tables "
+        "of its generator; the sum is stored beside it",
     }
     has_head = any(name.startswith("lm_predictions.") for name in names)
     if not _legacy(config):

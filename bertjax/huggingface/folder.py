@@ -47,7 +47,7 @@ _NOT_READ = {
     "*.ckpt.index": f"a checkpoint of TensorFlow: {_BY_VERSION_4.format('from_tf=True')}{_SAVE}",
     "*_Transformer": "a model of sentence-transformers in a folder of its own: give that one",
 }
-"""What else folders keep their weights in, by patterns of names, and how to go on."""
+"""Formats of weights that are not read, by patterns of file names, with the remedy."""
 
 
 def is_huggingface(folder: Path) -> bool:

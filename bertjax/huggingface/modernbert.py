@@ -40,7 +40,7 @@ _THETAS = {
     "full_attention": ("global_rope_theta", 160_000.0),
     "sliding_attention": ("local_rope_theta", 10_000.0),
 }
-"""The keys of older configs, and what transformers takes without them."""
+"""The keys of older configs, and the values of transformers without them."""
 
 
 def _modernise(config: Config) -> Config:

@@ -27,7 +27,7 @@ def check_tokenizer(model: Model, origin: str) -> None:
     config = model.config.get("huggingface", {}).get("config", {})
     for role, key in {"cls": "cls_token_id", "sep": "sep_token_id"}.items():
         given, ours = config.get(key), getattr(v, role)
-        # What stands around a text is the tokenizer's to say; config.json may name another of its special tokens.
+        # The tokenizer decides the special tokens around a text; config.json may name another of its special tokens.
         possible = {ours} if model.text.templates is None else {*v[1:]}
         if isinstance(given, int) and given not in possible:
             raise InputError(

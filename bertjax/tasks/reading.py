@@ -1,6 +1,6 @@
 """Read lines, tables and JSON of labelled data, each item with its place in the file.
 
-What cannot be read is an InputError with file and line. Known defects are repaired and counted in `notes`, which are
+Unreadable data raise an InputError with file and line. Known defects are repaired and counted in `notes`, which are
 printed: a byte order mark is removed, CRLF ends a line as LF does, quotes in a TSV are text (GLUE has unbalanced ones).
 """
 
