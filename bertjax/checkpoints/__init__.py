@@ -1,1 +1,1 @@
-"""Trained models: save and restore checkpoints, load a model, begin with one, write one out."""
+"""Trained models: save and restore checkpoints, load a model, warm-start from one, export one."""

@@ -65,7 +65,7 @@ class Wrapping(Protocol):
 class RemapsWarmStart(Protocol):
     """Protocol for an objective that is initialised from another model otherwise than by equal parameter names."""
 
-    def begin_with(self, found: Params) -> Params:
+    def remap_params(self, found: Params) -> Params:
         """Map the parameters of that model to initial parameters of its own."""
         ...
 

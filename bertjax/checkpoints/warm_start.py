@@ -65,7 +65,7 @@ def _remap(source: str, params: Params, objective: Objective, shapes: Shapes) ->
         if not isinstance(each, RemapsWarmStart):
             continue
         try:
-            params = each.begin_with(params)
+            params = each.remap_params(params)
         except ValueError as error:
             raise InputError(f"init={source}: {error}") from error
     found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -101,19 +101,19 @@ def _explain(source: str, model: Model, reinitialised: int) -> str:
 
 
 def _check_whole_head(source: str, found: Mapping[str, Array], shapes: Shapes) -> None:
-    """Raise InputError if a part of a language-model head would be left out, without which the rest was not trained."""
+    """Raise InputError if a part of a language-model head would be left out, with which the rest was trained."""
     for name in found.keys() - shapes.keys():
         head, _, _ = name.partition("/decoder")
         if re.search(VOCABULARY, name) and "/decoder" in name and any(own.startswith(f"{head}/") for own in shapes):
             raise InputError(
-                f"init={source} guesses words by a table of its own, {name}, this experiment by the word table: set "
-                "tied_head=false of its encoder (in its file head=untied_transformed_head of a Modern), or begin with "
-                f"the encoder alone, {source}:{ENCODER}"
+                f"init={source} has an untied language head, {name}, this experiment a tied one: set "
+                "tied_head=false of its encoder (in its file head=untied_transformed_head of a Modern), or start "
+                f"from the encoder alone, init={source}:{ENCODER}"
             )
         if name.endswith("encoder/decoder_positions/table") and any(re.search(VOCABULARY, own) for own in shapes):
             raise InputError(
-                f"init={source} guesses words after its mask decoder, this experiment has none: set decoder=2 of its "
-                f"encoder, or begin with the encoder alone, {source}:{ENCODER}"
+                f"init={source} has a language head after a mask decoder, this experiment has none: set decoder=2 of "
+                f"its encoder, or start from the encoder alone, init={source}:{ENCODER}"
             )
 
 

@@ -126,7 +126,7 @@ def _legacy(config: Config) -> bool:
 
 
 def _tied(value: Any, config: Config) -> bool:
-    """Read whether words are guessed by the word table: the head of the new names always does."""
+    """Read whether the language head is tied to the word table: that of the new names always is."""
     return bool(BOOL.decode(value, config)) or not _legacy(config)
 
 

@@ -47,7 +47,7 @@ def post_norm(x_BLD: Array, norm: Activation, sublayer: Activation) -> Array:
 
 @dataclass(frozen=True)
 class Norms:
-    """The norm of an encoder, and where it stands besides before (after) each sublayer."""
+    """The norm of an encoder, and its places besides before (after) each sublayer."""
 
     normalise: Normalise = layers.layer_norm
     eps: float = 1e-5

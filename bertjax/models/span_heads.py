@@ -4,7 +4,7 @@
     unanswerable = u·act([Σ_l p(start = l) x_l; x_cls] W' + b')
 
 zihangdai/xlnet function_builder.py get_qa_outputs; google-research/albert squad_utils.py create_v2_model, the same but
-for where the classification token stands; google-research/electra finetune/qa/qa_tasks.py. In training s is the first
+for the place of the classification token; google-research/electra finetune/qa/qa_tasks.py. In training s is the first
 token of the answer, afterwards each of the most likely starts. Only the context and the classification token can start
 or end an answer. Where we deviate: ELECTRA joins its vectors the other way round, [x_s; x_l] and [x_cls; Σ p x], on
 which no result depends.

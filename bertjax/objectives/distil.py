@@ -116,7 +116,7 @@ class Distillation:
 
     @property
     def frozen(self) -> Rules:
-        """The rules that an optimiser's rates must begin with: see Experiment."""
+        """The rules that must come first in an optimiser's rates: see Experiment."""
         return FROZEN_TEACHER
 
     def init(self, rng: Key, batch: Batch) -> Params:
@@ -127,7 +127,7 @@ class Distillation:
             "teacher": self.teacher_objective.init(teacher_key, batch),
         }
 
-    def begin_with(self, found: Params) -> Params:
+    def remap_params(self, found: Params) -> Params:
         """Map the parameters of the model in `init` to the teacher's, and to those that the student inherits.
 
         Those of a distillation are returned unchanged. Raises ValueError for a model without a masked-LM head.

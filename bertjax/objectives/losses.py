@@ -60,7 +60,7 @@ def scores(name: str, logits: Array, labels: Array, weights: Array, normaliser: 
 
 
 def histogram(V: int, targets: Array, weights: Array) -> Mean:
-    """Count how often each id is a target, f32 [V]: its entropy is the loss of the best guess without context."""
+    """Count how often each id is a target, f32 [V]: its entropy is the loss of the best prediction without context."""
     return Mean(jnp.zeros(V).at[targets].add(weights), weights.sum())
 
 

@@ -6,7 +6,7 @@
 Clark et al. 2020 (google-research/electra, run_pretraining.py); the sharing of embeddings also after He et al. 2021
 (DeBERTaV3). A small generator fills the masks with samples, the discriminator classifies every token. A sample that
 happens to be right counts as original. No gradient passes through the sampling. Where we deviate: where a position was
-drawn twice (`mask_with_replacement`), the larger of two samples stands there; ELECTRA writes the mean of their ids.
+drawn twice (`mask_with_replacement`), the larger of two samples is used; ELECTRA writes the mean of their ids.
 """
 
 from collections.abc import Callable

@@ -171,7 +171,7 @@ class Supervised:
         """Initialise {encoder, head: {name: …}}."""
         return self.model.init(rng, one_by_one(batch))
 
-    def begin_with(self, found: Params) -> Params:
+    def remap_params(self, found: Params) -> Params:
         """Return the inherited parameters of the model in `init`; of stacks the layers that are not renewed.
 
         A stack of no more layers than are renewed is left out: ModernBERT's first layer has no attention_norm, so that

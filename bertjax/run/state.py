@@ -87,7 +87,7 @@ def initial_state(
     if info["fingerprint"] != fingerprint(tokenizer):
         raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
     if info["data"] != data:
-        raise InputError(f"{newest} was trained on another corpus: go on with that one, or choose another --workdir")
+        raise InputError(f"{newest} was trained on another corpus: resume with that one, or choose another --workdir")
     params = checkpoint.restore(newest, "params", like.params, info)
     opt = checkpoint.restore(newest, "optimizer", like.opt, info)
     return State(jax.device_put(np.int32(info["step"]), replicated(mesh)), params, opt)

@@ -11,7 +11,7 @@ class Interrupted(Exception):
     """The run was asked to stop by signal number `signal`, and stopped after a checkpoint."""
 
     def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped after step {step}, checkpoint saved: run the same command again to go on")
+        super().__init__(f"stopped after step {step}, checkpoint saved: run the same command again to resume")
         self.signal = number
 
 

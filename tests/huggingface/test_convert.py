@@ -321,7 +321,7 @@ def test_released_deberta_is_its_encoder_its_mask_decoder_and_both_heads(release
         if decoder:
             assert warm_start(str(tmp_path / "theirs"), objective, like, tokenizer).params.keys() == flat(like).keys()
         else:
-            with pytest.raises(InputError, match="after its mask decoder, this experiment has none: set decoder=2"):
+            with pytest.raises(InputError, match="after a mask decoder, this experiment has none: set decoder=2"):
                 warm_start(str(tmp_path / "theirs"), objective, like, tokenizer)
 
 

@@ -99,7 +99,7 @@ def test_the_student_is_initialised_from_the_named_layers():
     teacher = MaskedLM(small_bert(N=5), MASKING, pair=True)
     found = jax.jit(teacher.init)(KEY, make_batch())
     objective = Distillation(small_bert(N=3, types=0), small_bert(N=5), MASKING, layers=(4, 0, 2))
-    fresh, begun = jax.eval_shape(objective.init, KEY, make_batch()), objective.begin_with(found)
+    fresh, begun = jax.eval_shape(objective.init, KEY, make_batch()), objective.remap_params(found)
     assert jax.tree.structure(begun["teacher"]) == jax.tree.structure(fresh["teacher"])
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(begun["student"])}
     own = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(fresh["student"])}
@@ -113,11 +113,11 @@ def test_the_student_is_initialised_from_the_named_layers():
 def test_a_student_that_inherits_nothing_is_freshly_initialised():
     found = jax.jit(MaskedLM(small_bert(), MASKING).init)(KEY, make_batch())
     objective = Distillation(small_bert(), small_bert(), MASKING)
-    assert {*objective.begin_with(found)["student"]["encoder"]} == {"embeddings"}
+    assert {*objective.remap_params(found)["student"]["encoder"]} == {"embeddings"}
     objective = dataclasses.replace(objective, inherited=((".*", False),))
-    assert objective.begin_with(found)["student"] == {}
+    assert objective.remap_params(found)["student"] == {}
     both = {"student": found, "teacher": found}
-    assert objective.begin_with(both) is both
+    assert objective.remap_params(both) is both
 
 
 def test_layers_of_a_modern_teacher_bring_their_own_norms():
@@ -126,19 +126,19 @@ def test_layers_of_a_modern_teacher_bring_their_own_norms():
     norms = found["encoder"]["layers"]["attention_norm"]
     norms["scale"] = norms["scale"] * jnp.arange(1.0, 5)[:, None]  # of layers 1 to 4: the first has none
     objective = Distillation(small_modernbert(N=3), small_modernbert(N=5), MASKING, layers=(0, 2, 4))
-    begun = objective.begin_with(found)["student"]
+    begun = objective.remap_params(found)["student"]
     shapes = jax.eval_shape(objective.init, KEY, make_batch())["student"]
     assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, shapes)
     assert begun["encoder"]["layers"]["attention_norm"]["scale"][:, 0].tolist() == [2, 4]
     for layers in ((1, 2, 3), (0, 0, 2)):
         with pytest.raises(ValueError, match="begin with layer 0 and name it only there"):
-            dataclasses.replace(objective, layers=layers).begin_with(found)
+            dataclasses.replace(objective, layers=layers).remap_params(found)
 
 
 def test_a_student_of_another_width_is_freshly_initialised():
     found = jax.jit(MaskedLM(small_bert(), MASKING).init)(KEY, make_batch())
     objective = Distillation(small_bert(D=16), small_bert(), MASKING, cosine_weight=0.0)
-    assert objective.begin_with(found)["student"] == {}
+    assert objective.remap_params(found)["student"] == {}
 
 
 @pytest.mark.parametrize(
@@ -299,4 +299,4 @@ def test_a_teacher_that_does_not_fit_is_refused(corpus, tokenizer, teacher, tmp_
     wider = dataclasses.replace(whole.objective, teacher=dataclasses.replace(whole.objective.teacher, F=48))
     refused(dataclasses.replace(whole, objective=wider), tmp_path / "run", r"teacher/.*of shape")
     with pytest.raises(ValueError, match=r"needs encoder and head/mlm, this model has encoder, head"):
-        whole.objective.begin_with({"encoder": {}, "head": {"rtd": {}}})
+        whole.objective.remap_params({"encoder": {}, "head": {"rtd": {}}})

@@ -87,7 +87,7 @@ def test_a_warm_start_leaves_no_part_of_it_out_under_any_name(monkeypatch, token
     monkeypatch.setattr(starting, "load_notes", lambda path, model: [])
     taken = starting.warm_start("x", source, jax.eval_shape(source.init, KEY, make_batch()), tokenizer).params
     assert "head/denoise/decoder" in taken
-    with pytest.raises(InputError, match=r"table of its own, head/denoise/decoder, .* set tied_head=false"):
+    with pytest.raises(InputError, match=r"untied language head, head/denoise/decoder, .* set tied_head=false"):
         starting.warm_start("x", ours, jax.eval_shape(ours.init, KEY, make_batch()), tokenizer)
 
 

@@ -135,15 +135,15 @@ def test_a_warm_start_copies_lower_layers_pooler_and_head():
     params = jax.eval_shape(objective.init, KEY, {"tokens": MASK, "mask": MASK})
     found = jax.tree.map(lambda x: np.ones(x.shape, np.float32), params)
     found["head"] = {"pair": {"pooler": found["head"]["classify"]["pooler"], "classifier": {"kernel": np.ones(1)}}}
-    taken = objective.begin_with(found)
+    taken = objective.remap_params(found)
     assert taken["head"] == {"classify": {"pooler": found["head"]["pair"]["pooler"]}}
     assert taken["encoder"]["layers"]["feedforward"]["widen"]["kernel"].shape == (1, 32, 64)
     assert taken["encoder"]["embeddings"]["word"]["table"].shape == (200, 32)
     inherited = ((r"/pooler/", False), (".*", True))
     again = supervised(small_bert(), labelled.classes, "classify", PAIR, pooler_of="pair", inherited=inherited)
-    assert "head" not in again.begin_with(found)
+    assert "head" not in again.remap_params(found)
     with pytest.raises(ValueError, match="name one of its parts, generator or discriminator"):
-        objective.begin_with({"generator": {}, "discriminator": {}})
+        objective.remap_params({"generator": {}, "discriminator": {}})
 
 
 def test_a_stack_without_the_first_layer_keeps_what_is_below_the_renewed_ones():
@@ -151,7 +151,7 @@ def test_a_stack_without_the_first_layer_keeps_what_is_below_the_renewed_ones():
     kept = {}
     for renewed in (1, 3, 4):
         objective = supervised(small_modernbert(N=4), labelled.classes, "classify", PAIR, renewed=renewed)
-        names = flatten_dict(objective.begin_with(found), sep="/")
+        names = flatten_dict(objective.remap_params(found), sep="/")
         kept[renewed] = {name.rpartition("layers/")[2]: leaf.tolist() for name, leaf in names.items()}
     assert kept == {1: {"norm": [0, 1, 2], "attention_norm/scale": [1, 2]}, 3: {"norm": [0]}, 4: {}}
 
