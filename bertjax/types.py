@@ -36,6 +36,7 @@ Batch = Mapping[str, Array]
 A batch of a task (bertjax/tasks/rows.py) has tokens, mask, types, example and, where they are known, labels:
 
     labels       i32 [B]     the class of a row, or f32 [B] its number
+                 f32 [B, C]  1 for each label of a row that may have any number of C
                  i32 [B, L]  the tag of a word at its first piece, -1 at all that is not scored
                  i32 [B, 2]  the first and the last piece of an answer, both at the <cls> where there is none
                  i32 [B]     the right one of C options; tokens, mask and types are then [B, C, L]

@@ -153,6 +153,7 @@ def experiment(
     batch_size: int = 0,
     length: int = 0,
     adversary: float = 0.0,  # weight of SiFT: 5 for DeBERTa, with epochs=6; 3 and 10 for its smallest
+    labels: tuple[str, ...] = (),  # pairs positive:POS,negative:NEG of the data and of init; or new, for a fresh head
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> FineTuning:
     """Build the fine-tuning."""
@@ -162,4 +163,4 @@ def experiment(
     recipe = recipe_for(family, task)
     recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
     recipe = dataclasses.replace(recipe, adversary=adversary)
-    return FineTuning(find_task(task), data, init, recipe, seeds, dtype=dtype)
+    return FineTuning(find_task(task), data, init, recipe, seeds, labels=labels, dtype=dtype)

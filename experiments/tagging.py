@@ -39,6 +39,7 @@ def experiment(
     learning_rate: float = 0.0,
     batch_size: int = 0,
     length: int = 0,
+    labels: tuple[str, ...] = (),  # pairs PER:PERSON of the data and of init; or new, for a fresh head
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> FineTuning:
     """Build the fine-tuning."""
@@ -46,4 +47,4 @@ def experiment(
     table = RECIPES.get(NEAREST.get(family, family), RECIPES["bert"])
     recipe = table.get(task) or table[""]
     recipe = recipe.changed(learning_rate=learning_rate, batch_size=batch_size, epochs=epochs, length=length)
-    return FineTuning(find_task(task), data, init, recipe, seeds, dtype=dtype)
+    return FineTuning(find_task(task), data, init, recipe, seeds, labels=labels, dtype=dtype)

@@ -46,6 +46,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def threshold(text: str) -> float | dict[str, float]:
+    """Parse one threshold, or some by label such as `toxic:0.3,insult:0.6`, as a type of argparse."""
+    if ":" not in text:
+        return float(text)
+    pairs = [each.rpartition(":") for each in text.split(",")]
+    return {label.strip(): float(limit) for label, _, limit in pairs}
+
+
 def print_result(options: argparse.Namespace, values: dict[str, Any]) -> None:
     """Print named values, one a line, or as JSON with --json."""
     if options.json:

@@ -10,8 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell
+from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell, threshold
 from bertjax.errors import InputError
+from bertjax.tasks.tags import SCHEMES
 
 CHUNK = 16
 """Maximum number of batches that are read, sorted by length and predicted at once."""
@@ -41,9 +42,17 @@ def add(commands: Any) -> None:
     classify = _predicting(predict, "classify", _classify, "classify texts, or predict a number for each",
                            'bertjax predict classify --model runs/sst2/best "A fine film." --json',
                            "one text, or two separated by a tab")  # fmt: skip
+    classify.add_argument("--threshold", type=threshold, metavar="P",
+                          help="probability above which a label is predicted, if a text may have several: one for all, "
+                          "or some by name as in toxic:0.3,insult:0.6 (default: 0.5)")  # fmt: skip
     tag = _predicting(predict, "tag", _tag, "tag the words of texts, and list the entities among them",
                       'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."',
                       "a text")  # fmt: skip
+    tag.add_argument("--aggregation", choices=("simple", "first"), default="",
+                     help="simple: tag every piece and join them to entities, as in transformers; first: tag words at "
+                     "their first pieces (default: simple for a Hugging Face folder, first for a run)")  # fmt: skip
+    tag.add_argument("--scheme", choices=SCHEMES,
+                     help="how labels name entities (default: as their names tell; words: they do not)")  # fmt: skip
     answer = _predicting(predict, "answer", _answer, "answer questions by spans of a context",
                          'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
                          'Ada born?"', "a question; without --context, followed by a tab and its context")  # fmt: skip
@@ -194,10 +203,14 @@ def _classify(options: argparse.Namespace) -> None:
     from bertjax.inference.predict import classify
 
     def show(result: Any) -> str:
-        prediction = f"{result.label} {result.score:.1%}" if result.label else f"{result.score:.4f}"
-        return f"{prediction}   {' | '.join(result.texts)}"
+        found = sorted(result.labels, key=lambda label: -result.scores[label])
+        labels = ", ".join(f"{label} {result.scores[label]:.1%}" for label in found) or "no label"
+        return f"{labels if result.label else f'{result.score:.4f}'}   {' | '.join(result.texts)}"
 
-    _predict(options, lambda model, texts: classify(model, texts, **_settings(options)),
+    def run(model: Any, texts: list[Any]) -> Iterator[Any]:
+        return classify(model, texts, threshold=options.threshold, **_settings(options))
+
+    _predict(options, run,
              _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
 
 
@@ -205,10 +218,23 @@ def _tag(options: argparse.Namespace) -> None:
     from bertjax.inference.predict import tag
 
     def show(result: Any) -> str:
+        if result.scheme == "words":
+            return "\n".join([result.text, *(f"    {w.word}   {w.tag} {w.score:.1%}" for w in result.words)])
         entities = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
         return "\n".join([result.text, *(entities or ["    no entities"])])
 
-    _predict(options, lambda model, texts: tag(model, texts, **_settings(options)), _not_empty, show)
+    told: set[str] = set()
+
+    def tell_once(sentence: str) -> None:
+        if sentence not in told:
+            tell(sentence)
+        told.add(sentence)
+
+    def run(model: Any, texts: list[str]) -> Iterator[Any]:
+        settings = _settings(options) | {"say": tell_once, "scheme": SCHEMES.get(options.scheme)}
+        return tag(model, texts, aggregation=options.aggregation, **settings)
+
+    _predict(options, run, _not_empty, show)
 
 
 def _answer(options: argparse.Namespace) -> None:

@@ -14,8 +14,10 @@ from bertjax.commands.arguments import (
     takes_json,
     takes_model,
     tell,
+    threshold,
 )
 from bertjax.errors import InputError
+from bertjax.tasks.tags import SCHEMES
 
 
 def add(commands: Any) -> None:
@@ -54,6 +56,23 @@ def add(commands: Any) -> None:
     of_task.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
     of_task.add_argument("--max-length", type=positive, default=0, metavar="N",
                          help="maximum tokens of a row (default: all positions of the model, or 512)")  # fmt: skip
+    of_task.add_argument("--threshold", type=threshold, metavar="P",
+                         help="probability above which a label is predicted, if a text may have several: one for all, "
+                         "or some by name as in toxic:0.3,insult:0.6 (default: 0.5)")  # fmt: skip
+    of_task.add_argument("--labels", default="", metavar="PAIRS",
+                         help="labels of the data and of the model, such as neg:NEGATIVE,pos:POSITIVE, if they have "
+                         "other names; of entities, types such as PERSON:PER")  # fmt: skip
+    of_task.add_argument("--scheme", choices=SCHEMES,
+                         help="how the model's labels name entities (default: as their names tell)")  # fmt: skip
+    own = of_task.add_argument_group("a task of your own (TASK is own), as in experiments/own.py")
+    own.add_argument(
+        "--kind", default="classify", choices=("classify", "multilabel", "regress", "tag", "span", "choice")
+    )
+    own.add_argument("--columns", default="text", metavar="NAMES", help="columns of the texts, separated by commas")
+    own.add_argument("--label", default="label", metavar="NAME", help="the column of the label (default: %(default)s)")
+    own.add_argument("--separator", default=",", metavar="TEXT", help="between the labels of a text (default: a comma)")
+    own.add_argument("--tags", choices=("entities", "words"), default="",
+                     help="whether tags are entities or of words (default: as their names tell)")  # fmt: skip
     takes_json(of_task)
     squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
                      "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
@@ -152,13 +171,21 @@ def _evaluate_task(options: argparse.Namespace) -> None:
     from bertjax.inference.compatible import check_tokenizer
     from bertjax.inference.predict import score
     from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.tasks.own import own_task
     from bertjax.tasks.table import find_task
 
     keep_compiled_programs()
-    task, model = find_task(options.name), load(options.model)
+    if options.name == "own":
+        columns = tuple(filter(None, options.columns.split(",")))
+        task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
+                        tags=options.tags, split=options.split)  # fmt: skip
+    else:
+        task = find_task(options.name)
+    model = load(options.model)
     check_tokenizer(model, options.model)
-    found = score(model, task, options.data, options.split, batch_size=options.batch_size,
-                  max_length=options.max_length, say=tell)  # fmt: skip
+    found = score(model, task, options.data, options.split, threshold=options.threshold,
+                  labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
+                  batch_size=options.batch_size, max_length=options.max_length, say=tell)  # fmt: skip
     print_result(options, found.metrics)
 
 

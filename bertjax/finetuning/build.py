@@ -10,7 +10,7 @@ from bertjax.description import to_json
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.huggingface.heads import TaskHead, task_head
 from bertjax.inference.template_of import is_cls_last
-from bertjax.models.published import Published
+from bertjax.models.published import ProblemType, Published
 from bertjax.models.span_heads import xlnet_span_head
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised
@@ -21,12 +21,20 @@ from bertjax.types import Objective
 
 _SCORES: Mapping[str, tuple[str, Score]] = {
     "classify": ("classify", supervised.classes),
+    "multilabel": ("classify", supervised.labels),
     "regress": ("classify", supervised.numbers),
     "tag": ("tags", supervised.tags),
     "span": ("span", supervised.spans),
     "choice": ("choice", supervised.options),
 }
 """By the kind of a task: its head among published.TASKS, and the function that computes loss and metrics."""
+
+
+_PROBLEMS: Mapping[str, ProblemType] = {
+    "classify": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regress": "regression",
+}
 
 
 class Built(NamedTuple):
@@ -45,8 +53,8 @@ def build(tuning: FineTuning, source: Model) -> Built:
         encoder = encoder.clone(dropout=recipe.encoder_dropout, attention_dropout=recipe.encoder_dropout)
     name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
     head = _head(tuning, source, encoder, name)
-    labels = task.labels if task.kind in ("classify", "tag") else ()
-    model = Published(encoder, ((name, head.module),), cls_last, labels)
+    labels = task.labels if task.kind in ("classify", "multilabel", "tag") else ()
+    model = Published(encoder, ((name, head.module),), cls_last, labels, _PROBLEMS.get(task.kind, ""))
     inherited: Rules = ((r".*", True),)
     theirs = getattr(source.objective, "heads", {}).get(name)
     if theirs is not None and (recipe.unit_range or not _same_classes(source.objective, theirs, head.module, labels)):
@@ -72,7 +80,7 @@ def _head(tuning: FineTuning, source: Model, encoder: Any, name: str) -> TaskHea
     """Build the head of the task, with the dropout of the recipe."""
     task, dropout = tuning.task, tuning.recipe.dropout
     if tuning.head is None:
-        classes = {"classify": len(task.labels), "tag": len(task.labels), "span": 2}.get(task.kind, 1)
+        classes = 2 if task.kind == "span" else max(1, len(task.labels))
         heads = dict(getattr(source.objective, "heads", {}))
         head = task_head(name, encoder, heads, classes, _original(source), architecture_of(source))
     else:

@@ -71,7 +71,7 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     splits = {split: rows.open(split) for split in ("train", "validation", *others)}
     for split, encoded in splits.items():
         if split != "train":
-            require_labels(encoded)
+            require_labels(encoded.examples)
         for note, count in encoded.notes.items():
             progress.say(f"{tuning.task.name}, {split}: {count:,} {note}")
         where = f"{tuning.task.name}, {split}: "

@@ -107,8 +107,9 @@ class FineTuning:
     """A complete fine-tuning: the model, the task, the recipe and the seeds.
 
     init: a trained model, as for `load`. head: builds a conditional head for spans; by default the family's own, which
-    predicts starts and ends independently. evaluations: number in an epoch. stride, question, ending: see TaskRows.
-    longest, threshold: of answers in evaluation, see answers.answer_questions.
+    predicts starts and ends independently. labels: pairs label:LABEL of labels of the task and of the model, if names
+    differ by more than capitals, or `new` for a fresh head; see labels.with_labels_of. evaluations: number in an epoch.
+    stride, question, ending: see TaskRows. longest, threshold: of answers in evaluation, see answers.answer_questions.
     """
 
     task: Task
@@ -124,6 +125,7 @@ class FineTuning:
     ending: int = 128
     longest: int = 30
     threshold: float = 0.0
+    labels: tuple[str, ...] = ()
     dtype: str = "float32"
     run: Run = _RUN
 

@@ -15,6 +15,7 @@ from bertjax.errors import InputError
 from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import Evaluated
+from bertjax.tasks.task import Task
 
 Result = dict[str, Any]
 
@@ -91,12 +92,18 @@ def write_predictions(folder: Path, encoded: Encoded, evaluated: Evaluated) -> N
         write_answers(folder, evaluated.predictions, unanswerable=task.unanswerable)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    names = task.labels if task.kind == "classify" else ()
     lines = [
-        {"example": example.origin, "predicted": names[prediction] if names else prediction}
+        {"example": example.origin, "predicted": _named(task, prediction)}
         for example, prediction in zip(encoded.examples, evaluated.predictions, strict=True)
     ]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _named(task: Task, prediction: Any) -> Any:
+    """Return a prediction with the name of its label, or the probabilities of all labels by name."""
+    if task.kind == "multilabel":
+        return dict(zip(task.labels, prediction, strict=True))
+    return task.labels[prediction] if task.kind == "classify" else prediction
 
 
 def read_json(path: Path) -> Result:

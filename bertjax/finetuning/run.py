@@ -19,6 +19,7 @@ from bertjax.checkpoints.trained import load
 from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.evaluator import TaskEvaluator
+from bertjax.finetuning.labels import with_labels_of
 from bertjax.finetuning.prepare import Prepared, as_input_errors, experiment_of, prepare
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import (
@@ -46,6 +47,7 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
     source = load(tuning.init)
     check_tokenizer(source, tuning.init)
     with lock_workdir(workdir) as folder:
+        tuning = with_labels_of(tuning, source, progress.say)
         prepared = prepare(tuning, source, folder, progress)
         with as_input_errors():
             experiment_of(tuning, prepared, tuning.first_seed)

@@ -6,7 +6,7 @@ A written config is read back and compared, so that a field which config.json ca
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import flax.linen as nn
 
@@ -16,7 +16,7 @@ from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import Tensor
 from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout, head_of
-from bertjax.models.published import LABELLED
+from bertjax.models.published import LABELLED, ProblemType
 
 _OTHERS = {
     "eurobert": ", an encoder with RMS norms and grouped queries",
@@ -184,6 +184,22 @@ def label_notes(config: Mapping[str, Any], heads: Iterable[Head]) -> list[str]:
     return notes
 
 
+def problem_type_of(config: Mapping[str, Any]) -> ProblemType:
+    """Return what a head `classify` predicts, as the text-classification pipeline of transformers decides it.
+
+    Unless config.json says so, one label is no regression: its probability is a sigmoid, as of several labels.
+    Raises InputError for a value that transformers refuses.
+    """
+    classes, given = _count_classes(config), config.get("problem_type")
+    if given is None:
+        return "multi_label_classification" if classes == 1 else "single_label_classification"
+    if given not in get_args(ProblemType)[1:]:
+        raise InputError(f"problem_type={given!r} is none of {', '.join(get_args(ProblemType)[1:])}")
+    if given == "single_label_classification" and classes == 1:
+        raise InputError(f"problem_type={given!r} needs at least two labels: use regression for a number")
+    return cast(ProblemType, given)
+
+
 def make_config(
     family: Family,
     encoder: Any,
@@ -192,8 +208,12 @@ def make_config(
     heads: Mapping[str, nn.Module],
     tokenizer: Tokenizer | None,
     labels: tuple[str, ...] = (),
+    predicts: ProblemType = "",
 ) -> dict[str, Any]:
-    """Build config.json for an encoder and its heads, on top of the config of the source folder, if any."""
+    """Build config.json for an encoder and its heads, on top of the config of the source folder, if any.
+
+    labels, predicts: of the head, see Published.
+    """
     config = {"dtype": "float32", TIE: True, **original}
     config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
@@ -211,6 +231,8 @@ def make_config(
                     f"first_position; the tokenizer has it at {index}"
                 )
     _set_labels(config, heads, labels)
+    if predicts and problem_type_of(config) != predicts:
+        config["problem_type"] = predicts
     _set_dropout(family, encoder, config, heads)
     return config
 

@@ -29,6 +29,7 @@ from bertjax.huggingface.configuration import (
     make_config,
     make_encoder,
     make_head,
+    problem_type_of,
 )
 from bertjax.huggingface.families import FAMILIES, find_family
 from bertjax.huggingface.folder import Tensor, find_tensors, read_config, write_folder
@@ -47,7 +48,7 @@ from bertjax.huggingface.tensors import (
 )
 from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.heads import LanguageHead, Pooler
-from bertjax.models.published import LABELLED, Published
+from bertjax.models.published import LABELLED, ProblemType, Published
 from bertjax.rules import name_of
 from bertjax.types import Params
 
@@ -132,7 +133,8 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
         raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     labels = labels_of(config) if {head.name for head in heads} & LABELLED else ()
-    model = Published(encoder, modules, family.cls_last, labels)
+    problem_type, unstated = _problem_type(heads, config, folder)
+    model = Published(encoder, modules, family.cls_last, labels, problem_type)
     shapes = parameter_shapes(model, folder)
     slots = [
         slot
@@ -143,7 +145,7 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
     params = read_params(slots, shapes, tensors)
     dtypes = {slot.tensor: tensors[slot.tensor].dtype for slot in slots if tensors[slot.tensor].dtype != "F32"}
     tokenizer = read_tokenizer(folder, config, encoder.V)
-    reported = _padding_notes(family, encoder, tokenizer, folder)
+    reported = unstated + _padding_notes(family, encoder, tokenizer, folder)
     reported += [
         *family.notes(config),
         *code_notes(config),
@@ -152,6 +154,22 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
     ]
     notes = {"config": config, "prefixed": prefixed, "dtypes": dtypes, "ignored": ignored, "reported": reported}
     return Found(model, params, tokenizer, notes)
+
+
+def _problem_type(heads: list[Head], config: Mapping[str, Any], folder: Path) -> tuple[ProblemType, list[str]]:
+    """Return what a head `classify` predicts, "" without one, and a note if that is an unstated default."""
+    if "classify" not in {head.name for head in heads}:
+        return "", []
+    try:
+        found = problem_type_of(config)
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
+    if found != "multi_label_classification" or config.get("problem_type"):
+        return found, []
+    return found, [
+        "one label and no problem_type: predictions are sigmoids of its logit, as in transformers' pipeline; "
+        '"problem_type": "regression" in config.json makes them numbers'
+    ]
 
 
 def _padding_notes(family: Family, encoder: Any, tokenizer: Tokenizer | None, folder: Path) -> list[str]:
@@ -191,8 +209,8 @@ def write_model(
     params = {**params, "encoder": canonical}
     heads = _heads_to_write(family, original, encoder, given)
     class_name = class_for(family, original, given, heads)
-    labels = model.labels if isinstance(model, Published) else ()
-    config = make_config(family, encoder, original, class_name, given, tokenizer, labels)
+    labels, predicts = (model.labels, model.predicts) if isinstance(model, Published) else ((), "")
+    config = make_config(family, encoder, original, class_name, given, tokenizer, labels, predicts)
     check_round_trip(family, config, encoder, given, heads, folder)
     tensors = write_tensors(family, encoder, heads, params, dict(notes.get("dtypes", {})))
     classless = [head for head in heads if head.classless]

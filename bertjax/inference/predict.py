@@ -6,9 +6,8 @@ of any length; truncation is reported through `say`. Raises InputError if the mo
 text.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,27 +17,49 @@ from bertjax.data.words import words_to_tag
 from bertjax.errors import InputError
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
+from bertjax.tasks.encode.pieces import encode_pieces
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words
+from bertjax.tasks.labels import Matched, match_types, parse_pairs, with_labels
 from bertjax.tasks.loading import load_examples
+from bertjax.tasks.reading import Notes
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
-from bertjax.tasks.scoring import Evaluated, answers_of, evaluate_rows, logits_of_rows, logits_of_words
-from bertjax.tasks.tags import entities
+from bertjax.tasks.scoring import (
+    Evaluated,
+    answers_of,
+    evaluate_rows,
+    logits_of_rows,
+    logits_of_words,
+    require_labels,
+    score_tags,
+    sigmoid,
+    tags_of,
+)
+from bertjax.tasks.tags import IOB, WORDS, Scheme, entities, scheme_of, to_iob2
 from bertjax.tasks.task import Kind, Task
 
 Say = Callable[[str], None]
 """Takes a note or a warning for the user."""
 
-_HEADS = {"classify": "classify", "tag": "tags", "span": "span", "choice": "choice"}
+Aggregation = Literal["", "simple", "first"]
+"""How tags of pieces become tags of words and entities: see tag."""
+
+_HEADS = {"classify": "classify", "multilabel": "classify", "regress": "classify", "tag": "tags", "span": "span",
+          "choice": "choice"}  # fmt: skip
 _DEFAULT_LENGTH = 512  # of models that take rows of any length
 
 
 class Classified(NamedTuple):
-    """One text or two with the best label, its probability and those of all labels; or a number (score), unlabelled."""
+    """One text or two with the best label, its probability and those of all labels; or a number (score), unlabelled.
+
+    labels: those that are predicted: the best one, or all above their thresholds of a model that gives each label a
+    probability of its own.
+    """
 
     texts: tuple[str, ...]
     label: str
     score: float
     scores: dict[str, float]
+    labels: tuple[str, ...] = ()
 
 
 class TaggedWord(NamedTuple):
@@ -52,7 +73,7 @@ class TaggedWord(NamedTuple):
 
 
 class NamedEntity(NamedTuple):
-    """An entity that consecutive tags describe: its text, span and type, and the least probability of its tags."""
+    """An entity that consecutive tags describe: its text, span and type, and the mean probability of its tags."""
 
     text: str
     start: int
@@ -62,11 +83,15 @@ class NamedEntity(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """A text, its words with their tags, and the entities among them."""
+    """A text, its words with their tags, and the entities among them.
+
+    scheme: how tags name entities, see tags.SCHEMES; of `words`, which are none, names are runs of one tag.
+    """
 
     text: str
     words: list[TaggedWord]
     names: list[NamedEntity]
+    scheme: str = ""
 
 
 class Answer(NamedTuple):
@@ -93,38 +118,105 @@ def classify(
     model: Model,
     texts: Sequence[str | tuple[str, ...]],
     *,
+    threshold: float | Mapping[str, float] | None = None,
     batch_size: int = 32,
     max_length: int = 0,
     say: Say = print,
 ) -> Iterator[Classified]:
-    """Classify texts or pairs of texts, or predict a number for each if the model's head has one output."""
+    """Classify texts or pairs of texts, or predict a number for each, as the model's `predicts` says.
+
+    Labels of a multi_label_classification do not exclude each other: each has a probability of its own (a sigmoid), and
+    those above `threshold` are predicted: one for all labels, or by their names, 0.5 for those not named.
+    """
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     for number, pair in enumerate(pairs, 1):
         if not 1 <= len(pair) <= 2:
             raise InputError(f"text {number} has {len(pair)} parts: give one text or a pair")
-    C = _head(model, "classify").C
-    labels = _labels(model, C)
+    predicts, labels = _predicts(model), _labels(model, _head(model, "classify").C)
+    limits_C = thresholds_of(model, threshold)
     if not pairs:
         return
-    task = _task("regress" if C == 1 else "classify", labels)
     examples = [
         Texts(f"text {number}", tuple(_not_empty(f"text {number}", text) for text in pair))
         for number, pair in enumerate(pairs, 1)
     ]
-    encoded = _encoded(model, task, examples, max_length, say)
+    encoded = _encoded(model, _task("multilabel", labels), examples, max_length, say)
     logits_BC = logits_of_rows(model.logits, encoded, _batch_size(encoded, batch_size))
-    for pair, scores_C in zip(pairs, logits_BC if C == 1 else _softmax(logits_BC), strict=True):
+    to_scores = {"single_label_classification": _softmax, "multi_label_classification": sigmoid}
+    for pair, scores_C in zip(pairs, to_scores.get(predicts, np.asarray)(logits_BC), strict=True):
         best = int(scores_C.argmax())
-        scores = dict(zip(labels, map(float, scores_C), strict=True)) if C > 1 else {}
-        yield Classified(pair, labels[best] if C > 1 else "", float(scores_C[best]), scores)
+        if predicts == "regression" and len(scores_C) == 1:
+            yield Classified(pair, "", float(scores_C[0]), {})
+            continue
+        scores = dict(zip(labels, map(float, scores_C), strict=True))
+        found = tuple(label for label, score, limit in zip(labels, scores_C, limits_C, strict=True) if score > limit)
+        chosen = found if predicts == "multi_label_classification" else (labels[best],)
+        yield Classified(pair, labels[best], float(scores_C[best]), scores, chosen)
+
+
+def _predicts(model: Model) -> str:
+    """Return what the head `classify` of a model predicts. Raises InputError if it has none."""
+    _head(model, "classify")
+    predicts: str = getattr(model.objective, "predicts", "")
+    return predicts
+
+
+def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -> tuple[float, ...]:
+    """Return the threshold of each label of a model that gives each a probability of its own.
+
+    threshold: of all labels, or by their names; 0.5 where none is given. Raises InputError for a number outside 0 .. 1,
+    an unknown label, or a model of another kind.
+    """
+    labels = _labels(model, _head(model, "classify").C)
+    if threshold is not None and _predicts(model) != "multi_label_classification":
+        raise InputError("each text has one label of this model, or a number: leave out the threshold")
+    given = (
+        threshold if isinstance(threshold, Mapping) else dict.fromkeys(labels, 0.5 if threshold is None else threshold)
+    )
+    unknown = [label for label in given if label not in labels]
+    if unknown:
+        raise InputError(f"a threshold for {unknown[0]!r}, but the model's labels are {', '.join(labels)}")
+    for label, limit in given.items():
+        if not 0 <= limit <= 1:
+            raise InputError(f"the threshold of {label} is {limit}: a probability is from 0 to 1")
+    return tuple(given.get(label, 0.5) for label in labels)
 
 
 def tag(
-    model: Model, texts: Sequence[str], *, batch_size: int = 32, max_length: int = 0, say: Say = print
+    model: Model,
+    texts: Sequence[str],
+    *,
+    aggregation: Aggregation = "",
+    scheme: Scheme | None = None,
+    batch_size: int = 32,
+    max_length: int = 0,
+    say: Say = print,
 ) -> Iterator[Tagged]:
-    """Tag the words of texts: runs of letters and digits, and each other symbol by itself. See words.words_to_tag."""
+    """Tag the words of texts: runs of letters and digits, and each other symbol by itself. See words.words_to_tag.
+
+    aggregation: `first` tags each word at its first piece, as fine-tuning here does; `simple` tags every piece, and
+    joins pieces to entities, as transformers' pipeline with that strategy. By default `simple` for a Hugging Face
+    folder, `first` for a model that was fine-tuned here. scheme: how tags name entities, by default as scheme_of tells.
+    """
     labels = _labels(model, _head(model, "tag").C)
-    found = [words_to_tag(_not_empty(f"text {number}", text)) for number, text in enumerate(texts, 1)]
+    scheme = scheme or scheme_of(labels)
+    if scheme.name not in ("B-TYPE", "TYPE", "words") or any(scheme.parse(label)[0] in "ES" for label in labels):
+        say(f"labels such as {labels[-1]} are read as {scheme.name}, with their marks; transformers' pipeline joins "
+            "only words of B- and I-")  # fmt: skip
+    found = [_not_empty(f"text {number}", text) for number, text in enumerate(texts, 1)]
+    run = _tag_pieces if (aggregation or _aggregation(model)) == "simple" else _tag_words
+    yield from run(model, found, labels, scheme, batch_size, max_length, say)
+
+
+def _aggregation(model: Model) -> Aggregation:
+    """Return the default: a folder of others is used as in transformers, a model fine-tuned here as it was trained."""
+    return "simple" if "huggingface" in model.config and "metrics" not in model.config else "first"
+
+
+def _tag_words(
+    model: Model, texts: list[str], labels: tuple[str, ...], scheme: Scheme, batch_size: int, max_length: int, say: Say
+) -> Iterator[Tagged]:
+    found = [words_to_tag(text) for text in texts]
     examples = [
         Words(f"text {number}", tuple(text[start:end] for start, end in spans), (), number)
         for number, (text, spans) in enumerate(zip(texts, found, strict=True), 1)
@@ -132,18 +224,45 @@ def tag(
     encoded = _encoded(model, _task("tag", labels), examples, max_length, say)
     logits = logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size))
     for text, spans, logits_WC in zip(texts, found, logits, strict=True):
-        words = [
-            TaggedWord(text[start:end], start, end, labels[int(scores_C.argmax())], float(scores_C.max()))
-            for (start, end), scores_C in zip(spans, _softmax(logits_WC), strict=True)
-        ]
-        yield Tagged(text, words, list(_entities(text, words)))
+        words = _tagged(text, spans, logits_WC, labels)
+        yield Tagged(text, words, list(_entities(text, words, scheme)), scheme.name)
 
 
-def _entities(text: str, words: Sequence[TaggedWord]) -> Iterator[NamedEntity]:
-    for entity in entities([word.tag for word in words]):
+def _tag_pieces(
+    model: Model, texts: list[str], labels: tuple[str, ...], scheme: Scheme, batch_size: int, max_length: int, say: Say
+) -> Iterator[Tagged]:
+    notes = Notes()
+    rows = _rows(model, _task("tag", labels), max_length)
+    examples = [Texts(f"text {number}", (text,)) for number, text in enumerate(texts, 1)]
+    tokenized = encode_pieces(texts, model.text, notes, templates=rows.templates, length=rows.length)
+    encoded = Encoded(rows, model.text.vocabulary.pad, list(examples), *tokenized, notes=+notes)
+    for note, count in encoded.notes.items():
+        say(f"{count:,} {note}")
+    logits = logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size))
+    for text, encoding, logits_TC in zip(texts, encoded.contexts, logits, strict=True):
+        pieces = _tagged(text, encoding.offsets.tolist(), logits_TC, labels)
+        ends = np.array([piece.end for piece in pieces])
+        words = []
+        for start, end in words_to_tag(text):
+            first = int(np.searchsorted(ends, start, "right"))  # the first piece that ends inside the word
+            if first < len(pieces) and pieces[first].start < end:
+                words.append(pieces[first]._replace(word=text[start:end], start=start, end=end))
+        yield Tagged(text, words, list(_entities(text, pieces, scheme)), scheme.name)
+
+
+def _tagged(text: str, spans: Sequence[Sequence[int]], logits: np.ndarray, labels: tuple[str, ...]) -> list[TaggedWord]:
+    """Return the most probable tag of each span of characters."""
+    return [
+        TaggedWord(text[start:end], start, end, labels[int(scores_C.argmax())], float(scores_C.max()))
+        for (start, end), scores_C in zip(spans, _softmax(logits) if len(logits) else (), strict=True)
+    ]
+
+
+def _entities(text: str, words: Sequence[TaggedWord], scheme: Scheme) -> Iterator[NamedEntity]:
+    for entity in entities([word.tag for word in words], scheme):
         start, end = words[entity.first].start, words[entity.last].end
-        least = min(word.score for word in words[entity.first : entity.last + 1])
-        yield NamedEntity(text[start:end], start, end, entity.kind, least)
+        mean = float(np.mean([word.score for word in words[entity.first : entity.last + 1]]))
+        yield NamedEntity(text[start:end], start, end, entity.kind, mean)
 
 
 def answer(
@@ -217,25 +336,31 @@ def score(
     data: str,
     split: str = "validation",
     *,
+    threshold: float | Mapping[str, float] | None = None,
+    labels: Sequence[str] = (),
+    scheme: Scheme | None = None,
     batch_size: int = 32,
     max_length: int = 0,
     say: Say = print,
 ) -> Evaluated:
     """Evaluate a model on a labelled split of the task that it was trained on, or of one with the same labels.
 
-    So AX, which has no training split, is evaluated with a model of MNLI. data: as for loading.load_examples. Raises
-    InputError if the model has another head or other labels, and if the split is not labelled.
+    Labels may differ in their order and capitals; else `labels` has pairs label:LABEL, of the task and of the model (of
+    entities, types). threshold: as for classify. scheme: as for tag. So AX, which has no training split, is evaluated
+    with a model of MNLI. data: as for loading.load_examples. Raises InputError if the model has another head or other
+    labels, and if the split is not labelled.
     """
-    head = _head(model, "classify" if task.kind == "regress" else task.kind)
-    if task.kind in ("classify", "tag"):
-        labels = _labels(model, head.C)
-        if sorted(labels) != sorted(task.labels):
-            raise InputError(
-                f"the model's labels are {', '.join(labels)}, those of task {task.name} {', '.join(task.labels)}: "
-                "evaluate the model on a task with its own labels"
-            )
-        spelled = tuple(task.spelled[task.labels.index(label)] for label in labels) if task.spelled else ()
-        task = dataclasses.replace(task, labels=labels, spelled=spelled)
+    head = _head(model, task.kind)
+    thresholds = thresholds_of(model, threshold) if task.kind == "multilabel" or threshold is not None else ()
+    wanted = {"classify": "single_label_classification", "multilabel": "multi_label_classification"}.get(task.kind)
+    if wanted and head.C > 1 and _predicts(model) != wanted:
+        raise InputError(
+            f"the model's problem_type is {_predicts(model)}, but task {task.name} is of kind {task.kind}: fine-tune a "
+            "model on it"
+        )
+    pairs = parse_pairs(labels)
+    if task.kind in ("classify", "multilabel"):
+        task = _matched(model, task, with_labels(task, _labels(model, head.C), pairs), say)
     elif task.kind == "regress" and head.C != 1:
         raise InputError(
             f"the model has {head.C} classes, but task {task.name} predicts a number: fine-tune a model on it"
@@ -243,8 +368,59 @@ def score(
     loaded = load_examples(task, data, split)
     for note, count in loaded.notes.items():
         say(f"{task.name}, {split}: {count:,} {note}")
+    if task.kind == "tag":
+        return _score_tags(model, task, loaded.examples, pairs, scheme, batch_size, max_length, say)
     encoded = _encoded(model, task, loaded.examples, max_length, say)
-    return evaluate_rows(encoded, model.logits, _batch_size(encoded, batch_size))
+    return evaluate_rows(encoded, model.logits, _batch_size(encoded, batch_size), thresholds=thresholds)
+
+
+def _matched(model: Model, task: Task, found: Matched | None, say: Say) -> Task:
+    """Return the task with the model's labels. Raises InputError if they do not match."""
+    if found is None:
+        labels = _labels(model, _head(model, task.kind).C)
+        raise InputError(
+            f"the model's labels are {', '.join(labels)}, those of task {task.name} {', '.join(task.labels)}: evaluate "
+            f"the model on a task with its own labels, or name which is which: labels={task.labels[-1]}:{labels[-1]},…"
+        )
+    if found.note:
+        say(found.note)
+    return found.task
+
+
+def _score_tags(
+    model: Model,
+    task: Task,
+    examples: list[Example],
+    pairs: Mapping[str, str],
+    scheme: Scheme | None,
+    batch_size: int,
+    max_length: int,
+    say: Say,
+) -> Evaluated:
+    """Evaluate tags: entities by type and place, in whatever scheme model and data have; other tags by name."""
+    require_labels(examples)
+    labels = _labels(model, _head(model, "tag").C)
+    scheme = scheme or scheme_of(labels)
+    if (scheme.marks == "words") != (task.scheme.marks == "words"):
+        raise InputError(
+            f"the model's labels are {', '.join(labels)}, read as {scheme.name}, those of task {task.name} as "
+            f"{task.scheme.name}: entities and tags of words are scored differently, so say which they are with scheme"
+        )
+    unlabelled = [example._replace(tags=()) for example in examples if isinstance(example, Words)]
+    encoded = _encoded(model, _task("tag", labels), unlabelled, max_length, say)
+    if task.scheme.marks == "words":
+        task_here = _matched(model, task, with_labels(task, labels, pairs), say)
+        tags = tags_of(task_here, logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size)))
+        return Evaluated(score_tags(task, examples, tags), tags)
+    partners = match_types(task, scheme, labels, pairs)
+    if partners is None:
+        _matched(model, task, None, say)
+    names = {partner: kind for kind, partner in (partners or {}).items()}
+    if any(kind != partner for partner, kind in names.items()):
+        say(f"types of entities are matched with the model's: {', '.join(f'{b} is {a}' for a, b in names.items())}")
+    found = tags_of(encoded.spec.task, logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size)))
+    tags = [[tag[:2] + names.get(tag[2:], tag[2:]) for tag in to_iob2(sentence, scheme)] for sentence in found]
+    return Evaluated(score_tags(task, examples, tags), tags)
 
 
 def _head(model: Model, kind: Kind) -> Any:
@@ -265,11 +441,12 @@ def _labels(model: Model, classes: int) -> tuple[str, ...]:
 
 
 def _task(kind: Kind, labels: tuple[str, ...], **more: Any) -> Task:
-    return Task("prediction", kind, labels, ("accuracy",), (), **more)
+    scheme = WORDS if kind == "tag" else IOB  # tags are predicted by their names, and not scored
+    return Task("prediction", kind, labels, ("accuracy",), (), scheme=scheme, **more)
 
 
-def _encoded(model: Model, task: Task, examples: Sequence[Example], max_length: int, say: Say) -> Encoded:
-    """Encode examples as in training, and report truncation."""
+def _rows(model: Model, task: Task, max_length: int) -> TaskRows:
+    """Describe rows as in training. Raises InputError for a length that the model does not have."""
     positions = model.encoder.max_length
     if positions and max_length > positions:
         raise InputError(f"max_length={max_length}, but the model has {positions} positions: reduce it")
@@ -277,9 +454,14 @@ def _encoded(model: Model, task: Task, examples: Sequence[Example], max_length: 
     quarter = max(1, length // 4)
     strides = min(128, quarter), min(64, quarter), min(128, quarter)
     try:
-        rows = TaskRows(task, "", "", templates_of(model), length, *strides)
+        return TaskRows(task, "", "", templates_of(model), length, *strides)
     except ValueError as error:
         raise InputError(f"max_length={length}: {error}") from error
+
+
+def _encoded(model: Model, task: Task, examples: Sequence[Example], max_length: int, say: Say) -> Encoded:
+    """Encode examples as in training, and report truncation."""
+    rows = _rows(model, task, max_length)
     encoded = encode_examples(rows, examples, model.text)
     for note, count in encoded.notes.items():
         say(f"{count:,} {note}")

@@ -1,7 +1,7 @@
 """A published model, for inference: an encoder and the heads that it was published with."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,8 @@ from bertjax.types import Array, Batch, Key, Params
 TASKS = ("classify", "choice", "tags", "span", "beams", "rtd", "pair")
 LABELLED = {"classify", "tags"}
 """Heads whose classes have names."""
+ProblemType = Literal["", "regression", "single_label_classification", "multi_label_classification"]
+"""What a head `classify` predicts, as config.json of a Hugging Face folder names it."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,23 @@ class Published:
     """An encoder and its heads by name: each is a `LanguageHead`, or the head of a task under a name of TASKS.
 
     cls_last: texts end with the classification token (XLNet) instead of starting with it. labels: the names of the
-    classes of a head of LABELLED, in order, if known.
+    classes of a head of LABELLED, in order, if known. problem_type: what a head `classify` predicts; by default
+    regression for one class, else single_label_classification.
     """
 
     encoder: Any
     named_heads: tuple[tuple[str, nn.Module], ...] = ()
     cls_last: bool = False
     labels: tuple[str, ...] = ()
+    problem_type: ProblemType = ""
+
+    @property
+    def predicts(self) -> ProblemType:
+        """What its head `classify` predicts: `problem_type`, or its default. "" if it has no such head."""
+        head = self.heads.get("classify")
+        if head is None:
+            return ""
+        return self.problem_type or ("regression" if head.C == 1 else "single_label_classification")
 
     @property
     def heads(self) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Supervised objectives for fine-tuning: an encoder and the head of a task, trained on labels.
 
     classes    mean over rows of the nll of the label
+    labels     mean over rows of the mean over labels of their binary cross-entropy, each label by itself
     numbers    mean over rows of (y - label)²
     tags       mean over scored tokens of the nll of the tag
     options    mean over questions of the nll of the right option among the question's
@@ -43,6 +44,15 @@ def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Prediction
     """Score one of C labels for each row."""
     logits_BC, real_B = head(x_BLD), _real(batch)
     return scores("classify", logits_BC, batch["labels"], real_B), {"classify": (logits_BC, real_B)}
+
+
+def labels(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+    """Score any number of C labels for each row. torch.nn.BCEWithLogitsLoss, as in transformers."""
+    logits_BC, real_B = head(x_BLD), _real(batch)
+    logits_BC2 = jnp.stack([logits_BC, jnp.zeros_like(logits_BC)], axis=-1)  # of the label, of its absence
+    weights_BC = jnp.broadcast_to(real_B[:, None] / logits_BC.shape[-1], logits_BC.shape)
+    absent_BC = 1 - batch["labels"].astype(jnp.int32)
+    return scores("labels", logits_BC2, absent_BC, weights_BC), {"labels": (logits_BC2, weights_BC)}
 
 
 def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:

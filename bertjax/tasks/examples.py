@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 
 class Texts(NamedTuple):
-    """One text or a pair, for classification or regression. label: empty if unknown."""
+    """One text or a pair, for classification or regression.
+
+    label: empty if unknown. labels: any number of them, instead; None if unknown.
+    """
 
     origin: str
     texts: tuple[str, ...]
     label: str = ""
+    labels: tuple[str, ...] | None = None
 
 
 class Words(NamedTuple):
@@ -74,8 +78,8 @@ def every_text(examples: Iterable[Example]) -> Iterator[str]:
 def is_labelled(example: Example) -> bool:
     """Return whether an example can be trained on."""
     match example:
-        case Texts(label=label):
-            return label != ""
+        case Texts(label=label, labels=labels):
+            return label != "" or labels is not None
         case Words(tags=tags):
             return bool(tags)
         case Question(labelled=labelled):

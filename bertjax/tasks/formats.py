@@ -52,9 +52,10 @@ class ManyFiles(Protocol):
 class Table:
     """Read texts for classification or regression from the columns of a TSV or CSV.
 
-    texts, label: columns; label is empty for unlabelled data. columns: names of all columns if the file has no header.
-    quoted: quotes enclose cells, as in a CSV; else they are text. skip_incomplete: drop and count rows with a wrong
-    number of cells, or an empty text.
+    texts, label: columns; label is empty for unlabelled data. separator: between the labels of a text that may have any
+    number of them, none where the cell is empty; by default there is one. columns: names of all columns if the file has
+    no header. quoted: quotes enclose cells, as in a CSV; else they are text. skip_incomplete: drop and count rows with
+    a wrong number of cells, or an empty text.
     """
 
     texts: tuple[str, ...]
@@ -63,6 +64,7 @@ class Table:
     delimiter: str = "\t"
     quoted: bool = False
     skip_incomplete: bool = False
+    separator: str = ""
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
@@ -74,8 +76,12 @@ class Table:
         require_columns(origin, row, (*self.texts, self.label))
         texts = tuple((row[name] or "").strip() for name in self.texts)
         complete = None not in row.values() and all(texts)
-        if complete:
-            yield Texts(origin, texts, (row[self.label] or "").strip() if self.label else "")
+        label = (row[self.label] or "").strip() if self.label else ""
+        if complete and self.separator:
+            given = [each.strip() for each in label.split(self.separator)]
+            yield Texts(origin, texts, labels=tuple(filter(None, given)) if self.label else None)
+        elif complete:
+            yield Texts(origin, texts, label)
         elif self.skip_incomplete:
             notes[INCOMPLETE] += 1
         else:
@@ -118,20 +124,42 @@ def _dev_ids(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """Read texts for classification or regression from JSON lines. texts, label: fields; label may be empty."""
+    """Read texts for classification or regression from JSON lines.
+
+    texts, label: fields; label may be empty. many: the label is a list, of any number of labels.
+    """
 
     texts: tuple[str, ...]
     label: str = ""
+    many: bool = False
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         for origin, record in json_lines(path, notes):
             require_columns(origin, record, (*self.texts, self.label))
             texts = tuple(text_of(origin, record, name) for name in self.texts)
+            if self.many:
+                yield Texts(origin, texts, labels=self._labels(origin, record))
+                continue
             label = record[self.label] if self.label else ""
             if isinstance(label, list | dict | None):
                 raise InputError(f"{origin}: {self.label!r} is {label!r}: a label must be a text or a number")
-            yield Texts(origin, texts, label.strip() if isinstance(label, str) else json.dumps(label))
+            yield Texts(origin, texts, _as_label(label))
+
+    def _labels(self, origin: str, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+        if not self.label:
+            return None
+        given = record[self.label]
+        if not isinstance(given, list) or any(isinstance(label, list | dict | None) for label in given):
+            raise InputError(
+                f"{origin}: {self.label!r} is {given!r}: write a list of texts or numbers, [] for no label"
+            )
+        return tuple(filter(None, map(_as_label, given)))
+
+
+def _as_label(label: Any) -> str:
+    """Return a label of JSON as text."""
+    return label.strip() if isinstance(label, str) else json.dumps(label)
 
 
 @dataclass(frozen=True)

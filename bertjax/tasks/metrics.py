@@ -72,7 +72,59 @@ def _ranks(x: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[numbers]
 
 
+def micro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the F1 of all labels of all rows, booleans [R, C]: 2 tp / (2 tp + fp + fn), 0 if there are none."""
+    labels, predictions = np.asarray(labels, bool), np.asarray(predictions, bool)
+    either = labels.sum() + predictions.sum()
+    return float(2 * (labels & predictions).sum() / either) if either else 0.0
+
+
+def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the mean over labels of their F1 over rows, booleans [R, C]; 0 for a label that never occurs."""
+    labels, predictions = np.asarray(labels, bool), np.asarray(predictions, bool)
+    right_C, either_C = (labels & predictions).sum(0), labels.sum(0) + predictions.sum(0)
+    return float(np.mean(2 * right_C / np.maximum(either_C, 1)))
+
+
+def ranking_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the label ranking average precision of probabilities [R, C] for booleans [R, C].
+
+    The mean over rows of the mean over a row's labels of the fraction of labels among those that are ranked as high or
+    higher; 1 for a row with no label or with all. scikit-learn's label_ranking_average_precision_score.
+    """
+    scores = []
+    for given_C, ranked_C in zip(np.asarray(labels, bool), np.asarray(probabilities), strict=True):
+        higher = ranked_C >= ranked_C[given_C][:, None]  # of each label of the row, which are ranked as high
+        precision = higher[:, given_C].sum(1) / np.maximum(higher.sum(1), 1)
+        scores.append(precision.mean() if 0 < given_C.sum() < len(given_C) else 1.0)
+    return float(np.mean(scores))
+
+
 _BY_NAME = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+_OF_LABELS = {"micro_f1": micro_f1, "macro_f1": macro_f1}
+_OF_RANKING = {"ranking_average_precision": ranking_average_precision}
+
+
+def score_labels(
+    metrics: Sequence[str | Metric], labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray
+) -> dict[str, float]:
+    """Compute metrics of rows with any number of labels: by these names, or functions (see Task.metrics).
+
+    labels, probabilities: [R, C]. thresholds: [C], a label whose probability is above is predicted. Raises ValueError
+    for a name of a metric of another kind of task.
+    """
+    given, predicted = np.asarray(labels) > 0, probabilities > thresholds
+    found = {}
+    for metric in metrics:
+        if isinstance(metric, str) and metric in _OF_RANKING:
+            found[metric] = _OF_RANKING[metric](given, probabilities)
+            continue
+        if isinstance(metric, str) and metric not in _OF_LABELS:
+            known = ", ".join([*_OF_LABELS, *_OF_RANKING])
+            raise ValueError(f"{metric} is no metric of several labels for each text: use {known}, or a function")
+        function = _OF_LABELS[metric] if isinstance(metric, str) else metric
+        found[function.__name__] = function(given, predicted)
+    return found
 
 
 def score_rows(metrics: Sequence[str | Metric], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

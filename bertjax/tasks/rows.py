@@ -124,6 +124,8 @@ class TaskRows:
 def _empty_labels(task: Task, n: int, length: int) -> np.ndarray:
     if task.kind == "tag":
         return np.full((n, length), -1, np.int32)
+    if task.kind == "multilabel":
+        return np.zeros((n, len(task.labels)), np.float32)
     shape = (n, 2) if task.kind == "span" else (n,)
     return np.zeros(shape, np.float32 if task.kind == "regress" else np.int32)
 
@@ -217,7 +219,7 @@ def encode_examples(rows: TaskRows, examples: Sequence[Example], tokenizer: Toke
     Raises InputError for an unknown label, or an example of another kind.
     """
     notes = Notes()
-    wanted = {"classify": Texts, "regress": Texts, "tag": Words, "span": Question, "choice": Choice}[rows.task.kind]
+    wanted = {"tag": Words, "span": Question, "choice": Choice}.get(rows.task.kind, Texts)
     for example in examples:
         if not isinstance(example, wanted):
             raise InputError(

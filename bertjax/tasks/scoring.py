@@ -1,6 +1,7 @@
 """Evaluate a model on a task: run it over the rows of a split, collect its predictions, compute the metrics."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,11 @@ from bertjax.data.source import bucketed
 from bertjax.errors import InputError
 from bertjax.models.span_heads import Beams
 from bertjax.tasks.answers import Answered, WindowScores, answer_questions, decided, window_scores
-from bertjax.tasks.examples import Question, Words, is_labelled
-from bertjax.tasks.metrics import entity_f1, score_rows
+from bertjax.tasks.examples import Example, Question, Words, is_labelled
+from bertjax.tasks.metrics import accuracy, entity_f1, score_labels, score_rows
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.squad import Gold, score_predictions
-from bertjax.tasks.tags import to_iob2
+from bertjax.tasks.tags import PLAIN, to_iob2
 from bertjax.tasks.task import Task
 
 Logits = Callable[[Any], Any]
@@ -63,8 +64,9 @@ def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[n
 
 
 def tags_of(task: Task, logits: list[np.ndarray]) -> list[list[str]]:
-    """Return the highest-scoring tag of each word of each sentence."""
-    return [[task.labels[number] for number in scores.argmax(-1)] if len(scores) else [] for scores in logits]
+    """Return the highest-scoring tag of each word of each sentence, spelled as in the data."""
+    names = task.spelled or task.labels
+    return [[names[number] for number in scores.argmax(-1)] if len(scores) else [] for scores in logits]
 
 
 def answers_of(
@@ -104,39 +106,73 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
 
 
 class Evaluated(NamedTuple):
-    """The metrics of a task, and the predictions: answers to questions, tags of words, or class numbers or values."""
+    """The metrics of a task, and the predictions.
+
+    They are answers to questions, tags of words, class numbers or values, or probabilities of all labels.
+    """
 
     metrics: dict[str, float]
     predictions: Any
 
 
-def require_labels(encoded: Encoded) -> None:
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of labels that do not exclude each other: float32."""
+    return np.asarray(jax.nn.sigmoid(logits.astype(np.float32)))
+
+
+def require_labels(examples: Sequence[Example]) -> None:
     """Raise InputError if an example has no label, or a question no answer, to evaluate predictions against."""
-    for example in encoded.examples:
+    for example in examples:
         if not is_labelled(example) and not (isinstance(example, Question) and example.answers):
             raise InputError(f"{example.origin}: no label: models are evaluated on this split, so label all of it")
 
 
 def evaluate_rows(
-    encoded: Encoded, logits: Logits, batch_size: int, *, longest: int = 30, threshold: float = 0.0
+    encoded: Encoded,
+    logits: Logits,
+    batch_size: int,
+    *,
+    longest: int = 30,
+    threshold: float = 0.0,
+    thresholds: Sequence[float] = (),
 ) -> Evaluated:
     """Evaluate a model on the rows of a labelled split. longest, threshold: see answers.answer_questions.
 
-    Raises InputError for missing labels: see require_labels.
+    thresholds: of the labels of a multilabel task, by default 0.5 each. Raises InputError for missing labels: see
+    require_labels.
     """
-    require_labels(encoded)
+    require_labels(encoded.examples)
     task = encoded.spec.task
     if task.kind == "span":
         return _evaluate_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
     if task.kind == "tag":
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
-        gold = [to_iob2(example.tags) for example in encoded.examples if isinstance(example, Words)]
-        strict = entity_f1(gold, tags, "iob2")  # an entity that does not begin with B- does not count
-        return Evaluated({"entity_f1": entity_f1(gold, tags), "entity_f1_strict": strict}, tags)
+        return Evaluated(score_tags(task, encoded.examples, [as_scored(task, each) for each in tags]), tags)
     assert encoded.labels is not None  # all examples have one
     scores_RC = logits_of_rows(logits, encoded, batch_size)
+    if task.kind == "multilabel":
+        chances_RC = sigmoid(scores_RC)
+        limits_C = np.array(thresholds or [0.5] * len(task.labels))
+        return Evaluated(score_labels(task.metrics, encoded.labels, chances_RC, limits_C), chances_RC.tolist())
     predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
     return Evaluated(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
+
+
+def as_scored(task: Task, tags: Sequence[str]) -> tuple[str, ...]:
+    """Return tags as they are scored: types of entities without marks become IOB2."""
+    return to_iob2(tags, PLAIN) if task.scheme.marks == "none" else tuple(tags)
+
+
+def score_tags(task: Task, examples: Sequence[Example], tags: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score the tags of the words of each sentence: in IOB2 if they are entities, else as the data write them.
+
+    Entities by their F1, also a strict one, for which an entity must begin with B-; other tags by accuracy over words.
+    """
+    gold = [as_scored(task, task.tags(x.origin, x.tags)) for x in examples if isinstance(x, Words)]
+    if task.scheme.marks == "words":
+        given, found = ([tag for sentence in side for tag in sentence] for side in (gold, tags))
+        return {"accuracy": accuracy(np.array(given), np.array(found))}
+    return {"entity_f1": entity_f1(gold, tags), "entity_f1_strict": entity_f1(gold, tags, "iob2")}
 
 
 def _evaluate_answers(encoded: Encoded, answered: list[Answered]) -> Evaluated:
@@ -167,7 +203,23 @@ def constant_answer(encoded: Encoded) -> float:
     if task.kind == "span":
         gold = _gold(encoded)
         return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metric_names[0]])
+    if task.kind == "multilabel" and encoded.labels is not None:
+        return _constant_labels(task, encoded.labels)
+    if task.kind == "tag" and task.scheme.marks == "words":
+        counts = Counter(tag for x in encoded.examples if isinstance(x, Words) for tag in x.tags)
+        return max(counts.values()) / counts.total()
     if task.kind not in ("classify", "choice") or encoded.labels is None:
         return 0.0
     constant = [np.full_like(encoded.labels, label) for label in np.unique(encoded.labels)]
     return max(score_rows(task.metrics[:1], encoded.labels, each)[task.metric_names[0]] for each in constant)
+
+
+def _constant_labels(task: Task, labels_RC: np.ndarray) -> float:
+    """Return the first metric of the best constant prediction: the k most frequent labels, for some k."""
+    C = labels_RC.shape[1]
+    rank_C = np.argsort(np.argsort(-labels_RC.mean(0), kind="stable"))
+    found = []
+    for k in range(C + 1):
+        chances_RC = np.broadcast_to(np.where(rank_C < k, 0.75, 0.25) - 0.25 * rank_C / C, labels_RC.shape)
+        found.append(score_labels(task.metrics[:1], labels_RC, chances_RC, np.array([0.5] * C)))
+    return max(each[task.metric_names[0]] for each in found)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertjax.errors import InputError
+from bertjax.tasks.tags import IOB, Scheme, to_iob2
 
-Kind = Literal["classify", "regress", "tag", "span", "choice"]
+Kind = Literal["classify", "multilabel", "regress", "tag", "span", "choice"]
 Metric = Callable[[Any, Any], float]
-"""(labels [R], predictions [R]) -> a score; larger is better."""
+"""(labels [R], predictions [R]) -> a score; larger is better. Of several labels a row both are booleans [R, C]."""
 
 _LARGEST = 3.4e38
 
@@ -29,11 +30,13 @@ class Task:
     """Define a task.
 
     labels: class or tag names, in the order of their numbers. spelled: their spelling in the files, if different.
+    kind: multilabel is any number of labels for each text, classify one.
     metrics: names from bertjax.tasks.metrics, or functions, for a kind that predicts a class or a number for each row;
     the first selects the best checkpoint. parts: the splits; training reads
     train, evaluation validation. folders: names of the task's own folder below `data`. tfds: names of its data sets in
     TFDS, whose records `records` converts. scale: the range of a regression target, if bounded. unanswerable: questions
-    may have no answer. options: maximum number of options of a choice.
+    may have no answer. options: maximum number of options of a choice. scheme: how the data write tags; those with
+    marks are converted to IOB2.
     """
 
     name: str
@@ -48,14 +51,22 @@ class Task:
     scale: tuple[float, float] | None = None
     unanswerable: bool = False
     options: int = 0
+    scheme: Scheme = IOB
 
     def __post_init__(self) -> None:
         if self.kind in ("classify", "tag") and len(set(self.labels)) < 2:
             raise ValueError(f"task {self.name} has the labels {self.labels}: it needs at least two different ones")
+        if self.kind == "multilabel" and not len(self.labels) == len(set(self.labels)) > 0:
+            raise ValueError(f"task {self.name} has the labels {self.labels}: it needs at least one, each once")
         if self.kind == "choice" and self.options < 2:
             raise ValueError(f"task {self.name} has options={self.options}: a choice needs at least two")
         if self.spelled and len(self.spelled) != len(self.labels):
             raise ValueError(f"task {self.name} has {len(self.labels)} labels, but spellings of {len(self.spelled)}")
+        if self.kind == "tag" and (self.scheme.marks == "words") != ("accuracy" in self.metric_names):
+            raise ValueError(
+                f"task {self.name} has the metrics {', '.join(self.metric_names)}: entities are scored by entity_f1, "
+                "other tags of words by accuracy"
+            )
         own = [name for name, metric in zip(self.metric_names, self.metrics, strict=True) if callable(metric)]
         if own and self.kind in ("tag", "span"):
             raise ValueError(f"task {self.name} is of kind {self.kind}, which has metrics by name only, not {own[0]}()")
@@ -79,6 +90,21 @@ class Task:
             return names.index(label)
         known = ", ".join(names)
         raise InputError(f"{origin}: unknown label {label!r}, task {self.name} has {known}: a file of another task?")
+
+    def tags(self, origin: str, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tags of a sentence as the labels are: in IOB2, or as they are if the scheme has no marks.
+
+        Raises InputError for a tag without the mark that the scheme has.
+        """
+        if self.scheme.marks in ("none", "words"):
+            return tags
+        for place, tag in enumerate(tags, 1):
+            if not self.scheme.has_mark(tag):
+                where = f"{origin}, word {place}"
+                raise InputError(
+                    f"{where}: {tag!r} is not a tag: use O, or B-, I-, E-, S-, L- or U- and an entity type"
+                )
+        return to_iob2(tags, self.scheme)
 
     def value(self, origin: str, label: str) -> float:
         """Parse a regression target. Raises InputError if it is not a number, or outside the task's range."""

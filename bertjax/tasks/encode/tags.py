@@ -1,17 +1,14 @@
 """Encode sentences of tagged words. Neighbouring sentences are context: google-research/bert issue 223."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from bertjax.data.templates import Templates, framed, specials
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.errors import InputError
 from bertjax.tasks.encode.sequences import Tokenized, tokenized
 from bertjax.tasks.examples import Words
 from bertjax.tasks.reading import Notes
-from bertjax.tasks.tags import to_iob2
 from bertjax.tasks.task import Task
 
 
@@ -60,12 +57,8 @@ def encode_tags(
 
 
 def _tag_numbers(task: Task, example: Words, notes: Notes) -> list[int]:
-    """Return the label numbers of a sentence's tags, converted from any scheme to IOB2."""
-    for place, tag in enumerate(example.tags, 1):
-        if tag != "O" and not re.fullmatch(r"[BIELSU]-.+", tag):
-            where = f"{example.origin}, word {place}"
-            raise InputError(f"{where}: {tag!r} is not a tag: use O, or B-, I-, E-, S-, L- or U- and an entity type")
-    tags = to_iob2(example.tags)
+    """Return the label numbers of a sentence's tags, those of entities with marks converted to IOB2."""
+    tags = task.tags(example.origin, example.tags)
     notes["tags in another scheme than IOB2, converted"] += sum(a != b for a, b in zip(tags, example.tags, strict=True))
     return [task.number(f"{example.origin}, word {place}", tag) for place, tag in enumerate(tags, 1)]
 

@@ -33,9 +33,23 @@ def encode_texts(
 
 
 def _labels(examples: Sequence[Texts], task: Task) -> np.ndarray | None:
-    """Return class numbers i32 [R] or regression targets f32 [R], None if an example has no label."""
+    """Return class numbers i32 [R], regression targets f32 [R] or, of any number of labels, which are given f32 [R, C].
+
+    None if an example has no label.
+    """
+    if task.kind == "multilabel":
+        return _given_labels(examples, task)
     if not all(example.label for example in examples):
         return None
     read = task.value if task.kind == "regress" else task.number
     dtype = np.float32 if task.kind == "regress" else np.int32
     return np.array([read(example.origin, example.label) for example in examples], dtype)
+
+
+def _given_labels(examples: Sequence[Texts], task: Task) -> np.ndarray | None:
+    given_RC = np.zeros((len(examples), len(task.labels)), np.float32)
+    for row, example in enumerate(examples):
+        if example.labels is None:
+            return None
+        given_RC[row, [task.number(example.origin, label) for label in example.labels]] = 1
+    return given_RC
