@@ -279,6 +279,10 @@ def some_numbers(rng, batch):
     return {"labels": 3 * rng.normal(size=B).astype(np.float32)}
 
 
+def some_labels(rng, batch):
+    return {"labels": rng.integers(0, 2, (B, 3)).astype(np.float32)}
+
+
 def some_tags(rng, batch):
     scored = (np.asarray(batch["mask"]) > 0) & (rng.random((B, L)) < 0.5)
     return {"labels": np.where(scored, rng.integers(0, 5, (B, L)), -1).astype(np.int32)}
@@ -360,6 +364,10 @@ CONTRACT = {
         small_xlnet(N=1), labelled.classes, "classify", PairHead(32, 3, INIT, "float32", position=-1),
         ("loss/classify",), labels=some_classes, initial=lambda batch: {"loss/classify": math.log(3)},
         batch=left_padded(partial(with_labels, some_classes)), devices=False,
+    ),
+    "labels": task(
+        small_bert(N=1), labelled.labels, "classify", PairHead(32, 3, INIT, "float32"), ("loss/labels",),
+        labels=some_labels, initial=lambda batch: {"loss/labels": math.log(2)}, devices=False,
     ),
     "numbers": task(
         small_bert(N=1), labelled.numbers, "classify",
