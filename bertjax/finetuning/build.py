@@ -66,7 +66,9 @@ def build(tuning: FineTuning, source: Model) -> Built:
     config = {"objective": to_json(model), "architecture": architecture_of(source)}
     if original := _original(source):
         kept = {key: value for key, value in original.items() if key != "architectures"}
-        named = {"architectures": [head.class_name]} if head.class_name else {}
+        named: dict[str, Any] = {"architectures": [head.class_name]} if head.class_name else {}
+        if model.predicts in ("regression", "multi_label_classification"):  # also where that is a default there
+            named["problem_type"] = model.predicts
         config["huggingface"] = {"config": kept | named, "ignored": {}}
     return Built(model, objective, config)
 

@@ -231,7 +231,8 @@ def make_config(
                     f"first_position; the tokenizer has it at {index}"
                 )
     _set_labels(config, heads, labels)
-    if predicts and problem_type_of(config) != predicts:
+    stated = predicts == "multi_label_classification" and not original  # also where that is a default there
+    if predicts and (stated or problem_type_of(config) != predicts):
         config["problem_type"] = predicts
     _set_dropout(family, encoder, config, heads)
     return config

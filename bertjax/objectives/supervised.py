@@ -52,7 +52,7 @@ def labels(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions
     logits_BC2 = jnp.stack([logits_BC, jnp.zeros_like(logits_BC)], axis=-1)  # of the label, of its absence
     weights_BC = jnp.broadcast_to(real_B[:, None] / logits_BC.shape[-1], logits_BC.shape)
     absent_BC = 1 - batch["labels"].astype(jnp.int32)
-    return scores("labels", logits_BC2, absent_BC, weights_BC), {"labels": (logits_BC2, weights_BC)}
+    return scores("labels", logits_BC2, absent_BC, weights_BC, normaliser=real_B), {"labels": (logits_BC2, weights_BC)}
 
 
 def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:

@@ -20,6 +20,7 @@ from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.build import build
 from bertjax.finetuning.evaluator import TaskEvaluator
+from bertjax.finetuning.labels import with_labels_of
 from bertjax.finetuning.prepare import experiment_of, prepare
 from bertjax.finetuning.recipe import FineTuning, Recipe
 from bertjax.finetuning.run import finetune
@@ -31,6 +32,8 @@ from bertjax.models.published import Published
 from bertjax.rules import STACKED, match
 from bertjax.tasks.own import own_task
 from bertjax.tasks.rows import TaskRows
+from bertjax.tasks.tags import iob2_labels
+from bertjax.tasks.task import Task
 
 RECIPE = Recipe(1e-2, 8, epochs=5, length=16, decay=0.9, dropout=0.0)
 
@@ -360,3 +363,89 @@ def test_data_without_an_example_to_train_on_are_refused_before_training(tuning,
         finetune(dataclasses.replace(tuning, **asked), tmp_path / "run")
     with pytest.raises(ValueError, match="first_seed=-1: seeds and"):
         dataclasses.replace(tuning, first_seed=-1)
+
+
+def test_a_text_may_have_several_labels_from_training_to_export(init, tmp_path):
+    rng = np.random.default_rng(3)
+    for split, rows in (("train", 64), ("dev", 16)):
+        lines = []
+        for number in range(rows):
+            words = [*rng.choice(["man", "day"], 3), *["good"] * (number % 2), *["work"] * (number // 2 % 2)]
+            labels = ["nice"] * (number % 2) + ["busy"] * (number // 2 % 2)
+            lines.append(json.dumps({"text": " ".join(rng.permutation(words)), "label": labels}))
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    task = own_task("multilabel", str(tmp_path), ("text",), "label")
+    tuning = FineTuning(task, str(tmp_path), init, RECIPE.changed(epochs=10), seeds=1)
+    summary = finetune(tuning, tmp_path / "run")
+    assert summary["metrics"]["micro_f1"]["median"] > 0.9 and not summary["failed"]
+    assert summary["metrics"].keys() == {"micro_f1", "macro_f1", "ranking_average_precision"}
+    model = load(tmp_path / "run" / "best")
+    assert (model.objective.predicts, model.objective.labels) == ("multi_label_classification", ("busy", "nice"))
+    texts = [json.loads(line)["text"] for line in (tmp_path / "dev.jsonl").read_text().splitlines()]
+    found = list(classify(model, texts, max_length=16))
+    written = (tmp_path / "run/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    for each, line in zip(found, written, strict=True):
+        assert each.scores == pytest.approx(json.loads(line)["predicted"], abs=1e-4)
+        assert each.labels == tuple(label for label, chance in each.scores.items() if chance > 0.5)
+    assert {len(each.labels) for each in found} >= {0, 1}
+    save_hf(model, tmp_path / "theirs")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification" and config["id2label"] == {"0": "busy", "1": "nice"}
+    back = list(classify(load(tmp_path / "theirs"), texts[:2]))
+    assert [each.scores for each in back] == [pytest.approx(each.scores, rel=1e-4) for each in found[:2]]
+
+
+@pytest.mark.parametrize("of_others", [False, True])
+def test_a_number_and_one_label_are_written_as_such(tuning, init, tmp_path, of_others):
+    source, tokens = load(init), np.zeros((1, 1), np.int32)
+    if of_others:
+        save_hf(source, tmp_path / "others")
+        source = load(tmp_path / "others")
+    for kind, labels, problem in (("regress", (), "regression"), ("classify", ("no", "yes"), None),
+                                  ("multilabel", ("x",), "multi_label_classification")):  # fmt: skip
+        task = dataclasses.replace(tuning.task, kind=kind, labels=labels)
+        built = build(dataclasses.replace(tuning, task=task), source)
+        shapes = jax.eval_shape(built.model.init, jax.random.key(0), {"tokens": tokens, "mask": tokens})
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        model = dataclasses.replace(source, objective=built.model, params=params, config=built.config)
+        save_hf(model, tmp_path / kind)
+        assert json.loads((tmp_path / kind / "config.json").read_text()).get("problem_type") == problem
+        assert load(tmp_path / kind).objective.predicts == built.model.predicts
+
+
+def test_the_head_of_a_model_is_continued_if_its_labels_are_those_of_the_data(tuning, init, tokenizer, tmp_path):
+    model = load(init)
+
+    def started(labels, pairs=(), task=tuning.task):
+        built = build(dataclasses.replace(tuning, task=dataclasses.replace(task, labels=labels)), model)
+        source = dataclasses.replace(model, objective=built.model)
+        reported = []
+        return with_labels_of(dataclasses.replace(tuning, task=task, labels=pairs), source, reported.append), reported
+
+    changed, reported = started(("no", "yes"))
+    assert changed == tuning and not reported
+    changed, reported = started(("YES", "No"))
+    assert changed.task.labels == ("YES", "No") and changed.task.number("f", "yes") == 0
+    assert reported == [
+        "labels of task own are matched with the model's: no is No; yes is YES; in the model's order"
+    ]  # fmt: skip
+    changed, _ = started(("POS", "NEG"), ("yes:POS", "no:NEG"))
+    assert changed.task.labels == ("POS", "NEG") and changed.task.number("f", "no") == 1
+    assert started(("POS", "NEG"), ("new",))[0].task == tuning.task
+    assert started(("LABEL_0", "LABEL_1"))[0].task == tuning.task
+    assert started(("LABEL_0", "LABEL_1"), ("yes:pos",))[0].task.labels == ("no", "pos")
+    assert started(("POS", "NEG", "NEUTRAL"))[0].task == tuning.task  # of another number: a fresh head
+    for labels, pairs, says in (
+        (("POS", "NEG"), (), r"a head for the labels POS, NEG, task own has no, yes: name which is which, labels="),
+        (("Yes", "yes", "NO"), ("yes:no",), "yes:no, but the model's labels are Yes, yes, NO"),
+        (("POS", "NEG"), ("yes:POS",), "name which is which"),
+        (("POS", "NEG"), ("yes",), "'yes' is no pair: write label:LABEL"),
+        (("POS", "NEG"), ("yes:POS", "no:POS"), "two labels become one"),
+    ):
+        with pytest.raises(InputError, match=says):
+            started(labels, pairs)
+    tags = Task("t", "tag", iob2_labels(("LOC", "PER")), ("entity_f1",), ())
+    changed, reported = started(("B_per", "I_per", "O", "B_loc", "I_loc"), task=tags)
+    assert changed.task.number("f", "I-LOC") == 4 and "I-PER is I_per" in reported[0]
+    changed, _ = started(("O", "B-P", "I-P", "B-L", "I-L"), ("PER:P", "LOC:L"), tags)
+    assert changed.task.labels == ("O", "B-P", "I-P", "B-L", "I-L") and changed.task.number("f", "B-LOC") == 3

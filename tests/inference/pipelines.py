@@ -1,17 +1,14 @@
 """Folders with heads of classes and tags, and what transformers' pipelines say of them, stored in pipelines.json.
 
-Make it anew, with torch and transformers: python tests/inference/pipelines.py
+Make it anew, with torch and transformers: PYTHONPATH=tests python tests/inference/pipelines.py
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
 from contract import small_bert
 from texts import wordpiece_files
 

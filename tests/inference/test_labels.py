@@ -64,7 +64,9 @@ def test_pieces_are_joined_to_entities_as_the_strategy_simple_does(name, folders
         # A word has the tag of its first piece, and so of the entity that begins or goes on there.
         for word in each.words:
             inside = [x for x in each.names if x.start <= word.start < x.end]
-            assert [x.kind for x in inside] == ([] if word.tag == "O" else [word.tag.removeprefix("B-").removeprefix("I-")])
+            assert [x.kind for x in inside] == (
+                [] if word.tag == "O" else [word.tag.removeprefix("B-").removeprefix("I-")]
+            )
     assert sum(len(each.names) for each in found) > len(TEXTS)
 
 
@@ -85,7 +87,9 @@ def test_labels_have_thresholds_of_their_own(folders, capsys):
     above = {label for label in ("threat",) if found.scores[label] > 0.5}
     assert set(found.labels) == {"toxic"} | above
     assert next(classify(model, TEXTS[:1], threshold=1, **SILENT)).labels == ()
-    with pytest.raises(InputError, match="a threshold for 'tox', but the model's labels are toxic, insult, threat, spam"):
+    with pytest.raises(
+        InputError, match="a threshold for 'tox', but the model's labels are toxic, insult, threat, spam"
+    ):
         next(classify(model, TEXTS, threshold={"tox": 0.1}, **SILENT))
     with pytest.raises(InputError, match="the threshold of spam is 50: a probability is from 0 to 1"):
         next(classify(model, TEXTS, threshold={"spam": 50}, **SILENT))
@@ -195,11 +199,20 @@ def test_labels_of_other_names_need_the_option(folders, tmp_path, capsys):
 
 def test_entities_are_scored_whatever_the_schemes_of_model_and_data(tmp_path):
     usual = load(write(tmp_path / "usual", MARKED["B-TYPE"], {}, tags=True))
-    suffixed = load(write(tmp_path / "suffixed", tuple(x.lower().replace("_b", "_B").replace("_i", "_I")
-                                                       if x != "O" else x for x in MARKED["TYPE_B"]), {}, tags=True))
+    suffixed = load(
+        write(
+            tmp_path / "suffixed",
+            tuple(x.lower().replace("_b", "_B").replace("_i", "_I") if x != "O" else x for x in MARKED["TYPE_B"]),
+            {},
+            tags=True,
+        )
+    )
     words = [["time", "person", "year"], ["day", "man"]]
-    given = {"B-TYPE": [["B-PER", "I-PER", "O"], ["B-LOC", "O"]], "TYPE_B": [["PER_B", "PER_I", "O"], ["LOC_B", "O"]],
-             "TYPE": [["PER", "PER", "O"], ["LOC", "O"]]}
+    given = {
+        "B-TYPE": [["B-PER", "I-PER", "O"], ["B-LOC", "O"]],
+        "TYPE_B": [["PER_B", "PER_I", "O"], ["LOC_B", "O"]],
+        "TYPE": [["PER", "PER", "O"], ["LOC", "O"]],
+    }
     found = []
     for name, tags in given.items():
         data = rows(tmp_path / name, [{"words": x, "label": y} for x, y in zip(words, tags, strict=True)])

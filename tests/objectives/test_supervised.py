@@ -49,6 +49,22 @@ def test_numbers_are_compared_by_their_squared_difference():
     assert predictions["regress"][0].shape == (3, 1)
 
 
+def test_labels_are_scored_each_by_itself():
+    logits, labels = jax.random.normal(KEY, (B, 4)), jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    metrics, predictions = labelled.labels(says(logits), X, {"mask": MASK, "labels": labels})
+    assert metrics["loss/labels"].weight == 2  # the third row is padding
+    x, y = np.asarray(logits[:2], np.float64), np.asarray(labels[:2])
+    expected = np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0) - x * y  # of torch.nn.BCEWithLogitsLoss
+    np.testing.assert_allclose(metrics["loss/labels"].sum / 2, expected.mean(), rtol=1e-5)
+    right = ((x > 0) == (y > 0)).mean()
+    np.testing.assert_allclose(metrics["accuracy/labels"].sum / metrics["accuracy/labels"].weight, right, rtol=1e-5)
+    chances = np.asarray(jax.nn.softmax(predictions["labels"][0]))[:2, :, 0]
+    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-x)), rtol=1e-5)
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(x), torch.tensor(y))
+    np.testing.assert_allclose(metrics["loss/labels"].sum / 2, theirs, rtol=1e-5)
+
+
 def test_tags_are_scored_where_there_is_one():
     logits = jax.random.normal(KEY, (B, L, 5))
     labels = jnp.full((B, L), -1).at[0, 1].set(3).at[1, 2].set(0)

@@ -5,7 +5,16 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from bertjax.tasks.metrics import count_entities, entity_f1, f1, matthews, pearson, score_rows, spearman
+from bertjax.tasks.metrics import (
+    count_entities,
+    entity_f1,
+    f1,
+    matthews,
+    pearson,
+    score_labels,
+    score_rows,
+    spearman,
+)
 
 
 def classes():
@@ -39,6 +48,32 @@ def test_classes_are_scored_as_by_scikit_learn():
             f1(labels, predictions)
     many = rng.integers(2, size=(2, 200_000))  # the product of the variances exceeds an int64
     assert matthews(*many) == pytest.approx(sklearn.matthews_corrcoef(*many), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_labels_are_scored_as_by_scikit_learn():
+    rng = np.random.default_rng(4)
+    for rows, labels, likely in ((1, 2, 0.5), (5, 3, 0.5), (40, 7, 0.1), (40, 7, 0.9), (3, 4, 0.0), (9, 1, 0.5)):
+        given = rng.random((rows, labels)) < likely
+        chances = np.round(rng.random((rows, labels)), 1)  # with ties
+        limits = rng.choice([0.2, 0.5, 0.8], labels)
+        expected = {
+            "micro_f1": sklearn.f1_score(given, chances > limits, average="micro", zero_division=0),
+            "macro_f1": sklearn.f1_score(given, chances > limits, average="macro", zero_division=0),
+            "ranking_average_precision": sklearn.label_ranking_average_precision_score(given, chances),
+        }
+        if labels == 1:  # one column is two classes to scikit-learn, unless it is asked for the second
+            expected["micro_f1"] = expected["macro_f1"] = sklearn.f1_score(given[:, 0], chances[:, 0] > limits)
+        assert score_labels(tuple(expected), given, chances, limits) == pytest.approx(expected, rel=1e-14, abs=0)
+
+    def exact(labels, predictions):
+        return float((labels == predictions).all(-1).mean())
+
+    assert score_labels([exact], np.eye(3), np.eye(3), np.full(3, 0.5)) == {"exact": 1.0}
+    with pytest.raises(
+        ValueError, match="accuracy is no metric of several labels for each text: use micro_f1, macro_f1"
+    ):
+        score_labels(["accuracy"], np.eye(3), np.eye(3), np.full(3, 0.5))
 
 
 def numbers():

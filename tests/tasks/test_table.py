@@ -293,6 +293,49 @@ def test_a_task_of_ones_own_needs_labels_and_its_columns(tmp_path):
         own_task("choice", folder, (), "bar")
 
 
+def test_a_text_has_any_number_of_labels(tmp_path):
+    for name, content, separator in [
+        ("train.jsonl", '{"text": "a", "tone": ["mild", "new"]}\n{"text": "b", "tone": []}\n'
+         '{"text": "c", "tone": [3]}', ","),
+        ("train.csv", 'text,tone\na,"mild, new"\nb,\nc,3\n', ","),
+        ("train.tsv", "text\ttone\na\tmild|new\nb\t\nc\t3\n", "|"),
+    ]:  # fmt: skip
+        folder = write(tmp_path / name, {name: content})
+        task = own_task("multilabel", folder, ("text",), "tone", separator=separator)
+        assert (task.labels, task.metrics[0]) == (("3", "mild", "new"), "micro_f1")
+        examples = load_examples(task, folder, "train").examples
+        assert [each.labels for each in examples] == [("mild", "new"), (), ("3",)]
+    for bad in ("mild", None, [["mild"]], [None]):
+        folder = write(tmp_path / "bad", {"train.jsonl": json.dumps({"text": "a", "tone": bad})})
+        with pytest.raises(InputError, match=r"train\.jsonl:1: 'tone' is .*: write a list of texts or numbers"):
+            own_task("multilabel", folder, ("text",), "tone")
+    with pytest.raises(InputError, match="cannot stand between labels"):
+        own_task("multilabel", folder, ("text",), "tone", separator="\t")
+    folder = write(tmp_path / "none", {"train.tsv": "text\ttone\na\t\n"})
+    with pytest.raises(InputError, match=r"has 0 labels .*: expected 1 to 1000"):
+        own_task("multilabel", folder, ("text",), "tone")
+    folder = write(tmp_path / "test", {"train.tsv": "text\ttone\na\tx\n", "test.tsv": "text\na\n"})
+    unlabelled = load_examples(own_task("multilabel", folder, ("text",), "tone"), folder, "test").examples
+    assert unlabelled[0].labels is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "tags", "scheme", "labels", "metric"),
+    [
+        ("a NN\nb VB\n", "", "words", ("NN", "VB"), "accuracy"),
+        ("a NN\nb VB\n", "entities", "TYPE", ("NN", "VB"), "entity_f1"),
+        ("a PER\nb O\n", "", "TYPE", ("O", "PER"), "entity_f1"),
+        ("a PER\nb O\n", "words", "words", ("O", "PER"), "accuracy"),
+        ("a PER-B\nb O\nc PER-I\n", "", "TYPE-B", ("O", "B-PER", "I-PER"), "entity_f1"),
+        ("a B_X\nb O\nc I_X\n", "", "B_TYPE", ("O", "B-X", "I-X"), "entity_f1"),
+        ("a B-X\nb E-X\nc S-Y\n", "", "B-TYPE", ("O", "B-X", "I-X", "B-Y", "I-Y"), "entity_f1"),
+    ],
+)
+def test_tags_of_ones_own_are_entities_or_words(tmp_path, lines, tags, scheme, labels, metric):
+    task = own_task("tag", write(tmp_path, {"train.conll": lines}), (), "label", tags=tags)
+    assert (task.scheme.name, task.labels, task.metrics) == (scheme, labels, (metric,))
+
+
 def test_labels_of_json_lines_are_stripped_as_those_of_tables(tmp_path):
     lines = [json.dumps({"text": "a", "tone": tone}) for tone in ("pos", "pos ", "neg", " ")]
     task = own_task("classify", write(tmp_path, {"train.jsonl": "\n".join(lines)}), ("text",), "tone")

@@ -16,7 +16,7 @@ from bertjax.tasks.encode.questions import sliding_windows
 from bertjax.tasks.examples import Answer, Choice, Question, Texts, Words
 from bertjax.tasks.rows import TaskRows, bucket_lengths, encode_examples
 from bertjax.tasks.table import find_task
-from bertjax.tasks.tags import entities, strict_entities, to_iob2
+from bertjax.tasks.tags import SCHEMES, entities, scheme_of, strict_entities, to_iob2
 from bertjax.tasks.task import Task
 
 
@@ -263,6 +263,60 @@ def test_rows_refuse_settings_without_room(made):
 def test_schemes_are_read_alike_and_written_as_iob2(tags, expected):
     assert to_iob2(tags.split()) == tuple(expected.split())
     assert to_iob2(expected.split()) == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("labels", "name", "types"),
+    [
+        ("O B-PER I-PER B-LOC I-LOC", "B-TYPE", "LOC PER"),
+        ("B-PER I-PER", "B-TYPE", "PER"),
+        ("O B-PER I-PER MISC", "B-TYPE", "MISC PER"),  # as in transformers
+        ("O B-LOC I-LOC E-LOC S-LOC", "B-TYPE", "LOC"),
+        ("O S-LOC", "B-TYPE", "LOC"),
+        ("O B-LOC I-LOC S-Bahn E-mail", "B-TYPE", "Bahn LOC mail"),  # each has a mark
+        ("O B-LOC I-LOC S-Bahn E-mail MISC", "B-TYPE", "E-mail LOC MISC S-Bahn"),  # marks of LOC alone
+        ("O B_PER I_PER", "B_TYPE", "PER"),
+        ("O PER-B PER-I LOC-B LOC-I", "TYPE-B", "LOC PER"),
+        ("O per_org_B per_org_I", "TYPE_B", "per_org"),
+        ("O PER_B PER_I PER", "TYPE", "PER PER_B PER_I"),
+        ("O PER LOC", "TYPE", "LOC PER"),
+        ("O S_N S_V", "TYPE", "S_N S_V"),  # no type has B or I
+        ("NN VB DT", "words", "DT NN VB"),
+        ("LABEL_0 LABEL_1", "words", "LABEL_0 LABEL_1"),
+    ],
+)
+def test_labels_show_their_scheme(labels, name, types):
+    scheme = scheme_of(labels.split())
+    assert scheme.name == name and scheme.types_of(labels.split()) == tuple(types.split())
+    assert scheme_of(labels.split()[::-1]) == scheme
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "expected"),
+    [
+        ("TYPE", "PER PER LOC O LOC LOC", "B-PER I-PER B-LOC O B-LOC I-LOC"),
+        ("B_TYPE", "B_PER I_PER B_PER O I_LOC S_LOC", "B-PER I-PER B-PER O B-LOC B-LOC"),
+        ("TYPE-B", "PER-B PER-I PER-B O LOC-I LOC-E LOC-I", "B-PER I-PER B-PER O B-LOC I-LOC B-LOC"),
+        ("B-TYPE", "B-A M-A E-A W-A", "B-A I-A I-A B-A"),  # BMES
+    ],
+)
+def test_entities_are_read_in_the_scheme_of_the_data(scheme, tags, expected):
+    assert to_iob2(tags.split(), SCHEMES[scheme]) == tuple(expected.split())
+
+
+def test_any_number_of_labels_is_a_row_of_ones_and_zeros(tokenizer):
+    task = Task("x", "multilabel", ("a", "b", "c"), ("micro_f1",), ())
+    rows = TaskRows(task, "", "", BERT, 16)
+    examples = [Texts(f"f:{n}", ("time",), labels=labels) for n, labels in enumerate([("c", "a"), (), ("b", "b")])]
+    encoded = encode_examples(rows, examples, tokenizer)
+    batch = encoded.rows(np.array([2, 0, -1, 1]))
+    np.testing.assert_array_equal(batch["labels"], [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]])
+    assert batch["labels"].dtype == np.float32 and from_json(to_json(rows)) == rows
+    assert "labels" not in encode_examples(rows, [*examples, Texts("f:4", ("time",))], tokenizer).rows(np.array([0]))
+    with pytest.raises(InputError, match="f:5: unknown label 'd', task x has a, b, c"):
+        encode_examples(rows, [Texts("f:5", ("time",), labels=("d",))], tokenizer)
+    with pytest.raises(ValueError, match="at least one, each once"):
+        Task("x", "multilabel", (), ("micro_f1",), ())
 
 
 def test_strict_reading_counts_only_what_is_written_right():
