@@ -76,10 +76,15 @@ def _schedule_of_cosine(former: dict[str, Any]) -> dict[str, Any]:
 
 
 _MASK_TOKENS = {"function": "bertjax.masking.mask_tokens"}
+_IOB = {"type": "bertjax.tasks.tags.Scheme", "marks": "first", "separator": "-", "types": []}
 ADDED_FIELDS: dict[str, dict[str, Any]] = {
+    "bertjax.data.formats.JsonLines": {"many": False},
+    "bertjax.data.formats.Table": {"separator": ""},
+    "bertjax.data.tasks.Task": {"scheme": _IOB},
     "bertjax.models.deberta.DeBERTa": {"convolution_activation": None},
     "bertjax.objectives.distil.Distillation": {"corrupt": _MASK_TOKENS},
     "bertjax.objectives.mlm.MaskedLM": {"corrupt": _MASK_TOKENS},
+    "bertjax.published.Published": {"problem_type": ""},
 }
 """By the former name of a class: fields added since, with the values that its former descriptions imply."""
 
