@@ -153,4 +153,4 @@ def test_look_shows_pieces_offsets_and_the_decoded_text(english):
     assert look(english, "the მაგია", BERT).round_trip == "differs"
     last = look(english, "the film", XLNET).tokens
     assert [token.segment for token in last] == [0, 0, 0, 2] and last[1].end == 8
-    assert summary(english)["mask"] == "[MASK] 4" and np.isfinite(summary(english)["ids"])
+    assert summary(english, BERT)["mask"] == "[MASK] 4" and np.isfinite(summary(english, BERT)["ids"])

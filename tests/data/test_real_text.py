@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("BERTJAX_DATA", "."))
 regex = pytest.importorskip("regex")
 pytestmark = pytest.mark.skipif("BERTJAX_DATA" not in os.environ, reason="BERTJAX_DATA names no folder with real text")
 
-LINES, MADE = 100_000, 5_000
+LINES, MADE = 20_000, 5_000
 
 
 @cache

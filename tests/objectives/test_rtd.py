@@ -234,7 +234,7 @@ def test_version_3_of_deberta_is_built_as_published(size):
 
 
 def test_of_deberta_tables_are_disentangled_and_the_rest_is_each_ones_own():
-    objective = OBJECTIVES["deberta v3, remat dots"]
+    objective = OBJECTIVES["deberta v2, replaced tokens, remat dots"]
     made = objective.init(KEY, make_batch())
     deltas = named(made["discriminator"]["encoder"]["embeddings"])
     assert set(deltas) == {"word/table", "project/kernel", "norm/scale", "norm/bias"}

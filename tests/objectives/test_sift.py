@@ -47,12 +47,12 @@ def losses(params, objective, **options):
 
 def test_the_first_change_is_noise_of_bounded_size_named_by_the_example():
     batch = make_batch()
-    delta = SIFT.first(KEY, batch, (B, 32, 16))
+    delta = SIFT.initial(KEY, batch, (B, 32, 16))
     assert jnp.abs(delta).max() == pytest.approx(2e-2) and 0.8e-2 < delta.std() < 1e-2 and abs(delta.mean()) < 1e-3
     order = np.random.default_rng(0).permutation(B)
     shuffled = {name: array[order] for name, array in batch.items()}
-    np.testing.assert_array_equal(SIFT.first(KEY, shuffled, delta.shape), delta[order])
-    assert SIFT.first(KEY, batch, (2 * B, 16, 16)).shape == (2 * B, 16, 16)  # two rows to an example
+    np.testing.assert_array_equal(SIFT.initial(KEY, shuffled, delta.shape), delta[order])
+    assert SIFT.initial(KEY, batch, (2 * B, 16, 16)).shape == (2 * B, 16, 16)  # two rows to an example
 
 
 def test_the_ascent_step_has_equal_length_in_every_token_and_is_skipped_for_nonfinite_gradients():

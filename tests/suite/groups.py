@@ -8,6 +8,7 @@ import jax
 import pytest
 
 LONGEST = (
+    "tests/test_tpu.py",
     "tests/test_train.py",
     "tests/run/test_processes.py",
     "tests/commands/test_main.py",
@@ -20,6 +21,7 @@ LONGEST = (
     "tests/models/test_encoder.py",
     "tests/objectives/test_plm.py",
     "tests/plan/test_compiled.py",
+    "tests/models/test_relative.py",
     "tests/data/test_real_text.py",
 )
 
