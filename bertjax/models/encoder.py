@@ -116,8 +116,8 @@ class Encoder(nn.Module):
                 "shorten the rows or raise `positions`"
             )
         x_BLE = Embeddings(
-            self.V, self.embedding_width, self.positions, self.first_position, self.unnumbered, self.types,
-            self.dropout, self.norm_eps, self.initializer, self.dtype, name="embeddings",
+            self.V, self.embedding_width, self.positions, self.first_position, self.types,
+            self.dropout, self.norm_eps, self.initializer, self.dtype, self.unnumbered, name="embeddings",
         )(tokens_BL, mask_BL, types_BL, train=train)  # fmt: skip
         x_BLD = x_BLE
         if self.E is not None:
@@ -150,12 +150,12 @@ class Embeddings(nn.Module):
     E: int
     positions: int
     first_position: int
-    unnumbered: int | None
     types: int
     dropout: float
     norm_eps: float
     initializer: Initializer
     dtype: str
+    unnumbered: int | None = None
 
     @nn.compact
     def __call__(self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None, *, train: bool) -> Array:
