@@ -134,6 +134,10 @@ class Masking:
         """Return the number of slots P of a row of length L."""
         return min(self.max_predictions or L, int(np.ceil(self.rate * L)))
 
+    def expected_targets(self, rows: int, length: int, real_tokens: float) -> float:
+        """Return about how many of `real_tokens` tokens in rows of this length are chosen."""
+        return min(self.rate * real_tokens, float(rows * self.slots(length)))
+
 
 def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     """Choose positions of every row and corrupt them.

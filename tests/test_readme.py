@@ -107,7 +107,7 @@ def test_names_of_code_are_those_of_the_source(page):
     if page.name == "CHANGELOG.md" or page.parent.name == "tpu":  # former names, those of Google
         return
     text = re.sub(r"```.*?```|\S+\.py|LIBTPU_INIT_ARGS=\S+", "", page.read_text(), flags=re.DOTALL)
-    names = {part for code in re.findall(r"`([^`\n]+)`", text) for part in re.findall(r"[A-Za-z]\w+", code)}
+    names = {part for code in re.findall(r"`([^`\n]+)`", text) for part in re.findall(r"_?[A-Za-z]\w+", code)}
     names = {name for name in names if re.search(r"[a-z][A-Z]|\w{2}_\w", name)}
     missing = {name for name in names if name not in words_of_the_source()}
     assert not missing, missing

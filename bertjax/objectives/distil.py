@@ -190,6 +190,10 @@ class Distillation:
         """Return the special tokens before and after a text, as (id, segment)."""
         return self.student_objective.special_tokens(v)
 
+    def expected_targets(self, rows: int, length: int, real_tokens: float) -> dict[str, float]:
+        """See ExpectsTargets."""
+        return self.student_objective.expected_targets(rows, length, real_tokens)
+
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/mlm`.
 

@@ -77,6 +77,10 @@ class MaskedLM:
         """Return the special tokens before and after a text, as (id, segment)."""
         return [(v.cls, 0)], [(v.sep, 0)]
 
+    def expected_targets(self, rows: int, length: int, real_tokens: float) -> dict[str, float]:
+        """See ExpectsTargets."""
+        return {"loss/mlm": self.masking.expected_targets(rows, length, real_tokens)}
+
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also histograms of the targets of both terms.
 

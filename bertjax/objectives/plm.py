@@ -95,6 +95,11 @@ class PermutationLM:
         """Return the special tokens before and after a text, as (id, segment)."""
         return [], [(v.sep, 0), (v.cls, 2)]
 
+    def expected_targets(self, rows: int, length: int, real_tokens: float) -> dict[str, float]:
+        """See ExpectsTargets."""
+        windows = rows * length // self.permutation.window
+        return {"loss/plm": float(windows * self.permutation.targets)}
+
     def loss(self, params: Params, batch: Batch, rng: Key, *, train: bool) -> tuple[Array, Metrics]:
         """Return the loss and its metrics; without `train` also the histogram of the targets, `targets/plm`.
 

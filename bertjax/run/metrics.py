@@ -73,7 +73,7 @@ class MetricLogger:
         self._pending = None
         self._seen += tokens
         read: Metrics = jax.device_get(metrics)
-        check_targets(step, read)
+        check_targets(step, self._experiment.objective, read, self._shape)
         if not self._checked:
             self._checked, warning = True, few_targets(self._experiment.objective, read, self._shape)
             if warning:

@@ -1,16 +1,21 @@
 """A batch has targets, whatever the script of its text, or the run says why not."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import small_bert, small_xlnet
 
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.data.vocabulary import train_byte_level_bpe, train_unigram, train_wordpiece
 from bertjax.errors import InputError
 from bertjax.masking import Masking, mask_tokens, ngrams, words
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.objectives.plm import PermutationLM
+from bertjax.objectives.sift import SiFT
 from bertjax.permutation import Permutation
 from bertjax.run.targets import check_targets, few_targets
 from bertjax.types import Mean
@@ -64,22 +69,32 @@ def means(weight, real=1000.0, name="loss/mlm"):
     return {name: Mean(np.float32(0), np.float32(weight)), "tokens/real": Mean(np.float32(real), np.float32(1024))}
 
 
-@pytest.mark.parametrize("name", ["loss/mlm", "loss/plm"])
-def test_a_batch_without_a_target_is_an_error_with_its_reason(name):
+MLM = MaskedLM(small_bert(), Masking(4, (5, 9)))
+PLM = PermutationLM(small_xlnet(), Permutation((1,), parts=(64, 64), targets=20))
+
+
+@pytest.mark.parametrize(("name", "objective"), [("loss/mlm", MLM), ("loss/plm", PLM), ("loss/mlm", SiFT(MLM))])
+def test_a_batch_without_a_target_is_an_error_with_its_reason(name, objective):
     with pytest.raises(InputError, match=r"no token of the batch of step 3 is a target of loss/.*longer than the"):
-        check_targets(3, means(0, name=name))
-    check_targets(3, means(1, name=name))
-    check_targets(3, {"loss/classify": Mean(np.float32(0), np.float32(0))})
+        check_targets(3, objective, means(0, name=name), (8, 128))
+    check_targets(3, objective, means(1, name=name), (8, 128))
+    check_targets(3, SimpleNamespace(), {"loss/classify": Mean(np.float32(0), np.float32(0))}, (8, 128))
+
+
+def test_an_objective_says_itself_how_many_targets_it_expects():
+    denoising = SimpleNamespace(expected_targets=lambda rows, length, real: {"loss/denoise": real / 2})
+    with pytest.raises(InputError, match="is a target of loss/denoise"):
+        check_targets(3, denoising, means(0, name="loss/denoise"), (8, 128))
+    assert "249 tokens" in few_targets(denoising, means(249, name="loss/denoise"), (8, 128))
 
 
 def test_fewer_than_half_of_the_targets_are_a_warning():
-    masked = SimpleNamespace(masking=Masking(4, (5, 9)))
-    assert few_targets(masked, means(75), (8, 128)) is None
-    assert "74 tokens of the first batch are targets, 49% of the 150" in few_targets(masked, means(74), (8, 128))
-    assert few_targets(SimpleNamespace(objective=masked), means(74), (8, 128))
-    few = SimpleNamespace(masking=Masking(4, (5, 9), max_predictions=2))
+    assert few_targets(MLM, means(75), (8, 128)) is None
+    assert "74 tokens of the first batch are targets, 49% of the 150" in few_targets(MLM, means(74), (8, 128))
+    assert few_targets(SiFT(MLM), means(74), (8, 128))
+    few = dataclasses.replace(MLM, masking=Masking(4, (5, 9), max_predictions=2))
     assert few_targets(few, means(8), (8, 128)) is None and few_targets(few, means(7), (8, 128))
-    permuted = SimpleNamespace(permutation=Permutation((1,), parts=(64, 64), targets=20))
-    assert few_targets(permuted, means(80, name="loss/plm"), (8, 128)) is None
-    assert few_targets(permuted, means(79, name="loss/plm"), (8, 128))
+    assert few_targets(PLM, means(80, name="loss/plm"), (8, 128)) is None
+    assert few_targets(PLM, means(79, name="loss/plm"), (8, 128))
+    assert few_targets(PLM, means(159, name="loss/plm"), (8, 256))  # two windows a row
     assert few_targets(SimpleNamespace(), {"loss/classify": means(0)["loss/mlm"]}, (8, 128)) is None
