@@ -13,6 +13,7 @@ from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run, load_experiment
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
+from bertjax.data.held_out import by_number
 from bertjax.data.rows import FullSentences
 from bertjax.description import from_json, to_json, up_to_date
 from bertjax.optim.optimizer import Optimizer
@@ -43,7 +44,8 @@ def test_the_former_description_of_an_experiment_is_todays(name, corpus):
 @pytest.fixture
 def stopped(tmp_path, tokenizer, monkeypatch):
     """Unpack a run that was killed after step 7 of 12, and build the corpus that it was trained on."""
-    build(make_documents(60), tokenizer, tmp_path / "corpus", BuildSettings(split_sentences, 0.2, shard_tokens=8000))
+    settings = BuildSettings(split_sentences, 0.2, shard_tokens=8000, key=by_number)
+    build(make_documents(60), tokenizer, tmp_path / "corpus", settings)
     with tarfile.open(FORMER / "stopped.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

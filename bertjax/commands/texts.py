@@ -133,8 +133,9 @@ def _build(options: argparse.Namespace) -> None:
         progress.line(f"{read:,} documents  {tokens:,} tokens  {rate:,.0f} tokens/s")
 
     manifest = build(documents, tokenizer, options.out, settings, identity=identity, report=report)
-    totals = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}
-    print_result(options, totals | {"dropped": manifest.dropped, "seconds": round(time.monotonic() - begun, 1)})
+    totals: dict[str, Any] = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}
+    totals |= {"dropped": manifest.dropped, "repeats": manifest.repeats}
+    print_result(options, totals | {"seconds": round(time.monotonic() - begun, 1)})
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ The main process reads and writes, the workers split and tokenise. The result de
 number of workers. A build that was interrupted resumes after its last finished shard when it is run again.
 """
 
+import dataclasses
 import fcntl
 import json
 import multiprocessing
@@ -14,13 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bertjax.data.corpus import Bad, Document
+from bertjax.data.held_out import DocumentKey, Repeats, by_number, by_text, split_of, text_hash
 from bertjax.data.records import (
     DOCUMENT,
     SENTENCE,
@@ -47,7 +48,11 @@ def one_sentence(line: str) -> list[str]:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Settings of a build. holdout: fraction of documents in the validation split, drawn by their number and `seed`."""
+    """Settings of a build.
+
+    holdout: fraction of documents in the validation split, drawn by `seed` and what `key` returns. An unfinished build
+    keeps the `key` that it began with.
+    """
 
     split_sentences: SplitSentences
     holdout: float = 0.01
@@ -55,6 +60,7 @@ class BuildSettings:
     skip_bad: bool = False  # skip and count documents that cannot be read, instead of raising
     workers: int = 0  # processes beside this one, 0 for none
     shard_tokens: int = 2**26
+    key: DocumentKey = by_text
 
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
@@ -147,9 +153,10 @@ def _build(
     identity: object,
     report: Callable[[int, int], None],
 ) -> Manifest:
-    tokenizer_id = fingerprint(tokenizer)
+    tokenizer_id, settings = fingerprint(tokenizer), _with_begun_key(out, settings)
     progress = _begin(out, tokenizer, {"tokenizer": tokenizer_id, "input": identity} | _described(settings))
-    batches = _batches(islice(iter(documents), progress.read, None), progress.read, settings)
+    repeats = Repeats()
+    batches = _batches(iter(documents), progress.read, settings, repeats)
     writers: dict[str, ShardWriter] = {}
     written = sum(shard.tokens for shards in progress.shards for shard in shards.values())
     read, words, unknown, dropped = progress.read, progress.words, progress.unknown, Counter(progress.dropped)
@@ -185,6 +192,8 @@ def _build(
         words=words,
         unknown=unknown,
         dropped=dict(sorted(dropped.items())),
+        split_key=settings.key.__name__,
+        repeats=repeats.count(),
     )
     write_manifest(out, manifest)
     (out / "progress.json").unlink()
@@ -194,7 +203,19 @@ def _build(
 def _described(settings: BuildSettings) -> dict[str, object]:
     """Describe the settings that determine the result; skip_bad may be set later, for the bad input met then."""
     described = {name: getattr(settings, name) for name in ("holdout", "seed", "shard_tokens")}
-    return described | {"split_sentences": settings.split_sentences.__name__}
+    described["split_sentences"] = settings.split_sentences.__name__
+    # Builds before version 0.2 did not name theirs.
+    return described if settings.key is by_number else described | {"key": settings.key.__name__}
+
+
+def _with_begun_key(out: Path, settings: BuildSettings) -> BuildSettings:
+    """Return the settings with the key that the unfinished build in the folder began with, if there is one."""
+    path = out / "progress.json"
+    if not path.exists():
+        return settings
+    name = json.loads(path.read_text())["settings"].get("key", by_number.__name__)
+    begun = next((key for key in (by_text, by_number, settings.key) if key.__name__ == name), settings.key)
+    return dataclasses.replace(settings, key=begun)
 
 
 def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Progress:
@@ -227,29 +248,33 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
     return progress
 
 
-def _batches(documents: Iterator[Document | Bad], read: int, settings: BuildSettings) -> Iterator[_Batch]:
-    """Group documents into batches for the workers, choose the split of each, and skip or refuse bad ones."""
+def _batches(
+    documents: Iterator[Document | Bad], done: int, settings: BuildSettings, repeats: Repeats
+) -> Iterator[_Batch]:
+    """Group documents into batches for the workers, choose the split of each, and skip or refuse bad ones.
+
+    The first `done` documents are in finished shards: they are only added to `repeats`, as all others.
+    """
     batch: list[tuple[Document, str]] = []
     dropped: Counter[str] = Counter()
-    size = 0
-    for document in documents:
-        read += 1
+    size, read = 0, done
+    for number, document in enumerate(documents, start=1):
+        text = 0 if isinstance(document, Bad) else text_hash(document.lines)
+        repeats.add(text)
+        if number <= done:
+            continue
+        read = number
         if isinstance(document, Bad):
             if not settings.skip_bad:
                 raise InputError(f"{document.origin}: {document.reason} (or skip such input with --skip-bad)")
             dropped[document.reason.partition(":")[0]] += 1
             continue
-        batch.append((document, _split(read, settings)))
+        batch.append((document, split_of(settings.key(number, text), settings.seed, settings.holdout)))
         size += sum(map(len, document.lines))
         if size >= _BATCH:
             yield _Batch(batch, read, dropped)
             batch, size, dropped = [], 0, Counter()
     yield _Batch(batch, read, dropped)
-
-
-def _split(number: int, settings: BuildSettings) -> str:
-    held_out = np.random.Generator(np.random.Philox(key=[settings.seed, number])).random() < settings.holdout
-    return "validation" if held_out else "train"
 
 
 def _tokenized(

@@ -28,6 +28,8 @@ def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str,
         "fertility": total / max(1, manifest.words),
         "tokens_per_sentence": total / manifest.total("sentences"),
         "dropped": manifest.dropped,
+        "repeats": manifest.repeats,
+        "held_out": manifest.split_key,
         "tokenizer": manifest.tokenizer,
         "sample": tokenizer.decode(tokens[start : start + sample_tokens].tolist()),
     }

@@ -44,7 +44,9 @@ class Manifest:
     """The description of a corpus.
 
     tokenizer: its fingerprint. splits: split -> shards. words, unknown: of all splits, for rates. dropped: reason ->
-    how often the reader skipped something for it.
+    how often the reader skipped something for it. split_key: the function of `held_out.py` whose key drew the splits.
+    repeats: documents whose text is that of an earlier one, None where they were not counted. A corpus of by_number is
+    written as before version 0.2, without these two.
     """
 
     tokenizer: str
@@ -53,6 +55,8 @@ class Manifest:
     words: int
     unknown: int
     dropped: dict[str, int]
+    split_key: str = "by_number"
+    repeats: int | None = None
 
     @property
     def dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -93,6 +97,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "features.json").write_text(json.dumps(_tfds_features(manifest)))
     described = {"format": FORMAT} | asdict(manifest) | {"vocabulary": manifest.vocabulary._asdict()}
+    if manifest.split_key == "by_number":
+        del described["split_key"], described["repeats"]
     described["totals"] = {count: manifest.total(count) for count in ("tokens", "sentences", "documents")}
     partial = folder / "manifest.json.partial"
     partial.write_text(json.dumps(described, indent=1))
@@ -139,6 +145,8 @@ def read_manifest(folder: str | Path) -> Manifest:
             words=described["words"],
             unknown=described["unknown"],
             dropped=described["dropped"],
+            split_key=described.get("split_key", "by_number"),
+            repeats=described.get("repeats"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):

@@ -1,7 +1,10 @@
+import json
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from corpora import files_of, read_documents, read_shards
 from texts import make_documents, wordpiece_files
@@ -9,6 +12,8 @@ from texts import make_documents, wordpiece_files
 from bertjax.data import build as module
 from bertjax.data.build import BuildSettings, build, one_sentence
 from bertjax.data.corpus import Bad, Document, split_sentences
+from bertjax.data.held_out import Repeats, by_number, text_hash
+from bertjax.data.inspect import inspect_corpus
 from bertjax.data.records import DOCUMENT, SENTENCE, WORD, read_manifest
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
@@ -219,6 +224,53 @@ def test_held_out_documents_are_about_the_asked_share_whole_and_in_no_other_spli
         assert abs(len(splits["validation"]) - 100) < 4 * 90**0.5
         held_out.append(splits["validation"])
     assert held_out[0] == held_out[1] != held_out[2]
+
+
+def repeated_documents():
+    """Make 90 documents of 30 texts, each three times."""
+    return [Document(f"made:{n}", document.lines) for n, document in enumerate(3 * make_documents(30, seed=5))]
+
+
+@pytest.mark.parametrize("killed", [0, 60])
+def test_repeats_of_a_text_are_in_one_split_and_counted_also_where_the_build_was_killed(tmp_path, tokenizer, killed):
+    settings = replace(SETTINGS, holdout=0.4)
+    if killed:
+        with pytest.raises(Killed):
+            build(killed_after(repeated_documents(), killed), tokenizer, tmp_path, settings)
+        assert sum(path.name.endswith(".records.partial") for path in tmp_path.iterdir()) > 2
+    manifest = build(repeated_documents(), tokenizer, tmp_path, settings)
+    train, validation = ({str(text) for text in read_documents(tmp_path, x)} for x in ("train", "validation"))
+    assert not train & validation and len(train) > 9 and len(validation) > 4
+    assert manifest.repeats == 60 and manifest == read_manifest(tmp_path)
+    inspected = inspect_corpus(tmp_path)
+    assert (inspected["repeats"], inspected["held_out"]) == (60, "by_text")
+
+
+def test_a_build_that_a_former_version_began_is_finished_by_its_rule(tmp_path, tokenizer):
+    """By number, in a manifest that does not name the rule."""
+    documents, former = repeated_documents(), replace(SETTINGS, holdout=0.4, key=by_number)
+    build(documents, tokenizer, tmp_path / "whole", former)
+    with pytest.raises(Killed):
+        build(killed_after(documents, 60), tokenizer, tmp_path / "corpus", former)
+    assert "key" not in json.loads((tmp_path / "corpus" / "progress.json").read_text())["settings"]
+    build(documents, tokenizer, tmp_path / "corpus", replace(SETTINGS, holdout=0.4))
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "whole")
+    assert {"split_key", "repeats"}.isdisjoint(json.loads((tmp_path / "corpus" / "manifest.json").read_text()))
+    train, validation = (read_documents(tmp_path / "corpus", split) for split in ("train", "validation"))
+    assert {str(text) for text in train} & {str(text) for text in validation}
+    drawn = [np.random.Generator(np.random.Philox(key=[0, number])).random() < 0.4 for number in range(1, 91)]
+    assert len(validation) == sum(drawn)
+
+
+def test_texts_differ_by_anything_but_blanks_alone():
+    texts = [["a b"], ["a", "b"], ["a b "], ["a"], ["\udc80"]]
+    assert len({text_hash(lines) for lines in texts} - {0}) == len(texts)
+    assert {text_hash(lines) for lines in ([], [""], [" ", "\n"])} == {0}
+    repeats = Repeats()
+    assert repeats.count() == 0
+    for text in (7, 0, 7, 2**64 - 1, 0, 7):
+        repeats.add(text)
+    assert repeats.count() == 2
 
 
 def test_a_finished_corpus_leaves_nothing_unfinished_in_its_folder(tmp_path, tokenizer):
