@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
 from bertjax.description import field_names
 from bertjax.errors import InputError
@@ -92,6 +93,7 @@ class Experiment:
     init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
     mesh: MeshShape = DATA_PARALLEL  # of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
     run: Run = Run()
+    counters: Counters = CONTINUED  # where rows and streams begin in later phases and after `init`
 
     def __post_init__(self) -> None:
         if not self.phases:

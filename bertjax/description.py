@@ -81,6 +81,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "bertjax.data.formats.JsonLines": {"many": False},
     "bertjax.data.formats.Table": {"separator": ""},
     "bertjax.data.tasks.Task": {"scheme": _IOB},
+    "bertjax.config.Experiment": {"counters": {"type": "bertjax.counters.Restarted"}},
     "bertjax.models.deberta.DeBERTa": {"convolution_activation": None},
     "bertjax.models.encoder.Encoder": {"groups": 1, "inner": 1, "unnumbered": None},
     "bertjax.models.modern.Biases": {"decoder": True},

@@ -20,19 +20,20 @@ from jax.sharding import Mesh
 
 from bertjax.checkpoints import checkpoint
 from bertjax.config import Experiment, Phase
+from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.description import to_json
 from bertjax.evaluate import evaluator
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
-from bertjax.run.batches import local_batches, open_split, validation_batches
+from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
 from bertjax.run.metrics import MetricLogger, at_interval
 from bertjax.run.processes import assert_equal_on_all, is_coordinator, raising_on_all, versions
 from bertjax.run.profiler import Profile
 from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
-from bertjax.run.workdir import lock_text, lock_workdir, record_experiment
+from bertjax.run.workdir import lock_text, lock_workdir, record_experiment, with_begun_counters
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
@@ -183,6 +184,7 @@ def fit(
         tokenizer, data = check_data(experiment)
         # One mesh for all phases; built for each, to check that its batches divide over devices.
         mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
+        experiment = with_begun_counters(workdir, experiment)
         start = load_start(experiment, workdir, tokenizer)
     assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
     with ExitStack() as resources:
@@ -194,7 +196,7 @@ def fit(
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params)
 
         def save(state: State) -> None:
-            described = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data}
+            described = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
             checkpoint.save(manager, int(state.step), state.params, state.opt, **described)
 
         for line in describe_start(experiment, state, mesh, start):
@@ -203,24 +205,33 @@ def fit(
             save(state)  # so that a resumed run does not read `init`, which may have changed
         logger = MetricLogger(experiment, workdir, int(state.step), progress)
         profile = resources.enter_context(closing(Profile(workdir, run.profile, progress)))
-        key = jax.device_put(stream(experiment.seed, "train"), replicated(mesh))
+        seed = experiment.counters.stream_seed(experiment.seed, start.model)
+        key = jax.device_put(stream(seed, "train"), replicated(mesh))
         loop, first = _Loop(experiment, mesh, key, stop, logger, profile, save), 0
-        for phase in experiment.phases:
+        for phase, example in zip(experiment.phases, first_examples(experiment, data), strict=True):
             if int(state.step) < first + phase.steps:
                 evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
                 rows = source or open_split(phase.rows, "train", progress)
-                state = _train_phase(loop, phase, first, make_step(experiment, phase, mesh), rows, evaluation, state)
+                update = make_step(experiment, phase, mesh)
+                begin = int(state.step) - first
+                batches = local_batches(phase, rows, mesh, stop, seed=seed, start=begin, first=example)
+                state = _train_phase(loop, phase, first, update, batches, evaluation, state)
             first += phase.steps
     return state
 
 
 def _train_phase(
-    loop: _Loop, phase: Phase, first: int, update: Step, source: Source, evaluate: Evaluate | None, state: State
+    loop: _Loop,
+    phase: Phase,
+    first: int,
+    update: Step,
+    batches: Iterator[HostBatch],
+    evaluate: Evaluate | None,
+    state: State,
 ) -> State:
-    """Run the steps of a phase that are left after `state`; the phase begins after step `first`."""
+    """Run the steps of a phase that are left after `state`, on their batches; the phase begins after step `first`."""
     experiment, mesh, key, stop, logger, profile, save = loop
     run, step = experiment.run, int(state.step)
-    batches = local_batches(experiment, phase, source, mesh, step - first, stop)
     logger.start_phase(phase)
     while step < first + phase.steps:
         profile.before(step + 1, state)

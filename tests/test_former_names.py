@@ -11,6 +11,7 @@ from texts import make_documents
 
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run, load_experiment
+from bertjax.counters import Restarted
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.held_out import by_number
@@ -38,7 +39,8 @@ def test_the_former_description_of_an_experiment_is_todays(name, corpus):
     if name == "smoke":  # its vocabulary is that of the corpus
         assert found["optimizer"] == to_json(experiment.optimizer)
         return
-    assert found == json.loads(json.dumps(to_json(experiment)))
+    assert found.pop("counters") == to_json(Restarted()) != to_json(experiment.counters)
+    assert found == {k: v for k, v in json.loads(json.dumps(to_json(experiment))).items() if k != "counters"}
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ from bertjax import train
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run
+from bertjax.counters import Continued, Restarted
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.pairs import NextSentencePairs
@@ -129,6 +132,65 @@ def test_a_run_killed_after_every_step_ends_bit_equal_to_an_undisturbed_one(
         assert log.startswith((tmp_path / "log.jsonl").read_bytes())
     assert same(fit(experiment, tmp_path, make_step=made_once), state)
     assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Record the examples of every batch that is trained on."""
+    place, examples = train.place_batch, []
+
+    def recording(batch, mesh, rows):
+        examples.append(batch["example"].tolist())
+        return place(batch, mesh, rows)
+
+    monkeypatch.setattr(train, "place_batch", recording)
+    return examples
+
+
+def test_a_phase_on_equal_rows_goes_on_where_the_last_one_stopped_also_where_it_is_killed(
+    short, tmp_path, monkeypatch, served
+):
+    """The rows are at another path, as where a resumed run has moved."""
+    (phase,) = short.phases
+    Path(tmp_path / "moved").symlink_to(phase.rows.corpus)
+    moved = dataclasses.replace(phase, rows=dataclasses.replace(phase.rows, corpus=str(tmp_path / "moved")))
+    two = dataclasses.replace(short, phases=(phase, moved))
+    state = fit(two, tmp_path / "whole", make_step=made_once)
+    whole = list(served)
+    assert len(whole) == 6 and len(set(chain(*whole))) == 6 * 16
+    served.clear()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 5)
+        fit(two, tmp_path / "killed", make_step=made_once)
+    assert served == whole[:5]
+    assert same(fit(two, tmp_path / "killed", make_step=made_once), state) and served[5:] == whole[4:]
+    served.clear()
+    fit(dataclasses.replace(two, counters=Restarted()), tmp_path / "former", make_step=made_once)
+    assert served == 2 * whole[:3]
+
+
+def test_a_run_from_a_model_has_streams_of_its_own_and_one_of_a_former_version_keeps_its_rule(
+    short, undisturbed, tmp_path, monkeypatch, served, capsys
+):
+    """`init` is a folder that is gone when the run is resumed."""
+    parent = tmp_path / "parent"
+    shutil.copytree(undisturbed[0], parent)
+    staged = dataclasses.replace(short, init=str(parent))
+    fit(short, tmp_path / "first", make_step=made_once)
+    first, states = list(served), {}
+    for name, counters in (("staged", Continued()), ("former", Restarted())):
+        served.clear()
+        states[name] = fit(dataclasses.replace(staged, counters=counters), tmp_path / name, make_step=made_once)
+        assert (served == first) == (name == "former")
+        assert ("drawn anew for this model" in capsys.readouterr().err) == (name == "staged")
+    for name, counters in (("staged", Continued()), ("former", Restarted())):
+        folder = tmp_path / f"killed {name}"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            die_after(patch, 2)
+            fit(dataclasses.replace(staged, counters=counters), folder, make_step=made_once)
+    shutil.rmtree(parent)
+    for name in states:
+        assert same(fit(staged, tmp_path / f"killed {name}", make_step=made_once), states[name])
 
 
 def test_seeds_share_a_compiled_step_and_draw_different_dropout(experiment):

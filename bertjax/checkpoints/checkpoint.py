@@ -51,13 +51,14 @@ def save(
     experiment: Mapping[str, Any],
     tokenizer: Tokenizer,
     data: list[str],
+    model: str = "",
 ) -> None:
     """Save in the background; `manager.wait_until_finished()` waits for it.
 
-    data: the digest of the manifest of each corpus that the run reads.
+    data: the digest of the manifest of each corpus that the run reads. model: of the parameters that it started from.
     """
     arrays = {"params": params, "optimizer": optimizer}
-    info = {"step": step, "data": data} | _info(arrays, experiment, tokenizer)
+    info = {"step": step, "data": data, "model": model} | _info(arrays, experiment, tokenizer)
     manager.save(step, args=_described(arrays, info))
 
 

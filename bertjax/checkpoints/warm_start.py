@@ -1,10 +1,12 @@
 """Initialise an experiment with the parameters of a trained model, by their names."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
 from bertjax.checkpoints.trained import ENCODER, Model, load, load_notes
@@ -19,10 +21,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Start(NamedTuple):
-    """Initial parameters by name, and a note to report."""
+    """Initial parameters by name, and a note to report.
+
+    model: the digest of these parameters; of a resumed run the one that it began with, if any.
+    """
 
     params: Mapping[str, Array]
-    note: str
+    note: str = ""
+    model: str = ""
 
 
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
@@ -43,7 +49,14 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
-    return Start(taken, _explain(source, model, reinitialised))
+    return Start(taken, _explain(source, model, reinitialised), _digest(taken))
+
+
+def _digest(params: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in sorted(params.items()):
+        digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _collect(source: str, objective: Objective, tokenizer: Tokenizer) -> Model:

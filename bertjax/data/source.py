@@ -201,8 +201,9 @@ def _check(source: Source, batch_size: int, no_row: str) -> None:
 class _Steps:
     """Random access to the batches of a phase, for Grain: item s is the batch of step s."""
 
-    def __init__(self, source: Source, batch_size: int, steps: int, seed: int, held: np.ndarray) -> None:
+    def __init__(self, source: Source, batch_size: int, steps: int, seed: int, first: int, held: np.ndarray) -> None:
         self._source, self._batch_size, self._steps, self._seed, self._held = source, batch_size, steps, seed, held
+        self._first = first
         self._pool = lru_cache(maxsize=2)(self._make_pool)
 
     def __len__(self) -> int:
@@ -213,16 +214,17 @@ class _Steps:
             pool, place = divmod(int(step), POOL)
             batch = self._source.rows(self._pool(pool)[place])  # all rows: the longest decides the length
             return {name: array[self._held] for name, array in batch.items()}
-        numbers = step * self._batch_size + self._held
+        numbers = self._first + step * self._batch_size + self._held
         return self._source.rows(epoch_order(numbers, len(self._source), self._seed, self._source.group_size))
 
     def _make_pool(self, pool: int) -> list[np.ndarray]:
         """Return the rows of each of the next POOL batches, or of as many as the phase still has."""
         assert isinstance(self._source, Bucketed)
         first, last = pool * POOL, min((pool + 1) * POOL, self._steps)
-        numbers = np.arange(first * self._batch_size, last * self._batch_size)
+        numbers = self._first + np.arange(first * self._batch_size, last * self._batch_size)
         rows = epoch_order(numbers, len(self._source), self._seed)
-        return bucketed(rows, self._source.buckets[rows], self._batch_size, np.random.default_rng([self._seed, pool]))
+        rng = np.random.default_rng([self._seed, pool, self._first])  # a 0 at the end changes nothing
+        return bucketed(rows, self._source.buckets[rows], self._batch_size, rng)
 
 
 POOL = 64
@@ -241,16 +243,24 @@ def bucketed(rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.ran
 
 
 def training_batches(
-    source: Source, batch_size: int, steps: int, seed: int, *, start: int = 0, held: np.ndarray | None = None
+    source: Source,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    *,
+    start: int = 0,
+    first: int = 0,
+    held: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of steps start .. steps, prefetched by threads; batch s does not depend on `start`.
 
-    held: the rows of each batch that this process reads; all by default. Rows in buckets are taken in the same order,
+    first: the running number of the first example of step 0, a multiple of the rows' `group_size`. held: the rows of
+    each batch that this process reads; all by default. Rows in buckets are taken in the same order,
     POOL batches at a time, and sorted by length among themselves. Raises EmptySplit where there are no rows.
     """
     _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
-    batches = _Steps(source, batch_size, steps, seed, np.arange(batch_size) if held is None else held)
+    batches = _Steps(source, batch_size, steps, seed, first, np.arange(batch_size) if held is None else held)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     set_next_index(iterator, start)
     return iterator

@@ -50,15 +50,18 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
 
 
 def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
-    """Load the parameters of a warm start, by name: none without `init`, or where the run is resumed."""
+    """Load the parameters of a warm start, by name: none without `init`, or where the run is resumed.
+
+    Raises InputError where `init` does not fit, and where the newest checkpoint is damaged.
+    """
     if checkpoint.has_checkpoint(workdir):
-        return Start({}, "")
+        return Start({}, model=checkpoint.read_info(checkpoint.latest_step(workdir)).get("model", ""))
     if not experiment.init:
         frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
         if frozen:
             names = ", ".join(frozen)
             raise InputError(f"frozen parameters ({names}) would stay random: start from a trained model, init=FOLDER")
-        return Start({}, "")
+        return Start({})
     phase = experiment.phases[0]
     like = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     return warm_start(experiment.init, experiment.objective, like, tokenizer)
@@ -133,8 +136,10 @@ def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Star
         f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
     )
-    params, note = start
+    params, note, model = start
     if params:
+        if experiment.counters.stream_seed(experiment.seed, model) != experiment.seed:
+            note += "; order of rows, masks and dropout are drawn anew for this model"
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         fresh = ", ".join(name for name in names if name not in params)
         yield f"parameters from {experiment.init}; freshly initialised: {fresh or 'none'}{note}"

@@ -5,6 +5,7 @@
       lock               locked while a run is going on
 """
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.config import Experiment
-from bertjax.description import dump, to_json, up_to_date
+from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
 
 
@@ -51,12 +52,28 @@ def lock_text(folder: Path) -> str:
         return ""
 
 
+PLACES = {"corpus": None, "data": None, "tokenizer": None}
+"""The fields of rows that are paths."""
+
+
+def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
+    """Return the experiment with the rule for counters that the run in the directory began with, if there is one."""
+    path = folder / "experiment.json"
+    if not path.exists():
+        return experiment
+    begun = up_to_date(json.loads(path.read_text()))["counters"]
+    if begun == to_json(experiment.counters):
+        return experiment
+    return dataclasses.replace(experiment, counters=from_json(begun))
+
+
 def record_experiment(folder: Path, experiment: Experiment) -> None:
     """Write experiment.json. Raises InputError where the directory belongs to another experiment.
 
     Logging and the paths of corpora may differ; their contents are compared when a checkpoint is restored.
+    The rule for counters is the one that the directory began with, see `with_begun_counters`.
     """
-    path = folder / "experiment.json"
+    experiment, path = with_begun_counters(folder, experiment), folder / "experiment.json"
     if path.exists():
         there, here = _computed(up_to_date(json.loads(path.read_text()))), _computed(to_json(experiment))
         found = differences(there, here)
@@ -74,8 +91,7 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep the fields that decide the numbers."""
-    places = {"corpus": None, "data": None, "tokenizer": None}
-    phases = [phase | {"rows": phase["rows"] | places} for phase in described["phases"]]
+    phases = [phase | {"rows": phase["rows"] | PLACES} for phase in described["phases"]]
     return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
 
 
