@@ -177,9 +177,9 @@ class Row:
     initial: metrics and their values at random initialisation, within 5%, given the batch. weights: the weight of each
     term of the loss, given the batch. overfitted: the terms whose sum falls below 0.5 where one batch is over-fitted.
     drawn: the metric of an evaluation that shows what was drawn, or None where nothing but dropout is; redrawn: whether
-    another rng draws otherwise. batch: what makes a batch that the objective reads. devices: False where another row
-    splits the same parameters over devices (a test sees to it). micro_batches: the mesh on which gradients are
-    accumulated, one row of each objective.
+    another rng draws otherwise. batch: what makes a batch that the objective reads, of other `rows` and `length` where
+    they are given. devices: False where another row splits the same parameters over devices (a test sees to it).
+    micro_batches: the mesh on which gradients are accumulated, one row of each objective.
     """
 
     objective: Any
@@ -188,7 +188,7 @@ class Row:
     overfitted: tuple[str, ...]
     drawn: str | None
     redrawn: bool = True
-    batch: Callable[[], Batch] = make_batch
+    batch: Callable[..., Batch] = make_batch
     devices: bool = True
     micro_batches: MeshShape | None = None
 
@@ -260,23 +260,23 @@ def task(encoder, score, name, head, terms, *, labels, initial, **expected):
     )  # fmt: skip
 
 
-def with_labels(labels):
+def with_labels(labels, **sizes):
     """Make a batch with what `labels` makes of a generator and the batch."""
-    batch = make_batch()
+    batch = make_batch(**sizes)
     return batch | {name: jnp.asarray(array) for name, array in labels(np.random.default_rng(1), batch).items()}
 
 
 def left_padded(make):
     """Turn the rows of a batch round: XLNet reads the last position."""
-    return lambda: {name: x[:, ::-1] if x.ndim == 2 else x for name, x in make().items()}
+    return lambda **sizes: {name: x[:, ::-1] if x.ndim == 2 else x for name, x in make(**sizes).items()}
 
 
 def some_classes(rng, batch):
-    return {"labels": rng.integers(0, 3, B, np.int32)}
+    return {"labels": rng.integers(0, 3, rows_of(batch), np.int32)}
 
 
 def some_numbers(rng, batch):
-    return {"labels": 3 * rng.normal(size=B).astype(np.float32)}
+    return {"labels": 3 * rng.normal(size=rows_of(batch)).astype(np.float32)}
 
 
 def some_labels(rng, batch):
@@ -284,18 +284,20 @@ def some_labels(rng, batch):
 
 
 def some_tags(rng, batch):
-    scored = (np.asarray(batch["mask"]) > 0) & (rng.random((B, L)) < 0.5)
-    return {"labels": np.where(scored, rng.integers(0, 5, (B, L)), -1).astype(np.int32)}
+    shape = batch["mask"].shape
+    scored = (np.asarray(batch["mask"]) > 0) & (rng.random(shape) < 0.5)
+    return {"labels": np.where(scored, rng.integers(0, 5, shape), -1).astype(np.int32)}
 
 
 def some_options(rng, batch):
     """Let two rows be the options of a question."""
     pairs = {name: jnp.stack([x, x[::-1]], axis=1) for name, x in batch.items() if x.ndim == 2}
-    return pairs | {"labels": rng.integers(0, 2, B, np.int32)}
+    return pairs | {"labels": rng.integers(0, 2, rows_of(batch), np.int32)}
 
 
 def some_spans(rng, batch):
-    spans = {"labels": rng.integers(1, L // 2 - 1, (B, 2), np.int32)}
+    rows, length = batch["mask"].shape
+    spans = {"labels": rng.integers(1, length // 2 - 1, (rows, 2), np.int32)}
     return spans | {"context": batch["mask"], "answerable": batch["backward"]}
 
 
@@ -404,11 +406,11 @@ OBJECTIVES = {name: row.objective for name, row in CONTRACT.items()}
 
 
 def replace_fields(described, **fields):
-    """Replace the fields of these names in a dataclass and in all that it holds."""
+    """Replace the fields of these names and types in a dataclass and in all that it holds."""
     changed = {}
     for field in dataclasses.fields(described):
         value = getattr(described, field.name)
-        if field.name in fields:
+        if field.name in fields and isinstance(value, type(fields[field.name])):
             changed[field.name] = fields[field.name]
         elif field.name != "parent" and dataclasses.is_dataclass(value):
             changed[field.name] = replace_fields(value, **fields)

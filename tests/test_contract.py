@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract import CONTRACT, ENCODERS, MASKING, B, L, V, make_batch, without_dropout
+from contract import CONTRACT, ENCODERS, MASKING, B, L, V, make_batch, replace_fields, without_dropout
 
 from bertjax.checkpoints.protocols import wrapped
 from bertjax.masking import mask_tokens
@@ -226,6 +226,47 @@ def test_every_sharded_parameter_is_in_a_row_of_the_contract_that_runs_on_device
             split_as[row.devices] |= {(inner, *specs)}
     assert {row.devices for row in CONTRACT.values()} == {True, False}
     assert not split_as[False] - split_as[True]
+
+
+LONG = 512  # elements that read or write one: too many for a sum in bfloat16
+
+
+def relative_errors(gradient, expected):
+    """Return by name how far each parameter, and each row of a table, is from what is expected, relative to its size.
+
+    What is smaller than a thousandth of the largest parameter's, or than a tenth of the table's mean square row, counts
+    as that large: a key's bias has no gradient but rounding, and of an id that is never a target terms cancel.
+    """
+    errors, largest = {}, max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(expected))
+    for (path, there), here in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(gradient), strict=True
+    ):
+        rows = len(there) if name_of(path).endswith("/table") else 1
+        size, off = (np.linalg.norm(np.reshape(x, (rows, -1)), axis=-1) for x in (there, there - here))
+        least = max(largest / 1000, np.sqrt(np.square(size).mean()) / 10)
+        errors[name_of(path)] = float((off / np.maximum(size, least)).max())
+    return errors
+
+
+@pytest.mark.slow
+def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_float32(case):
+    """In long rows, within 4%: what many elements read or write is summed in float32.
+
+    All pairs have one label, since the gradients of two labels cancel at random initialisation.
+    """
+    objective = replace_fields(without_dropout(case.objective), positions=LONG + 8)
+    batch = case.row.batch(rows=2, length=LONG)
+    batch |= {name: jnp.ones_like(batch[name]) for name in ("pair", "answerable") if name in batch}
+    params = jax.jit(objective.init)(KEY, batch)
+    both = objective, replace_fields(objective, dtype="bfloat16")
+
+    @jax.jit
+    def gradients(params):
+        return [jax.grad(partial(one.loss, train=True), has_aux=True)(params, batch, KEY)[0] for one in both]
+
+    expected, gradient = gradients(params)
+    errors = relative_errors(gradient, expected)
+    assert max(errors.values()) < 0.04, sorted(errors.items(), key=lambda each: -each[1])[:5]
 
 
 def test_weights_sum_to_what_the_row_of_the_contract_says(case):

@@ -163,7 +163,10 @@ class ReplacedInContextHead(nn.Module):
     def __call__(self, x_BLD: Array, mask_BL: Array) -> Array:
         """Return logits_BL in float32."""
         firsts_BL = jnp.arange(mask_BL.shape[1])[None] - restarting_positions(mask_BL)
-        x_BLD = Norm(self.D, self.norm_eps, name="norm")(x_BLD + states_at(x_BLD, firsts_BL))
+        # In float32, so that the gradient of [CLS], which a whole document reads, is summed in float32.
+        y_BLD = x_BLD.astype(jnp.float32)
+        x_BLD = (y_BLD + states_at(y_BLD, firsts_BL)).astype(x_BLD.dtype)
+        x_BLD = Norm(self.D, self.norm_eps, name="norm")(x_BLD)
         x_BLD = self.activation(Dense((self.D,), (self.D,), self.initializer, self.dtype, name="transform")(x_BLD))
         logits_BL1 = Dense((self.D,), (1,), self.initializer, self.dtype, name="classifier")(x_BLD)
         return logits_BL1[..., 0].astype(jnp.float32)
@@ -268,8 +271,10 @@ class TransformedHead(nn.Module):
         if self.pooling == "cls":
             x = x_BLD[:, 0]
         if self.pooling == "mean":
+            # Sum, count and quotient in float32: 301 is no bfloat16 number.
             real_BL1 = (mask_BL > 0)[..., None]
-            x = jnp.where(real_BL1, x_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)
+            sum_BD = jnp.where(real_BL1, x_BLD.astype(jnp.float32), 0).sum(1)
+            x = (sum_BD / jnp.maximum(real_BL1.sum(1), 1)).astype(x_BLD.dtype)
         x = Dense((self.D,), (self.D,), self.initializer, self.dtype, self.transform_bias, name="transform")(x)
         x = Norm(self.D, self.norm_eps, use_bias=self.norm_bias, name="norm")(self.activation(x))
         x = Dropout(self.dropout)(x, train=train)

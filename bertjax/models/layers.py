@@ -238,7 +238,10 @@ def _starts(mask_BL: Array) -> Array:
 
 
 def states_at(x_BLD: Array, positions_BP: Array | None) -> Array:
-    """Gather the states at `positions_BP` of each row, x_BPD, or return all of them if None."""
+    """Gather the states at `positions_BP` of each row, x_BPD, or return all of them if None.
+
+    The gradient of a state is summed in the dtype of `x_BLD`: pass float32 where many positions of a row are one.
+    """
     if positions_BP is None:
         return x_BLD
     return jnp.take_along_axis(x_BLD, positions_BP[..., None], axis=1, mode="promise_in_bounds")

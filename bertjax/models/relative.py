@@ -179,11 +179,12 @@ def shifted_scores(
         tables = np.stack([function.table(distances_R), function.table(-distances_R)])
         ahead = sign_B[:, None, None, None] > 0
         q_BLHK = jnp.concatenate([jnp.where(ahead, q_BLHK, 0), jnp.where(ahead, 0, q_BLHK)], axis=-1)
-    table_RHK = jnp.einsum("SRW,WHK->RHSK", tables, kernel_WHK).reshape(len(distances_R), H, -1).astype(q_BLHK.dtype)
+    table_RHK = jnp.einsum("SRW,WHK->RHSK", tables, kernel_WHK).reshape(len(distances_R), H, -1)
     q_BLHK = jnp.pad(q_BLHK, ((0, 0), (0, blocks * T - L), (0, 0), (0, 0)))
     scores = []
     for i in range(blocks):
-        window_RHK = table_RHK[(blocks - 1 - i) * T :][: keys + T]
+        # Cast here, so that the gradient of a distance is summed over blocks in float32.
+        window_RHK = table_RHK[(blocks - 1 - i) * T :][: keys + T].astype(q_BLHK.dtype)
         q_BTHK = q_BLHK[:, i * T : (i + 1) * T]
         x_BHTR = jnp.einsum("BTHK,RHK->BHTR", q_BTHK, window_RHK, preferred_element_type=jnp.float32)
         flat = x_BHTR.reshape(B, H, T * (keys + T))[..., T:]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.models import layers
-from bertjax.models.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, Norm, add_bias, states_at
+from bertjax.models.layers import Activation, Dense, Dropout, GlorotUniform, Initializer, Norm, aligned, states_at
 from bertjax.types import Array
 
 HIDDEN = -1e9
@@ -112,7 +112,10 @@ class _Joined(nn.Module):
         bias_F = self.param("bias", nn.initializers.zeros_init(), (self.F,))
         of_tokens_BLF = jnp.tensordot(x_BLD.astype(self.dtype), kernel[: self.D], axes=1)
         of_starts_BSF = jnp.tensordot(starts_BSD.astype(self.dtype), kernel[self.D :], axes=1)
-        return add_bias(of_tokens_BLF[:, None] + of_starts_BSF[:, :, None], bias_F)
+        # In float32, so that the gradient of a start, which all tokens read, is summed in float32.
+        of_tokens_BLF, of_starts_BSF = of_tokens_BLF.astype(jnp.float32), of_starts_BSF.astype(jnp.float32)
+        joined_BSLF = of_tokens_BLF[:, None] + of_starts_BSF[:, :, None]
+        return (joined_BSLF + aligned(bias_F, joined_BSLF)).astype(self.dtype)
 
 
 def _only(allowed: Array, logits: Array) -> Array:

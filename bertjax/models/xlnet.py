@@ -162,7 +162,8 @@ class XLNet(nn.Module):
         mask_embedding_D = self.param("mask_embedding", self.initializer, (self.D,))
         views = [_view(mask_BL, types_BL, ranks_BL, sign_B, memory, None, same_length=self.same_length)]
         if targets_BP is not None:
-            g_BPD = jnp.broadcast_to(mask_embedding_D.astype(self.dtype), (*targets_BP.shape, self.D))
+            # Cast after the broadcast, so that the gradient of the one vector is summed in float32.
+            g_BPD = jnp.broadcast_to(mask_embedding_D, (*targets_BP.shape, self.D)).astype(self.dtype)
             rows.append(Dropout(self.dropout)(g_BPD, train=train))
             views.append(_view(mask_BL, types_BL, ranks_BL, sign_B, memory, targets_BP, same_length=self.same_length))
         heads = (self.H, self.D // self.H)

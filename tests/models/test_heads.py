@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from contract import small_bert
 
 from bertjax.models import layers
 from bertjax.models.heads import (
@@ -8,9 +9,11 @@ from bertjax.models.heads import (
     PairHead,
     ReplacedInContextHead,
     TiedHead,
+    TransformedHead,
     UntiedHead,
 )
 from bertjax.models.layers import Normal, gelu
+from bertjax.models.span_heads import electra_span_head
 
 KEY = jax.random.key(0)
 
@@ -86,3 +89,45 @@ def test_the_head_in_context_adds_the_first_token_of_each_document():
         y = gelu(y @ params["transform"]["kernel"] + params["transform"]["bias"])
         y = y @ params["classifier"]["kernel"] + params["classifier"]["bias"]
         np.testing.assert_allclose(logits[0, at], y[0], atol=1e-4)
+
+
+def relative_error(one, other):
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+
+def test_in_bfloat16_the_gradient_of_a_state_that_a_whole_row_reads_is_summed_in_float32():
+    """[CLS] of the head in context, and the start of an answer, which every end reads, at 512 positions."""
+    L, D = 512, 64
+    mask, starts = jnp.ones((1, L), jnp.int32), jnp.array([7])
+    x, target = (jax.random.normal(key, (1, L, D)).astype(jnp.bfloat16) for key in jax.random.split(KEY))
+    in_context = ReplacedInContextHead(D, gelu, 1e-7, Normal(1.0), "bfloat16")
+    spans = electra_span_head(small_bert(D=D, dtype="bfloat16"), 0)
+
+    def of_context(head, params, x):
+        return (head.apply(params, x, mask) * target[..., 0].astype(jnp.float32)).sum()
+
+    def of_ends(head, params, x):
+        return (head.apply(params, x, mask, starts).end_BL * target[..., 0].astype(jnp.float32)).sum()
+
+    for head, more, loss, position in ((in_context, (), of_context, 0), (spans, (starts,), of_ends, 7)):
+        params = head.init(KEY, x, mask, *more)
+        slopes = [
+            jax.grad(loss, argnums=2)(head.clone(dtype=dtype), params, x.astype(dtype))
+            for dtype in ("bfloat16", "float32")
+        ]
+        assert relative_error(*(slope[0, position] for slope in slopes)) < 0.02
+
+
+def test_in_bfloat16_a_mean_over_a_row_is_rounded_once():
+    """Of 301 tokens, which is no bfloat16 number: with sum and count rounded it was off by another rounding."""
+    D = 64
+    x = (1 + jax.random.uniform(KEY, (1, 320, D))).astype(jnp.bfloat16)
+    mask = (jnp.arange(320) < 301)[None].astype(jnp.int32)
+    head = TransformedHead(D, 2, "mean", lambda x: x, 1e-5, Normal(), "bfloat16")
+    params = head.init(KEY, x, mask)
+    mean_D = np.asarray(x[0, :301], np.float64).mean(0)
+    _, found = head.apply(params, x, mask, capture_intermediates=lambda module, _: module.name == "transform")
+    (transformed,) = found["intermediates"]["transform"]["__call__"]
+    expected = jnp.asarray(mean_D[None], jnp.bfloat16) @ params["params"]["transform"]["kernel"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(transformed, expected)
