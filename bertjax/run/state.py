@@ -138,8 +138,8 @@ def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Star
     )
     params, note, model = start
     if params:
-        if experiment.counters.stream_seed(experiment.seed, model) != experiment.seed:
-            note += "; order of rows, masks and dropout are drawn anew for this model"
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         fresh = ", ".join(name for name in names if name not in params)
         yield f"parameters from {experiment.init}; freshly initialised: {fresh or 'none'}{note}"
+        if experiment.counters.stream_seed(experiment.seed, model) != experiment.seed:
+            yield "order of rows, masks and dropout are drawn anew for this model, not as in the run that trained it"
