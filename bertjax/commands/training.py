@@ -45,6 +45,11 @@ def add(commands: Any) -> None:
     takes_json(evaluate)
 
     scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
+    _add_task(scored)
+    _add_squad(scored)
+
+
+def _add_task(scored: Any) -> None:
     of_task = command(scored, "task", _evaluate_task, "evaluate a fine-tuned model on a labelled split",
                        "bertjax evaluate task ax --model runs/mnli/best --data glue/")  # fmt: skip
     of_task.add_argument("name", metavar="TASK", help="the name of a task, such as sst2 or wnut17")
@@ -74,6 +79,9 @@ def add(commands: Any) -> None:
     own.add_argument("--tags", choices=("entities", "words"), default="",
                      help="whether tags are entities or of words (default: as their names tell)")  # fmt: skip
     takes_json(of_task)
+
+
+def _add_squad(scored: Any) -> None:
     squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
                      "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
     squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with gold answers")
