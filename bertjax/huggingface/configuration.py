@@ -245,6 +245,7 @@ def _set_labels(config: dict[str, Any], heads: Mapping[str, nn.Module], labels: 
         labels = labels or tuple(f"LABEL_{number}" for number in range(counts[0]))
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
+        config |= {"num_labels": counts[0]} if "num_labels" in config else {}
 
 
 def _set_dropout(family: Family, encoder: Any, config: dict[str, Any], heads: Mapping[str, nn.Module]) -> None:
