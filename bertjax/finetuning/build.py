@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 from bertjax.checkpoints.export import architecture_of
 from bertjax.checkpoints.trained import Model
 from bertjax.description import to_json
+from bertjax.finetuning.labels import NEW
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.huggingface.heads import TaskHead, task_head
 from bertjax.inference.template_of import is_cls_last
@@ -30,13 +31,6 @@ _SCORES: Mapping[str, tuple[str, Score]] = {
 """By the kind of a task: its head among published.TASKS, and the function that computes loss and metrics."""
 
 
-_PROBLEMS: Mapping[str, ProblemType] = {
-    "classify": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regress": "regression",
-}
-
-
 class Built(NamedTuple):
     """A model with the head of a task, its objective, and the config that is exported with its parameters."""
 
@@ -54,10 +48,13 @@ def build(tuning: FineTuning, source: Model) -> Built:
     name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
     head = _head(tuning, source, encoder, name)
     labels = task.labels if task.kind in ("classify", "multilabel", "tag") else ()
-    model = Published(encoder, ((name, head.module),), cls_last, labels, _PROBLEMS.get(task.kind, ""))
+    # Defaults are left out, so that a folder of an earlier version, which had no other problems, resumes.
+    problem: ProblemType = "multi_label_classification" if task.kind == "multilabel" else ""
+    model = Published(encoder, ((name, head.module),), cls_last, labels, problem)
     inherited: Rules = ((r".*", True),)
     theirs = getattr(source.objective, "heads", {}).get(name)
-    if theirs is not None and (recipe.unit_range or not _same_classes(source.objective, theirs, head.module, labels)):
+    fresh = recipe.unit_range or tuning.labels == NEW
+    if theirs is not None and (fresh or not _same_classes(source.objective, theirs, head.module, labels)):
         inherited = ((r"^head/\w+/classifier/", False), *inherited)
     if recipe.renewed:
         inherited = ((r"^head/\w+/pooler/", False), *inherited)

@@ -147,6 +147,18 @@ def test_the_best_model_is_served_and_written_with_its_labels(tuning, finished, 
                    for labels in (("no", "yes"), ("yes", "no")))  # fmt: skip
     assert same.remap_params(back.params)["head"]["classify"].keys() == {"pooler", "classifier"}
     assert other.remap_params(back.params)["head"]["classify"].keys() == {"pooler"}
+    new = build(dataclasses.replace(tuning, labels=("new",)), back).objective
+    assert new.remap_params(back.params)["head"]["classify"].keys() == {"pooler"}
+
+
+def test_a_folder_of_an_earlier_version_is_resumed(tuning, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run/seed-1/experiment.json"
+    described = json.loads(path.read_text())
+    del described["counters"], described["objective"]["model"]["problem_type"]
+    described["objective"]["model"]["type"] = "bertjax.published.Published"
+    path.write_text(json.dumps(described))
+    assert finetune(tuning, tmp_path / "run") == finished[1]
 
 
 def test_seeds_share_data_and_programs_and_each_is_as_if_trained_alone(tuning, finished, tmp_path, monkeypatch):
@@ -400,6 +412,8 @@ def test_a_number_and_one_label_are_written_as_such(tuning, init, tmp_path, of_o
     source, tokens = load(init), np.zeros((1, 1), np.int32)
     if of_others:
         save_hf(source, tmp_path / "others")
+        config = json.loads((tmp_path / "others/config.json").read_text()) | {"num_labels": 2}  # of old folders
+        (tmp_path / "others/config.json").write_text(json.dumps(config))
         source = load(tmp_path / "others")
     for kind, labels, problem in (("regress", (), "regression"), ("classify", ("no", "yes"), None),
                                   ("multilabel", ("x",), "multi_label_classification")):  # fmt: skip
