@@ -203,7 +203,8 @@ def fit(
             progress.say(line)
         if start.params:
             save(state)  # so that a resumed run does not read `init`, which may have changed
-        logger = MetricLogger(experiment, workdir, int(state.step), progress)
+        with raising_on_all():  # only the coordinator writes metrics
+            logger = MetricLogger(experiment, workdir, int(state.step), progress)
         profile = resources.enter_context(closing(Profile(workdir, run.profile, progress)))
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))

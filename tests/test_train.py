@@ -3,7 +3,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -424,6 +426,25 @@ def test_resuming_with_another_corpus_is_refused(experiment, tokenizer, tmp_path
     folders[0].rename(tmp_path / "moved")
     moved = dataclasses.replace(runs[0], phases=(Phase(4, 8, NextSentencePairs(str(tmp_path / "moved"), 16)),))
     assert int(fit(moved, tmp_path / "run", make_step=made_once).step) == 4
+
+
+def test_a_writer_that_the_coordinator_lacks_is_an_error_on_all_processes(short, tmp_path, monkeypatch):
+    raised = []
+
+    @contextmanager
+    def raising(raising_on_all=train.raising_on_all):
+        try:
+            with raising_on_all():
+                yield
+        except InputError as error:
+            raised.append(str(error))
+            raise
+
+    monkeypatch.setattr(train, "raising_on_all", raising)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(InputError, match="needs the extra"):
+        fit(dataclasses.replace(short, run=Run(tensorboard=True)), tmp_path / "run", make_step=made_once)
+    assert len(raised) == 1
 
 
 def test_training_works_outside_the_main_thread(short, tmp_path):
