@@ -206,6 +206,8 @@ def _read_transformer(folder: Path, encoder: Any) -> tuple[int, bool]:
     for kind, known in _LOADING.items():
         key = _FORMER_LOADING[kind] if _FORMER_LOADING[kind] in config else f"{kind}_kwargs"
         given = config.pop(key, None) or {}
+        if not isinstance(given, dict):
+            raise InputError(f"{folder / name}: {key}={given!r} are not arguments by name")
         for each in given.keys() - known - {"trust_remote_code"}:
             raise InputError(f"{folder / name}: {key} has {each}={given[each]!r}, which is not supported")
         loading |= given
@@ -215,7 +217,10 @@ def _read_transformer(folder: Path, encoder: Any) -> tuple[int, bool]:
     # An explicit length is taken as it is, even beyond the positions; that of the tokenizer is not.
     length = loading.get("model_max_length", config.get("max_seq_length"))
     if length is None:
-        length = min(_optional(folder, _TOKENIZER).get("model_max_length") or 2**31, encoder.max_length or 2**31)
+        stated = _optional(folder, _TOKENIZER).get("model_max_length") or 2**31
+        if not isinstance(stated, int | float):
+            raise InputError(f"{folder / _TOKENIZER}: model_max_length={stated!r} is not a number of tokens")
+        length = min(stated, encoder.max_length or 2**31)
         length = 0 if length >= 2**31 else length
     if type(length) is not int or length < 0:
         raise InputError(f"{folder / name}: max_seq_length={length!r} is not a number of tokens")
@@ -236,7 +241,11 @@ def _read_pooling(folder: Path, module: _Module) -> tuple[tuple[Pooling, ...], b
     include_prompt = config.pop("include_prompt", True)
     for key, value in config.items():
         raise InputError(f"{path}: {key}={value!r} is not supported")
-    if not isinstance(modes, list) or not modes or not all(mode in _POOLING for mode in modes):
+    if (
+        not isinstance(modes, list)
+        or not modes
+        or not all(isinstance(mode, str) and mode in _POOLING for mode in modes)
+    ):
         raise InputError(f"{path}: pooling_mode={modes!r} is not supported, only {', '.join(_POOLING)}")
     return tuple(_POOLING[mode] for mode in modes), bool(include_prompt)
 
@@ -325,7 +334,7 @@ def _read_prompts(folder: Path, settings: Mapping[str, Any]) -> tuple[tuple[tupl
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"{folder / SETTINGS}: prompts={prompts!r} are not texts by name")
-    if default and default not in prompts:
+    if default and (not isinstance(default, str) or default not in prompts):
         raise InputError(f"{folder / SETTINGS}: default_prompt_name={default!r} is none of {', '.join(prompts) or 'no'}"
                          " prompts")  # fmt: skip
     return tuple((name, text or "") for name, text in prompts.items()), str(default)
