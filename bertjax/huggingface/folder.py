@@ -67,12 +67,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json. Raises InputError if it is missing or not a JSON object."""
     if not (folder / CONFIG).exists() and (described := _not_read(folder)):
         raise InputError(described)
-    return _read_json(_inside(folder, CONFIG))
+    return _read_json(file_inside(folder, CONFIG))
 
 
 def read_json(folder: Path, name: str, kind: type[Parsed]) -> Parsed:
     """Read a JSON file of a folder. Raises InputError if it is missing, broken or of another kind."""
-    path = _inside(folder, name)
+    path = file_inside(folder, name)
     found = _parse_json(_read_text(path), f"{path}")
     if not isinstance(found, kind):
         raise InputError(f"{path} is not a JSON {'object' if kind is dict else 'list'}")
@@ -93,7 +93,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     Raises InputError for broken or hostile files, for shards outside the folder, and where there are only pickles.
     """
     if (folder / WEIGHTS).exists():
-        return _read_header(_inside(folder, WEIGHTS))
+        return _read_header(file_inside(folder, WEIGHTS))
     if (folder / INDEX).exists():
         return _read_shards(folder)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -128,7 +128,7 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.
     )
 
 
-def _inside(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
     """Return the path of a plain file of the folder, by a name without a path.
 
     Links may lead to the blobs beside the snapshots of a Hugging Face cache, and nowhere else outside; the
@@ -184,7 +184,7 @@ def _parse_json(content: bytes, what: str) -> Any:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = _inside(folder, INDEX)
+    index = file_inside(folder, INDEX)
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index} has no `weight_map` from tensors to files")
@@ -192,7 +192,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     for shard in sorted(set(weight_map.values())):
         if not shard.endswith(".safetensors"):
             raise InputError(f"{index} names {shard!r}: only .safetensors files are read")
-        for name, tensor in _read_header(_inside(folder, shard)).items():
+        for name, tensor in _read_header(file_inside(folder, shard)).items():
             if name in tensors:
                 raise InputError(f"{name} is in {tensors[name].file.name} and in {shard}: each tensor once")
             tensors[name] = tensor

@@ -13,8 +13,9 @@ from tokenizers import processors
 
 from bertjax.data.templates import Template, templates_for
 from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
+from bertjax.data.tokenizer_classes import ADDED, CONFIG, GENERAL, JSON, MAP, NO_SEGMENTS, SEGMENTS
 from bertjax.errors import InputError
+from bertjax.huggingface.folder import file_inside
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.unigram import differs, tokenizer_json
 
@@ -25,10 +26,14 @@ _ROLES = ("pad", "unk", "cls", "sep", "mask")
 def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer | None:
     """Read the tokenizer, None where the folder has none.
 
-    Raises InputError where it has more ids than the model has rows; fewer are padding of the table.
+    Raises InputError where it has more ids than the model has rows; fewer are padding of the table; and for links to
+    files outside the folder, as for its weights.
     """
     if not any(folder.glob("*.model")) and not any((folder / name).is_file() for name in _FILES):
         return None
+    for path in (*folder.glob("*.model"), *(folder / name for name in (*_FILES, "merges.txt", CONFIG, MAP, ADDED))):
+        if path.is_symlink():
+            file_inside(folder, path.name)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocabulary.size > V:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocabulary.size} ids, vocab_size is only {V}")

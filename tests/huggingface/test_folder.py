@@ -308,5 +308,14 @@ def test_links_lead_to_the_blobs_of_a_cache_and_nowhere_else(folder, tmp_path):
     refused(folder, "is a link to .*blobs.*, outside the folder")
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "spiece.model"])
+def test_a_tokenizer_is_no_link_to_a_file_outside(name, folder, tmp_path):
+    (tmp_path / "outside").write_text("{}")
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "outside")
+    refused(folder, rf"{name} is a link to .*outside, outside the folder")
+
+
 def test_a_part_of_a_folder(folder):
     refused(f"{folder}:generator", "has no part 'generator', only 'encoder'")
