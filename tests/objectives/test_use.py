@@ -170,15 +170,20 @@ def test_training_warm_starts_from_a_whole_model_or_either_part(recipes, trained
 @pytest.mark.parametrize(
     ("change", "source", "message"),
     [
-        ({}, ":generator", "no parameter that this experiment has"),
-        ({"F": 48}, "", r"shape \(.*\), this experiment"),
-        ({"sharing": DisentangledEmbeddings()}, "", "shares embeddings in another way"),
-        ({}, "x", "there is no folder .*x"),
+        (lambda electra: electra, ":generator", "no parameter that this experiment has"),
+        (lambda electra: replace_fields(electra, F=48), "", r"shape \(.*\), this experiment"),
+        (
+            lambda electra: dataclasses.replace(electra, sharing=DisentangledEmbeddings()),
+            "",
+            "shares embeddings in another way",
+        ),
+        (lambda electra: electra, "x", "there is no folder .*x"),
     ],
+    ids=["part", "shape", "sharing", "folder"],
 )
 def test_a_start_that_does_not_fit_is_refused(change, source, message, recipes, trained, tmp_path):
     electra = recipes["electra"]
-    objective = replace_fields(electra.objective, **change)
+    objective = change(electra.objective)
     begun = dataclasses.replace(electra, objective=objective, init=f"{trained['electra']}{source}")
     with pytest.raises(InputError, match=message):
         fit(begun, tmp_path / "run")
