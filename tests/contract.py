@@ -280,7 +280,7 @@ def some_numbers(rng, batch):
 
 
 def some_labels(rng, batch):
-    return {"labels": rng.integers(0, 2, (B, 3)).astype(np.float32)}
+    return {"labels": rng.integers(0, 2, (rows_of(batch), 3)).astype(np.float32)}
 
 
 def some_tags(rng, batch):

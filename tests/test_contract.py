@@ -252,8 +252,8 @@ def relative_errors(gradient, expected):
 def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_float32(case):
     """In long rows, within 4%: what many elements read or write is summed in float32.
 
-    All pairs have one label, since the gradients of two labels cancel at random initialisation; so do those of two
-    options of a question, which are left out. Samples are those of noise alone, the same in both dtypes.
+    All pairs, numbers and several labels of a text are 1, since gradients of unlike labels cancel at random
+    initialisation; so do those of two options of a question, which are left out. Samples are those of noise alone.
     """
     objective = replace_fields(without_dropout(case.objective), positions=LONG + 8)
     if hasattr(objective, "generator"):
@@ -261,7 +261,9 @@ def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_flo
     batch = case.row.batch(rows=2, length=LONG)
     if batch["tokens"].ndim == 3:
         return
-    batch |= {name: jnp.ones_like(batch[name]) for name in ("pair", "answerable") if name in batch}
+    binary = {name: array for name, array in batch.items() if name in ("pair", "answerable")}
+    binary |= {name: array for name, array in batch.items() if name == "labels" and array.dtype == jnp.float32}
+    batch |= {name: jnp.ones_like(array) for name, array in binary.items()}
     params = jax.jit(objective.init)(KEY, batch)
     both = objective, replace_fields(objective, dtype="bfloat16")
 

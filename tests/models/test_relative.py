@@ -226,22 +226,21 @@ def tpu(topology):
 XLNET = ["windows=2", "memory=256", "batch_size=4", "objective.encoder.N=2", "dtype=bfloat16"]
 DEBERTA = ["batch_size=4", "dtype=bfloat16"]
 STEPS = {
-    "xlnet": ("xlnet", XLNET),
     "xlnet, dots": ("xlnet", [*XLNET, "objective.encoder.remat=dots"]),
     "deberta v1": ("deberta", [*DEBERTA, "size=v1-base", "objective.encoder.N=2"]),
     "deberta v3": (
         "deberta",
         [
-            *DEBERTA, "size=v3-base", "objective.generator.N=1", "objective.discriminator.N=2",
+            *DEBERTA, "size=v3-base", "objective.generator.N=1", "objective.discriminator.N=1",
             "objective.discriminator.convolution=3", "objective.discriminator.remat=dots",
         ],
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(  # each step once; both models on both generations
+@pytest.mark.parametrize(  # each step once, on one of the two generations
     ("name", "topology"),
-    [("xlnet", "v3:2x2"), ("xlnet, dots", "v5e:2x2"), ("deberta v1", "v3:2x2"), ("deberta v3", "v5e:2x2")],
+    [("xlnet, dots", "v5e:2x2"), ("deberta v1", "v3:2x2"), ("deberta v3", "v5e:2x2")],
 )
 def test_the_step_compiles_for_a_tpu_without_a_gather_over_pairs_of_positions(name, topology):
     """What is gathered are rows of tables and of states, and elements of windows."""
