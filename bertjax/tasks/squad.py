@@ -8,6 +8,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,8 +153,14 @@ def _f1(gold: Gold, id: str, prediction: str | None) -> float:
 
 
 def _means(name: str, ids: Sequence[str], exact: Mapping[str, float], f1: Mapping[str, float]) -> dict[str, float]:
-    """Return means in the order of the data, as the scripts compute them, equal to the last digit."""
-    means = {key: 100.0 * sum(scores[id] for id in ids) / len(ids) for key, scores in (("exact", exact), ("f1", f1))}
+    """Return means in the order of the data, as the scripts compute them, equal to the last digit.
+
+    Scores are added one after another, as `sum` did until Python 3.11; since 3.12 it carries the rounding errors along.
+    """
+    means = {
+        key: 100.0 * reduce(add, (scores[id] for id in ids)) / len(ids)
+        for key, scores in (("exact", exact), ("f1", f1))
+    }
     return {f"{name}{key}": value for key, value in {**means, "total": len(ids)}.items()}
 
 
