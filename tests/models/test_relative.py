@@ -161,6 +161,24 @@ def test_bfloat16_loses_little_in_either_form():
         assert jnp.sqrt(jnp.square(found - exact).mean()) < limit, limit
 
 
+def test_in_bfloat16_the_gradient_of_a_distance_is_summed_over_blocks_in_float32():
+    """Of 32 blocks of queries: 0.0004 from float32 at far distances, where it was 0.016 when summed in bfloat16."""
+    rng, L = np.random.default_rng(0), 2048
+    q, weight = (jnp.asarray(rng.uniform(1, 1.5, shape), jnp.float32) for shape in ((1, L, 1, 8), (1, 1, L, L)))
+    table = jnp.asarray(rng.normal(size=(512, 1, 8)), jnp.float32)
+
+    @partial(jax.jit, static_argnums=0)
+    def gradient(dtype):
+        def score(table):
+            return (shifted_scores(q.astype(dtype), table, DistanceRows(256, 512), 0, None) * weight).sum()
+
+        return jax.grad(score)(table)
+
+    exact, found = gradient(jnp.float32), gradient(jnp.bfloat16)
+    error = np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
+    assert error.max() < 0.003
+
+
 def test_rotated_scores_take_queries_at_any_positions():
     q, kernel, function, sign = made(4, 0, None, (1, -1))
     positions = np.array([[8, 0, 3, 3], [1, 2, 9, 5]])

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -247,6 +248,26 @@ def test_remat_changes_no_gradient(remat):
         strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()) + 1e-6)
+
+
+def test_in_bfloat16_the_gradient_of_the_mask_embedding_is_summed_over_targets_in_float32():
+    """Of 1,024 targets: 0.002 from float32, where it was 0.035 when summed in bfloat16."""
+    tokens = np.random.default_rng(0).integers(5, 60, (2, 512), np.int32)
+    ranks = np.tile(np.arange(512, dtype=np.int32), (2, 1))
+    inputs = {"mask_BL": np.ones_like(tokens), "ranks_BL": ranks, "targets_BP": ranks, "method": "streams"}
+    weight_D = jnp.arange(32) / 32
+
+    @partial(jax.jit, static_argnums=0)
+    def gradient(encoder, params):
+        def score(params):
+            return (encoder.apply(params, tokens, **inputs).query_BPD.astype(jnp.float32) @ weight_D).sum()
+
+        return jax.grad(score)(params)["params"]["mask_embedding"]
+
+    encoder = small_xlnet(D=32, N=1, dropout=0.0)
+    params = jax.jit(partial(encoder.init, **inputs))(jax.random.key(0), tokens)
+    exact, found = gradient(encoder, params), gradient(dataclasses.replace(encoder, dtype="bfloat16"), params)
+    assert np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.01
 
 
 def test_bfloat16_stays_near_float32():
