@@ -545,6 +545,20 @@ def test_a_model_without_tokenizer_refuses_texts(tmp_path):
         next(fill_mask(model, ["the [MASK]"]))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_written_folder_keeps_the_padding_side_and_is_as_long_as_the_model(side, tmp_path):
+    stated = {"tokenizer_class": "BertTokenizer", "padding_side": side, "model_max_length": 512}
+    (tmp_path / "mine").mkdir()
+    for name, content in (wordpiece_files() | {"tokenizer_config.json": json.dumps(stated).encode()}).items():
+        (tmp_path / "mine" / name).write_bytes(content)
+    mine = load_tokenizer(tmp_path / "mine")
+    encoder = Encoder(V=mine.vocabulary.size, D=8, N=1, H=2, F=12, positions=34)
+    masking = Masking(mine.vocabulary.mask, (0, mine.vocabulary.size))
+    save_hf(own_model(MaskedLM(encoder, masking), mine), tmp_path / "theirs")
+    written = json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())
+    assert (written["padding_side"], written["model_max_length"]) == (side, 34)
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_the_tokenizer_of_a_written_folder_is_the_same(kind, tokenizer, tmp_path):
     mine = tokenizer if kind == "wordpiece" else with_spaces_in_pieces(kind)
