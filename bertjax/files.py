@@ -1,0 +1,206 @@
+"""Open files of folders that others made, and write our own files: a link in a folder leads to no other place.
+
+A folder that the user names may be a link itself. Within it a link is followed where it stays in the folder, or leads
+to the blobs beside the snapshots of a Hugging Face cache, and nowhere else. Only regular files are opened: a FIFO would
+wait for ever, a device may act. What is written is first a new file of another name, so that neither a link nor a
+reader ever sees half of it.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+from bertjax.errors import InputError
+
+LARGEST_TEXT = 2**24
+"""Bytes of a description, a config, an index or a header; real ones have a few hundred thousand."""
+
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MODE = 0o666  # less what the user's umask takes away
+
+
+def real_path(home: Path, name: str | Path) -> Path:
+    """Return where a file or folder of `home` is. Raises InputError where it is missing or a link leads it outside."""
+    return Path(*_located(home, name))
+
+
+def open_inside(home: Path, name: str | Path, most: int | None = None) -> BinaryIO:
+    """Open a file of a folder for reading; `name` is its path below `home`.
+
+    Raises InputError where it is missing, a link leads it outside, it is not a regular file, or has over `most` bytes.
+    """
+    path = home / name
+    base, *parts = _located(home, name)
+    if not parts:
+        raise InputError(f"{path} is a folder: a file is needed there")
+    folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:  # none of them is a link, unless somebody changes the folder at this moment
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _SAFE, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return _opened(path, parts[-1], most, folder)
+    finally:
+        os.close(folder)
+
+
+def read_inside(home: Path, name: str | Path, most: int = LARGEST_TEXT) -> bytes:
+    """Read a file of a folder, of at most `most` bytes. Raises InputError as `open_inside`."""
+    with open_inside(home, name, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # it grew, or its system states no size
+        raise _too_large(home / name, len(content), most)
+    return content
+
+
+def open_given(path: Path, most: int | None = None) -> BinaryIO:
+    """Open a file that the user names, links included. Raises InputError unless it is a regular file, as above."""
+    real = path.resolve()
+    return open_inside(real.parent, real.name, most)
+
+
+def files_below(home: Path, pattern: str = "*") -> list[Path]:
+    """List the regular files below a folder, sorted. Raises InputError where a link leads one of them outside."""
+    found = sorted(path for path in home.rglob(pattern) if path.is_file())
+    for path in found:
+        if path.is_symlink():
+            real_path(home, path.relative_to(home))
+    return found
+
+
+def check_tree(home: Path, name: str | Path = "") -> None:
+    """Check a folder below `home` before a library opens it by its name: regular files and folders, no link outside.
+
+    Raises InputError for anything else.
+    """
+    top = real_path(home, name)
+    for folder, folders, files in os.walk(top):
+        for each in (*folders, *files):
+            path = Path(folder, each)
+            linked = path.is_symlink()
+            mode = (real_path(home, Path(name) / path.relative_to(top)) if linked else path).lstat().st_mode
+            if not stat.S_ISREG(mode) and (linked or not stat.S_ISDIR(mode)):
+                raise _not_plain(path)
+
+
+def make_folder(home: Path, name: str | Path) -> Path:
+    """Create a folder below `home`, and those between, unless they exist. Raises InputError where one is a link."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home
+    for part in Path(name).parts:
+        path = path / part
+        if path.is_symlink():
+            raise InputError(f"{path} is a link to {os.readlink(path)}: replace it by a folder, or choose another")
+        path.mkdir(exist_ok=True)
+    return path
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file, as `writing`."""
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that becomes `path` when the block ends; after an error there is what was there before.
+
+    It replaces a link, and does not follow it.
+    """
+    partial = _partial(path)
+    try:
+        with _created(partial) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def written_by_name(path: Path) -> Iterator[Path]:
+    """Yield a new name, for a library that writes a file by its name; the file becomes `path`, as with `writing`."""
+    partial = _partial(path)
+    try:
+        with _created(partial) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        yield partial
+        with os.fdopen(os.open(partial, os.O_RDONLY | _SAFE), "rb") as file:
+            os.fchmod(file.fileno(), mode)  # some libraries write it for its owner alone
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def open_append(path: Path) -> TextIO:
+    """Open a text file of our own to append lines, created if need be; it can be read too.
+
+    Raises InputError for a link, a second name of another file, and anything but a regular file.
+    """
+    if path.is_symlink():
+        raise InputError(f"{path} is a link to {os.readlink(path)}: delete it; a run writes into its own folder alone")
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, _MODE)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _not_plain(path)
+    return cast(TextIO, os.fdopen(descriptor, "a+", buffering=1, encoding="utf-8"))
+
+
+def _located(home: Path, name: str | Path) -> tuple[str, ...]:
+    """Return the real folder that is opened, and the components of the real path below it."""
+    path, base = home / name, home.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL in the name
+        raise InputError(f"{str(path)!r} cannot be opened: {error}") from error
+    if not os.path.lexists(real):
+        raise InputError(f"{path} is missing")
+    for allowed in (base, *_blobs(base)):
+        if real == allowed or allowed in real.parents:
+            return (str(allowed), *real.relative_to(allowed).parts)
+    raise InputError(f"{path} is a link to {real}, outside the folder: copy the file there instead")
+
+
+def _blobs(home: Path) -> tuple[Path, ...]:
+    """Return the folder of the blobs, to which a Hugging Face cache links, if a folder is in a snapshot of one."""
+    snapshot = next((each for each in (home, *home.parents) if each.parent.name == "snapshots"), None)
+    return () if snapshot is None else (snapshot.parent.parent / "blobs",)
+
+
+def _opened(path: Path, name: str, most: int | None, folder: int) -> BinaryIO:
+    """Open a file by its name in a folder that is open; `path` names it in errors."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        raise _not_plain(path)  # not even opened
+    descriptor = os.open(name, os.O_RDONLY | _SAFE, dir_fd=folder)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or (most is not None and found.st_size > most):
+        os.close(descriptor)
+        raise _too_large(path, found.st_size, most or 0) if stat.S_ISREG(found.st_mode) else _not_plain(path)
+    return cast(BinaryIO, os.fdopen(descriptor, "rb"))
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _created(path: Path) -> BinaryIO:
+    """Create a file; what a killed process left under its name, or a link of that name, is deleted before."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, _MODE)
+    return cast(BinaryIO, os.fdopen(descriptor, "wb"))
+
+
+def _not_plain(path: Path) -> InputError:
+    return InputError(f"{path} is not a plain file of one name: delete it, or copy its content into a new file")
+
+
+def _too_large(path: Path, size: int, most: int) -> InputError:
+    return InputError(f"{path} has {size:,} bytes: no real one is over {most:,}")
