@@ -386,16 +386,19 @@ def look(state, step, code=None, hosts=1):
 
 
 def test_restarts_are_granted_only_for_progress(monkeypatch):
-    crashes = [look("ended", step, code=1) for step in (10, 20, 30)]
+    crashes = [look("ended", step, code=70) for step in (10, 20, 30)]
     script = Script(monkeypatch, [ABSENT, *crashes, look("ended", 40, code=0)])
     assert script.watch() == 0 and script.done == ["install", "run", *["stop", "install", "run"] * 3]
-    script = Script(monkeypatch, [ABSENT, look("running", 5), *[look("ended", 5, code=1)] * 9])
+    script = Script(monkeypatch, [ABSENT, look("running", 5), *[look("ended", 5, code=70)] * 9])
     assert script.watch() == 1 and script.done.count("run") == 3
 
 
-def test_a_mistake_is_not_tried_again(monkeypatch, capsys):
+def test_a_mistake_and_a_diverged_run_are_not_tried_again(monkeypatch, capsys):
+    script = Script(monkeypatch, [ABSENT, look("ended", 9, code=1)])
+    assert script.watch() == 1 and script.done == ["install", "run"] and "diverged" in capsys.readouterr().out
     script = Script(monkeypatch, [ABSENT, look("ended", -1, code=2)])
-    assert script.watch() == 2 and script.done == ["install", "run"] and "a mistake to fix" in capsys.readouterr().out
+    assert script.watch() == 2 and script.done == ["install", "run"]
+    assert "a mistake in the command" in capsys.readouterr().out
 
 
 def test_exit_code_2_is_a_mistake_only_if_no_host_failed_otherwise(monkeypatch):
@@ -404,9 +407,9 @@ def test_exit_code_2_is_a_mistake_only_if_no_host_failed_otherwise(monkeypatch):
     def verdict(*codes):
         return judge([each for code in codes for each in look("running" if code is None else "ended", 3, code, 2)])
 
-    assert verdict(2, 2) == verdict(2, 0) == "mistake" and verdict(0, 0) == "done"
+    assert verdict(2, 2) == verdict(2, 0) == verdict(1, 1) == "final" and verdict(0, 0) == "done"
     assert verdict(2, None) == judge(look("ended", 3, 2, 2) + look("starting", -1, None, 2)) == "running"
-    assert verdict(2, 75) == verdict(2, 134) == verdict(None, 75) == verdict(75, 75) == "broken"
+    assert verdict(2, 75) == verdict(2, 134) == verdict(None, 75) == verdict(75, 75) == verdict(143, 130) == "broken"
     assert judge(look("ended", 3, 2, 2) + look("lost", 3, None, 2)) == "broken"
     assert judge(look("ended", 3, 0, 2) + look("ended", 3, None, 2)) == "broken"
 

@@ -8,16 +8,21 @@ It is stateless: it checks the slice and does the missing steps, so it can be st
 """
 
 import argparse
+import runpy
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import slices
 from slices import CloudError, Target
 
 WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DELETING", "SUSPENDING")
-MISTAKE = 2  # bertjax's exit code for mistakes that the user must fix
+EXITS = runpy.run_path(str(Path(__file__).parents[1] / "bertjax/exits.py"))
+MISTAKE, DONE = EXITS["MISTAKE"], EXITS["DONE"]
+FINAL = {code for code, ending in EXITS["EXITS"].items() if not ending.again}
+"""Exit codes of runs that are not restarted: they are done, or would end in the same way again."""
 
 
 @dataclass(frozen=True)
@@ -159,27 +164,33 @@ def attend(target: Target, run: Callable[[], None], course: Course, patience: Pa
         say(f"not all workers answered, {course.unanswered} times: deleting the slice to create a new one")
         slices.delete(target)
         course.restarted()
-    if verdict == "mistake":
-        say(f"exit code {MISTAKE}, a mistake to fix: see slices.py logs {target.name} --zone {target.zone}")
-    return {"done": 0, "mistake": MISTAKE}.get(verdict)
+    return final_code(target, statuses) if verdict in ("done", "final") else None
+
+
+def final_code(target: Target, statuses: Sequence[dict]) -> int:
+    """Return the exit code of a run that has ended for good, and say what it means."""
+    code = int(max(each["code"] for each in statuses))
+    if code != DONE:
+        say(f"exit code {code}, {EXITS['EXITS'][code].meaning}: see slices.py logs {target.name} --zone {target.zone}")
+    return code
 
 
 def judge(statuses: Sequence[dict]) -> str:
-    """Judge a run by the statuses of its workers: unanswered, absent, running, done, mistake or broken.
+    """Judge a run by the statuses of its workers: unanswered, absent, running, done, final or broken.
 
-    The number of workers is in the statuses of those that have a run. Exit code 2 is a mistake only if no worker ended
-    in another way: workers that lose another one end with other codes.
+    The number of workers is in the statuses of those that have a run. An exit code of `FINAL` is final only if no
+    worker ended in another way: workers that lose another one end with other codes.
     """
     count = max([1, *(each.get("hosts", 1) for each in statuses)])
     states = {each.get("state", "absent") for each in statuses}
     codes = {each.get("code") for each in statuses if each.get("state") == "ended"}
     if len(statuses) < count:
         return "unanswered"
-    if states == {"ended"} and codes <= {0, MISTAKE}:
-        return "mistake" if MISTAKE in codes else "done"
+    if states == {"ended"} and codes <= FINAL:
+        return "done" if codes == {DONE} else "final"
     if states == {"absent"}:
         return "absent"
-    if states <= {"starting", "running", "ended"} and codes <= {0, MISTAKE}:  # the others end soon
+    if states <= {"starting", "running", "ended"} and codes <= FINAL:  # the others end soon
         return "running"
     return "broken"
 

@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bertjax import exits
 from bertjax.commands.arguments import command, print_result, takes_experiment, takes_json
 from bertjax.errors import InputError
-
-NOT_FITTING = 3
-"""The exit code of a plan for devices with too little memory."""
 
 
 def add(commands: Any) -> None:
@@ -96,7 +94,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(json.dumps(planned))
     else:
         print("\n".join(searched(planned, on) if options.search else explained(planned, on)))
-    options.exit_code = 0 if planned["fits"] else NOT_FITTING
+    options.exit_code = exits.DONE if planned["fits"] else exits.NOT_FITTING
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -105,4 +103,4 @@ def _doctor(options: argparse.Namespace) -> None:
     facts = collect(options.workdir, seconds=options.seconds)
     findings = diagnose(facts)
     print(json.dumps(as_json(facts, findings)) if options.json else report(facts, findings), end="\n" * options.json)
-    options.exit_code = 2 if any(finding.stops for finding in findings) else 0
+    options.exit_code = exits.MISTAKE if any(finding.stops for finding in findings) else exits.DONE

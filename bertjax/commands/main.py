@@ -1,21 +1,20 @@
 """The command `bertjax`. Each of its commands is a function of the package.
 
-Errors that a user can fix are printed as one line, with exit code 2. Other exit codes: 1 a run diverged, 3 a plan does
-not fit its devices, 75 a process could not connect to the others of its run, 130 (Ctrl-C) or 143 (SIGTERM) a run was
-stopped after its checkpoint.
+Errors that a user can fix are printed as one line. The exit codes are in exits.py.
 """
 
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 
 import bertjax
+from bertjax import exits
 from bertjax.commands import machines, predicting, texts, training
-from bertjax.errors import InputError, PassingError
-
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: tpu/watch.py restarts such a run
+from bertjax.errors import ProcessFailed, exit_code_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,27 +23,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.own_process = arguments is None
     try:
         options.run(options)
-    except InputError as error:
-        print(f"bertjax: {error}", file=sys.stderr)
-        return TRY_AGAIN if isinstance(error, PassingError) else 2
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        print(f"bertjax: {error}", file=sys.stderr)
-        return 2
+        code = getattr(options, "exit_code", exits.DONE)
+    except BrokenPipeError as error:
+        code = _failed(error) if options.run in training.TRAIN else exits.DONE  # the reader of our results has closed
     except BrokenProcessPool:
-        print(
-            "bertjax: a worker process was killed (out of memory?): run it again with fewer --workers", file=sys.stderr
-        )
-        return 2
-    except FloatingPointError as error:
-        print(f"bertjax: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nbertjax: stopped", file=sys.stderr)
-        return 130
-    return getattr(options, "exit_code", 0)
+        _tell("bertjax: a worker process was killed (out of memory?): run it again with fewer --workers")
+        code = exits.MISTAKE
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 an unknown one has an exit code and a traceback
+        code = _failed(error)
+    _flush()
+    return code
+
+
+def _failed(error: BaseException) -> int:
+    """Tell of an error, in one line where a message is all that a user needs, and return its exit code."""
+    code = exit_code_of(error)
+    if isinstance(error, KeyboardInterrupt):
+        _tell("\nbertjax: stopped")
+    elif code == exits.FAILED and not isinstance(error, OSError | ProcessFailed):
+        _tell("".join(traceback.format_exception(error)).rstrip())
+    else:
+        _tell(f"bertjax: {error}")
+    return code
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads it: the exit code stays
+        print(text, file=sys.stderr)
+
+
+def _flush() -> None:
+    """Flush output, or drop it where nobody reads it, since Python would exit with 120 for what is left."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bertjax import exits
 from bertjax.commands.arguments import (
     command,
     positive,
@@ -16,7 +17,7 @@ from bertjax.commands.arguments import (
     tell,
     threshold,
 )
-from bertjax.errors import InputError
+from bertjax.errors import Diverged, InputError
 from bertjax.tasks.tags import SCHEMES
 
 
@@ -113,7 +114,7 @@ def _pretrain(options: argparse.Namespace) -> None:
         options.exit_code = 128 + stopped.signal
         return
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
+        raise Diverged(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
     progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
 
 
@@ -139,7 +140,11 @@ def _finetune(options: argparse.Namespace) -> None:
         return
     print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
     if len(summary["failed"]) == len(summary["seeds"]):
-        options.exit_code = 1
+        options.exit_code = exits.DIVERGED
+
+
+TRAIN = (_pretrain, _finetune)
+"""The commands that print no results while they run: output that nobody reads does not end them."""
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,0 +1,52 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bertjax import exits
+from bertjax.commands import main, training
+from bertjax.errors import InputError, PassingError, ProcessFailed
+
+
+def test_every_code_is_in_the_table_of_the_docs_and_in_that_of_the_watcher():
+    codes = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
+    names = [name for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)]
+    assert codes == exits.EXITS.keys() and len(codes) == len(names)
+    text = Path("docs/runs.md").read_text()
+    for code, ending in exits.EXITS.items():
+        assert f"| {code} | {ending.meaning} | {'yes' if ending.again else 'no'} |\n" in text
+    assert runpy.run_path("bertjax/exits.py")["EXITS"] == exits.EXITS
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("x"), 2),
+        (PassingError("x"), 75),
+        (FloatingPointError("x"), 1),
+        (ProcessFailed("x"), 70),
+        (ProcessFailed("x", 75), 75),
+        (FileNotFoundError(2, "no such file", "x"), 2),
+        (OSError(28, "no space left"), 70),
+        (BrokenPipeError(), 70),
+        (ConnectionResetError(), 70),
+        (ZeroDivisionError("x"), 70),
+        (KeyboardInterrupt(), 81),
+    ],
+)
+def test_a_run_that_raises_ends_with_the_code_of_the_error(error, code, monkeypatch, capsys):
+    def fails(options):
+        raise error
+
+    monkeypatch.setattr(training, "_pretrain", fails)
+    monkeypatch.setattr(training, "TRAIN", (fails,))
+    assert main.main(["pretrain", "bert", "--workdir", "x"]) == code
+    assert ("Traceback" in capsys.readouterr().err) == isinstance(error, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true"])
+def test_output_that_nobody_reads_changes_no_exit_code(where):
+    command = f"{sys.executable} -m bertjax pretrain nothing --workdir x {where}; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", command]).returncode == 2
