@@ -10,11 +10,10 @@ import json
 import os
 import re
 import socket
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertjax.errors import InputError, PassingError
+from bertjax.run.roll_call import roll_call
 from bertjax.run.workdir import differences
 
 _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
@@ -91,62 +91,6 @@ def _detect_cluster(timeout: int) -> tuple[str, int, int]:
     if address is None or count is None or index is None:
         return "", 1, 0
     return str(address), int(count), int(index)
-
-
-def roll_call(address: str, count: int, index: int, timeout: float) -> None:
-    """Wait until all processes have connected to process 0. Raises PassingError, on all that did, naming the others.
-
-    address: host:port, on which nothing listens yet.
-    """
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + timeout
-    problem = _call(host, int(port), index, deadline) if index else _answer_calls(int(port), count, deadline)
-    if problem:
-        raise PassingError(problem)
-
-
-def _answer_calls(port: int, count: int, deadline: float) -> str:
-    """Accept connections of all others; send them, and return, which processes are missing: "" where none is."""
-    called: dict[int, socket.socket] = {}
-    with socket.create_server(("", port), backlog=count) as server:
-        while len(called) < count - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            with suppress(TimeoutError):
-                connection, _ = server.accept()
-                connection.settimeout(5)
-                with suppress(OSError, ValueError):  # another program that connects to this port
-                    called[int(connection.recv(16))] = connection
-    missing = [str(number) for number in range(1, count) if number not in called]
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    answer = ""
-    if missing:
-        named = [f"{n} ({hosts[int(n)]})" if len(hosts) == count else n for n in missing]
-        which = "process" if len(named) == 1 else "processes"
-        answer = (
-            f"{which} {', '.join(named)} of {count} never connected: start the same command on every host, and check "
-            f"that they reach port {port} of process 0"
-        )
-    for connection in called.values():
-        with suppress(OSError), connection:
-            connection.sendall(answer.encode() or b"\n")
-    return answer
-
-
-def _call(host: str, port: int, index: int, deadline: float) -> str:
-    """Connect to process 0 until it answers; return its answer: which processes are missing, or ""."""
-    while (left := deadline + 5 - time.monotonic()) > 0:  # it answers last
-        try:
-            with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(str(index).encode())
-                answer = connection.recv(4096)
-                if answer:
-                    return answer.decode().strip()
-        except OSError:
-            pass
-        time.sleep(0.2)
-    return (
-        f"process 0 does not answer at {host}:{port}: start the same command there, and check that this host reaches it"
-    )
 
 
 def is_coordinator() -> bool:
