@@ -15,7 +15,7 @@ from typing import BinaryIO, TextIO, cast
 
 from bertjax.errors import InputError
 
-LARGEST_TEXT = 2**24
+LARGEST_TEXT = 2**22
 """Bytes of a description, a config, an index or a header; real ones have a few hundred thousand."""
 
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -49,17 +49,18 @@ def open_inside(home: Path, name: str | Path, most: int | None = None) -> Binary
 
 def read_inside(home: Path, name: str | Path, most: int = LARGEST_TEXT) -> bytes:
     """Read a file of a folder, of at most `most` bytes. Raises InputError as `open_inside`."""
-    with open_inside(home, name, most) as file:
-        content = file.read(most + 1)
-    if len(content) > most:  # it grew, or its system states no size
-        raise _too_large(home / name, len(content), most)
-    return content
+    return _content(open_inside(home, name, most), home / name, most)
 
 
 def open_given(path: Path, most: int | None = None) -> BinaryIO:
     """Open a file that the user names, links included. Raises InputError unless it is a regular file, as above."""
     real = path.resolve()
     return open_inside(real.parent, real.name, most)
+
+
+def read_given(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """Read a file that the user names, of at most `most` bytes. Raises InputError as `open_given`."""
+    return _content(open_given(path, most), path, most)
 
 
 def files_below(home: Path, pattern: str = "*") -> list[Path]:
@@ -185,6 +186,14 @@ def _opened(path: Path, name: str, most: int | None, folder: int) -> BinaryIO:
         os.close(descriptor)
         raise _too_large(path, found.st_size, most or 0) if stat.S_ISREG(found.st_mode) else _not_plain(path)
     return cast(BinaryIO, os.fdopen(descriptor, "rb"))
+
+
+def _content(opened: BinaryIO, path: Path, most: int) -> bytes:
+    with opened as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # it grew, or its system states no size
+        raise _too_large(path, len(content), most)
+    return content
 
 
 def _partial(path: Path) -> Path:

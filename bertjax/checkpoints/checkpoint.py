@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from bertjax import files
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.description import up_to_date
 from bertjax.errors import InputError
@@ -39,6 +40,7 @@ def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.Checkpo
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
     )
+    files.check_tree(files.make_folder(folder.parent, folder.name))
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
@@ -90,6 +92,7 @@ def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
 
 def read_info(step_folder: Path) -> dict[str, Any]:
     """Read the `info` of a checkpoint. Raises InputError if it is damaged."""
+    _check_tree(step_folder, "info")
     try:
         read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore((step_folder / "info").absolute())
         if read["digest"] != _digest(read["info"]):
@@ -102,11 +105,18 @@ def read_info(step_folder: Path) -> dict[str, Any]:
         raise _damaged(step_folder, error) from error
 
 
+def _check_tree(step_folder: Path, item: str) -> None:
+    """Check what Orbax opens by itself. Raises InputError for a link that leads out, and for special files."""
+    if (step_folder / item).exists():
+        files.check_tree(step_folder, item)
+
+
 def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) -> Any:
     """Restore `params` or `optimizer` into the shapes, dtypes and shardings of `like`, and verify every array.
 
     Raises InputError if the checkpoint is damaged or of another shape.
     """
+    _check_tree(step_folder, item)
     try:
         found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
     except _NOT_DAMAGE:
@@ -144,7 +154,9 @@ def latest_step(run: Path) -> Path:
             if run.is_dir()
             else f"there is no folder {run}"
         )
-    return max(steps, key=lambda path: int(path.name))
+    newest = max(steps, key=lambda path: int(path.name))
+    files.real_path(run, newest.relative_to(run))
+    return newest
 
 
 def has_checkpoint(run: Path) -> bool:

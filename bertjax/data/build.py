@@ -16,10 +16,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertjax import files
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.held_out import DocumentKey, Repeats, by_number, by_text, split_of, text_hash
 from bertjax.data.records import (
@@ -103,9 +105,7 @@ class _Progress:
     shards: list[dict[str, Shard]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        partial = folder / "progress.json.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        partial.replace(folder / "progress.json")
+        files.write(folder / "progress.json", json.dumps(asdict(self), indent=1))
 
 
 def build(
@@ -213,9 +213,13 @@ def _with_begun_key(out: Path, settings: BuildSettings) -> BuildSettings:
     path = out / "progress.json"
     if not path.exists():
         return settings
-    name = json.loads(path.read_text())["settings"].get("key", by_number.__name__)
+    name = _read_progress(out)["settings"].get("key", by_number.__name__)
     begun = next((key for key in (by_text, by_number, settings.key) if key.__name__ == name), settings.key)
     return dataclasses.replace(settings, key=begun)
+
+
+def _read_progress(out: Path) -> dict[str, Any]:
+    return parse_object(files.read_inside(out, "progress.json", LARGE.bytes), f"{out / 'progress.json'}", LARGE)
 
 
 def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Progress:
@@ -225,7 +229,7 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
     settings = json.loads(json.dumps(settings))
     path = out / "progress.json"
     if path.exists():
-        saved = json.loads(path.read_text())
+        saved = _read_progress(out)
         if saved["settings"] != settings:
             changed = [key for key in settings if saved["settings"].get(key) != settings[key]]
             raise InputError(

@@ -16,11 +16,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from bertjax import files
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
 from bertjax.errors import InputError
 
@@ -94,15 +96,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         for split, shards in manifest.splits.items()
     }
     info = {"name": "corpus", "version": "1.0.0", "fileFormat": "array_record", "splits": list(splits.values())}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "features.json").write_text(json.dumps(_tfds_features(manifest)))
+    files.write(folder / "dataset_info.json", json.dumps(info))
+    files.write(folder / "features.json", json.dumps(_tfds_features(manifest)))
     described = {"format": FORMAT} | asdict(manifest) | {"vocabulary": manifest.vocabulary._asdict()}
     if manifest.split_key == "by_number":
         del described["split_key"], described["repeats"]
     described["totals"] = {count: manifest.total(count) for count in ("tokens", "sentences", "documents")}
-    partial = folder / "manifest.json.partial"
-    partial.write_text(json.dumps(described, indent=1))
-    partial.replace(folder / "manifest.json")
+    files.write(folder / "manifest.json", json.dumps(described, indent=1))
 
 
 def _tfds_features(manifest: Manifest) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         hint = "its build was interrupted: run it again" if unfinished else "build one with `bertjax data build`"
         raise InputError(f"{folder} is not a corpus (no manifest.json): {hint}")
     try:
-        described = json.loads(path.read_text())
+        described = _read_manifest(path)
         if described["format"] != FORMAT:
             raise InputError(
                 f"{path} has format {described['format']}, but this version reads {FORMAT}: build it again"
@@ -154,6 +154,14 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise InputError(f"{path} is damaged ({error}): build the corpus again") from error
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    content = files.read_inside(path.parent, path.name, LARGE.bytes)
+    try:
+        return parse_object(content, f"{path}", LARGE)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: build the corpus again ({error})") from error
+
+
 def corpus_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that a corpus was built with."""
     return saved_tokenizer(Path(folder) / "tokenizer")
@@ -161,13 +169,13 @@ def corpus_tokenizer(folder: str | Path) -> Tokenizer:
 
 def manifest_digest(folder: str | Path) -> str:
     """Return the SHA-256 of a corpus's manifest, which contains those of all its files."""
-    return hashlib.sha256((Path(folder) / "manifest.json").read_bytes()).hexdigest()
+    return hashlib.sha256(files.read_inside(Path(folder), "manifest.json", LARGE.bytes)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with files.open_inside(path.parent, path.name) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 class ShardWriter:
@@ -175,6 +183,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, split: str, index: int, dtype: Any) -> None:
         self.paths = [folder / f"{split}-{index:05d}.{part}.partial" for part in ("records", "sentences", "documents")]
+        self.paths[0].unlink(missing_ok=True)  # of a killed build, or a link, which the library would follow
         self._writer = ArrayRecordWriter(str(self.paths[0]), "group_size:1")
         self._dtype = dtype
         self._tokens = np.zeros(0, dtype)
@@ -206,7 +215,7 @@ class ShardWriter:
         sentences = np.concatenate([np.zeros(0, np.int32), *self._sentences])
         documents = np.concatenate([np.zeros(0, np.int32), *self._documents])
         for path, array in zip(self.paths[1:], (sentences, documents), strict=True):
-            with path.open("wb") as file:
+            with files.writing(path) as file:
                 np.save(file, array)
         records_digest, sentences_digest, documents_digest = map(file_digest, self.paths)
         digests = records_digest, sentences_digest, documents_digest
@@ -219,8 +228,11 @@ class TokenReader:
     def __init__(self, path: Path, dtype: Any) -> None:
         self._path, self._dtype = path, dtype
         try:
+            files.real_path(path.parent, path.name)
             # These options are ArrayRecord's own advice for random access.
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        except InputError:
+            raise
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read: build the corpus again") from error
 

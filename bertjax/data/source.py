@@ -14,6 +14,7 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle, set_next_index
 
+from bertjax import files
 from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import EmptySplit, InputError
@@ -134,7 +135,8 @@ class Corpus:
                 path = Path(folder) / index_name(split, index, len(shards), what)
                 if not path.is_file() or file_digest(path) != digest:
                     raise InputError(f"{path} is missing or damaged: build the corpus again")
-                counts[what] = np.load(path)
+                with files.open_inside(path.parent, path.name) as file:
+                    counts[what] = np.load(file)
             path = Path(folder) / shard_name(split, index, len(shards))
             if not path.is_file():
                 raise InputError(f"{path} is missing: build the corpus again")

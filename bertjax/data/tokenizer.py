@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +21,12 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFIG, NAMED
-from bertjax.data.tokenizer_folder import SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
+from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
 from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
+from bertjax.files import make_folder, read_given, read_inside, write
 
 Template = tuple[tuple[str, int], ...]
 """The parts of a row in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""
@@ -80,7 +83,7 @@ class Tokenizer(Protocol):
 
 _VOCABULARIES = (JSON, "vocab.txt", "vocab.json")
 _SETTINGS = (CONFIG, MAP, ADDED, MODEL_CONFIG)
-_LARGEST = 2**29  # bytes of a tokenizer file; real ones have up to 40 million
+_LARGEST = LARGE.bytes  # of a tokenizer file; real ones have up to 40 million
 _PARSE, _MASK_ONLY = "parse_special_tokens", "mask"  # a key of ours in tokenizer_config.json, and one of its values
 
 
@@ -104,7 +107,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise InputError(f"no tokenizer at {path}: give a vocab.txt, vocab.json, tokenizer.json, *.model or a folder")
     folder = path if path.is_dir() else path.parent
     beside = [folder / name for name in (*_SETTINGS, "merges.txt") if (folder / name).is_file()]
-    files = {file.name: _read(file) for file in (*chosen, *beside)}
+    # A file that the user names may be a link; of a folder, no file leads out of it.
+    given = {} if path.is_dir() else {path.name: read_given(path, _LARGEST)}
+    names = [file.name for file in (*chosen, *beside)]
+    files = {name: given[name] if name in given else read_inside(folder, name, _LARGEST) for name in names}
     origin = str(path if path.is_file() else chosen[0])
     if _is_of_transformers(files):
         return _from_folder(files, str(folder))
@@ -113,22 +119,40 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         chosen = models
     kept = {chosen[0].name: files[chosen[0].name]}
     sibling = "merges.txt" if chosen[0].name == "vocab.json" else CONFIG
-    kept |= {sibling: files[sibling]} if sibling in files else {}
+    kept |= {sibling: _known(files[sibling], sibling, folder)} if sibling in files else {}
     return tokenizer_from_files(kept, origin=origin)
+
+
+_CARRIED = {
+    *NAMED, *KEPT, "tokenizer_class", "read_as", "model_input_names", "extra_special_tokens", "model_type", "prepare",
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "keep_accents", "add_prefix_space", "split_by_punct",
+    _PARSE,
+}  # fmt: skip
+"""The keys of tokenizer_config.json that go on into corpora, checkpoints and exports: those that have an effect."""
+
+
+def _known(content: bytes, name: str, folder: Path) -> bytes:
+    """Return a file as it is carried on: of tokenizer_config.json the known keys, with values of their types."""
+    if name != CONFIG:
+        return content
+    stated = parse_object(content, f"{folder / name}")
+    kept = {key: value for key, value in stated.items() if key in _CARRIED and _is_setting(value)}
+    return content if kept == stated else json.dumps(kept, ensure_ascii=False).encode()
+
+
+def _is_setting(value: Any) -> bool:
+    plain = str | int | float | None  # and bool, which is an int
+    return all(isinstance(each, str) for each in value) if isinstance(value, list) else isinstance(value, plain)
 
 
 def saved_tokenizer(folder: Path) -> Tokenizer:
     """Read a folder that `save_tokenizer` of any version wrote, with its files unchanged, so with its fingerprint."""
-    names = [path.name for path in sorted(folder.glob("*")) if path.is_file()]
+    known = (*_VOCABULARIES, *_SETTINGS, "merges.txt")
+    found = (path for path in sorted(folder.glob("*")) if path.name in known or path.suffix == ".model")
+    names = [path.name for path in found if path.is_file()]
     if not names:
         raise InputError(f"{folder} holds no tokenizer: build the corpus or write the tokenizer again")
-    return tokenizer_from_files({name: _read(folder / name) for name in names}, origin=str(folder))
-
-
-def _read(file: Path) -> bytes:
-    if file.stat().st_size > _LARGEST:
-        raise InputError(f"{file} has {file.stat().st_size:,} bytes: no tokenizer has so many")
-    return file.read_bytes()
+    return tokenizer_from_files({name: read_inside(folder, name, _LARGEST) for name in names}, origin=str(folder))
 
 
 def _is_of_transformers(files: Mapping[str, bytes]) -> bool:
@@ -187,10 +211,9 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenize
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """Parse a JSON object; empty where there is no such file, or it is something else."""
     try:
-        found = json.loads(files.get(name, b"{}"))
-    except ValueError:
+        return parse_object(files.get(name, b"{}"), name, LARGE)
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def parsing_special_tokens(tokenizer: Tokenizer, *, mask_only: bool = False) -> Tokenizer:
@@ -218,9 +241,9 @@ def parsing_special_tokens(tokenizer: Tokenizer, *, mask_only: bool = False) -> 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files into `folder`; `load_tokenizer(folder)` reads the same tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, folder.name)
     for name, content in tokenizer.files.items():
-        (folder / name).write_bytes(content)
+        write(folder / name, content)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -417,9 +440,9 @@ def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers
     if "" in pieces:
         raise InputError(f"{origin} is blank in line {pieces.index('') + 1}: a line is an id, so delete or fill it")
     if len(set(pieces)) != len(pieces):
-        twice = next(piece for index, piece in enumerate(pieces) if piece in pieces[:index])
-        raise InputError(f"{origin} lists {twice!r} twice: one piece a line, each once")
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        twice = next(piece for piece, count in Counter(pieces).items() if count > 1)
+        raise InputError(f"{origin} lists {twice!r:.100} twice: one piece a line, each once")
+    config = parse_object(files.get(CONFIG, b"{}"), f"{CONFIG} of {origin}")
     capitals = any(piece != piece.lower() for piece in pieces if piece[0] not in "[<")
     lowercase = bool(config.get("do_lower_case", not capitals))
     specials = _find_specials({piece: index for index, piece in enumerate(pieces)}, len(pieces), origin, {})
@@ -444,7 +467,7 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
     lines = files["merges.txt"].decode("utf-8").splitlines()
     pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
     merges = [(left, right) for left, _, right in pairs]
-    rust = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(files["vocab.json"]), merges))
+    rust = tokenizers.Tokenizer(tokenizers.models.BPE(parse_object(files["vocab.json"], origin, LARGE), merges))
     rust.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = tokenizers.decoders.ByteLevel()
     return rust
@@ -452,7 +475,8 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
 
 def _fast(files: Mapping[str, bytes], origin: str, reading: Reading | None = None) -> FastTokenizer:
     """Build the tokenizer of a `tokenizer.json`, compiled or as it was found."""
-    described, config = json.loads(files[JSON]), json.loads(files.get(CONFIG, b"{}"))
+    described = parse_object(files[JSON], f"{JSON} of {origin}", LARGE)
+    config = parse_object(files.get(CONFIG, b"{}"), f"{CONFIG} of {origin}")
     rust = _read_json(described, config)
     templates = _templates(rust, config) if "read_as" in config else None
     reading = reading or Reading(config.get("read_as", f"{JSON} as it stands"), tuple(files))

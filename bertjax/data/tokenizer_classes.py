@@ -5,7 +5,6 @@ normaliser, pre-tokenizer and templates are its own, by its keys. Sources: trans
 """
 
 import base64
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram, WordPiece
 
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.errors import InputError
 
 JSON, CONFIG, MAP, ADDED, MODEL_CONFIG = (
@@ -135,7 +135,7 @@ def _bpe(opened: Opened) -> tuple[dict[str, int], list[tuple[str, str]]]:
         return model["vocab"], [(left, right) for left, right in pairs]
     lines = opened.files["merges.txt"].decode("utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return json.loads(opened.files["vocab.json"]), [(left, right) for left, right in pairs]
+    return parse_object(opened.files["vocab.json"], "vocab.json", LARGE), [(left, right) for left, right in pairs]
 
 
 def _unigram(opened: Opened) -> list[tuple[str, float]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer_classes import (
     ADDED,
     CLS,
@@ -34,7 +35,7 @@ from bertjax.errors import InputError
 SENTENCEPIECE = "SentencePiece, by its own library"
 
 _VOCABULARIES = (JSON, "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model")
-_KEPT = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens")
+KEPT = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens")
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,13 @@ def compile_folder(files: Mapping[str, bytes], origin: str) -> Compiled:
     rust.no_truncation()
     obeyed = {key.partition(": ")[2]: value for key, value in opened.keys.items() if isinstance(value, bool | None)}
     spelled = {key: content_of(value) for key, value in named.items() if value is not None}
-    kept = {key: opened.stated[key] for key in _KEPT if key in opened.stated}
+    stated = opened.stated
+    kept = {key: stated[key] for key in KEPT if key in stated and isinstance(stated[key], str | int | float | None)}
     for key, value in (spelled | kept).items():
         if key in opened.where:
             opened.keys[f"{opened.where[key]}: {key}"] = value
     written = obeyed | kept | spelled | {"tokenizer_class": GENERAL[1], "read_as": name}
-    written |= {"model_input_names": [*opened.stated.get("model_input_names", inputs)]}
+    written |= {"model_input_names": _inputs(opened, inputs)}
     written |= {"extra_special_tokens": [content_of(token) for token in extra]} if extra else {}
     found = {JSON: rust.to_str().encode(), CONFIG: json.dumps(written, ensure_ascii=False, indent=1).encode()}
     used = _used(opened, name)
@@ -98,10 +100,19 @@ def compile_folder(files: Mapping[str, bytes], origin: str) -> Compiled:
     return Compiled(found, Reading(name, used, opened.keys, tuple(opened.notes), unread))
 
 
+def _inputs(opened: Opened, usual: tuple[str, ...]) -> list[str]:
+    stated = opened.stated.get("model_input_names", usual)
+    if not all(isinstance(name, str) for name in stated):
+        raise InputError(f"{opened.origin}: model_input_names in {CONFIG} are not names")
+    return [*stated]
+
+
 def _open(files: Mapping[str, bytes], origin: str) -> Opened:
-    config = _parsed(files, CONFIG)
+    config = _parsed(files, CONFIG, origin)
     where = dict.fromkeys(config, CONFIG)
-    return Opened(origin, _parsed(files, JSON), config, _parsed(files, MODEL_CONFIG), files, dict(config), where)
+    return Opened(
+        origin, _parsed(files, JSON, origin), config, _parsed(files, MODEL_CONFIG, origin), files, dict(config), where
+    )
 
 
 def sentencepiece_folder(files: Mapping[str, bytes], origin: str) -> Compiled | None:
@@ -144,13 +155,10 @@ def sentencepiece_folder(files: Mapping[str, bytes], origin: str) -> Compiled | 
     return Compiled(found, Reading(SENTENCEPIECE, used, opened.keys, tuple(opened.notes)))
 
 
-def _parsed(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def _parsed(files: Mapping[str, bytes], name: str, origin: str) -> dict[str, Any]:
     if name not in files:
         return {}
-    found = json.loads(files[name])
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} is not a JSON object")
-    return found
+    return parse_object(files[name], f"{name} of {origin}", LARGE)
 
 
 def _used(opened: Opened, name: str) -> tuple[str, ...]:
@@ -271,7 +279,7 @@ def _legacy_tokens(opened: Opened) -> dict[int, AddedToken]:
     They apply where tokenizer_config.json has no `added_tokens_decoder`.
     """
     stated, by_id = opened.stated, {}
-    for key, value in _parsed(opened.files, MAP).items():
+    for key, value in _parsed(opened.files, MAP, opened.origin).items():
         if key in stated and _spelling(stated[key]) != _spelling(value):
             opened.notes.append(
                 f"{key} is {_spelling(stated[key])!r} in {CONFIG}, {_spelling(value)!r} in {MAP}: the latter holds"
@@ -286,7 +294,7 @@ def _legacy_tokens(opened: Opened) -> dict[int, AddedToken]:
             opened.token(key, None)  # raises InputError for anything but a string
     named = {content_of(_token(stated[key])) for key in NAMED if stated.get(key)}
     named |= {content_of(_token(token)) for token in stated.get("extra_special_tokens") or []}
-    for content, index in _parsed(opened.files, ADDED).items():
+    for content, index in _parsed(opened.files, ADDED, opened.origin).items():
         special = content in named
         by_id[int(index)] = AddedToken(content, normalized=not special, special=special)
     if by_id:

@@ -9,6 +9,7 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
+from bertjax import files
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
@@ -81,14 +82,14 @@ def train_vocabulary(
     share = min(1.0, sample_bytes / max(1, input_bytes))
     most = min(sample_bytes + sample_bytes // 5, _MOST_BYTES)
     sample = Sample(documents, share, most, skip_bad=skip_bad)
-    files = train(iter(sample), size, lowercase)
+    trained = train(iter(sample), size, lowercase)
     if not sample.bytes:
         raise InputError("no text to train a vocabulary on: every document was left out")
-    found = tokenizer_from_files(files, origin="the trained vocabulary").vocabulary.size
+    found = tokenizer_from_files(trained, origin="the trained vocabulary").vocabulary.size
     if found != size:
         raise InputError(f"this text gives {found} pieces, not {size}: ask for {found} pieces, or train on more text")
-    for name, content in files.items():
-        (out / name).write_bytes(content)
+    for name, content in trained.items():
+        files.write(out / name, content)
     counts = {"documents": sample.documents, "bytes": sample.bytes, "skipped": sample.skipped}
     return counts | {"share": share, "sample_sha256": sample.digest.hexdigest()}
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 
+from bertjax import files
 from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.finetuning.prepare import Prepared
@@ -59,7 +60,8 @@ class TaskEvaluator:
         shutil.rmtree(self._folder / "best", ignore_errors=True)
         partial.rename(self._folder / "best")
         for split, result in results.items():
-            write_predictions(self._folder / "predictions" / split, self._prepared.splits[split], result)
+            folder = files.make_folder(self._folder, f"predictions/{split}")
+            write_predictions(folder, self._prepared.splits[split], result)
         write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
 
 

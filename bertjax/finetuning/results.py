@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from bertjax import files
+from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
 from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
@@ -70,7 +72,7 @@ def table(summary: Mapping[str, Any]) -> str:
 def timing(folder: Path) -> dict[str, float]:
     """Return a run's mean milliseconds per step, and the fraction of them spent waiting for data."""
     path = folder / "timing.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = _lines(path) if path.exists() else []
     if not lines:  # the run was too short to be timed
         return {}
     step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
@@ -79,7 +81,7 @@ def timing(folder: Path) -> dict[str, float]:
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """Return the metrics of the last evaluation in the log of a run, {} if it has none."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = _lines(folder / "log.jsonl")
     found = [line for line in lines if any(name.startswith("validation/") for name in line)]
     named = found[-1].items() if found else ()
     return {name.removeprefix("validation/"): value for name, value in named if name != "step"}
@@ -91,12 +93,12 @@ def write_predictions(folder: Path, encoded: Encoded, evaluated: Evaluated) -> N
     if task.kind == "span":
         write_answers(folder, evaluated.predictions, unanswerable=task.unanswerable)
         return
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {"example": example.origin, "predicted": _named(task, prediction)}
         for example, prediction in zip(encoded.examples, evaluated.predictions, strict=True)
     ]
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    files.write(files.make_folder(folder, "") / "predictions.jsonl", text)
 
 
 def _named(task: Task, prediction: Any) -> Any:
@@ -110,15 +112,22 @@ def read_json(path: Path) -> Result:
     """Load a JSON file of results, {} if it does not exist."""
     if not path.exists():
         return {}
+    content = files.read_inside(path.parent, path.name)
     try:
-        found: Result = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: delete it to run its seed again") from error
-    return found
+        return parse_object(content, f"{path}", constants=True)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: delete it to run its seed again ({error})") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Read the JSON lines of a log."""
+    content = files.read_inside(path.parent, path.name, _LARGEST_LOG)
+    return [parse_object(line, f"{path}", constants=True) for line in content.splitlines()]
+
+
+_LARGEST_LOG = 2**28  # bytes; a line of a log has some hundred
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file of results atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)
+    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

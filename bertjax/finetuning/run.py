@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bertjax import files
 from bertjax.checkpoints.trained import load
 from bertjax.description import to_json
 from bertjax.errors import InputError
@@ -57,7 +58,7 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
             of_all = [result for _, result in sorted(results.items())]
             summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metric_names[0])
             write_json(folder / "results.json", summary)
-            (folder / "results.md").write_text(table(summary))
+            files.write(folder / "results.md", table(summary))
             _keep_best(folder, summary)
     return summary
 
@@ -84,7 +85,7 @@ def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> dict[int,
 
 def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> Result:
     """Train one seed and write its result."""
-    folder, experiment = workdir / f"seed-{seed}", experiment_of(tuning, prepared, seed)
+    folder, experiment = files.make_folder(workdir, f"seed-{seed}"), experiment_of(tuning, prepared, seed)
     progress.say(f"seed {seed}")
     evaluator = TaskEvaluator(tuning, prepared, folder)
     result: Result = {"seed": seed}

@@ -1,7 +1,7 @@
 """Read and write the files of a Hugging Face folder, trusting none of their claims.
 
 Before a tensor is read, or memory taken for it, every header has been checked against the size of its file: safetensors
-as its specification says (github.com/huggingface/safetensors, README "Format"), stricter in that a header may be 16 MiB
+as its specification says (github.com/huggingface/safetensors, README "Format"), stricter in that a header may be 4 MiB
 and no name may come twice. Pickled weights are never opened, because reading one can run any code.
 """
 
@@ -13,27 +13,29 @@ from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bertjax.bounded_json import SMALL, parse, parse_object
 from bertjax.errors import InputError
+from bertjax.files import open_inside, read_inside, real_path, write, written_by_name
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 MODULES = "modules.json"  # of sentence-transformers
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
           "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}  # fmt: skip
+_MOST_AXES = 8
 Parsed = TypeVar("Parsed", dict[str, Any], list[Any])
-_LARGEST_TEXT = 2**24  # bytes of a header, a config or an index; real ones have a few hundred thousand
 
 
 class Tensor(NamedTuple):
-    """Where a tensor is stored, its dtype and shape, as its header states them."""
+    """Where a tensor is stored, its dtype and shape, as its header states them. begin: of its bytes in the file."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    begin: int
 
 
 _PEFT = "merge it into its base model with peft: AutoPeftModel.from_pretrained(folder).merge_and_unload()"
@@ -67,13 +69,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json. Raises InputError if it is missing or not a JSON object."""
     if not (folder / CONFIG).exists() and (described := _not_read(folder)):
         raise InputError(described)
-    return _read_json(file_inside(folder, CONFIG))
+    return read_json(folder, CONFIG, dict)
 
 
 def read_json(folder: Path, name: str, kind: type[Parsed]) -> Parsed:
     """Read a JSON file of a folder. Raises InputError if it is missing, broken or of another kind."""
     path = file_inside(folder, name)
-    found = _parse_json(_read_text(path), f"{path}")
+    found = parse(read_inside(folder, name), f"{path}")
     if not isinstance(found, kind):
         raise InputError(f"{path} is not a JSON {'object' if kind is dict else 'list'}")
     return found
@@ -107,25 +109,24 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tensor(tensor: Tensor) -> np.ndarray:
-    """Read one tensor as it is stored. Raises InputError where the library refuses the file."""
-    try:
-        with safe_open(tensor.file, framework="np") as file:
-            array: np.ndarray = file.get_tensor(tensor.name)
-    except SafetensorError as error:
-        raise InputError(f"{tensor.file} is damaged: {error}") from error
-    if array.shape != tensor.shape:
-        raise InputError(f"{tensor.file} changed while it was read: {tensor.name} is now {array.shape}")
-    return array
+    """Read one tensor of a dtype in FLOATS as it is stored. Raises InputError where the file has become shorter."""
+    dtype = FLOATS[tensor.dtype]
+    size = math.prod(tensor.shape) * dtype.itemsize
+    with open_inside(tensor.file.parent, tensor.file.name) as file:
+        file.seek(tensor.begin)
+        content = file.read(size)
+    if len(content) != size:
+        raise InputError(f"{tensor.file} changed while it was read: {tensor.name} is cut short")
+    return np.frombuffer(content, dtype).reshape(tensor.shape)
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
     """Write config.json and one model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-    # transformers asks for this entry.
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
+    write(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with written_by_name(folder / WEIGHTS) as partial:
+        save_file(contiguous, partial, {"format": "pt"})  # transformers asks for this entry
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -136,56 +137,13 @@ def file_inside(folder: Path, name: str) -> Path:
     """
     if Path(name).name != name or name.startswith(".") or "\\" in name or "\0" in name:
         raise InputError(f"{folder} names a file {name!r}: only files inside the folder itself are read")
-    path = folder / name
-    if not path.exists():
-        raise InputError(f"{path} is missing")
-    target, home = path.resolve(), folder.resolve()
-    snapshot = next((each for each in (home, home.parent) if each.parent.name == "snapshots"), None)
-    cache = snapshot.parent.parent / "blobs" if snapshot is not None else home
-    if home not in target.parents and cache not in target.parents:
-        raise InputError(f"{path} is a link to {target}, outside the folder: copy the file there instead")
-    if not target.is_file():
-        raise InputError(f"{path} is not a plain file")
-    return path
-
-
-def _read_text(path: Path) -> bytes:
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise InputError(f"{path} has {path.stat().st_size:,} bytes: no real one is over {_LARGEST_TEXT:,}")
-    return path.read_bytes()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _parse_object(_read_text(path), f"{path}")
-
-
-def _parse_object(content: bytes, what: str) -> dict[str, Any]:
-    read = _parse_json(content, what)
-    if not isinstance(read, dict):
-        raise InputError(f"{what} is not a JSON object")
-    return read
-
-
-def _parse_json(content: bytes, what: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise InputError(f"{what} names {next(n for n in names if names.count(n) > 1)!r} twice: it is damaged")
-        return found
-
-    try:
-        read = json.loads(content, object_pairs_hook=unique)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not valid JSON: {str(error)[:200]}") from error
-    return read
+    real_path(folder, name)
+    return folder / name
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = file_inside(folder, INDEX)
-    weight_map = _read_json(index).get("weight_map")
+    index = folder / INDEX
+    weight_map = read_json(folder, INDEX, dict).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index} has no `weight_map` from tensors to files")
     tensors: dict[str, Tensor] = {}
@@ -206,14 +164,15 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_inside(path.parent, path.name) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise InputError(f"{path} is cut short: {size:,} bytes, and a header of {length:,} to begin with")
-        if length > _LARGEST_TEXT:
-            raise InputError(f"{path} has a header of {length:,} bytes: no real one is over {_LARGEST_TEXT:,}")
-        header = _parse_object(file.read(length), f"the header of {path}")
+        if length > SMALL.bytes:
+            raise InputError(f"{path} has a header of {length:,} bytes: no real one is over {SMALL.bytes:,}")
+        header = parse_object(file.read(length), f"the header of {path}")
     header.pop("__metadata__", None)
     spans = sorted((*_span(path, name, entry), name) for name, entry in header.items())
     end = 0
@@ -223,7 +182,10 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         end = after
     if end != size - 8 - length:
         raise InputError(f"{path} is damaged: its tensors need {end:,} bytes, it holds {size - 8 - length:,}")
-    return {name: Tensor(path, name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    begins = {name: 8 + length + begin for begin, _, name in spans}
+    return {
+        name: Tensor(path, name, entry["dtype"], tuple(entry["shape"]), begins[name]) for name, entry in header.items()
+    }
 
 
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
@@ -234,8 +196,8 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
         raise InputError(f"{path} is damaged: {name} has no dtype, shape and data_offsets") from error
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise InputError(f"{path}: {name} has an unknown dtype {dtype!r}")
-    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    numbers = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MOST_AXES else [None]
+    if not all(type(number) is int and 0 <= number <= 2**63 for number in numbers):
         raise InputError(f"{path} is damaged: {name} has shape {str(shape)[:80]} at {str((begin, end))[:80]}")
     if end - begin != math.prod(shape) * _BYTES[dtype]:
         raise InputError(

@@ -14,6 +14,7 @@ import flax.linen as nn
 import numpy as np
 
 from bertjax.errors import InputError
+from bertjax.files import write
 from bertjax.huggingface.folder import (
     CONFIG,
     MODULES,
@@ -401,4 +402,4 @@ def _pooling_config(head: SentenceEmbedding, D: int) -> dict[str, Any]:
 
 def _write(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -13,9 +13,9 @@ from tokenizers import processors
 
 from bertjax.data.templates import Template, templates_for
 from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from bertjax.data.tokenizer_classes import ADDED, CONFIG, GENERAL, JSON, MAP, NO_SEGMENTS, SEGMENTS
+from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
 from bertjax.errors import InputError
-from bertjax.huggingface.folder import file_inside
+from bertjax.files import write
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.unigram import differs, tokenizer_json
 
@@ -31,9 +31,6 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
     """
     if not any(folder.glob("*.model")) and not any((folder / name).is_file() for name in _FILES):
         return None
-    for path in (*folder.glob("*.model"), *(folder / name for name in (*_FILES, "merges.txt", CONFIG, MAP, ADDED))):
-        if path.is_symlink():
-            file_inside(folder, path.name)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocabulary.size > V:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocabulary.size} ids, vocab_size is only {V}")
@@ -61,7 +58,7 @@ def write_tokenizer(
         if isinstance(tokenizer, SentencePieceTokenizer):
             described, reason = _unigram(tokenizer, family)
             model = next(name for name in tokenizer.files if name.endswith(".model"))
-            (folder / "spiece.model").write_bytes(tokenizer.files[model])
+            write(folder / "spiece.model", tokenizer.files[model])
             notes += [f"wrote spiece.model, but no {JSON}: {reason}"] if reason else []
         else:
             assert isinstance(tokenizer, FastTokenizer)
@@ -69,8 +66,8 @@ def write_tokenizer(
     if longest is not None:
         written["model_max_length"] = min(longest, written.get("model_max_length") or longest)
     if described:
-        (folder / JSON).write_text(described)
-    (folder / CONFIG).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+        write(folder / JSON, described)
+    write(folder / CONFIG, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return notes
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.profiler import ProfileData
 
+from bertjax import files
 from bertjax.run.writers import Progress
 
 
@@ -32,7 +33,7 @@ class Profile:
         if not self._from and self._first <= step <= self._last and jax.process_index() == 0:
             jax.block_until_ready(pending)
             self._from = step
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(files.make_folder(self._folder.parent, self._folder.name)))
 
     def after(self, step: int, result: Any) -> bool:
         """Return whether this was the last step to trace; then wait for its `result`, and write trace and summary."""
@@ -53,7 +54,7 @@ class Profile:
         jax.profiler.stop_trace()
         operations = read_trace(self._folder)
         text = summarise(operations, steps=step - begin + 1)
-        (self._folder / "summary.txt").write_text(text)
+        files.write(self._folder / "summary.txt", text)
         self._progress.say(f"profile of steps {begin} to {step} in {self._folder}\n{text.rstrip()}")
 
 

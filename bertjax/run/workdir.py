@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bertjax import files
+from bertjax.bounded_json import parse_object
 from bertjax.config import Experiment
 from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
@@ -27,7 +29,7 @@ def lock_workdir(workdir: str | Path) -> Iterator[Path]:
     folder = Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
+        lock = files.open_append(folder / "lock")
     except OSError as error:
         raise InputError(f"cannot write to the work folder {folder}: {error.strerror}; choose another") from error
     with lock:
@@ -47,8 +49,8 @@ def lock_workdir(workdir: str | Path) -> Iterator[Path]:
 def lock_text(folder: Path) -> str:
     """Return the text in the lock: hosts that read different texts do not see the same directory."""
     try:
-        return (folder / "lock").read_text()
-    except OSError:
+        return files.read_inside(folder, "lock").decode(errors="replace")
+    except (OSError, InputError):
         return ""
 
 
@@ -61,7 +63,7 @@ def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
     path = folder / "experiment.json"
     if not path.exists():
         return experiment
-    begun = up_to_date(json.loads(path.read_text()))["counters"]
+    begun = up_to_date(parse_object(files.read_inside(folder, path.name), f"{path}"))["counters"]
     if begun == to_json(experiment.counters):
         return experiment
     return dataclasses.replace(experiment, counters=from_json(begun))
@@ -75,7 +77,8 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     """
     experiment, path = with_begun_counters(folder, experiment), folder / "experiment.json"
     if path.exists():
-        there, here = _computed(up_to_date(json.loads(path.read_text()))), _computed(to_json(experiment))
+        saved = parse_object(files.read_inside(folder, path.name), f"{path}")
+        there, here = _computed(up_to_date(saved)), _computed(to_json(experiment))
         found = differences(there, here)
         changes = [f"{name} is {json.dumps(a)} there, {json.dumps(b)} here" for name, a, b in found]
         if changes:
@@ -84,9 +87,7 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
                 f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
                 "--workdir, or use the settings of this one"
             )
-    partial = folder / "experiment.json.partial"
-    partial.write_text(dump(experiment))
-    partial.replace(path)
+    files.write(path, dump(experiment))
 
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from bertjax import files
+from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
 
 Writer = Callable[[int, Mapping[str, float]], None]
@@ -23,27 +25,34 @@ class Log:
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "log.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
+        with files.writing(path) as kept:
+            for line in _lines(folder, path.name):
                 try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError):  # a line truncated by a kill is the last one
+                    if parse_object(line, f"{path}", constants=True)["step"] <= step:
+                        kept.write(line.rstrip(b"\n") + b"\n")
+                except (ValueError, KeyError, TypeError):  # a line truncated by a kill is the last one
                     break
-        partial = folder / "log.jsonl.partial"
-        partial.write_text("".join(kept))
-        partial.replace(path)
-        self._file: TextIO = path.open("a", buffering=1)
+        self._file: TextIO = files.open_append(path)
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line."""
         self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
 
 
+def _lines(folder: Path, name: str) -> Iterator[bytes]:
+    """Yield the lines of a log; none where there is no such file."""
+    if (folder / name).exists():
+        with files.open_inside(folder, name) as file:
+            while line := file.readline(_LONGEST_LINE):
+                yield line
+
+
+_LONGEST_LINE = 2**20  # bytes
+
+
 def append_timing(folder: Path, step: int, values: Mapping[str, float]) -> None:
     """Append one line to `timing.jsonl`."""
-    with (folder / "timing.jsonl").open("a") as file:
+    with files.open_append(folder / "timing.jsonl") as file:
         file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(values)) + "\n")
 
 
@@ -53,7 +62,7 @@ def tensorboard_writer(folder: Path) -> Writer:
         from tensorboard.summary import Writer as Events
     except ImportError as error:
         raise InputError("run.tensorboard needs the extra: pip install 'bertjax[tensorboard]'") from error
-    events = Events(str(folder / "tensorboard"))
+    events = Events(str(files.make_folder(folder, "tensorboard")))
 
     def write(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -76,8 +85,9 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
         raise InputError("run.wandb needs the extra: pip install 'bertjax[wandb]'") from error
     identity = folder / "wandb_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
-    run = wandb.init(project=project, id=identity.read_text(), resume="allow", dir=folder, config=dict(experiment))
+        files.write(identity, wandb.util.generate_id())
+    name = files.read_inside(folder, identity.name).decode()
+    run = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(experiment))
     return lambda step, values: run.log(dict(values), step=step)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bertjax import files
 from bertjax.tasks.examples import Question
 from bertjax.tasks.rows import Encoded
 
@@ -192,11 +193,11 @@ def write_answers(folder: Path, answered: Sequence[Answered], *, unanswerable: b
         ]
         for each in answered
     }
-    files: dict[str, Any] = {
+    written: dict[str, Any] = {
         "predictions": {each.id: each.answer.text for each in answered},
         "nbest_predictions": nbest,
     }
     if unanswerable:
-        files["null_odds"] = {each.id: each.null_odds for each in answered}
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        written["null_odds"] = {each.id: each.null_odds for each in answered}
+    for name, content in written.items():
+        files.write(folder / f"{name}.json", json.dumps(content, indent=4, ensure_ascii=False) + "\n")

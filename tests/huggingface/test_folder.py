@@ -68,8 +68,8 @@ HEADERS = {
     "tensors that overlap": (overlapping, "damaged: .* begins at byte"),
     "a name twice": (twice, "names 'bert.embeddings.word_embeddings.weight' twice"),
     "a list for a header": (lambda header: b"[]", "not a JSON object"),
-    "no JSON": (lambda header: b"{" * 100, "not valid JSON"),
-    "JSON too deep": (lambda header: b'{"a":' * 100_000, "not valid JSON"),
+    "no JSON": (lambda header: b"{" * 10, "not JSON"),
+    "JSON too deep": (lambda header: b'{"a":' * 100_000, "nested more than 64 deep"),
     "an entry that is a number": (lambda header: header | {WORD: 3}, "no dtype, shape and data_offsets"),
 }
 
@@ -192,7 +192,7 @@ def test_missing_config_keys_are_not_guessed(key, folder):
 
 def test_a_config_that_is_no_json_or_missing(folder):
     (folder / "config.json").write_text("{'a': 1}")
-    refused(folder, "config.json is not valid JSON")
+    refused(folder, "config.json:1: not JSON")
     (folder / "config.json").write_text('{"model_type": "bert", "model_type": "roberta"}')
     refused(folder, "names 'model_type' twice")
     (folder / "config.json").unlink()
@@ -249,7 +249,7 @@ def test_a_pickle_by_another_name(folder):
     import pickle
 
     (folder / "model.safetensors").write_bytes(pickle.dumps({"a": np.zeros(100)}))
-    refused(folder, "cut short|no real one|not valid")
+    refused(folder, "cut short|no real one|not JSON|not UTF-8")
 
 
 @pytest.fixture
