@@ -4,16 +4,23 @@ A folder that the user names may be a link itself. Within it a link is followed 
 to the blobs beside the snapshots of a Hugging Face cache, and nowhere else. Only regular files are opened: a FIFO would
 wait for ever, a device may act. What is written is first a new file of another name, so that neither a link nor a
 reader ever sees half of it.
+
+In Cloud Storage there are neither links nor special files, and an object appears when it is whole, so there the same
+functions only read and write.
 """
 
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, TextIO, cast
 
 from bertjax.errors import InputError
+from bertjax.paths import explained, file_system, in_cloud
 
 LARGEST_TEXT = 2**22
 """Bytes of a description, a config, an index or a header; real ones have a few hundred thousand."""
@@ -24,6 +31,8 @@ _MODE = 0o666  # less what the user's umask takes away
 
 def real_path(home: Path, name: str | Path) -> Path:
     """Return where a file or folder of `home` is. Raises InputError where it is missing or a link leads it outside."""
+    if in_cloud(home):
+        return _object(home, name)
     return Path(*_located(home, name))
 
 
@@ -32,6 +41,8 @@ def open_inside(home: Path, name: str | Path, most: int | None = None) -> Binary
 
     Raises InputError where it is missing, a link leads it outside, it is not a regular file, or has over `most` bytes.
     """
+    if in_cloud(home):
+        return _opened_object(_object(home, name), most)
     path = home / name
     base, *parts = _located(home, name)
     if not parts:
@@ -54,6 +65,8 @@ def read_inside(home: Path, name: str | Path, most: int = LARGEST_TEXT) -> bytes
 
 def open_given(path: Path, most: int | None = None) -> BinaryIO:
     """Open a file that the user names, links included. Raises InputError unless it is a regular file, as above."""
+    if in_cloud(path):
+        return open_inside(path.parent, path.name, most)
     real = path.resolve()
     return open_inside(real.parent, real.name, most)
 
@@ -65,6 +78,11 @@ def read_given(path: Path, most: int = LARGEST_TEXT) -> bytes:
 
 def files_below(home: Path, pattern: str = "*") -> list[Path]:
     """List the regular files below a folder, sorted. Raises InputError where a link leads one of them outside."""
+    if in_cloud(home):
+        with explained(home):
+            names = file_system().find(os.fspath(home))
+        below = [home / each[len(os.fspath(home).removeprefix("gs://").rstrip("/")) + 1 :] for each in names]
+        return sorted(path for path in below if fnmatch(path.name, pattern))
     found = sorted(path for path in home.rglob(pattern) if path.is_file())
     for path in found:
         if path.is_symlink():
@@ -77,6 +95,8 @@ def check_tree(home: Path, name: str | Path = "") -> None:
 
     Raises InputError for anything else.
     """
+    if in_cloud(home):
+        return
     top = real_path(home, name)
     for folder, folders, files in os.walk(top):
         for each in (*folders, *files):
@@ -89,6 +109,8 @@ def check_tree(home: Path, name: str | Path = "") -> None:
 
 def make_folder(home: Path, name: str | Path) -> Path:
     """Create a folder below `home`, and those between, unless they exist. Raises InputError where one is a link."""
+    if in_cloud(home):
+        return home / name
     home.mkdir(parents=True, exist_ok=True)
     path = home
     for part in Path(name).parts:
@@ -111,6 +133,12 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
     It replaces a link, and does not follow it.
     """
+    if in_cloud(path):
+        with tempfile.NamedTemporaryFile() as local:
+            yield cast(BinaryIO, local)
+            local.flush()
+            upload(Path(local.name), path)
+        return
     partial = _partial(path)
     try:
         with _created(partial) as file:
@@ -126,6 +154,11 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def written_by_name(path: Path) -> Iterator[Path]:
     """Yield a new name, for a library that writes a file by its name; the file becomes `path`, as with `writing`."""
+    if in_cloud(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, path.name)
+            upload(Path(folder, path.name), path)
+        return
     partial = _partial(path)
     try:
         with _created(partial) as file:
@@ -138,6 +171,77 @@ def written_by_name(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def upload(local: Path, path: Path) -> None:
+    """Write a file of this machine, or all files below a folder, to a place in Cloud Storage, each whole."""
+    with explained(path):
+        if local.is_dir():
+            for file in files_below(local):
+                file_system().put_file(os.fspath(file), os.fspath(path / file.relative_to(local).as_posix()))
+        else:
+            file_system().put_file(os.fspath(local), os.fspath(path))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder on a disk to write to: `folder` itself, or one that is uploaded to it when the block ends.
+
+    Nothing is uploaded after an error. Raises InputError where the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: choose a new folder")
+    if in_cloud(folder):
+        with tempfile.TemporaryDirectory() as local:
+            yield Path(local, folder.name)
+            upload(Path(local, folder.name), folder)
+        return
+    if folder.exists():
+        folder.rmdir()  # because writers create it
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    if not in_cloud(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        with explained(folder):
+            file_system().rm(os.fspath(folder), recursive=True)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file."""
+    if not in_cloud(path):
+        return path.stat().st_size
+    with explained(path):
+        return int(file_system().size(os.fspath(path)))
+
+
+def move_file(path: Path, to: Path) -> None:
+    """Rename a file, in place of what is there."""
+    if not in_cloud(path):
+        path.replace(to)
+        return
+    with explained(path):
+        file_system().mv(os.fspath(path), os.fspath(to))
+
+
+def move_folder(folder: Path, to: Path) -> None:
+    """Move a folder, in place of what is there.
+
+    In Cloud Storage objects are copied one by one, within the service, those of the folder itself last: so what tells
+    that a checkpoint is finished comes after all the rest.
+    """
+    remove_folder(to)
+    if not in_cloud(folder):
+        folder.rename(to)
+        return
+    with explained(to):
+        for path in sorted(files_below(folder), key=lambda path: -len(path.parts)):
+            file_system().cp_file(os.fspath(path), os.fspath(to / path.relative_to(folder).as_posix()))
+        remove_folder(folder)
 
 
 def open_append(path: Path) -> TextIO:
@@ -153,6 +257,28 @@ def open_append(path: Path) -> TextIO:
         os.close(descriptor)
         raise _not_plain(path)
     return cast(TextIO, os.fdopen(descriptor, "a+", buffering=1, encoding="utf-8"))
+
+
+def _object(home: Path, name: str | Path) -> Path:
+    """Return the path of an object, or of what looks like a folder. Raises InputError where there is none."""
+    parts = PurePosixPath(name).parts
+    if ".." in parts or PurePosixPath(name).is_absolute():
+        raise InputError(f"{name!r} is not below {home}")
+    path = home / name
+    with explained(path):
+        if not path.exists():
+            raise InputError(f"{path} is missing")
+    return path
+
+
+def _opened_object(path: Path, most: int | None) -> BinaryIO:
+    with explained(path):
+        found = file_system().info(os.fspath(path))
+        if found["type"] != "file":
+            raise InputError(f"{path} is a folder: a file is needed there")
+        if most is not None and found["size"] > most:
+            raise _too_large(path, found["size"], most)
+        return cast(BinaryIO, path.open("rb"))
 
 
 def _located(home: Path, name: str | Path) -> tuple[str, ...]:
@@ -189,7 +315,7 @@ def _opened(path: Path, name: str, most: int | None, folder: int) -> BinaryIO:
 
 
 def _content(opened: BinaryIO, path: Path, most: int) -> bytes:
-    with opened as file:
+    with opened as file, explained(path):
         content = file.read(most + 1)
     if len(content) > most:  # it grew, or its system states no size
         raise _too_large(path, len(content), most)

@@ -24,10 +24,12 @@ from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.description import to_json
 from bertjax.evaluate import evaluator
+from bertjax.paths import in_cloud, path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
+from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
 from bertjax.run.processes import assert_equal_on_all, is_coordinator, raising_on_all, versions
 from bertjax.run.profiler import Profile
@@ -178,7 +180,7 @@ def fit(
     Raises InputError for mistakes found before training, FloatingPointError where the loss or the gradient is no longer
     finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
-    progress, run, workdir = progress or Progress(), experiment.run, Path(workdir)
+    progress, run, workdir = progress or Progress(), experiment.run, path_of(workdir)
     with raising_on_all():
         check_platform(run.platform)
         tokenizer, data = check_data(experiment)
@@ -190,12 +192,15 @@ def fit(
     with ExitStack() as resources:
         resources.enter_context(jax.set_mesh(mesh))
         stop = resources.enter_context(stop_requests())
-        resources.enter_context(_locked_by_coordinator(workdir, experiment))
+        check_lock = resources.enter_context(_locked_by_coordinator(workdir, experiment))
+        local = resources.enter_context(local_files(workdir, progress))
         manager = checkpoint.open_checkpoints(workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params)
 
         def save(state: State) -> None:
+            check_lock()
+            local.upload()  # first, so that no step has a checkpoint but no line in the log
             described = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
             checkpoint.save(manager, int(state.step), state.params, state.opt, **described)
 
@@ -204,8 +209,8 @@ def fit(
         if start.params:
             save(state)  # so that a resumed run does not read `init`, which may have changed
         with raising_on_all():  # only the coordinator writes metrics
-            logger = MetricLogger(experiment, workdir, int(state.step), progress)
-        profile = resources.enter_context(closing(Profile(workdir, run.profile, progress)))
+            logger = MetricLogger(experiment, local.folder, int(state.step), progress)
+        profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
         loop, first = _Loop(experiment, mesh, key, stop, logger, profile, save), 0
@@ -268,12 +273,21 @@ def _validation_loss(experiment: Experiment, phase: Phase, mesh: Mesh, progress:
 
 
 @contextmanager
-def _locked_by_coordinator(workdir: Path, experiment: Experiment) -> Iterator[None]:
-    """Lock the work directory, on process 0 for all processes, which must see the same directory."""
+def _locked_by_coordinator(workdir: Path, experiment: Experiment) -> Iterator[Callable[[], None]]:
+    """Lock the work directory, on process 0 for all processes, which must see the same directory.
+
+    Yields a function, for all processes to call, which raises where the lock was lost: see `lock_workdir`.
+    """
     with ExitStack() as locked:
+        check: Callable[[], None] = lambda: None  # noqa: E731
         with raising_on_all():
             if is_coordinator():
-                locked.enter_context(lock_workdir(workdir))
+                check = locked.enter_context(lock_workdir(workdir))
                 record_experiment(workdir, experiment)
         assert_equal_on_all({"the work directory": lock_text(workdir)})
-        yield
+
+        def check_on_all() -> None:
+            with raising_on_all():
+                check()
+
+        yield check_on_all if in_cloud(workdir) else check

@@ -24,6 +24,7 @@ from bertjax import files
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.description import up_to_date
 from bertjax.errors import InputError
+from bertjax.paths import absolute, explained, in_cloud, storage_problem
 from bertjax.random import hash_bits
 from bertjax.rules import name_of
 from bertjax.types import Array
@@ -41,7 +42,9 @@ def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.Checkpo
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
     )
     files.check_tree(files.make_folder(folder.parent, folder.name))
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    with explained(folder):
+        _finish_copied(folder)
+        return ocp.CheckpointManager(absolute(folder), options=options)
 
 
 def save(
@@ -61,14 +64,15 @@ def save(
     """
     arrays = {"params": params, "optimizer": optimizer}
     info = {"step": step, "data": data, "model": model} | _info(arrays, experiment, tokenizer)
-    manager.save(step, args=_described(arrays, info))
+    with explained(manager.directory):
+        manager.save(step, args=_described(arrays, info))
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
     """Write a checkpoint without optimiser state to a new folder, for inference."""
     info = _info({"params": params}, experiment, tokenizer)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        writer.save(folder.absolute(), args=_described({"params": params}, info))
+    with explained(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(absolute(folder), args=_described({"params": params}, info))
 
 
 def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def read_info(step_folder: Path) -> dict[str, Any]:
     """Read the `info` of a checkpoint. Raises InputError if it is damaged."""
     _check_tree(step_folder, "info")
     try:
-        read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore((step_folder / "info").absolute())
+        read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(absolute(step_folder / "info"))
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         info: dict[str, Any] = read["info"]
@@ -118,7 +122,7 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     """
     _check_tree(step_folder, item)
     try:
-        found = ocp.StandardCheckpointer().restore((step_folder / item).absolute(), like)
+        found = ocp.StandardCheckpointer().restore(absolute(step_folder / item), like)
     except _NOT_DAMAGE:
         raise
     except Exception as error:
@@ -143,10 +147,11 @@ def latest_step(run: Path) -> Path:
 
     Raises InputError if there is none.
     """
-    if (run / "info").is_dir():
-        return run
-    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
-    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    with explained(run):
+        if (run / "info").is_dir():
+            return run
+        folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+        steps = finished_steps(folder)
     if not steps:
         raise InputError(
             f"no checkpoint in {run}: give the work folder of a run, one of its checkpoints, `best` of a fine-tuning, "
@@ -161,8 +166,39 @@ def latest_step(run: Path) -> Path:
 
 def has_checkpoint(run: Path) -> bool:
     """Tell whether a run has a finished checkpoint to resume from."""
-    folder = run / "checkpoints"
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    with explained(run):
+        return bool(finished_steps(run / "checkpoints"))
+
+
+def finished_steps(folder: Path) -> list[Path]:
+    """List the finished checkpoints in a folder, in no order.
+
+    Unfinished ones have other names, on a disk. In Cloud Storage nothing is renamed: there the last object of a
+    checkpoint says that it is finished, or, where it was copied there from a disk, its time of completion.
+    """
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return [path for path in steps if (path / _COMMITTED).exists() or _has_end(path)] if in_cloud(folder) else steps
+
+
+_COMMITTED = "commit_success.txt"
+"""What Orbax writes last in Cloud Storage."""
+
+
+def _has_end(step_folder: Path) -> bool:
+    """Return whether Orbax has noted when this checkpoint was completed."""
+    path = step_folder / "_CHECKPOINT_METADATA"
+    try:
+        return bool(json.loads(path.read_text()).get("commit_timestamp_nsecs"))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
+
+
+def _finish_copied(folder: Path) -> None:
+    """Mark finished checkpoints that were copied from a disk to Cloud Storage, lest Orbax delete them as unfinished."""
+    if in_cloud(folder):
+        for path in finished_steps(folder):
+            if not (path / _COMMITTED).exists():
+                (path / _COMMITTED).write_text(f"Checkpoint commit was successful to {path}")
 
 
 def checksums(tree: Any) -> dict[str, str]:
@@ -187,8 +223,12 @@ def _digest(info: Mapping[str, Any]) -> str:
 
 
 def _damaged(step_folder: Path, reason: object) -> InputError:
+    if isinstance(reason, Exception) and in_cloud(step_folder):
+        problem = storage_problem(step_folder, reason)
+        if problem is not None:
+            return problem
     text = str(reason).strip().splitlines()
-    others = [p.name for p in step_folder.parent.iterdir() if p.name.isdigit() and p.name != step_folder.name]
+    others = [path.name for path in finished_steps(step_folder.parent) if path.name != step_folder.name]
     rest = f"go on from step {max(others, key=int)}" if others else "start again"
     return InputError(
         f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from bertjax import files
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model, encoder_alone, load, load_notes, without_sentence_head
 from bertjax.errors import InputError
@@ -12,6 +13,7 @@ from bertjax.huggingface.sentence_transformers import write_modules
 from bertjax.models.heads import Pooler
 from bertjax.models.published import Published
 from bertjax.models.sentence import SENTENCE, sentence_head
+from bertjax.paths import path_of
 
 Format = Literal["bertjax", "huggingface", "sentence-transformers"]
 
@@ -22,14 +24,15 @@ def convert(source: str | Path, folder: str | Path, *, to: Format = "bertjax") -
     Returns notes to report: tensors ignored in a Hugging Face folder, and parts that the other formats leave out.
     Raises InputError if the folder is not empty, and as `load` and the functions for these formats.
     """
+    folder = path_of(folder)
     model = load(source)
     notes = load_notes(source, model)
     if to == "huggingface":
         return notes + save_hf(model, folder)
     if to == "sentence-transformers":
         return notes + save_sentence_transformers(model, folder)
-    folder = _new_folder(folder)
-    checkpoint.export(folder, model.params, experiment=model.config, tokenizer=model.tokenizer)
+    with files.new_folder(folder) as new:
+        checkpoint.export(new, model.params, experiment=model.config, tokenizer=model.tokenizer)
     return notes
 
 
@@ -46,11 +49,11 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     from, or was built like. Raises InputError if the folder is not empty, or no class of transformers computes what
     this model does.
     """
-    architecture = architecture or architecture_of(model)
-    new, plain = _new_folder(folder), without_sentence_head(model)
+    architecture, plain = architecture or architecture_of(model), without_sentence_head(model)
     notes = model.config.get("huggingface", {})
     left = [] if plain is model else [f"left out head/{SENTENCE}, which `convert --to sentence-transformers` writes"]
-    return left + write_model(plain.objective, plain.params, plain.tokenizer, notes, new, architecture)
+    with files.new_folder(path_of(folder)) as new:
+        return left + write_model(plain.objective, plain.params, plain.tokenizer, notes, new, architecture)
 
 
 def save_sentence_transformers(model: Model, folder: str | Path) -> list[str]:
@@ -70,9 +73,10 @@ def save_sentence_transformers(model: Model, folder: str | Path) -> list[str]:
     else:
         alone = encoder_alone(model)
         left = [f"left out {', '.join(f'head/{name}' for name in heads) or 'all heads'}: embeddings do not read them"]
-    notes = save_hf(alone, folder)
-    head = head if head.max_length else head.clone(max_length=alone.encoder.max_length or 0)
-    write_modules(Path(folder), head, params, alone.encoder, origin.get("similarity", ""))
+    with files.new_folder(path_of(folder)) as new:
+        notes = save_hf(alone, new)
+        head = head if head.max_length else head.clone(max_length=alone.encoder.max_length or 0)
+        write_modules(new, head, params, alone.encoder, origin.get("similarity", ""))
     return left + notes
 
 
@@ -82,14 +86,3 @@ def architecture_of(model: Model) -> str:
     whole = model.config.get("part_of", "").rpartition(".")[2]
     family = find_family(model.encoder, (), whole) if whole and not stated else None
     return stated if family is None else family.model_type
-
-
-def _new_folder(folder: str | Path) -> Path:
-    """Check that a folder is new or empty; an empty one is removed, because writers create it."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty: choose a new folder")
-    if folder.exists():
-        folder.rmdir()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder

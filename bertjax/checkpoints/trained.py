@@ -22,6 +22,7 @@ from bertjax.huggingface.sentence_transformers import has_modules, read_modules,
 from bertjax.huggingface.tensors import some
 from bertjax.models.published import Published
 from bertjax.models.sentence import SENTENCE
+from bertjax.paths import path_of
 from bertjax.types import Array, Batch, Params
 
 
@@ -194,8 +195,10 @@ def _shapes(described: dict[str, Any]) -> Any:
 
 def part_of(path: str | Path) -> tuple[Path, str]:
     """Split `folder:part`, unless the whole is the name of an existing folder."""
-    folder, colon, part = str(path).rpartition(":")
-    return (Path(folder), part) if colon and not Path(path).exists() and Path(folder).exists() else (Path(path), "")
+    whole, (folder, colon, part) = path_of(path), str(path).rpartition(":")
+    if not colon or part.startswith("//") or whole.exists() or not (home := path_of(folder)).exists():
+        return whole, ""
+    return home, part
 
 
 def load_notes(source: str | Path, model: Model) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model
 from bertjax.errors import InputError
+from bertjax.paths import path_of
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     _text_input(build)
     build.add_argument("--tokenizer", required=True, metavar="T",
                        help="vocab.txt, vocab.json, tokenizer.json, a .model file, or a folder with one")  # fmt: skip
-    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the corpus")
+    build.add_argument("--out", required=True, metavar="DIR", help="folder for the corpus, on a disk or gs://…")
     build.add_argument(
         "--holdout", type=float, default=0.01, help="fraction of documents held out for validation (default: 0.01)"
     )
@@ -122,6 +123,7 @@ def _build(options: argparse.Namespace) -> None:
         workers=options.workers,
         shard_tokens=options.shard_tokens,
     )
+    out = path_of(options.out)
     tokenizer = load_tokenizer(options.tokenizer)
     if options.parse_special_tokens:
         tokenizer = parsing_special_tokens(tokenizer)
@@ -132,7 +134,7 @@ def _build(options: argparse.Namespace) -> None:
         rate = tokens / max(1e-9, time.monotonic() - begun)
         progress.line(f"{read:,} documents  {tokens:,} tokens  {rate:,.0f} tokens/s")
 
-    manifest = build(documents, tokenizer, options.out, settings, identity=identity, report=report)
+    manifest = build(documents, tokenizer, out, settings, identity=identity, report=report)
     totals: dict[str, Any] = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}
     totals |= {"dropped": manifest.dropped, "repeats": manifest.repeats}
     print_result(options, totals | {"seconds": round(time.monotonic() - begun, 1)})
@@ -191,7 +193,7 @@ def _tokenizer_of(options: argparse.Namespace) -> tuple["Tokenizer", "Templates"
         check_tokenizer(model, options.model)
         tokenizer, templates = model.text, templates_of(model)
     except InputError as error:
-        if not Path(options.model).is_dir():
+        if not path_of(options.model).is_dir():
             raise
         tokenizer = load_tokenizer(options.model)
         templates = templates_for(tokenizer, cls_last=False)

@@ -9,12 +9,13 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shutil
+import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,10 @@ from bertjax.data.records import (
 )
 from bertjax.data.tokenizer import Tokenizer, fingerprint, save_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
+from bertjax.lease import leased
+from bertjax.paths import in_cloud
 
+_LOCK = "lock"  # the object that locks a build in Cloud Storage
 _BATCH = 2**18  # characters sent to a worker at a time
 
 SplitSentences = Callable[[str], list[str]]
@@ -124,13 +128,21 @@ def build(
     Raises InputError for bad input unless `skip_bad`, if there is nothing to tokenise, and if `out` contains another
     corpus or an unfinished build with other input or settings.
     """
-    with _held(out):
-        return _build(documents, tokenizer, out, settings, identity, report)
+    with _held(out) as scratch:
+        return _build(documents, tokenizer, out, scratch, settings, identity, report)
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Create the folder and lock it: two builds in one folder would write the same files."""
+def _held(out: Path) -> Iterator[Path]:
+    """Create the folder and lock it: two builds in one folder would write the same files.
+
+    Yields the folder in which shards are made: the same, or one on a disk from which they are uploaded one by one,
+    because ArrayRecord writes to no object store.
+    """
+    if in_cloud(out):
+        with leased(out / _LOCK, "build"), tempfile.TemporaryDirectory(prefix="bertjax-build-") as scratch:
+            yield Path(scratch)
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -138,7 +150,7 @@ def _held(out: Path) -> Iterator[None]:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder for the corpus") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
-        yield
+        yield out
     except BlockingIOError as error:
         raise InputError(f"another build is running in {out}: wait for it, or choose another folder") from error
     finally:
@@ -149,6 +161,7 @@ def _build(
     documents: Iterable[Document | Bad],
     tokenizer: Tokenizer,
     out: Path,
+    scratch: Path,
     settings: BuildSettings,
     identity: object,
     report: Callable[[int, int], None],
@@ -164,6 +177,7 @@ def _build(
 
     def finish_shards() -> None:
         progress.shards.append({split: writer.close() for split, writer in writers.items()})
+        _upload_shards(writers, out)
         progress.read, progress.words, progress.unknown, progress.dropped = read, words, unknown, dict(dropped)
         progress.save(out)
         writers.clear()
@@ -173,7 +187,7 @@ def _build(
             if not len(block.tokens):
                 continue
             if split not in writers:
-                writers[split] = ShardWriter(out, split, len(progress.shards), dtype)
+                writers[split] = ShardWriter(scratch, split, len(progress.shards), dtype)
             writers[split].add(*block)
             written += len(block.tokens)
         read, words, unknown = batch.read, words + result.words, unknown + result.unknown
@@ -198,6 +212,14 @@ def _build(
     write_manifest(out, manifest)
     (out / "progress.json").unlink()
     return manifest
+
+
+def _upload_shards(writers: Mapping[str, ShardWriter], out: Path) -> None:
+    """Upload finished shards of a corpus in Cloud Storage, and delete them from this machine."""
+    if in_cloud(out):
+        for path in chain.from_iterable(writer.paths for writer in writers.values()):
+            files.upload(path, out / path.name)
+            path.unlink()
 
 
 def _described(settings: BuildSettings) -> dict[str, object]:
@@ -241,7 +263,7 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
             for shards in saved["shards"]
         ]
         return _Progress(**saved)
-    if any(out.iterdir()):
+    if any(path.name != _LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the corpus")
     try:
         save_tokenizer(tokenizer, out / "tokenizer")
@@ -368,6 +390,6 @@ def _rename_shards(out: Path, shards: list[dict[str, Shard]]) -> dict[str, tuple
             for part, name in final.items():
                 partial = out / f"{split}-{number:05d}.{part}.partial"
                 if partial.exists():
-                    shutil.move(partial, out / name)
+                    files.move_file(partial, out / name)
         splits[split] = tuple(shard for _, shard in kept)
     return splits

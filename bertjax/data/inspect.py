@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.data.records import DOCUMENT, TokenReader, corpus_tokenizer, read_manifest, shard_name
+from bertjax.paths import path_of
 
 
 def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str, Any]:
@@ -12,7 +13,7 @@ def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str,
     tokenizer = corpus_tokenizer(folder)
     split = next(iter(sorted(name for name, shards in manifest.splits.items() if shards)))
     shards = manifest.splits[split]
-    reader = TokenReader(Path(folder) / shard_name(split, 0, len(shards)), manifest.dtype)
+    reader = TokenReader(path_of(folder) / shard_name(split, 0, len(shards)), manifest.dtype)
     tokens, flags = reader.read(0, min(shards[0].tokens, 64 * sample_tokens))
     begins = [int(i) for i in (flags & DOCUMENT).nonzero()[0]]
     start = begins[len(begins) // 2] if begins else 0

@@ -25,6 +25,7 @@ from bertjax import files
 from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
 from bertjax.errors import InputError
+from bertjax.paths import in_cloud, path_of, storage_problem
 
 FORMAT = 1
 CHUNK = 1024  # tokens a record: a row of 128 or 512 touches one or two
@@ -81,7 +82,7 @@ def index_name(split: str, index: int, count: int, unit: str) -> str:
 
 
 def _size(folder: Path, split: str, count: int) -> int:
-    return sum((folder / shard_name(split, index, count)).stat().st_size for index in range(count))
+    return sum(files.size_of(folder / shard_name(split, index, count)) for index in range(count))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -122,11 +123,11 @@ def _tfds_features(manifest: Manifest) -> dict[str, Any]:
 
 def read_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a corpus. Raises InputError if the folder is not a corpus, or of another format."""
-    path = Path(folder) / "manifest.json"
     if not str(folder):
         raise InputError("no corpus given: build one with `bertjax data build`, then pass data=FOLDER")
+    path = path_of(folder) / "manifest.json"
     if not path.is_file():
-        unfinished = (Path(folder) / "progress.json").is_file()
+        unfinished = (path.parent / "progress.json").is_file()
         hint = "its build was interrupted: run it again" if unfinished else "build one with `bertjax data build`"
         raise InputError(f"{folder} is not a corpus (no manifest.json): {hint}")
     try:
@@ -164,12 +165,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def corpus_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that a corpus was built with."""
-    return saved_tokenizer(Path(folder) / "tokenizer")
+    return saved_tokenizer(path_of(folder) / "tokenizer")
 
 
 def manifest_digest(folder: str | Path) -> str:
     """Return the SHA-256 of a corpus's manifest, which contains those of all its files."""
-    return hashlib.sha256(files.read_inside(Path(folder), "manifest.json", LARGE.bytes)).hexdigest()
+    return hashlib.sha256(files.read_inside(path_of(folder), "manifest.json", LARGE.bytes)).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -234,7 +235,10 @@ class TokenReader:
         except InputError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"{path} cannot be read: build the corpus again") from error
+            raise self._problem(error, f"{path} cannot be read: build the corpus again") from error
+
+    def _problem(self, error: Exception, otherwise: str) -> InputError:
+        return (storage_problem(self._path, error) if in_cloud(self._path) else None) or InputError(otherwise)
 
     def read(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and flags [length] from position `start`."""
@@ -242,7 +246,8 @@ class TokenReader:
         try:
             records = [decode_record(record) for record in self._reader.read(list(range(first, last + 1)))]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise InputError(f"{self._path} is damaged around token {start}: build the corpus again") from error
+            message = f"{self._path} is damaged around token {start}: build the corpus again"
+            raise self._problem(error, message) from error
         tokens = np.frombuffer(b"".join(tokens for tokens, _ in records), self._dtype)
         flags = np.frombuffer(b"".join(flags for _, flags in records), np.uint8)
         begin = start - first * CHUNK

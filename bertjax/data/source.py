@@ -7,7 +7,6 @@ once; the order of an epoch is a permutation computed index by index (Grain), ne
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -18,6 +17,7 @@ from bertjax import files
 from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import EmptySplit, InputError
+from bertjax.paths import path_of
 
 Batch = dict[str, np.ndarray]
 
@@ -123,6 +123,7 @@ class Corpus:
 
     def __init__(self, folder: str, split: str) -> None:
         self.folder, self.split = folder, split
+        home = path_of(folder)
         self.manifest: Manifest = read_manifest(folder)
         self.vocabulary = self.manifest.vocabulary
         shards = self.manifest.splits.get(split, ())
@@ -132,12 +133,12 @@ class Corpus:
         for index, shard in enumerate(shards):
             counts = {}
             for what, digest in zip(("sentences", "documents"), shard.sha256[1:], strict=True):
-                path = Path(folder) / index_name(split, index, len(shards), what)
+                path = home / index_name(split, index, len(shards), what)
                 if not path.is_file() or file_digest(path) != digest:
                     raise InputError(f"{path} is missing or damaged: build the corpus again")
                 with files.open_inside(path.parent, path.name) as file:
                     counts[what] = np.load(file)
-            path = Path(folder) / shard_name(split, index, len(shards))
+            path = home / shard_name(split, index, len(shards))
             if not path.is_file():
                 raise InputError(f"{path} is missing: build the corpus again")
             bounds = {what: np.concatenate([[0], np.cumsum(count, dtype=np.int64)]) for what, count in counts.items()}

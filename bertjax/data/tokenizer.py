@@ -27,6 +27,7 @@ from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_
 from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
 from bertjax.files import make_folder, read_given, read_inside, write
+from bertjax.paths import path_of
 
 Template = tuple[tuple[str, int], ...]
 """The parts of a row in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""
@@ -95,7 +96,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     that it was published with. Raises InputError where there is none, where it lacks a special token that pre-training
     needs, and for settings that cannot be followed.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_dir():
         found = [path / name for name in _VOCABULARIES if (path / name).is_file()] + sorted(path.glob("*.model"))
         if not found:

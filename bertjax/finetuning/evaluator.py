@@ -1,7 +1,6 @@
 """Evaluate a model during fine-tuning by the metrics of its task, and keep the best."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -54,11 +53,10 @@ class TaskEvaluator:
 
     def _keep(self, step: int, params: Params, metrics: Mapping[str, float], results: Mapping[str, Evaluated]) -> None:
         partial = self._folder / "best.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        files.remove_folder(partial)
         experiment = self._prepared.config | {"step": step, "metrics": dict(metrics)}
         checkpoint.export(partial, params, experiment=experiment, tokenizer=self._prepared.tokenizer)
-        shutil.rmtree(self._folder / "best", ignore_errors=True)
-        partial.rename(self._folder / "best")
+        files.move_folder(partial, self._folder / "best")
         for split, result in results.items():
             folder = files.make_folder(self._folder, f"predictions/{split}")
             write_predictions(folder, self._prepared.splits[split], result)

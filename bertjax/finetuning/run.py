@@ -8,7 +8,6 @@
           results.json      all results: median and quartiles over seeds, and the seeds that failed
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from bertjax.finetuning.results import (
     write_json,
 )
 from bertjax.inference.compatible import check_tokenizer
+from bertjax.paths import path_of
 from bertjax.run.workdir import lock_workdir, record_experiment
 from bertjax.run.writers import Progress
 from bertjax.tasks.scoring import constant_answer
@@ -47,7 +47,8 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
     progress = progress or Progress()
     source = load(tuning.init)
     check_tokenizer(source, tuning.init)
-    with lock_workdir(workdir) as folder:
+    folder = path_of(workdir)
+    with lock_workdir(folder):
         tuning = with_labels_of(tuning, source, progress.say)
         prepared = prepare(tuning, source, folder, progress)
         with as_input_errors():
@@ -100,7 +101,7 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
         result |= {"failed": "no better than the best constant prediction"}
     result |= {"best": best, "last": last} | timing(folder)
     write_json(folder / "result.json", result)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # with the moments of Adam, three times the model
+    files.remove_folder(folder / "checkpoints")  # with the moments of Adam, three times the model
     return result
 
 
@@ -123,7 +124,6 @@ def _keep_best(folder: Path, summary: Mapping[str, Any]) -> None:
         if not kept.exists():
             continue
         if result["seed"] == summary["best_seed"]:
-            shutil.rmtree(folder / "best", ignore_errors=True)
-            kept.rename(folder / "best")
+            files.move_folder(kept, folder / "best")
         else:
-            shutil.rmtree(kept)
+            files.remove_folder(kept)

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,22 @@ from bertjax.bounded_json import parse_object
 from bertjax.config import Experiment
 from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
+from bertjax.lease import leased, owner_of
+from bertjax.paths import in_cloud, path_of
 
 
 @contextmanager
-def lock_workdir(workdir: str | Path) -> Iterator[Path]:
-    """Create the directory if need be, and lock it. Raises InputError where it is locked or cannot be written."""
-    folder = Path(workdir)
+def lock_workdir(workdir: str | Path) -> Iterator[Callable[[], None]]:
+    """Create the directory if need be, and lock it. Raises InputError where it is locked or cannot be written.
+
+    Yields a function that raises InputError where another process has taken the lock over, which can happen in Cloud
+    Storage alone: see `bertjax.lease`.
+    """
+    folder = path_of(workdir)
+    if in_cloud(folder):
+        with leased(folder / "lock") as lease:
+            yield lease.check
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = files.open_append(folder / "lock")
@@ -43,13 +53,17 @@ def lock_workdir(workdir: str | Path) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
-        yield folder
+        yield lambda: None
 
 
 def lock_text(folder: Path) -> str:
     """Return the text in the lock: hosts that read different texts do not see the same directory."""
     try:
-        return files.read_inside(folder, "lock").decode(errors="replace")
+        return (
+            owner_of(folder / "lock")
+            if in_cloud(folder)
+            else files.read_inside(folder, "lock").decode(errors="replace")
+        )
     except (OSError, InputError):
         return ""
 

@@ -111,12 +111,12 @@ def test_a_killed_build_resumes_after_its_last_finished_shard(tmp_path, monkeypa
     assert len(given) == total if count == 1 else finished > 2 and len(given) < total * (1.3 - count / 60)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("shutil.move", 4), ("write_manifest", 0)])
+@pytest.mark.parametrize(("name", "calls"), [("files.move_file", 4), ("write_manifest", 0)])
 def test_a_build_killed_at_its_end_resumes_without_tokenising_again(tmp_path, monkeypatch, name, calls):
     documents = mixed_documents()
     tokenizer, given = counting(monkeypatch)
     build(documents, tokenizer, tmp_path / "whole", SETTINGS)
-    owner = module.shutil if "." in name else module
+    owner = module.files if "." in name else module
     real, left = getattr(owner, name.rpartition(".")[2]), [calls]
 
     def killed(*arguments):
