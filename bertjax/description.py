@@ -1,16 +1,30 @@
 """Describe dataclasses and functions of bertjax as JSON, and rebuild them.
 
-A description names classes and functions by module. Descriptions written before a module moved, or before a class or
-a field was renamed, are updated as they are read: see `up_to_date`.
+A description names classes and functions by module; those that it may name are in closed_set.py. Descriptions written
+before a module moved, or before a class or a field was renamed, are updated as they are read: see `up_to_date`.
 """
 
 import dataclasses
 import importlib
-import inspect
 import json
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from bertjax.closed_set import (
+    ALL,
+    FOUND_AT,
+    HELD,
+    LARGEST,
+    LARGEST_OTHER,
+    LONGEST,
+    LONGEST_OTHER,
+    LONGEST_TEXT,
+    ONE_OF,
+    Names,
+)
 from bertjax.errors import InputError
 
 FORMER_MODULES = {
@@ -108,10 +122,15 @@ def up_to_date(value: Any) -> Any:
         return [up_to_date(item) for item in value]
     if not isinstance(value, dict):
         return value
-    name = value.get("type")
+    name = value["type"] if isinstance(value.get("type"), str) else ""
     if name in CONVERSIONS:
-        return up_to_date(CONVERSIONS[name](value))
-    renamed, added = (fields.get(name, {}) if isinstance(name, str) else {} for fields in (FORMER_FIELDS, ADDED_FIELDS))
+        try:
+            return up_to_date(CONVERSIONS[name](value))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"a description of {name} is damaged: {error!r:.100}") from error
+    renamed, added = FORMER_FIELDS.get(name, {}), ADDED_FIELDS.get(name, {})
+    if twice := next((old for old, new in renamed.items() if {old, new} <= value.keys()), ""):
+        raise InputError(f"a description of {name} has both {twice} and {renamed[twice]}, which are one field")
     new = added | {renamed.get(key, key): up_to_date(item) for key, item in value.items()}
     return new | {key: _todays_name(value[key]) for key in ("type", "function") if isinstance(value.get(key), str)}
 
@@ -138,44 +157,200 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if callable(value) and hasattr(value, "__qualname__"):
         return {"function": f"{value.__module__}.{value.__qualname__}"}
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise InputError(f"{value!r} in an experiment cannot be described: use dataclasses, functions, numbers and texts")
+    raise InputError(
+        f"{value!r} in an experiment cannot be described: use dataclasses, functions, finite numbers and texts"
+    )
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: Any, names: Names = ALL, at: str = "") -> Any:
     """Rebuild a value from its description by `to_json`, in this version or an earlier one.
 
-    Raises InputError for anything but dataclasses and functions of bertjax.
+    names: the classes and functions that may be its root. at: its name, for errors. Nothing is imported or called but
+    what `closed_set` lists for the field that names it, and every value is checked against the type and the largest
+    size of its field first. Raises InputError for anything else, with the path of the value.
     """
-    return _rebuilt(up_to_date(value))
-
-
-def _rebuilt(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_rebuilt(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    name = value.get("type") or value.get("function") or ""
-    module, _, attribute = name.rpartition(".")
-    if not name.startswith("bertjax."):
-        raise InputError(
-            f"cannot rebuild {name!r}: only classes and functions of bertjax can be, so load it with its own code"
-        )
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"this version of bertjax has no {name!r}") from error
-    described = inspect.isfunction if "function" in value else _is_description
-    if not described(found) or found.__module__ != module:
-        raise InputError(f"{name!r} is no dataclass or function that a description may name")
-    if "function" in value:
-        return found
-    return found(**{key: _rebuilt(item) for key, item in value.items() if key != "type"})
+        return _named(up_to_date(value), names, at)
+    except RecursionError as error:
+        raise InputError(f"{at or 'a description'} is nested too deep: no real one is") from error
 
 
-def _is_description(found: Any) -> bool:
-    return isinstance(found, type) and dataclasses.is_dataclass(found)
+def _named(value: Any, names: Names, at: str) -> Any:
+    """Rebuild what `value` names: an instance of one of the types, or one of the functions themselves."""
+    kind = "type" if isinstance(value, dict) and "type" in value else "function"
+    name = value.get(kind) if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(name, str) or (kind == "function" and len(value) > 1):
+        raise _refused(value, at, f"the description of {_some(names)}")
+    if name not in ALL.types | ALL.functions:
+        if not name.startswith("bertjax."):
+            raise InputError(
+                f"cannot rebuild {name!r:.200}{f' ({at})' if at else ''}: only classes and functions of bertjax can "
+                "be, so load it with its own code"
+            )
+        raise InputError(
+            f"{at or 'a description'} names {name!r:.200}: this version of bertjax has no class or function of this "
+            "name that a description may name"
+        )
+    if name not in (names.types if kind == "type" else names.functions):
+        raise _refused(value, at, _some(names))
+    found = _find(name)
+    return found if kind == "function" else _instance(found, name, value, at)
+
+
+@cache
+def _hints(name: str) -> dict[str, Any]:
+    return get_type_hints(_find(name))
+
+
+def _find(name: str) -> Any:
+    """Return the class or function of a name of the closed set."""
+    module, _, attribute = FOUND_AT.get(name, name).rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _instance(cls: type[Any], name: str, described: dict[str, Any], at: str) -> Any:
+    """Build a dataclass of its described fields, each checked against its type."""
+    fields, hints = field_names(cls), _hints(name)
+    inside = f"{at}." if at else ""
+    if unknown := next((key for key in described if key not in (*fields, "type")), None):
+        raise InputError(f"{inside}{unknown!r:.100} is no field of {name}: it has {', '.join(fields)}")
+    required = {each.name for each in dataclasses.fields(cls) if _is_required(each)}
+    if missing := next((field for field in fields if field in required and field not in described), None):
+        raise InputError(f"{inside}{missing} is missing: {name} needs it")
+    given = {
+        field: _checked(described[field], hints[field], _Field(name, field), f"{inside}{field}")
+        for field in fields
+        if field in described
+    }
+    try:
+        return cls(**given)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"{at or name}: {error}") from error
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+class _Field(NamedTuple):
+    owner: str  # the name of the class
+    name: str
+
+    @property
+    def held(self) -> Names:
+        """The names that closed_set lists for the field."""
+        return HELD.get(f"{self.owner}.{self.name}", Names())
+
+
+def _checked(value: Any, hint: Any, field: _Field, at: str) -> Any:
+    """Rebuild a value that fits the annotation of its field. Raises InputError for another."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return _of_union(value, arguments, field, at)
+    if origin is tuple:
+        return _tuple(value, arguments, field, at)
+    if hint is int or hint is float:
+        return _number(value, hint, field.name, at)
+    if hint is str or origin is Literal:
+        return _text(value, arguments or ONE_OF.get(field.name, ()), at)
+    if hint is bool or hint is type(None):
+        if type(value) is not hint:
+            raise _refused(value, at, "true or false" if hint is bool else "null")
+        return value
+    if isinstance(hint, type) and (name := _name_of(hint)) in ALL.types:
+        return _named(value, Names(types=frozenset({name})), at)
+    return _of_field(value, hint, field, at)
+
+
+def _of_field(value: Any, hint: Any, field: _Field, at: str) -> Any:
+    """Rebuild a value whose annotation does not say what it may be: closed_set says it, or it is a value of Rules."""
+    if field.held != Names():
+        return None if value is None and _may_be_none(field) else _named(value, field.held, at)
+    if hint is not Any:
+        raise _refused(value, at, "a value: no description may set this field")
+    if isinstance(value, list | tuple):
+        return _tuple(value, (float, ...), field, at)
+    return value if isinstance(value, bool) else _number(value, float, field.name, at)
+
+
+def _of_union(value: Any, hints: tuple[Any, ...], field: _Field, at: str) -> Any:
+    """Rebuild a value of the first annotation of a union that it fits."""
+    types = frozenset(_name_of(hint) for hint in hints if isinstance(hint, type)) & ALL.types
+    if isinstance(value, dict) and types:
+        return _named(value, Names(types, frozenset()), at)
+    hints = hints if value is None else tuple(hint for hint in hints if hint is not type(None))
+    for hint in hints[:-1]:
+        try:
+            return _checked(value, hint, field, at)
+        except InputError:
+            continue
+    return _checked(value, hints[-1], field, at)
+
+
+def _tuple(value: Any, hints: tuple[Any, ...], field: _Field, at: str) -> tuple[Any, ...]:
+    longest = LONGEST.get(field.name, LONGEST_OTHER)
+    if not isinstance(value, list | tuple) or len(value) > longest:
+        raise _refused(value, at, f"a list of at most {longest} elements")
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        raise _refused(value, at, f"a list of {len(hints)} elements")
+    pairs = enumerate(zip(value, hints, strict=True))
+    return tuple(_checked(item, hint, field, f"{at}.{index}") for index, (item, hint) in pairs)
+
+
+def _number(value: Any, hint: type, name: str, at: str) -> int | float:
+    """Check a number; a float may be written as an integer, which is kept, so that its description stays equal."""
+    largest = LARGEST.get(name, LARGEST_OTHER) if hint is int else 2**53
+    if type(value) is int and abs(value) <= largest:
+        return value
+    if hint is float and isinstance(value, float) and math.isfinite(value):
+        return value
+    raise _refused(value, at, f"{'an integer' if hint is int else 'a finite number'} of at most {largest:,}")
+
+
+def _text(value: Any, choices: tuple[str, ...], at: str) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise _refused(value, at, f"a text of at most {LONGEST_TEXT:,} characters")
+    if choices and value not in choices:
+        raise _refused(value, at, f"one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _may_be_none(field: _Field) -> bool:
+    """Tell whether a field that is annotated by Any is None by default."""
+    return any(each.name == field.name and each.default is None for each in dataclasses.fields(_find(field.owner)))
+
+
+def _name_of(hint: type) -> str:
+    return f"{hint.__module__}.{hint.__qualname__}"
+
+
+def _some(names: Names) -> str:
+    if names == ALL:
+        return "a class or function that a description may name"
+    types = sorted(name.rpartition(".")[2] for name in names.types)
+    functions = sorted(name.rpartition(".")[2] for name in names.functions)
+    return " or ".join(types + [f"the function {name}" for name in functions])
+
+
+def _refused(value: Any, at: str, wanted: str) -> InputError:
+    return InputError(f"{at or 'a description'} is {_short(value)}, not {wanted}")
+
+
+def _short(value: Any) -> str:
+    """Show a value that may be of any size: containers by their kind and length, numbers and texts by their start."""
+    if isinstance(value, dict):
+        kind = "type" if "type" in value else "function"
+        named = isinstance(value.get(kind), str)
+        return f"the {kind} {value[kind]!r:.100}" if named else f"an object of {len(value)} entries"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)} elements"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of about 10**{int(value.bit_length() * 0.30103)}"
+    return f"{value!r:.80}"
 
 
 def dump(value: Any) -> str:

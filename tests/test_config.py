@@ -112,7 +112,7 @@ def test_descriptions_import_only_from_the_package(name):
     ],
 )
 def test_descriptions_rebuild_only_dataclasses_and_functions_of_bertjax(described):
-    with pytest.raises(InputError, match=r"no dataclass or function that a description may name|has no"):
+    with pytest.raises(InputError, match="that a description may name"):
         from_json(described)
 
 

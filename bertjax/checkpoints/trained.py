@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
+from bertjax.closed_set import ROWS, TRAINED
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
@@ -107,8 +108,8 @@ def load(path: str | Path) -> Model:
         return encoder_alone(load(folder))
     step = checkpoint.latest_step(folder)
     info = checkpoint.read_info(step)
-    objective = from_json(info["experiment"]["objective"])
-    params = jax.eval_shape(objective.init, jax.random.key(0), _shapes(info["experiment"]))
+    objective = from_json(info["experiment"]["objective"], TRAINED, "objective")
+    params = _param_shapes(objective, info["experiment"], step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     params = checkpoint.restore(step, "params", like, info)
@@ -185,12 +186,27 @@ def encoder_alone(model: Model) -> Model:
     return Model(alone, {ENCODER: own}, model.tokenizer, config)
 
 
+def _param_shapes(objective: Any, described: dict[str, Any], step: Path) -> Any:
+    """Return the shapes of the parameters. Raises InputError where the description contradicts itself."""
+    batch = _shapes(described)
+    try:
+        return jax.eval_shape(objective.init, jax.random.key(0), batch)
+    except Exception as error:  # whatever a layer raises for sizes that do not fit another's
+        problem = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the model that {step} describes cannot be built: {problem[0][:200]}") from error
+
+
 def _shapes(described: dict[str, Any]) -> Any:
-    """Return the shapes of a batch: the smallest for a model without rows, which came from a Hugging Face folder."""
+    """Return the shapes of the smallest batch with the arrays that the model was trained on.
+
+    Parameters do not depend on the number of rows and of positions. A model from a Hugging Face folder has no rows.
+    """
     if "phases" not in described:
         return batch_shapes(1, 1, ("types",))
-    rows = from_json(described["phases"][0]["rows"])
-    return row_shapes(rows, 1)
+    rows = from_json(described["phases"][0]["rows"], ROWS, "phases.0.rows")
+    return {
+        name: jax.ShapeDtypeStruct((1,) * len(shape.shape), shape.dtype) for name, shape in row_shapes(rows, 1).items()
+    }
 
 
 def part_of(path: str | Path) -> tuple[Path, str]:

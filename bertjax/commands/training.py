@@ -149,6 +149,7 @@ TRAIN = (_pretrain, _finetune)
 
 def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.checkpoints.trained import load
+    from bertjax.closed_set import ROWS
     from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.source import evaluation_batches
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
@@ -156,6 +157,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.evaluate import evaluator
     from bertjax.machine.xla_flags import keep_compiled_programs
     from bertjax.sharding.mesh import DATA_PARALLEL
+    from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
     keep_compiled_programs()
@@ -166,7 +168,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(
             f"{options.model} alone has no loss to evaluate: evaluate the run that it is part of, or train it (init=)"
         )
-    rows = from_json(model.config["phases"][-1]["rows"])
+    rows = from_json(model.config["phases"][-1]["rows"], ROWS, "phases.-1.rows")
+    if isinstance(rows, TaskRows):
+        raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
     if manifest.tokenizer != fingerprint(model.text) and not same_tokenizer(corpus_tokenizer(rows.corpus), model.text):

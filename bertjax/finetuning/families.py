@@ -7,6 +7,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import architecture_of
 from bertjax.checkpoints.protocols import Wrapping, served
 from bertjax.checkpoints.trained import Model, part_of
+from bertjax.closed_set import TRAINED
 from bertjax.description import from_json
 from bertjax.huggingface import configuration
 from bertjax.huggingface.folder import is_huggingface, read_config
@@ -29,7 +30,7 @@ def _family(path: str | Path) -> tuple[Family, str]:
         family = configuration.family_of(config, folder)
         return family, family.published(configuration.make_encoder(family, config, folder))
     described = checkpoint.read_info(checkpoint.latest_step(folder))["experiment"]
-    objective = from_json(described["objective"])
+    objective = from_json(described["objective"], TRAINED, "objective")
     if isinstance(objective, Wrapping):
         objective = served(objective)
     encoder = getattr(objective, part, None) or objective.encoder

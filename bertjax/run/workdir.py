@@ -18,6 +18,7 @@ from typing import Any
 
 from bertjax import files
 from bertjax.bounded_json import parse_object
+from bertjax.closed_set import COUNTERS
 from bertjax.config import Experiment
 from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
@@ -80,7 +81,7 @@ def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
     begun = up_to_date(parse_object(files.read_inside(folder, path.name), f"{path}"))["counters"]
     if begun == to_json(experiment.counters):
         return experiment
-    return dataclasses.replace(experiment, counters=from_json(begun))
+    return dataclasses.replace(experiment, counters=from_json(begun, COUNTERS, "counters"))
 
 
 def record_experiment(folder: Path, experiment: Experiment) -> None:
