@@ -5,15 +5,45 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from bertjax.random import stream
 from bertjax.sharding.collectives import gather_params
-from bertjax.sharding.mesh import place_batch, replicated
+from bertjax.sharding.mesh import held_rows, place_batch, replicated
 from bertjax.sharding.placement import storage_shardings
-from bertjax.types import Batch, Metrics, Objective, Params
+from bertjax.types import Array, Batch, Metrics, Objective, Params
 
-Evaluate = Callable[[Params, Iterable[dict[str, np.ndarray]]], dict[str, float]]
+HostBatch = dict[str, np.ndarray]
+
+Evaluate = Callable[[Params, Iterable[HostBatch]], dict[str, float]]
+
+
+def place_params(params: Params, mesh: Mesh) -> Params:
+    """Place parameters on a mesh as a run stores them, from those that every process holds whole or on this mesh."""
+
+    def place(leaf: Array, sharding: NamedSharding) -> Array:
+        if sharding.is_fully_addressable or not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place, params, storage_shardings(mesh, params))
+
+
+def logits_on_mesh(logits: Callable[[Params, Batch], Any], mesh: Mesh) -> Callable[[Params, HostBatch], Any]:
+    """Return a function (params, batch) -> logits, compiled once, with rows split over the devices of the mesh.
+
+    Every process passes the whole batch and its parameters on the mesh, and receives the logits of all rows.
+    """
+    compute = jax.jit(lambda params, batch: logits(gather_params(params), batch), out_shardings=replicated(mesh))
+
+    def computed(params: Params, batch: HostBatch) -> Any:
+        rows = len(batch["tokens"])
+        held = held_rows(mesh, rows)
+        with jax.set_mesh(mesh):
+            return compute(params, place_batch({name: x[held] for name, x in batch.items()}, mesh, rows))
+
+    return computed
 
 
 def evaluator(objective: Objective, mesh: Mesh, rows: int) -> Evaluate:
@@ -30,8 +60,8 @@ def evaluator(objective: Objective, mesh: Mesh, rows: int) -> Evaluate:
 
     score = jax.jit(metrics, out_shardings=replicated(mesh))
 
-    def evaluate(params: Params, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
-        params = jax.device_put(params, storage_shardings(mesh, params))
+    def evaluate(params: Params, batches: Iterable[HostBatch]) -> dict[str, float]:
+        params = place_params(params, mesh)
         sums: dict[str, Any] = {}
         weights: dict[str, float] = {}
         for batch in batches:

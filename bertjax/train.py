@@ -7,7 +7,7 @@ waits for the device inside a step: the metrics of a step are read while the nex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,18 +24,18 @@ from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.description import to_json
 from bertjax.evaluate import evaluator
-from bertjax.paths import in_cloud, path_of
+from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
-from bertjax.run.processes import assert_equal_on_all, is_coordinator, raising_on_all, versions
+from bertjax.run.processes import assert_equal_on_all, is_coordinator, locked_by_coordinator, raising_on_all, versions
 from bertjax.run.profiler import Profile
 from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
-from bertjax.run.workdir import lock_text, lock_workdir, record_experiment, with_begun_counters
+from bertjax.run.workdir import record_experiment, with_begun_counters
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
@@ -192,7 +192,10 @@ def fit(
     with ExitStack() as resources:
         resources.enter_context(jax.set_mesh(mesh))
         stop = resources.enter_context(stop_requests())
-        check_lock = resources.enter_context(_locked_by_coordinator(workdir, experiment))
+        check_lock = resources.enter_context(locked_by_coordinator(workdir))
+        with raising_on_all():
+            if is_coordinator():
+                record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
         manager = checkpoint.open_checkpoints(workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every)
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
@@ -270,24 +273,3 @@ def _validation_loss(experiment: Experiment, phase: Phase, mesh: Mesh, progress:
     if batches is None:
         return None
     return lambda step, params: evaluate(params, islice(batches(), experiment.run.evaluate_batches or None))
-
-
-@contextmanager
-def _locked_by_coordinator(workdir: Path, experiment: Experiment) -> Iterator[Callable[[], None]]:
-    """Lock the work directory, on process 0 for all processes, which must see the same directory.
-
-    Yields a function, for all processes to call, which raises where the lock was lost: see `lock_workdir`.
-    """
-    with ExitStack() as locked:
-        check: Callable[[], None] = lambda: None  # noqa: E731
-        with raising_on_all():
-            if is_coordinator():
-                check = locked.enter_context(lock_workdir(workdir))
-                record_experiment(workdir, experiment)
-        assert_equal_on_all({"the work directory": lock_text(workdir)})
-
-        def check_on_all() -> None:
-            with raising_on_all():
-                check()
-
-        yield check_on_all if in_cloud(workdir) else check

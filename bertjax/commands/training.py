@@ -129,16 +129,18 @@ def _finetune(options: argparse.Namespace) -> None:
     from bertjax.run.writers import Progress
 
     processes.join()
-    processes.require_one_process("fine-tuning")
     keep_compiled_programs()
-    progress = Progress()
+    with processes.raising_on_all():
+        tuning = load_described(options.experiment, options.override, FineTuning)
+    progress = Progress(shown=processes.is_coordinator())
     try:
-        summary = finetune(load_described(options.experiment, options.override, FineTuning), options.workdir)
+        summary = finetune(tuning, options.workdir, progress=progress)
     except Interrupted as stopped:
         progress.say(str(stopped))
         options.exit_code = 128 + stopped.signal
         return
-    print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
+    if processes.is_coordinator():
+        print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
     if len(summary["failed"]) == len(summary["seeds"]):
         options.exit_code = exits.DIVERGED
 
@@ -148,21 +150,36 @@ TRAIN = (_pretrain, _finetune)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from bertjax.data.source import evaluation_batches
+    from bertjax.evaluate import evaluator
+    from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.run import processes
+    from bertjax.sharding.mesh import DATA_PARALLEL, held_rows
+
+    if options.model is None:
+        raise InputError("nothing to evaluate: pass --model DIR, or score predictions (bertjax evaluate squad --help)")
+    processes.join()
+    keep_compiled_programs()
+    with processes.raising_on_all():
+        model, source = _model_and_rows(options)
+        mesh = DATA_PARALLEL.mesh(options.batch_size)
+    held = held_rows(mesh, options.batch_size)
+    batches = evaluation_batches(source, options.batch_size, held=held)
+    values = evaluator(model.objective, mesh, options.batch_size)(model.params, batches)
+    if processes.is_coordinator():
+        print_result(options, values)
+
+
+def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Load the model to evaluate, and open the split that it is evaluated on. Raises InputError if they do not fit."""
     from bertjax.checkpoints.trained import load
     from bertjax.closed_set import ROWS
     from bertjax.data.records import corpus_tokenizer, read_manifest
-    from bertjax.data.source import evaluation_batches
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
     from bertjax.description import from_json
-    from bertjax.evaluate import evaluator
-    from bertjax.machine.xla_flags import keep_compiled_programs
-    from bertjax.sharding.mesh import DATA_PARALLEL
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
-    keep_compiled_programs()
-    if options.model is None:
-        raise InputError("nothing to evaluate: pass --model DIR, or score predictions (bertjax evaluate squad --help)")
     model = load(options.model)
     if not isinstance(model.objective, Objective):
         raise InputError(
@@ -178,9 +195,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             f"corpus {rows.corpus} was built with another tokenizer than the model's: build it with "
             f"--tokenizer FOLDER of the corpus that {options.model} was trained on"
         )
-    mesh = DATA_PARALLEL.mesh(options.batch_size)
-    batches = evaluation_batches(rows.open(options.split), options.batch_size)
-    print_result(options, evaluator(model.objective, mesh, options.batch_size)(model.params, batches))
+    return model, rows.open(options.split)
 
 
 def _evaluate_task(options: argparse.Namespace) -> None:
@@ -188,22 +203,27 @@ def _evaluate_task(options: argparse.Namespace) -> None:
     from bertjax.inference.compatible import check_tokenizer
     from bertjax.inference.predict import score
     from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.run import processes
     from bertjax.tasks.own import own_task
     from bertjax.tasks.table import find_task
 
+    processes.join()
     keep_compiled_programs()
-    if options.name == "own":
-        columns = tuple(filter(None, options.columns.split(",")))
-        task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
-                        tags=options.tags, split=options.split)  # fmt: skip
-    else:
-        task = find_task(options.name)
-    model = load(options.model)
-    check_tokenizer(model, options.model)
+    with processes.raising_on_all():
+        if options.name == "own":
+            columns = tuple(filter(None, options.columns.split(",")))
+            task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
+                            tags=options.tags, split=options.split)  # fmt: skip
+        else:
+            task = find_task(options.name)
+        model = load(options.model)
+        check_tokenizer(model, options.model)
     found = score(model, task, options.data, options.split, threshold=options.threshold,
                   labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
-                  batch_size=options.batch_size, max_length=options.max_length, say=tell)  # fmt: skip
-    print_result(options, found.metrics)
+                  batch_size=options.batch_size, max_length=options.max_length,
+                  say=tell if processes.is_coordinator() else lambda sentence: None)  # fmt: skip
+    if processes.is_coordinator():
+        print_result(options, found.metrics)
 
 
 def _evaluate_squad(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from bertjax.finetuning.prepare import Prepared
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import read_json, write_json, write_predictions
 from bertjax.rules import name_of
-from bertjax.sharding.mesh import MeshShape, place_batch
+from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
 from bertjax.tasks.scoring import Evaluated, evaluate_rows
 from bertjax.types import Params
 
@@ -24,16 +24,18 @@ class TaskEvaluator:
 
     def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
-        self._mesh = MeshShape().mesh(tuning.recipe.batch_size)
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
-        """Return the metrics of all validation splits; export the model to `best` if the first metric is the best."""
+        """Return the metrics of all validation splits; export the model to `best` if the first metric is the best.
+
+        Every process computes the same metrics, of all rows; process 0 alone reads and writes files.
+        """
         task, recipe = self._tuning.task, self._tuning.recipe
         if recipe.unit_range and task.scale:
             params = _in_range(params, task.scale)
 
         def logits(batch: Batch) -> Any:
-            return self._prepared.logits(params, place_batch(batch, self._mesh, len(batch["tokens"])))
+            return self._prepared.logits(params, batch)
 
         metrics: dict[str, float] = {}
         results = {}
@@ -45,7 +47,7 @@ class TaskEvaluator:
             )
             of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
             metrics |= {f"{name}{of_split}": value for name, value in results[split].metrics.items()}
-        best = read_json(self._folder / "best.json")
+        best = from_coordinator(read_json(self._folder / "best.json") if is_coordinator() else None)
         first = task.metric_names[0]
         if not best or metrics[first] > best["metrics"][first]:
             self._keep(step, params, metrics, results)
@@ -53,14 +55,19 @@ class TaskEvaluator:
 
     def _keep(self, step: int, params: Params, metrics: Mapping[str, float], results: Mapping[str, Evaluated]) -> None:
         partial = self._folder / "best.partial"
-        files.remove_folder(partial)
+        with raising_on_all():
+            if is_coordinator():
+                files.remove_folder(partial)
         experiment = self._prepared.config | {"step": step, "metrics": dict(metrics)}
         checkpoint.export(partial, params, experiment=experiment, tokenizer=self._prepared.tokenizer)
-        files.move_folder(partial, self._folder / "best")
-        for split, result in results.items():
-            folder = files.make_folder(self._folder, f"predictions/{split}")
-            write_predictions(folder, self._prepared.splits[split], result)
-        write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+        with raising_on_all():
+            if not is_coordinator():
+                return
+            files.move_folder(partial, self._folder / "best")
+            for split, result in results.items():
+                folder = files.make_folder(self._folder, f"predictions/{split}")
+                write_predictions(folder, self._prepared.splits[split], result)
+            write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
 
 
 def _in_range(params: Params, scale: tuple[float, float]) -> Params:

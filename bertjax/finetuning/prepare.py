@@ -15,6 +15,7 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.coverage import evenly
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer, save_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
+from bertjax.evaluate import logits_on_mesh
 from bertjax.finetuning.build import build
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.inference.compatible import check_texts
@@ -22,7 +23,7 @@ from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
 from bertjax.rules import Rules
 from bertjax.run.writers import Progress
-from bertjax.sharding.collectives import gather_params
+from bertjax.sharding.mesh import DATA_PARALLEL
 from bertjax.tasks.examples import every_text
 from bertjax.tasks.rows import Encoded, TaskRows
 from bertjax.tasks.scoring import require_labels
@@ -50,17 +51,25 @@ class Prepared(NamedTuple):
     logits: Callable[[Params, Any], Any]
 
 
+def record_tokenizer(tuning: FineTuning, source: Model, folder: Path) -> None:
+    """Write the tokenizer of the model into the work directory. Raises InputError if seeds there have another."""
+    if any(folder.glob("seed-*")) and not same_tokenizer(saved_tokenizer(folder / "tokenizer"), source.text):
+        raise InputError(
+            f"{folder} has seeds with another tokenizer than that of {tuning.init}: choose another --workdir"
+        )
+    save_tokenizer(source.text, folder / "tokenizer")
+
+
 def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress) -> Prepared:
-    """Build the objective and encode the data. Raises InputError if model, task and data do not fit together."""
+    """Build the objective and encode the data, with the tokenizer that `record_tokenizer` has written.
+
+    Raises InputError if model, task and data do not fit together.
+    """
     recipe, tokenizer = tuning.recipe, source.text
     longest = source.encoder.max_length
     if longest is not None and recipe.length > longest:
         raise InputError(f"recipe.length={recipe.length}, but {tuning.init} has {longest} positions: reduce it")
-    if any(folder.glob("seed-*")) and not same_tokenizer(saved_tokenizer(folder / "tokenizer"), tokenizer):
-        raise InputError(
-            f"{folder} has seeds with another tokenizer than that of {tuning.init}: choose another --workdir"
-        )
-    save_tokenizer(tokenizer, folder / "tokenizer")
+    mesh = DATA_PARALLEL.mesh(recipe.batch_size)
     with as_input_errors():
         built = build(tuning, source)
         rows = TaskRows(
@@ -79,7 +88,7 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
     if not len(splits["train"]):
         raise InputError(f"the training split of {tuning.data} has no example to train on: see the notes above")
     digest = hashlib.sha256(f"{rows.digest()} {checkpoint.checksums(source.params)}".encode()).hexdigest()[:16]
-    logits = jax.jit(lambda params, batch: built.model.task_logits(gather_params(params), batch))
+    logits = logits_on_mesh(built.model.task_logits, mesh)
     return Prepared(*built, tokenizer, rows, digest, splits, _shared(sharded_step), logits)
 
 

@@ -20,7 +20,7 @@ from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.evaluator import TaskEvaluator
 from bertjax.finetuning.labels import with_labels_of
-from bertjax.finetuning.prepare import Prepared, as_input_errors, experiment_of, prepare
+from bertjax.finetuning.prepare import Prepared, as_input_errors, experiment_of, prepare, record_tokenizer
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import (
     Result,
@@ -33,8 +33,16 @@ from bertjax.finetuning.results import (
 )
 from bertjax.inference.compatible import check_tokenizer
 from bertjax.paths import path_of
-from bertjax.run.workdir import lock_workdir, record_experiment
+from bertjax.run.processes import (
+    assert_equal_on_all,
+    from_coordinator,
+    is_coordinator,
+    locked_by_coordinator,
+    raising_on_all,
+)
+from bertjax.run.workdir import record_experiment
 from bertjax.run.writers import Progress
+from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import constant_answer
 from bertjax.train import fit
 
@@ -42,30 +50,41 @@ from bertjax.train import fit
 def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Run all seeds without a result, and return the content of `results.json`, earlier results included.
 
-    Raises InputError for mistakes found before training, and Interrupted as `fit`. A seed that diverges is a result.
+    Several processes train together, as in `fit`; process 0 alone writes results. Raises InputError for mistakes found
+    before training, and Interrupted as `fit`. A seed that diverges is a result.
     """
-    progress = progress or Progress()
-    source = load(tuning.init)
-    check_tokenizer(source, tuning.init)
+    progress = progress or Progress(shown=is_coordinator())
+    with raising_on_all():
+        source = load(tuning.init)
+        check_tokenizer(source, tuning.init)
     folder = path_of(workdir)
-    with lock_workdir(folder):
-        tuning = with_labels_of(tuning, source, progress.say)
-        prepared = prepare(tuning, source, folder, progress)
-        with as_input_errors():
-            experiment_of(tuning, prepared, tuning.first_seed)
-        results = _earlier(tuning, prepared, folder)
+    with locked_by_coordinator(folder):
+        with raising_on_all():
+            tuning = with_labels_of(tuning, source, progress.say)
+            if is_coordinator():
+                record_tokenizer(tuning, source, folder)
+        with raising_on_all():
+            prepared = prepare(tuning, source, folder, progress)
+            with as_input_errors():
+                experiment_of(tuning, prepared, tuning.first_seed)
+        assert_equal_on_all({"the recipe": to_json(tuning.recipe), "the data or the model": prepared.digest})
+        with raising_on_all():
+            earlier = _earlier(tuning, prepared, folder) if is_coordinator() else []
+        results: dict[int, Result] = {result["seed"]: result for result in from_coordinator(earlier)}
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
             results[seed] = results.get(seed) or _run_seed(tuning, prepared, seed, folder, progress)
             of_all = [result for _, result in sorted(results.items())]
             summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metric_names[0])
-            write_json(folder / "results.json", summary)
-            files.write(folder / "results.md", table(summary))
-            _keep_best(folder, summary)
+            with raising_on_all():
+                if is_coordinator():
+                    write_json(folder / "results.json", summary)
+                    files.write(folder / "results.md", table(summary))
+                    _keep_best(folder, summary)
     return summary
 
 
-def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> dict[int, Result]:
-    """Load existing results by seed. Raises InputError if their settings, data or initial parameters differ.
+def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> list[Result]:
+    """Load the existing results of seeds. Raises InputError if their settings, data or initial parameters differ.
 
     The digest of the inputs is written before the first seed is trained, so that it guards killed seeds as well.
     """
@@ -76,11 +95,11 @@ def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> dict[int,
             "choose another --workdir"
         )
     write_json(path_of_inputs, inputs)
-    results = {}
+    results = []
     for path in workdir.glob("seed-*/result.json"):
         found = read_json(path)
         record_experiment(path.parent, experiment_of(tuning, prepared, found["seed"]))
-        results[found["seed"]] = found
+        results.append(found)
     return results
 
 
@@ -95,11 +114,19 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
         fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source)
     except FloatingPointError as error:
         result |= {"failed": str(error)}
-    best = read_json(folder / "best.json")
-    last, first = last_metrics(folder), tuning.task.metric_names[0]
-    if "failed" not in result and last[first] <= constant_answer(prepared.splits["validation"]):
+    with raising_on_all():
+        if is_coordinator():
+            result = _finished(result, folder, tuning.task.metric_names[0], prepared.splits["validation"])
+    found: Result = from_coordinator(result)
+    return found
+
+
+def _finished(result: Result, folder: Path, first: str, validation: Encoded) -> Result:
+    """Write and return the result of a seed from what its run has logged, and delete its checkpoints."""
+    last = last_metrics(folder)
+    if "failed" not in result and last[first] <= constant_answer(validation):
         result |= {"failed": "no better than the best constant prediction"}
-    result |= {"best": best, "last": last} | timing(folder)
+    result |= {"best": read_json(folder / "best.json"), "last": last} | timing(folder)
     write_json(folder / "result.json", result)
     files.remove_folder(folder / "checkpoints")  # with the moments of Adam, three times the model
     return result

@@ -7,16 +7,21 @@ text.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from bertjax.checkpoints.checkpoint import checksums
 from bertjax.checkpoints.trained import Model
 from bertjax.data.words import words_to_tag
 from bertjax.errors import InputError
+from bertjax.evaluate import logits_on_mesh, place_params
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
+from bertjax.run.processes import assert_equal_on_all, raising_on_all
+from bertjax.sharding.mesh import DATA_PARALLEL
 from bertjax.tasks.encode.pieces import encode_pieces
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words
 from bertjax.tasks.labels import Matched, match_types, parse_pairs, with_labels
@@ -25,6 +30,7 @@ from bertjax.tasks.reading import Notes
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
 from bertjax.tasks.scoring import (
     Evaluated,
+    Logits,
     answers_of,
     evaluate_rows,
     logits_of_rows,
@@ -347,9 +353,36 @@ def score(
 
     Labels may differ in their order and capitals; else `labels` has pairs label:LABEL, of the task and of the model (of
     entities, types). threshold: as for classify. scheme: as for tag. So AX, which has no training split, is evaluated
-    with a model of MNLI. data: as for loading.load_examples. Raises InputError if the model has another head or other
-    labels, and if the split is not labelled.
+    with a model of MNLI. data: as for loading.load_examples. Rows are split over all devices; several processes that
+    have joined each return the same. Raises InputError if the model has another head or other labels, and if the split
+    is not labelled.
     """
+    with raising_on_all():
+        encoded, evaluate = _to_score(
+            model, task, data, split, threshold=threshold, labels=labels, scheme=scheme, max_length=max_length, say=say
+        )
+        batch_size = -(-_batch_size(encoded, batch_size) // jax.device_count()) * jax.device_count()
+        mesh = DATA_PARALLEL.mesh(batch_size)
+    assert isinstance(model.objective, Published)
+    if jax.process_count() > 1:
+        assert_equal_on_all({"the model": checksums(model.params), "the data": repr(encoded.examples)})
+    logits = partial(logits_on_mesh(model.objective.task_logits, mesh), place_params(model.params, mesh))
+    return evaluate(encoded, logits, batch_size)
+
+
+def _to_score(
+    model: Model,
+    task: Task,
+    data: str,
+    split: str,
+    *,
+    threshold: float | Mapping[str, float] | None,
+    labels: Sequence[str],
+    scheme: Scheme | None,
+    max_length: int,
+    say: Say,
+) -> tuple[Encoded, Callable[[Encoded, Logits, int], Evaluated]]:
+    """Return the encoded split, and the function that evaluates it."""
     head = _head(model, task.kind)
     thresholds = thresholds_of(model, threshold) if task.kind == "multilabel" or threshold is not None else ()
     wanted = {"classify": "single_label_classification", "multilabel": "multi_label_classification"}.get(task.kind)
@@ -369,9 +402,10 @@ def score(
     for note, count in loaded.notes.items():
         say(f"{task.name}, {split}: {count:,} {note}")
     if task.kind == "tag":
-        return _score_tags(model, task, loaded.examples, pairs, scheme, batch_size, max_length, say)
+        return _to_score_tags(model, task, loaded.examples, pairs, scheme, max_length, say)
     encoded = _encoded(model, task, loaded.examples, max_length, say)
-    return evaluate_rows(encoded, model.logits, _batch_size(encoded, batch_size), thresholds=thresholds)
+    require_labels(encoded.examples)
+    return encoded, partial(evaluate_rows, thresholds=thresholds)
 
 
 def _matched(model: Model, task: Task, found: Matched | None, say: Say) -> Task:
@@ -387,17 +421,16 @@ def _matched(model: Model, task: Task, found: Matched | None, say: Say) -> Task:
     return found.task
 
 
-def _score_tags(
+def _to_score_tags(
     model: Model,
     task: Task,
     examples: list[Example],
     pairs: Mapping[str, str],
     scheme: Scheme | None,
-    batch_size: int,
     max_length: int,
     say: Say,
-) -> Evaluated:
-    """Evaluate tags: entities by type and place, in whatever scheme model and data have; other tags by name."""
+) -> tuple[Encoded, Callable[[Encoded, Logits, int], Evaluated]]:
+    """Prepare to score tags: entities by type and place, in whatever scheme model and data have; others by name."""
     require_labels(examples)
     labels = _labels(model, _head(model, "tag").C)
     scheme = scheme or scheme_of(labels)
@@ -410,16 +443,31 @@ def _score_tags(
     encoded = _encoded(model, _task("tag", labels), unlabelled, max_length, say)
     if task.scheme.marks == "words":
         task_here = _matched(model, task, with_labels(task, labels, pairs), say)
-        tags = tags_of(task_here, logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size)))
-        return Evaluated(score_tags(task, examples, tags), tags)
+        return encoded, partial(_score_tags, task, examples, task_here, list)
     partners = match_types(task, scheme, labels, pairs)
     if partners is None:
         _matched(model, task, None, say)
     names = {partner: kind for kind, partner in (partners or {}).items()}
     if any(kind != partner for partner, kind in names.items()):
         say(f"types of entities are matched with the model's: {', '.join(f'{b} is {a}' for a, b in names.items())}")
-    found = tags_of(encoded.spec.task, logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size)))
-    tags = [[tag[:2] + names.get(tag[2:], tag[2:]) for tag in to_iob2(sentence, scheme)] for sentence in found]
+
+    def renamed(tags: list[list[str]]) -> list[list[str]]:
+        return [[tag[:2] + names.get(tag[2:], tag[2:]) for tag in to_iob2(each, scheme)] for each in tags]
+
+    return encoded, partial(_score_tags, task, examples, encoded.spec.task, renamed)
+
+
+def _score_tags(
+    task: Task,
+    examples: list[Example],
+    predicted: Task,
+    renamed: Callable[[list[list[str]]], list[list[str]]],
+    encoded: Encoded,
+    logits: Logits,
+    batch_size: int,
+) -> Evaluated:
+    """Score the tags of the task that the model predicts, which `renamed` turns into those of the data."""
+    tags = renamed(tags_of(predicted, logits_of_words(logits, encoded, batch_size)))
     return Evaluated(score_tags(task, examples, tags), tags)
 
 

@@ -12,17 +12,19 @@ import re
 import socket
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from bertjax.errors import InputError, PassingError
+from bertjax.paths import in_cloud
 from bertjax.run.roll_call import roll_call
-from bertjax.run.workdir import differences
+from bertjax.run.workdir import differences, lock_text, lock_workdir
 
 _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
 
@@ -98,12 +100,6 @@ def is_coordinator() -> bool:
     return jax.process_index() == 0
 
 
-def require_one_process(command: str) -> None:
-    """Raise InputError, on all processes, where there are several."""
-    if jax.process_count() > 1:
-        raise InputError(f"{command} runs in one process, but this is one of {jax.process_count()}: use one host")
-
-
 @contextmanager
 def raising_on_all() -> Iterator[None]:
     """Raise on every process the InputErrors that any of them raises inside, once all have reached the end."""
@@ -133,6 +129,14 @@ def allgather_text(text: str) -> dict[str, str]:
     return found
 
 
+def from_coordinator(value: Any) -> Any:
+    """Return on every process the value of process 0, of JSON types."""
+    if jax.process_count() == 1:
+        return value
+    found = allgather_text(json.dumps(value) if is_coordinator() else "")
+    return json.loads(next(iter(found.values())))
+
+
 def assert_equal_on_all(facts: Mapping[str, object]) -> None:
     """Raise InputError, on all processes, where facts differ between them; it names the facts and the processes."""
     if jax.process_count() == 1:
@@ -155,6 +159,26 @@ def disagreement(found: Mapping[str, Mapping[str, object]]) -> str:
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
             problems.append(f"{name} differs on {', '.join(odd)} from the other processes ({'; '.join(fields)}{more})")
     return "; ".join(problems) + ": make it the same on all hosts" if problems else ""
+
+
+@contextmanager
+def locked_by_coordinator(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Lock a work directory, on process 0 for all processes. Raises InputError where they do not see the same one.
+
+    Yields a function, for all processes to call, which raises where the lock was lost: see `lock_workdir`.
+    """
+    with ExitStack() as locked:
+        check: Callable[[], None] = lambda: None  # noqa: E731
+        with raising_on_all():
+            if is_coordinator():
+                check = locked.enter_context(lock_workdir(workdir))
+        assert_equal_on_all({"the work directory": lock_text(workdir)})
+
+        def check_on_all() -> None:
+            with raising_on_all():
+                check()
+
+        yield check_on_all if in_cloud(workdir) else check
 
 
 def versions() -> dict[str, object]:

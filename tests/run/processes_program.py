@@ -1,9 +1,11 @@
 """The program that each of the two processes of test_processes.py runs: CORPUS FOLDER."""
 
+import io
 import json
 import os
 import signal
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,18 +14,23 @@ import jax
 from contract import small_bert
 
 from bertjax import train
+from bertjax.commands.main import main as command
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import corpus_tokenizer
 from bertjax.errors import InputError
+from bertjax.finetuning.recipe import FineTuning, Recipe
+from bertjax.finetuning.run import finetune
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
 from bertjax.run import processes
 from bertjax.run.stop import Interrupted
+from bertjax.run.writers import Progress
 from bertjax.sharding import placement
 from bertjax.sharding.mesh import MeshShape
+from bertjax.tasks.own import own_task
 
 
 def experiment(corpus: str, mesh: MeshShape) -> Experiment:
@@ -37,8 +44,43 @@ def experiment(corpus: str, mesh: MeshShape) -> Experiment:
     return Experiment(objective, bert_adam(BertLinear(1e-2, 2, 4)), (phase,), run=run, mesh=mesh)
 
 
+def own_data(folder: Path, texts: int) -> FineTuning:
+    """Describe a fine-tuning on texts that end in a word that tells their class; the validation split has 21."""
+    if processes.is_coordinator():
+        (folder / "data").mkdir()
+        for split, count in (("train", texts), ("dev", 21)):
+            lines = [f"the man is {('good', 'old')[n % 2]},{('yes', 'no')[n % 2]}\n" for n in range(count)]
+            (folder / f"data/{split}.csv").write_text("text,label\n" + "".join(lines))
+    processes.from_coordinator("written")
+    task = own_task("classify", str(folder / "data"), ("text",), "label")
+    recipe = Recipe(1e-2, 8, epochs=5, length=16, decay=1.0, dropout=0.0)
+    return FineTuning(task, str(folder / "data"), str(folder / "straight"), recipe, seeds=1, run=Run(log_every=1))
+
+
+def fine_tune(folder: Path) -> dict[str, object]:
+    """Fine-tune in both processes, and evaluate the best model in both; return what was printed and returned."""
+    found: dict[str, object] = {}
+    tuning = own_data(folder, 64)
+    found["tuned"] = finetune(tuning, folder / "tuned", progress=Progress(shown=False))
+    assert finetune(tuning, folder / "tuned", progress=Progress(shown=False)) == found["tuned"]
+    for name, more in {
+        "task": ["task", "own", "--data", str(folder / "data"), "--model", str(folder / "tuned/best"), "--json"],
+        "text": ["--model", str(folder / "straight"), "--batch-size", "8", "--json"],
+    }.items():
+        with redirect_stdout(io.StringIO()) as printed:
+            assert command(["evaluate", *more]) == 0
+        found[name] = printed.getvalue()
+    odd = replace(tuning, recipe=tuning.recipe.changed(learning_rate=0.1 + jax.process_index()))
+    try:
+        finetune(odd, folder / "odd", progress=Progress(shown=False))
+    except InputError as error:
+        found["odd"] = str(error)
+    return found
+
+
 def main(corpus: str, folder: Path) -> None:
     processes.join(timeout=60)
+    processes.join = lambda: None  # for the commands
     placement.SMALLEST = 1
     ours, found = experiment(corpus, MeshShape(fsdp=2)), {}
     step = train.sharded_step(ours, ours.phases[0], ours.mesh.mesh(8))  # that of all runs: they differ in nothing else
@@ -81,10 +123,7 @@ def main(corpus: str, folder: Path) -> None:
                 raise InputError("long " * 1000 + "and not cut")
     except InputError as error:
         found["long"] = str(error)
-    try:
-        processes.require_one_process("fine-tuning")
-    except InputError as error:
-        found["only one"] = str(error)
+    found |= fine_tune(folder)
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 

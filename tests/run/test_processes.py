@@ -18,6 +18,7 @@ from processes_program import experiment
 
 from bertjax import train
 from bertjax.checkpoints.trained import load
+from bertjax.commands.main import main
 from bertjax.errors import InputError, PassingError
 from bertjax.run import processes
 from bertjax.run.stop import Interrupted
@@ -111,7 +112,27 @@ def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_o
         assert found["long"].startswith("process 1 on") and found["long"].endswith("long and not cut")
         assert found["corpus"].startswith("process 1 on") and "nowhere is not a corpus" in found["corpus"]
         assert "init" not in found
-        assert "fine-tuning runs in one process, but this is one of 2" in found["only one"]
+
+
+def test_two_processes_fine_tune_together_and_score_every_example_once(two):
+    """The validation split has 21 texts in batches of 8, on 4 devices: the metrics are those of one process."""
+    first, second = (json.loads((two / f"{n}.json").read_text()) for n in range(2))
+    assert first["tuned"] == second["tuned"] and first["tuned"] == json.loads((two / "tuned/results.json").read_text())
+    (seed,) = first["tuned"]["seeds"]
+    assert seed["best"]["metrics"]["accuracy"] == 1.0 and not (two / "tuned/seed-0/checkpoints").exists()
+    predicted = (two / "tuned/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["example"] for line in predicted] == [f"{two}/data/dev.csv:{n}" for n in range(2, 23)]
+    assert json.loads(first["task"]) == {"accuracy": 1.0} and second["task"] == second["text"] == ""
+    assert "the recipe differs on process 1" in second["odd"] and "learning_rate" in first["odd"]
+
+
+def test_the_held_out_loss_of_two_processes_is_that_of_one(two, capsys):
+    assert main(["evaluate", "--model", str(two / "straight"), "--batch-size", "8", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    found = json.loads(json.loads((two / "0.json").read_text())["text"])
+    assert found.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, monkeypatch):
