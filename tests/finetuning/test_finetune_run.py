@@ -21,7 +21,7 @@ from bertjax.errors import InputError
 from bertjax.finetuning.build import build
 from bertjax.finetuning.evaluator import TaskEvaluator
 from bertjax.finetuning.labels import with_labels_of
-from bertjax.finetuning.prepare import experiment_of, prepare
+from bertjax.finetuning.prepare import experiment_of, prepare, record_tokenizer
 from bertjax.finetuning.recipe import FineTuning, Recipe
 from bertjax.finetuning.run import finetune
 from bertjax.inference.checked import classify
@@ -244,6 +244,7 @@ def test_answers_are_judged_by_the_length_and_threshold_that_are_asked_for(tunin
     recipe = dataclasses.replace(RECIPE, steps=1, warmup=0)
     task = own_task("span", str(tmp_path), (), "")
     asked = dataclasses.replace(tuning, task=task, data=str(tmp_path), question=4, stride=4, recipe=recipe)
+    record_tokenizer(asked, load(asked.init), tmp_path / "run")
     prepared = prepare(asked, load(asked.init), tmp_path / "run", SimpleNamespace(say=print))
     experiment = experiment_of(asked, prepared, 0)
     params = jax.jit(experiment.objective.init)(jax.random.key(0), prepared.rows.padding(1))
@@ -320,6 +321,7 @@ def test_foreign_words_of_any_split_and_place_are_named(tuning, tmp_path, monkey
     task = own_task("classify", str(tmp_path), ("text",), "label")
     mine = dataclasses.replace(tuning, task=task, data=str(tmp_path))
     reported = []
+    record_tokenizer(mine, load(mine.init), tmp_path / "run")
     prepare(mine, load(mine.init), tmp_path / "run", SimpleNamespace(say=reported.append))
     train, validation = (
         next(x for x in reported if x.startswith(f"warning: {task.name}, {s}: ")) for s in ("train", "validation")
