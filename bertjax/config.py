@@ -22,6 +22,7 @@ from bertjax.description import field_names
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
 from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.skipping import Spikes
 from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
 from bertjax.types import Objective
 
@@ -68,9 +69,12 @@ class Run:
     wandb: str = ""  # project to log to
     peak_tflops: float = 0.0  # peak of one device, for utilisation; 0: looked up by its name
     platform: str = ""  # the platform to require: tpu, gpu or cpu
+    tolerance: int = 10  # skipped steps in a row after which the run ends as diverged
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
+        if self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance}: the run ends after 1 or more skipped steps in a row")
         if self.keep < 1:
             raise ValueError(f"keep={self.keep}: keep at least the newest checkpoint")
         if self.platform not in ("", "tpu", "gpu", "cpu"):
@@ -262,4 +266,5 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     float: float,
     str: str,
     MeshShape: MeshShape.parse,
+    Spikes: Spikes.parse,
 }

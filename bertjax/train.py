@@ -6,12 +6,13 @@ waits for the device inside a step: the metrics of a step are read while the nex
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,14 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.description import to_json
+from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
+from bertjax.faults import fault, poisoned
+from bertjax.optim.skipping import Spikes, judge, total_loss
 from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
+from bertjax.run.bad_batch import keep_bad_batch
 from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
 from bertjax.run.local_files import local_files
@@ -61,10 +66,12 @@ def train_step(
     key: Key,
     parts: int = 1,
     trained: Rules = EVERYTHING,
+    spikes: Spikes | None = None,
 ) -> tuple[State, Metrics]:
     """Return the state after one update on a batch, and its metrics; the gradient is accumulated over `parts`.
 
-    Parameters that are not `trained` stay as they are, without gradient or optimiser state.
+    Parameters that are not `trained` stay as they are, without gradient or optimiser state. Where loss or gradient are
+    of no use, or a spike, all stay as they are, but for the counters: see optim/skipping.py.
     """
     rng = jax.random.fold_in(key, state.step)
     params, frozen = partition(trained, state.params)
@@ -76,25 +83,43 @@ def train_step(
         grads, metrics = jax.grad(whole, has_aux=True)(params, batch, rng)
     else:
         grads, metrics = accumulated_gradient(whole, params, batch, rng, parts)
+    grads, metrics = _with_faults(state.step + 1, grads, metrics)
+    norm = optax.tree.norm(grads)
+    usable, skips = judge(state.skips, total_loss(metrics), norm, spikes)
     updates, opt = tx.update(grads, state.opt, params)
-    params = combine(optax.apply_updates(params, updates), frozen)
+    made = (optax.apply_updates(params, updates), opt)
+    # One selection for each element, in the loop that computes it: no copy of the state, and no branch.
+    params, opt = jax.tree.map(partial(jnp.where, usable), made, (params, state.opt))
     metrics |= {
-        "norm/gradient": Mean(optax.tree.norm(grads), jnp.float32(1)),
-        "norm/update": Mean(optax.tree.norm(updates), jnp.float32(1)),
+        "norm/gradient": Mean(norm, jnp.float32(1)),
+        "norm/update": Mean(jnp.where(usable, optax.tree.norm(updates), 0), jnp.float32(1)),
+        "skips/total": Mean(skips.total, jnp.float32(1)),
+        "skips/in_a_row": Mean(skips.in_a_row, jnp.float32(1)),
     }
-    return State(state.step + 1, params, opt), metrics
+    return State(state.step + 1, combine(params, frozen), opt, skips), metrics
+
+
+def _with_faults(step: Array, grads: Params, metrics: Metrics) -> tuple[Params, Metrics]:
+    """Return gradient and metrics as they are, but for the faults of a drill: see faults.py."""
+    losses = {
+        name: Mean(poisoned("loss", step, mean.sum), mean.weight) if name.startswith("loss/") else mean
+        for name, mean in metrics.items()
+    }
+    return jax.tree.map(partial(poisoned, "gradient", step), grads), losses
 
 
 def with_loop_metrics(step: Step, rate: Callable[[Array], Array]) -> Step:
     """Add to the metrics of a step its learning rate and, where the batch has `stop`, whether a process has to stop.
 
-    Each process sends its `stop` with its rows of the batch, so that all stop after the same step.
+    The optimiser counts updates, so a skipped step does not advance the rate. Each process sends its `stop` with its
+    rows of the batch, so that all stop after the same step.
     """
 
     def stepped(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         asked = {"stop": Mean(batch["stop"].max(), jnp.float32(1))} if "stop" in batch else {}
         after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"}, key)
-        return after, metrics | asked | {"learning_rate": Mean(rate(state.step), jnp.float32(1))}
+        updates = state.step - state.skips.total
+        return after, metrics | asked | {"learning_rate": Mean(rate(updates), jnp.float32(1))}
 
     return stepped
 
@@ -102,10 +127,10 @@ def with_loop_metrics(step: Step, rate: Callable[[Array], Array]) -> Step:
 def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
     """Return the jitted step of a phase, to be called under `jax.set_mesh(mesh)`. It donates the state."""
     loss, tx = partial(experiment.objective.loss, train=True), experiment.optimizer.transform()
-    parts, trained = phase.accumulate, experiment.optimizer.trained
+    parts, trained, spikes = phase.accumulate, experiment.optimizer.trained, experiment.optimizer.spikes
 
     def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        return train_step(state, batch, loss=loss, tx=tx, key=key, parts=parts, trained=trained)
+        return train_step(state, batch, loss=loss, tx=tx, key=key, parts=parts, trained=trained, spikes=spikes)
 
     after = jax.tree.map(lambda leaf: leaf.sharding, state_shapes(experiment, mesh))
     return jax.jit(
@@ -162,6 +187,8 @@ class _Loop(NamedTuple):
     logger: MetricLogger
     profile: Profile
     save: Callable[[State], None]
+    recent: deque[tuple[int, HostBatch]]  # the last two steps with their rows, since metrics are read one step late
+    diverged: Callable[[State], Path]  # keeps what a look at a diverged run needs, and returns the folder
 
 
 def fit(
@@ -177,8 +204,8 @@ def fit(
 
     evaluate: replaces the loss on the validation split; called before the checkpoint of the same step. make_step,
     source: for runs that differ in their seeds alone, so that they share a compiled step and the opened training rows.
-    Raises InputError for mistakes found before training, FloatingPointError where the loss or the gradient is no longer
-    finite, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    Raises InputError for mistakes found before training, Diverged after `run.tolerance` skipped steps in a row, or
+    where the validation loss has diverged, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
     """
     progress, run, workdir = progress or Progress(), experiment.run, path_of(workdir)
     with raising_on_all():
@@ -201,11 +228,26 @@ def fit(
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params)
 
+        def described(state: State) -> dict[str, Any]:
+            facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
+            return facts | {"skips": state.skips.described()}
+
         def save(state: State) -> None:
             check_lock()
             local.upload()  # first, so that no step has a checkpoint but no line in the log
-            described = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
-            checkpoint.save(manager, int(state.step), state.params, state.opt, **described)
+            checkpoint.save(manager, int(state.step), state.params, state.opt, **described(state))
+
+        def diverged(state: State) -> Path:
+            manager.wait_until_finished()
+            with raising_on_all():
+                if is_coordinator():
+                    checkpoint.set_aside_later(workdir, logger.good_step, "diverged")
+            batch = dict(recent).get(logger.read_step, {})
+
+            def write(folder: Path) -> None:
+                checkpoint.write(folder, int(state.step), state.params, state.opt, **described(state))
+
+            return keep_bad_batch(workdir, logger.read_step, batch, key, write)
 
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)
@@ -216,7 +258,8 @@ def fit(
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
-        loop, first = _Loop(experiment, mesh, key, stop, logger, profile, save), 0
+        recent: deque[tuple[int, HostBatch]] = deque(maxlen=2)
+        loop, first = _Loop(experiment, mesh, key, stop, logger, profile, save, recent, diverged), 0
         for phase, example in zip(experiment.phases, first_examples(experiment, data), strict=True):
             if int(state.step) < first + phase.steps:
                 evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
@@ -239,30 +282,41 @@ def _train_phase(
     state: State,
 ) -> State:
     """Run the steps of a phase that are left after `state`, on their batches; the phase begins after step `first`."""
-    experiment, mesh, key, stop, logger, profile, save = loop
-    run, step = experiment.run, int(state.step)
+    experiment, mesh, key, stop, logger, profile, save, recent, diverged = loop
+    run, step, due = experiment.run, int(state.step), False
     logger.start_phase(phase)
-    while step < first + phase.steps:
-        profile.before(step + 1, state)
-        waiting = time.perf_counter()
-        batch = place_batch(next(batches), mesh, phase.batch_size)
-        waited = time.perf_counter() - waiting
-        state, metrics = update(state, batch, key)
-        step += 1
-        if profile.after(step, metrics):
-            logger.restart(step)  # writing a trace does not count as time of a step
-        logger.step(step, metrics, waited, batch["tokens"].size)
-        last = step == experiment.steps
-        stopping = logger.stopping if jax.process_count() > 1 else stop.signal > 0
-        if evaluate is not None and (last or at_interval(step, run.evaluate_every)):
-            logger.flush()
-            logger.evaluated(step, evaluate(step, state.params))
-        if last or stopping or at_interval(step, run.checkpoint_every):
-            logger.flush()
-            save(state)
-            logger.restart(step)
-            if stopping and not last:
-                raise Interrupted(step, stop.signal or signal.SIGTERM)
+    try:
+        while step < first + phase.steps:
+            profile.before(step + 1, state)
+            fault("step", step + 1)
+            waiting = time.perf_counter()
+            recent.append((step + 1, next(batches)))
+            batch = place_batch(recent[-1][1], mesh, phase.batch_size)
+            waited = time.perf_counter() - waiting
+            state, metrics = update(state, batch, key)
+            step += 1
+            if profile.after(step, metrics):
+                logger.restart(step)  # writing a trace does not count as time of a step
+            logger.step(step, metrics, waited, batch["tokens"].size)
+            last = step == experiment.steps
+            stopping = logger.stopping if jax.process_count() > 1 else stop.signal > 0
+            if evaluate is not None and (last or at_interval(step, run.evaluate_every)):
+                logger.flush()
+                logger.evaluated(step, evaluate(step, state.params))
+            due |= at_interval(step, run.checkpoint_every)
+            if last or stopping or due:
+                logger.flush()
+                if last:
+                    logger.check_end(step)
+                if logger.in_a_row and not last and not stopping:
+                    continue  # nothing shows yet that these parameters are good: save after the next update
+                save(state)
+                due = False
+                logger.restart(step)
+                if stopping and not last:
+                    raise Interrupted(step, stop.signal or signal.SIGTERM)
+    except FloatingPointError as error:
+        raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {diverged(state)}") from error
     return state
 
 

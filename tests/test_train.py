@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -28,13 +29,14 @@ from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.templates import BERT
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.errors import InputError
+from bertjax.errors import Diverged, InputError
 from bertjax.flops import row_shapes
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
 from bertjax.random import stream
+from bertjax.run.bad_batch import read_bad_batch
 from bertjax.run.metrics import MetricLogger
 from bertjax.run.state import State
 from bertjax.run.stop import Interrupted
@@ -299,6 +301,55 @@ def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path
         assert sum(kind == "place" for kind, _ in events[:number]) == step + 1
 
 
+def poisoned_run(monkeypatch, experiment, folder, fault, **run):
+    """Run an experiment with a fault of its values; return the state, or the error that ended it."""
+    run = dataclasses.replace(experiment.run, evaluate_every=0, **run)
+    with monkeypatch.context() as patch:
+        patch.setenv("BERTJAX_FAULT", fault)
+        try:
+            return fit(dataclasses.replace(experiment, run=run), folder)
+        except Diverged as error:
+            return error
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_one_bad_batch_is_skipped_logged_and_not_in_the_way_of_exact_resume(short, tmp_path, monkeypatch, capsys):
+    four = dataclasses.replace(short, phases=(dataclasses.replace(short.phases[0], steps=4),))
+    bad = "gradient:inf@2"
+    whole = poisoned_run(monkeypatch, four, tmp_path / "whole", bad, checkpoint_every=2)
+    assert (int(whole.step), int(whole.skips.total), int(whole.skips.in_a_row)) == (4, 1, 0)
+    assert "step 2: loss 5." in (said := capsys.readouterr().err) and "skipped, 1 in a row, 1 in all" in said
+    skipped = [line for line in log_of(tmp_path / "whole") if "skipped" in line]
+    assert [(line["step"], line["skipped"], line["norm/gradient"]) for line in skipped] == [(2, 1, None)]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 3)
+        poisoned_run(patch, four, tmp_path / "killed", bad, checkpoint_every=2)
+    # The save that was due after the bad step waited for the next update.
+    assert checkpoint.latest_step(tmp_path / "killed").name == "3"
+    again = poisoned_run(monkeypatch, four, tmp_path / "killed", bad, checkpoint_every=2)
+    assert same(again, whole)
+    assert (tmp_path / "killed" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["loss:nan@2-", "loss:scale=1e25@2-"])
+def test_several_in_a_row_end_the_run_and_no_state_without_a_loss_of_use_is_the_newest(
+    short, tmp_path, monkeypatch, fault
+):
+    four = dataclasses.replace(short, phases=(dataclasses.replace(short.phases[0], steps=4),))
+    error = poisoned_run(monkeypatch, four, tmp_path, fault, checkpoint_every=1, tolerance=2)
+    assert isinstance(error, FloatingPointError)
+    assert re.search(r"diverged at step 3: .*2 in a row.*lower learning rate.*bertjax inspect-batch", str(error))
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1.diverged"]
+    why, batch = read_bad_batch(tmp_path / "diverged")
+    assert why["step"] == 3 and len(batch["tokens"]) == 16
+    info = checkpoint.read_info(tmp_path / "diverged" / "state")
+    assert info["step"] >= 3 and info["skips"]["in_a_row"] >= 2
+
+
 def test_a_diverged_run_stops_and_keeps_its_checkpoints(short, tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Diverging:
@@ -317,9 +368,8 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(short, tmp_path):
     broken = dataclasses.replace(short, objective=Diverging(short.objective), run=run)
     with pytest.raises(FloatingPointError, match=r"at step \d.*lower learning rate"):
         fit(broken, tmp_path)
-    newest = checkpoint.latest_step(tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert int(newest.name) == log[-1]["step"] and np.isfinite(log[-1]["loss"])
+    assert int(checkpoint.latest_step(tmp_path).name) == 1
+    assert [(line["step"], line["loss"] is None) for line in log_of(tmp_path)] == [(1, False), (2, False), (3, True)]
 
 
 @pytest.mark.parametrize("rows", [FullSentences, DocumentSentences, PackedDocuments])

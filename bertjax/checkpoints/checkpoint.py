@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,17 @@ def save(
     tokenizer: Tokenizer,
     data: list[str],
     model: str = "",
+    skips: Mapping[str, float] | None = None,
 ) -> None:
     """Save in the background; `manager.wait_until_finished()` waits for it.
 
     data: the digest of the manifest of each corpus that the run reads. model: of the parameters that it started from.
+    skips: the counters of skipped steps.
     """
     arrays = {"params": params, "optimizer": optimizer}
-    info = {"step": step, "data": data, "model": model} | _info(arrays, experiment, tokenizer)
+    facts = {"step": step, "data": data, "model": model, "skips": dict(skips or {})}
     with explained(manager.directory):
-        manager.save(step, args=_described(arrays, info))
+        manager.save(step, args=_described(arrays, facts | _info(arrays, experiment, tokenizer)))
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
@@ -73,6 +76,23 @@ def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenize
     info = _info({"params": params}, experiment, tokenizer)
     with explained(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(absolute(folder), args=_described({"params": params}, info))
+
+
+def write(
+    folder: Path,
+    step: int,
+    params: Any,
+    optimizer: Any,
+    *,
+    experiment: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    **facts: Any,
+) -> None:
+    """Write a checkpoint of a run to a folder of its own, and wait for it. facts: see `save`."""
+    arrays = {"params": params, "optimizer": optimizer}
+    info = {"step": step} | facts | _info(arrays, experiment, tokenizer)
+    with explained(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(absolute(folder), args=_described(arrays, info), force=True)
 
 
 def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -199,6 +219,21 @@ def _finish_copied(folder: Path) -> None:
         for path in finished_steps(folder):
             if not (path / _COMMITTED).exists():
                 (path / _COMMITTED).write_text(f"Checkpoint commit was successful to {path}")
+
+
+def set_aside(step_folder: Path, reason: str) -> Path:
+    """Rename a checkpoint, so that no run resumes from it and none overwrites it; return its new place."""
+    names = (f"{step_folder.name}.{reason}{f'.{number}' if number else ''}" for number in count())
+    place = next(path for path in map(step_folder.with_name, names) if not path.exists())
+    step_folder.rename(place)
+    return place
+
+
+def set_aside_later(run: Path, step: int, reason: str) -> list[Path]:
+    """Rename the checkpoints of a run after a step, as `set_aside`; return their new places."""
+    folder = run / "checkpoints"
+    later = [path for path in finished_steps(folder) if int(path.name) > step]
+    return [set_aside(path, reason) for path in later]
 
 
 def checksums(tree: Any) -> dict[str, str]:

@@ -17,6 +17,7 @@ from functools import partial
 import optax
 
 from bertjax.optim.schedules import LearningRate
+from bertjax.optim.skipping import Spikes
 from bertjax.optim.transforms import (
     scale_by_rules,
     scale_by_stable_adam,
@@ -33,7 +34,8 @@ class Optimizer:
     clip: largest global norm of the gradient; 0 turns clipping off. decayed: rules, True where weight decay applies.
     rates: rules with factors of the learning rate; a parameter with factor 0 is frozen, without gradient and moments. A
     tuple has a factor for each slice of stacked layers (finetuning/layerwise.py); a slice with factor 0 is not updated,
-    and its gradient does not count in the global norm. adapted: rules, True where LAMB's trust ratio applies.
+    and its gradient does not count in the global norm. adapted: rules, True where LAMB's trust ratio applies. spikes:
+    which steps are skipped as spikes of the gradient, such as spikes=10,128; none by default.
     """
 
     learning_rate: LearningRate
@@ -46,6 +48,7 @@ class Optimizer:
     decayed: Rules = NOT_NORM_NOR_BIAS
     rates: Rules = ((r".*", 1.0),)
     adapted: Rules = ((r".*", False),)
+    spikes: Spikes | None = None
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2"):

@@ -1,4 +1,4 @@
-"""Log a run: its metrics, read one step late, its speed and progress; end it where a metric is not finite."""
+"""Log a run: its metrics, read one step late, its speed and progress, skipped steps; end it where it diverged."""
 
 import math
 import time
@@ -10,6 +10,7 @@ import jax
 from bertjax.config import Experiment, Phase
 from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
+from bertjax.optim.skipping import LARGEST_LOSS
 from bertjax.run.processes import is_coordinator
 from bertjax.run.targets import check_targets, few_targets
 from bertjax.run.writers import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
@@ -21,8 +22,11 @@ def at_interval(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+_REMEDY = "try a lower learning rate or a longer warm-up"
+
+
 class MetricLogger:
-    """Read metrics one step late, log them, show progress, and end a run whose loss or norms are not finite.
+    """Read metrics one step late, log them, show progress, report skipped steps, and end a run that has diverged.
 
     Nothing here runs on the device, where it would be queued behind the step that is running.
     """
@@ -34,10 +38,16 @@ class MetricLogger:
         self._waited, self._seen = 0.0, 0
         self._checked = False  # whether the first batch was seen to have its targets
         self.stopping = False  # whether a process was asked to stop
+        self.in_a_row = 0  # steps skipped since the last update, as of the step read last
+        self.read_step = start  # whose metrics were read last
+        self.good_step = start - 1  # the newest step whose parameters are known to give a loss of use
+        self._loss = 1.0  # the last one of an update
         self._writers: list[Writer] = []
+        self._log: Log | None = None
         if not is_coordinator():
             return
-        self._writers.append(Log(folder, start))
+        self._log = Log(folder, start)
+        self._writers.append(self._log)
         if run.tensorboard:
             self._writers.append(tensorboard_writer(folder))
         if run.wandb:
@@ -65,12 +75,13 @@ class MetricLogger:
     def flush(self) -> None:
         """Read and log the pending metrics, which waits for their step.
 
-        Raises FloatingPointError where they are not finite, InputError where no token was a target.
+        Raises FloatingPointError after `run.tolerance` skipped steps in a row, and where an update is not finite;
+        InputError where no token was a target.
         """
         if self._pending is None:
             return
         step, metrics, tokens = self._pending
-        self._pending = None
+        self._pending, self.read_step = None, step
         self._seen += tokens
         read: Metrics = jax.device_get(metrics)
         check_targets(step, self._experiment.objective, read, self._shape)
@@ -81,19 +92,50 @@ class MetricLogger:
         values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in read.items()}
         self.stopping = values.pop("stop", 0) > 0
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
-        if not math.isfinite(values["loss"] + values["norm/gradient"] + values["norm/update"]):
+        self.in_a_row, total = int(values.pop("skips/in_a_row", 0)), int(values.pop("skips/total", 0))
+        if self.in_a_row:
+            self._skipped(step, values, total)
+            return
+        if not math.isfinite(values["norm/update"]):
             raise FloatingPointError(
-                f"not finite at step {step}: loss {values['loss']}, norm of the gradient {values['norm/gradient']}, of "
-                f"the update {values['norm/update']}: try a lower learning rate or a longer warm-up"
+                f"not finite at step {step}: norm of the update {values['norm/update']}, though the gradient's is "
+                f"{values['norm/gradient']}: {_REMEDY}, or a larger optimizer.eps"
             )
+        self._loss, self.good_step = values["loss"], step - 1
         logged = step == self._experiment.steps or at_interval(step, self._experiment.run.log_every)
         if logged:
             for write in self._writers:
                 write(step, values)
         self._time(step, values, logged)
 
+    def _skipped(self, step: int, values: Mapping[str, float], total: int) -> None:
+        """Log a skipped step, and end the run where it is one too many."""
+        loss, norm = values["loss"], values["norm/gradient"]
+        finite = {"loss": loss, "norm/gradient": norm}
+        line = {name: value if math.isfinite(value) else None for name, value in finite.items()}
+        if self._log is not None:
+            self._log(step, line | {"skipped": total, "skipped_in_a_row": self.in_a_row})
+        for write in self._writers[1:]:
+            write(step, {"skipped": float(total)})
+        text = f"step {step}: loss {loss:.6g}, norm of the gradient {norm:.6g}"
+        self._progress.say(f"{text}: skipped, {self.in_a_row} in a row, {total} in all")
+        if self.in_a_row >= self._experiment.run.tolerance:
+            raise FloatingPointError(f"diverged at {text}, {self.in_a_row} in a row: {_REMEDY}")
+
+    def check_end(self, step: int) -> None:
+        """Raise FloatingPointError where the last steps of a run were skipped, more than one, and nothing contradicts.
+
+        One alone may be its batch's fault.
+        """
+        if self.in_a_row > 1 and self.good_step < step:
+            raise FloatingPointError(f"diverged at step {step}, the last: {self.in_a_row} skipped in a row: {_REMEDY}")
+
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of the validation split."""
+        """Log the metrics of the validation split. Raises FloatingPointError where its loss has diverged."""
+        loss = values.get("loss", 0.0)
+        if not abs(loss) <= LARGEST_LOSS * max(1.0, abs(self._loss)):
+            raise FloatingPointError(f"diverged at step {step}: the validation split has loss {loss:.6g}: {_REMEDY}")
+        self.good_step = step if "loss" in values else self.good_step
         named = {f"validation/{name}": value for name, value in values.items()}
         for write in self._writers:
             write(step, named)

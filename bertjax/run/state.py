@@ -16,6 +16,7 @@ from bertjax.config import Experiment
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.errors import InputError
 from bertjax.flops import abstract_params, row_shapes
+from bertjax.optim.skipping import Skips
 from bertjax.random import stream
 from bertjax.rules import name_of, partition
 from bertjax.sharding.mesh import replicated
@@ -24,11 +25,12 @@ from bertjax.types import Array, Key, Params
 
 
 class State(NamedTuple):
-    """All that changes in training: the number of updates made (i32), parameters, optimiser state."""
+    """All that changes in training: the number of steps made (i32), parameters, optimiser state, skipped steps."""
 
     step: Array
     params: Params
     opt: Any
+    skips: Skips = Skips()
 
 
 def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
@@ -45,8 +47,11 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
     def placed(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return State(step, jax.tree.map(placed, params, places), jax.tree.map(placed, opt, opt_places))
+    def scalar(value: Any) -> Any:
+        return jax.ShapeDtypeStruct((), value.dtype, sharding=replicated(mesh))
+
+    opt = jax.tree.map(placed, opt, opt_places)
+    return State(scalar(np.int32(0)), jax.tree.map(placed, params, places), opt, jax.tree.map(scalar, Skips()))
 
 
 def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
@@ -93,7 +98,8 @@ def initial_state(
         raise InputError(f"{newest} was trained on another corpus: resume with that one, or choose another --workdir")
     params = checkpoint.restore(newest, "params", like.params, info)
     opt = checkpoint.restore(newest, "optimizer", like.opt, info)
-    return State(jax.device_put(np.int32(info["step"]), replicated(mesh)), params, opt)
+    step, skips = np.int32(info["step"]), Skips.of(info.get("skips", {}))
+    return State(jax.device_put(step, replicated(mesh)), params, opt, jax.device_put(skips, replicated(mesh)))
 
 
 def _initialise(experiment: Experiment, mesh: Mesh, like: State) -> State:
@@ -105,7 +111,8 @@ def _initialise(experiment: Experiment, mesh: Mesh, like: State) -> State:
     def fresh(key: Key) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         params = experiment.objective.init(key, batch)
-        return State(jnp.zeros([], jnp.int32), params, tx.init(partition(trained, params)[0]))
+        skips = jax.tree.map(jnp.asarray, Skips())
+        return State(jnp.zeros([], jnp.int32), params, tx.init(partition(trained, params)[0]), skips)
 
     key = jax.device_put(stream(experiment.seed, "init"), replicated(mesh))
     return jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(key)
