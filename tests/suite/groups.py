@@ -4,6 +4,8 @@ A group is what the mark `xdist_group` names, else a file. Files whose tests tak
 is left alone with one of them at the end; a file that is missing from the list only begins later.
 """
 
+import gc
+
 import jax
 import pytest
 
@@ -49,8 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (rank[file_of(item)], first[file_of(item), group_of(item)]))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Collect garbage seldom, and only what the tests make: tracing makes many objects, and few of them are garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 @pytest.hookimpl(trylast=True)  # after the fixtures of a module, which may use its programs
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Forget the compiled programs of a group: each maps memory, and a process may have 65,530 maps."""
     if nextitem is None or group_of(nextitem) != group_of(item):
         jax.clear_caches()
+        gc.collect()
