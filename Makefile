@@ -1,5 +1,6 @@
 # make demo: from text to a filled mask.   make test: install, then lint, types and all tests.   make quick: lint, types
 # and the tests of every commit, in about a minute.   All need Python >= 3.11 alone.
+# make lock: choose anew what workers of TPU slices install (tpu/*.lock); needs uv.
 # make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ PYTEST = $(BIN)/pytest -q --numprocesses $(WORKERS) --dist loadgroup --no-loadsc
 # Folders, and what lies in the root and concerns every change; tests marked slow are left out of these.
 QUICK = tests/data tests/tasks tests/commands tests/test_config.py tests/test_rules.py tests/test_contract.py
 
-.PHONY: demo lint test quick parity clean
+.PHONY: demo lint test quick lock parity clean
 
 $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bertjax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": pass PYTHON=...") if sys.version_info < (3, 11) else 0'
@@ -66,6 +67,15 @@ parity: $(VENV)/parity-installed
 	mkdir -p $(BERTJAX_GOLDEN)
 	set -e; for script in tests/parity/make_*golden.py; do $(BIN)/python $$script; done
 	$(BIN)/pytest -q tests/parity tests/huggingface
+
+# The system's Python on a TPU VM has the tools, a newer one of uv's the rest; see INSTALL in tpu/slices.py.
+COMPILE = uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	--python-platform x86_64-manylinux_2_35
+LOCKED = tpu gcs wandb
+lock:
+	printf 'setuptools>=77\nuv\n' | $(COMPILE) --python-version 3.10 --output-file tpu/tools.lock -
+	printf 'setuptools>=77\n' | $(COMPILE) --python-version 3.12 --output-file tpu/requirements.lock \
+		--constraint tpu/tools.lock $(LOCKED:%=--extra %) setup.cfg -
 
 clean:
 	rm -rf $(VENV) $(DEMO)

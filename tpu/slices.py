@@ -10,17 +10,22 @@ Needs gcloud and Python 3.10; bertjax need not be installed here. See README.md 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import words as texts
+from words import checked, printable
 
 # Accelerator type -> generation, and the runtime version that Google lists for it (cloud.google.com/tpu/docs/runtimes).
 GENERATIONS = {"v2": "v2", "v3": "v3", "v4": "v4", "v5litepod": "v5e", "v5p": "v5p", "v6e": "v6e"}
@@ -33,19 +38,29 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 PARTS = ("bertjax", "experiments", "tpu", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
-# TPU VMs have Python 3.10; uv brings a newer one.
-INSTALL = (
-    "mkdir -p bertjax && tar -xzf bertjax.tar.gz -C bertjax && python3 -m pip install --user --quiet uv && "
-    "(test -x bertjax-venv/bin/python || python3 -m uv venv --quiet --python 3.12 bertjax-venv) && "
-    "python3 -m uv pip install --quiet --python bertjax-venv/bin/python --editable 'bertjax[tpu]'"
-)
+PYTHON = "3.12.16"  # of the workers; uv knows the hashes of Python's builds
+# TPU VMs have Python 3.10; uv brings the other one. Every package is installed in the version and with a hash of the
+# lock files beside this file, so that a restart next month runs what runs today. setuptools comes first: it builds the
+# packages that have no wheel.
+_UV = "python3 -m uv pip install --quiet --python bertjax-venv/bin/python"
+INSTALL = " && ".join((
+    "mkdir -p bertjax",
+    "tar -xzf bertjax.tar.gz -C bertjax",
+    "python3 -m pip install --user --quiet --require-hashes --no-deps -r bertjax/tpu/tools.lock",
+    f'(test "$(bertjax-venv/bin/python -V 2>&1)" = "Python {PYTHON}" || '
+    f"python3 -m uv venv --quiet --clear --python {PYTHON} bertjax-venv)",
+    f"{_UV} --require-hashes --no-deps -r bertjax/tpu/tools.lock",
+    f"{_UV} --require-hashes --no-deps --no-build-isolation -r bertjax/tpu/requirements.lock",
+    f"{_UV} --offline --no-deps --no-build-isolation --editable bertjax",
+))  # fmt: skip
+STATES = ("absent", "starting", "running", "ended", "lost")
 
 
 class CloudError(Exception):
     """gcloud failed; `final`: retrying would not help."""
 
     def __init__(self, words: Sequence[str], code: int, error: str, *, final: bool = False) -> None:
-        super().__init__(f"exit code {code}: {error.strip()[-2000:] or shlex.join(words)}")
+        super().__init__(printable(f"exit code {code}: {error.strip()[-2000:] or shlex.join(words)}"))
         self.final = final or bool(
             re.search(r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|unrecognized arguments", error)
         )
@@ -55,13 +70,20 @@ class CloudError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """A queued resource, and the options of gcloud for it."""
+    """A queued resource, and the options of gcloud for it. Raises ValueError for names that the cloud does not have."""
 
     name: str
     zone: str
     project: str
     dry_run: bool
     seconds: float  # timeout of one gcloud command
+
+    def __post_init__(self) -> None:
+        """Check what becomes a part of commands."""
+        checked("slice name", self.name)
+        checked("zone", self.zone)
+        if self.project:
+            checked("project", self.project)
 
 
 @dataclass(frozen=True)
@@ -84,11 +106,11 @@ def gcloud(target: Target, *words: str, seconds: float | None = None) -> str:
 
 
 def _call(target: Target, command: Sequence[str], seconds: float | None) -> str:
-    print("+", shlex.join(command), file=sys.stderr, flush=True)
+    say(command)
     if target.dry_run:
         return ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds)
     except FileNotFoundError as error:
         raise _not_installed(command) from error
     except subprocess.TimeoutExpired as error:
@@ -96,6 +118,11 @@ def _call(target: Target, command: Sequence[str], seconds: float | None) -> str:
     if done.returncode:
         raise CloudError(command, done.returncode, done.stderr)
     return done.stdout
+
+
+def say(command: Sequence[str]) -> None:
+    """Print a command as a shell would read it."""
+    print("+", printable(shlex.join(command)), file=sys.stderr, flush=True)
 
 
 def _not_installed(command: Sequence[str]) -> CloudError:
@@ -113,20 +140,22 @@ def create(
     target: Target, kind: str, *, slices: int = 1, spot: bool = False, runtime: str = "", more: Sequence[str] = ()
 ) -> None:
     """Request one or several slices of a kind. Raises ValueError for a kind that this API does not offer."""
-    chosen = runtime or RUNTIMES[generation(kind)]
+    chosen = checked("runtime", runtime or RUNTIMES[generation(kind)])
+    if slices < 1:
+        raise ValueError(f"--slices={slices} is not a number of slices")
     if slices > 1 and generation(kind) in ("v2", "v3"):
         raise ValueError(f"slices of {kind} cannot be joined: use v4 or later")
     nodes = ("--node-id=" + target.name,) if slices == 1 else (f"--node-count={slices}", f"--node-prefix={target.name}")
     words = ["queued-resources", "create", target.name, f"--accelerator-type={kind}", f"--runtime-version={chosen}"]
-    gcloud(target, *words, *nodes, *["--spot"] * spot, *more)
+    gcloud(target, *words, *nodes, *["--spot"] * spot, *(checked("flag", flag) for flag in more))
 
 
 def generation(kind: str) -> str:
     """Return the generation of an accelerator type, such as v5e for v5litepod-16. Raises ValueError if unknown."""
     prefix, _, size = kind.rpartition("-")
-    if prefix not in GENERATIONS or not size.isdigit():
+    if prefix not in GENERATIONS or not re.fullmatch("[0-9]{1,5}", size):
         known = ", ".join(f"{each}-N" for each in GENERATIONS)
-        raise ValueError(f"no accelerator type {kind!r}: {known} (7x has no queued resources: see README.md, GKE)")
+        raise ValueError(f"no accelerator type {kind!a}: {known} (7x has no queued resources: see README.md, GKE)")
     return GENERATIONS[prefix]
 
 
@@ -153,7 +182,7 @@ def hosts(target: Target) -> Hosts:
         node = json.loads(gcloud(target, "tpu-vm", "describe", name, "--format=json"))
         if node["state"] != "READY":
             raise CloudError(["tpu-vm", "describe", name], 1, f"slice {name} is {node['state']}")
-        addresses += [endpoint["ipAddress"] for endpoint in node["networkEndpoints"]]
+        addresses += [texts.ip_address(endpoint["ipAddress"]) for endpoint in node["networkEndpoints"]]
     kind = specs[0]["node"]["acceleratorType"].rsplit("/", 1)[-1]
     return Hosts(generation(kind), len(names), tuple(addresses))
 
@@ -161,8 +190,8 @@ def hosts(target: Target) -> Hosts:
 def _node_names(spec: dict) -> list[str]:
     several = spec.get("multisliceParams")
     if not several:
-        return [spec["nodeId"]]
-    return [f"{several['nodeIdPrefix']}-{number}" for number in range(int(several["nodeCount"]))]
+        return [checked("slice name", spec["nodeId"])]
+    return [checked("slice name", f"{several['nodeIdPrefix']}-{number}") for number in range(int(several["nodeCount"]))]
 
 
 def install(target: Target) -> None:
@@ -170,7 +199,7 @@ def install(target: Target) -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive = str(Path(folder) / "bertjax.tar.gz")
         root = Path(__file__).resolve().parent.parent
-        print("+ tar -czf", archive, "-C", root, *PARTS, file=sys.stderr, flush=True)
+        say(["tar", "-czf", archive, "-C", str(root), *PARTS])
         if not target.dry_run:
             with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
                 for part in PARTS:
@@ -186,25 +215,65 @@ def run(
     *,
     gcs: str = "",
     corpus: str = "",
-    env: Sequence[str] = (),
+    env: Mapping[str, str],
     push_seconds: float = 300,
 ) -> None:
     """Start `bertjax pretrain WORDS` on all workers; it keeps running when this computer sleeps.
 
     gcs: the work directory is restored from there and copied back. corpus: copied to every worker, passed as data=.
+    env: variables of the run; they are sent in a file, since everybody on a machine may read the arguments of commands.
     """
     found = hosts(target)
-    command = ["python3", "bertjax/tpu/worker.py", "start", target.name, f"--primary={found.addresses[0]}"]
-    command += [f"--hosts={len(found.addresses)}", f"--slices={found.slices}", f"--generation={found.generation}"]
-    command += [f"--gcs={gcs.rstrip('/')}"] * bool(gcs) + [f"--corpus={corpus}"] * bool(corpus)
-    command += [f"--push-seconds={push_seconds:g}", *(f"--env={pair}" for pair in env), "--", *words]
-    ssh(target, shlex.join(command))
+    if len(found.addresses) > 1:  # how the processes know each other; see bertjax/run/roll_call.py
+        env = {"BERTJAX_JOIN_TOKEN": secrets.token_hex(16)} | dict(env)
+    command = ["python3", "bertjax/tpu/worker.py", "start", target.name, f"--generation={found.generation}"]
+    command += [f"--addresses={','.join(found.addresses)}", f"--slices={found.slices}"]
+    for option, address in {"--gcs": gcs, "--corpus": corpus}.items():
+        command += [f"{option}={checked('address', address).rstrip('/')}"] if address else []
+    command += [f"--push-seconds={push_seconds:g}"]
+    if env:
+        command += [f"--environment={_send(target, env)}"]
+    ssh(target, shlex.join([*command, "--", *words]))
+
+
+def _send(target: Target, env: Mapping[str, str]) -> str:
+    """Copy variables to all workers, in a file that only this user may read there; print their names alone."""
+    name = f"bertjax-env-{target.name}.json"
+    print("+ variables:", *env, file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(dict(env), file)
+        gcloud(target, "queued-resources", "scp", str(path), f"{target.name}:", "--node=all", "--worker=all")
+    return name
 
 
 def status(target: Target) -> list[dict]:
-    """Return the status of the run on every worker; workers that do not answer are missing."""
+    """Return the status of the run on every worker; without workers that do not answer, or answer something else."""
     text = ssh(target, f"python3 bertjax/tpu/worker.py status {shlex.quote(target.name)} || echo bertjax-status '{{}}'")
-    return [json.loads(line.split(" ", 1)[1]) for line in text.splitlines() if line.startswith("bertjax-status ")]
+    found = []
+    for line in text.split("\n"):
+        if line.startswith("bertjax-status "):
+            if (one := _status(line.removeprefix("bertjax-status "))) is None:
+                print(f"slices: a worker answered {printable(line[:200])}", file=sys.stderr, flush=True)
+            else:
+                found.append(one)
+    return found
+
+
+def _status(text: str) -> dict | None:
+    """Return a status that a worker has written; None for anything else."""
+    try:
+        found = json.loads(text) if len(text) < 4096 else None
+    except (ValueError, RecursionError):
+        return None
+    ranges = {"step": range(-1, 10**12), "hosts": range(1, 10**5), "code": range(256)}
+    if not isinstance(found, dict) or found.get("state", "absent") not in STATES:
+        return None
+    numbers = {key: value for key, value in found.items() if key in ranges}
+    if any(type(value) is not int or value not in ranges[key] for key, value in numbers.items()):
+        return None
+    return {key: str(found[key])[:255] for key in ("host", "state") if key in found} | numbers
 
 
 def stop(target: Target) -> None:
@@ -214,18 +283,22 @@ def stop(target: Target) -> None:
 
 def fetch(target: Target, folder: str, gcs: str) -> None:
     """Copy the work directory to FOLDER/work: from Cloud Storage if `gcs` is given, else from worker 0."""
-    work = Path(folder) / "work"
+    work = Path(folder).absolute() / "work"  # absolute: else it may look like an option, or like a folder of a host
     if not target.dry_run:
         (work if gcs else work.parent).mkdir(parents=True, exist_ok=True)
     if not gcs:  # scp copies it into the folder, under its own name
         source = f"{target.name}:bertjax-runs/{target.name}/share/work"
-        gcloud(target, "queued-resources", "scp", source, folder, "--recurse", "--node=0", "--worker=0", seconds=3600)
+        there = ("--recurse", "--node=0", "--worker=0")
+        gcloud(target, "queued-resources", "scp", source, str(work.parent), *there, seconds=3600)
         return
-    gcs = gcs.rstrip("/")
+    gcs = checked("address", gcs).rstrip("/")
     _storage(target, "rsync", "--recursive", r"--exclude=^checkpoints/.*", f"{gcs}/work", str(work))
-    for line in _storage(target, "ls", f"{gcs}/complete/**").splitlines():
-        step = line.rsplit("/", 1)[-1]
-        (work / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+    names = [line.rsplit("/", 1)[-1] for line in _storage(target, "ls", f"{gcs}/complete/**").splitlines() if line]
+    steps, others = texts.steps_among(names)
+    for name in others:
+        print(f"slices: ignored {name!a} among the steps of {gcs}/complete", file=sys.stderr, flush=True)
+    for step in steps:
+        (work / f"checkpoints/{step}").mkdir(parents=True, exist_ok=True)
         _storage(target, "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", f"{work}/checkpoints/{step}")
 
 
@@ -239,16 +312,25 @@ def delete(target: Target) -> None:
 
 
 def logs(target: Target, worker: str, lines: int) -> None:
-    """Follow the output of one worker until Ctrl-C."""
+    """Follow the output of one worker until Ctrl-C, with what a terminal would act on escaped."""
     command = ["gcloud", "compute", "tpus", "queued-resources", "ssh", target.name, f"--zone={target.zone}"]
-    command += [f"--project={target.project}"] * bool(target.project) + ["--node=0", f"--worker={worker}"]
-    command += [f"--command=tail -n {lines} -F bertjax-runs/{target.name}/output.log"]
-    print("+", shlex.join(command), file=sys.stderr, flush=True)
-    if not target.dry_run:
-        try:
-            os.execvp(command[0], command)
-        except FileNotFoundError as error:
-            raise _not_installed(command) from error
+    command += [f"--project={target.project}"] * bool(target.project) + ["--node=0"]
+    command += [f"--worker={checked('worker', worker)}"]
+    remote = ["tail", "-n", str(lines), "-F", f"bertjax-runs/{target.name}/output.log"]
+    command += [f"--command={shlex.join(remote)}"]
+    say(command)
+    if target.dry_run:
+        return
+    try:
+        following = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except FileNotFoundError as error:
+        raise _not_installed(command) from error
+    with following, contextlib.suppress(KeyboardInterrupt):
+        assert following.stdout is not None
+        while line := following.stdout.readline(2**16):
+            print(printable(line.decode(errors="replace")), end="", flush=True)
+    if following.returncode > 0:
+        raise CloudError(command, following.returncode, "the output of the worker has ended")
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -282,23 +364,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that describe a run."""
     parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work directory is kept")
     parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus of `bertjax data build`")
-    parser.add_argument(
-        "--env", type=variable, action="append", default=[], metavar="NAME=VALUE",
-        help="environment variable of the run, such as LIBTPU_INIT_ARGS=…",
-    )  # fmt: skip
+    texts.add_variables(parser)
     parser.add_argument(
         "--push-seconds", type=float, default=300.0, help="interval of copies to --gcs (default: %(default)g)"
     )
     parser.add_argument(
         "words", nargs="+", metavar="EXPERIMENT key=value", help="arguments of `bertjax pretrain`, after --"
     )
-
-
-def variable(text: str) -> str:
-    """Check that an environment variable has a value."""
-    if not re.match(r"\w+=", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return text
 
 
 def target_of(options: argparse.Namespace) -> Target:
@@ -340,9 +412,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 if gcloud failed or an argument is wrong."""
     options = _parser().parse_args(arguments)
-    target = target_of(options)
     try:
-        _do(options, target)
+        _do(options, target_of(options))
     except (CloudError, ValueError) as error:
         print(f"slices: {error}", file=sys.stderr)
         return 2
@@ -360,11 +431,11 @@ def _do(options: argparse.Namespace, target: Target) -> None:
             options.words,
             gcs=options.gcs,
             corpus=options.corpus,
-            env=options.env,
+            env=texts.variables(options.env, options.env_file),
             push_seconds=options.push_seconds,
         )
     elif options.command == "doctor":
-        print(ssh(target, "hostname; bertjax-venv/bin/bertjax doctor || true"), end="")
+        print(printable(ssh(target, "hostname; bertjax-venv/bin/bertjax doctor || true")), end="")
     elif options.command == "status":
         print(*(json.dumps(each) for each in status(target)), sep="\n")
     elif options.command == "state":

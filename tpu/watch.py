@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import slices
+import words as texts
 from slices import CloudError, Target
 
 WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DELETING", "SUSPENDING")
@@ -205,7 +206,7 @@ def note(statuses: Sequence[dict], course: Course) -> None:
 
 def say(text: str) -> None:
     """Print a line with the time."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {texts.printable(text)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,17 +233,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--delete", action="store_true", help="delete the slice at the end in any case")
     options = parser.parse_args(arguments)
-    target = slices.target_of(options)
 
     def create() -> None:
         slices.create(target, options.type, slices=options.slices, spot=options.spot, runtime=options.runtime,
                       more=options.flag)  # fmt: skip
 
     def run() -> None:
-        slices.run(target, options.words, gcs=options.gcs, corpus=options.corpus, env=options.env,
+        slices.run(target, options.words, gcs=options.gcs, corpus=options.corpus, env=env,
                    push_seconds=options.push_seconds)  # fmt: skip
 
     try:
+        target, env = slices.target_of(options), texts.variables(options.env, options.env_file)
         if target.dry_run:  # each command once
             slices.state(target)
             create()

@@ -5,8 +5,11 @@ Started by slices.py over ssh; needs only Python 3.10, which TPU VMs have. In th
     bertjax/                 the code                  bertjax-venv/   its virtual environment
     bertjax-data/CORPUS/     copied from --corpus, on every worker
     bertjax-runs/NAME/       output.log, state.json
-    bertjax-runs/NAME/share/ work/ and cache/, on worker 0; the others mount it over NFS, since all hosts write to one
-                             checkpoint and need the same folder
+    bertjax-runs/NAME/cache/ compiled programs: JAX runs them, so this machine alone writes there
+    bertjax-runs/NAME/share/ work/, on worker 0; the others mount it over NFS, since all hosts write to one checkpoint
+                             and need the same folder. It is exported to their addresses, while the run goes on
+
+No other user of the machine can read these folders.
 
 bertjax reads and writes local folders, not gs:// paths. So worker 0 copies from --gcs before the run, and to it every
 --push-seconds and at the end. A checkpoint in the bucket is valid only with the marker `complete/STEP`, which is
@@ -14,9 +17,11 @@ written last and deleted first: a worker that dies during a copy leaves no check
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,16 +29,18 @@ import sys
 import time
 from pathlib import Path
 
-PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")  # networks that may mount the share: RFC 1918
+from words import checked, ip_address, printable, steps_among
+
 SETUP_FAILED = 75  # exit code of a run that did not start: EX_TEMPFAIL of sysexits.h
 
 
 def main() -> int:
     """Run one command."""
     options = _parse()
-    run = Path.home() / "bertjax-runs" / options.name
+    run = Path.home() / "bertjax-runs" / checked("slice name", options.name)
+    os.umask(0o077)  # what a run writes is of this user alone
     if options.command == "start":
-        return start(run)
+        return start(run, options)
     if options.command == "supervise":
         return supervise(run, options)
     if options.command == "stop":
@@ -48,55 +55,72 @@ def _parse() -> argparse.Namespace:
     for name in ("start", "supervise"):
         command = commands.add_parser(name)
         command.add_argument("name")
-        command.add_argument("--primary", required=True, help="address of worker 0 of slice 0")
-        command.add_argument("--hosts", type=int, required=True)
+        command.add_argument("--addresses", required=True, help="of all workers, that of worker 0 of slice 0 first")
         command.add_argument("--slices", type=int, default=1)
         command.add_argument("--generation", required=True)
         command.add_argument("--gcs", default="")
         command.add_argument("--corpus", default="")
         command.add_argument("--push-seconds", type=float, default=300.0)
         command.add_argument("--mount-seconds", type=float, default=900.0)
-        command.add_argument("--env", action="append", default=[])
+        command.add_argument("--environment", default="", help="a file of variables, as JSON; it is deleted")
         command.add_argument("words", nargs="+")
     for name in ("status", "stop"):
         command = commands.add_parser(name)
         command.add_argument("name")
         command.add_argument("--seconds", type=float, default=120.0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "addresses" in options:
+        options.addresses = [ip_address(each) for each in options.addresses.split(",")]
+    return options
 
 
-def start(run: Path) -> int:
+def start(run: Path, options: argparse.Namespace) -> int:
     """Start `supervise` with the same arguments in a new session, which outlives the ssh connection."""
     if status(run)["state"] in ("starting", "running"):
         print(f"{run.name} is running already", file=sys.stderr)
         return 2
     run.mkdir(parents=True, exist_ok=True)
+    run.chmod(0o700)
     (run / "state.json").unlink(missing_ok=True)
+    variables = "{}"
+    if options.environment:
+        path = Path.home() / options.environment
+        variables = path.read_text()
+        path.unlink()
     words = [sys.executable, __file__, "supervise", *sys.argv[2:]]
     with (run / "output.log").open("a") as log:
-        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+    assert child.stdin is not None
+    with (
+        contextlib.suppress(BrokenPipeError),
+        child.stdin as pipe,
+    ):  # others may read arguments, and the variables of the supervisor go to gcloud too
+        pipe.write(variables.encode())
     while not (run / "state.json").exists() and child.poll() is None:
         time.sleep(0.01)
     if child.poll():
-        print((run / "output.log").read_text()[-2000:], file=sys.stderr)
+        print(printable((run / "output.log").read_text(errors="replace")[-2000:]), file=sys.stderr)
     return child.poll() or 0
 
 
 def supervise(run: Path, options: argparse.Namespace) -> int:
     """Prepare folders, train, copy to Cloud Storage meanwhile, and record the exit code."""
-    known = {"supervisor": os.getpid(), "hosts": options.hosts}
+    variables = json.load(sys.stdin)
+    hosts = len(options.addresses)
+    known = {"supervisor": os.getpid(), "hosts": hosts}
     _record(run, state="starting", **known)
     # A machine that shuts down signals the training too: stay alive to copy the checkpoint that it saves.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    primary = options.hosts == 1 or options.primary in _output("hostname", "-I").split()
+    primary = hosts == 1 or options.addresses[0] in _output("hostname", "-I").split()
     share, code = run / "share", SETUP_FAILED
     try:
         corpus = prepare(run, options, primary=primary)
         command = [str(Path.home() / "bertjax-venv/bin/bertjax"), "pretrain", *options.words]
         command += [f"data={corpus}"] * bool(corpus) + ["--workdir", str(share / "work")]
         _say(command)
-        child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=environment(options, share),
-                                 stdin=subprocess.DEVNULL, preexec_fn=_before_exec)  # fmt: skip
+        variables = environment(options, run / "cache", variables)
+        child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=variables, stdin=subprocess.DEVNULL,
+                                 preexec_fn=_before_exec)  # fmt: skip
         _record(run, state="running", child=child.pid, **known)
         while True:
             try:
@@ -109,6 +133,8 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
             code = SETUP_FAILED  # done, but the last copy failed
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
+    if hosts > 1:
+        part(share, primary=primary)
     _record(run, state="ended", code=code if code >= 0 else 128 - code, **known)
     return 0
 
@@ -122,17 +148,17 @@ def _before_exec() -> None:
 
 def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
     """Create the folders of a run, shared among hosts and filled from Cloud Storage. Returns the path of the corpus."""
-    share = run / "share"
+    share, hosts = run / "share", options.addresses
     share.mkdir(exist_ok=True)
+    (run / "cache").mkdir(exist_ok=True)
     if primary:
-        for name in ("work", "cache"):
-            (share / name).mkdir(exist_ok=True)
+        (share / "work").mkdir(exist_ok=True)
         if options.gcs:
             pull(share, options.gcs)
-        if options.hosts > 1:
-            export(share)
+        if len(hosts) > 1:
+            export(share, hosts[1:])
     elif not os.path.ismount(share):
-        mount(share, options.primary, options.mount_seconds)
+        mount(share, hosts[0], options.mount_seconds)
     if not options.corpus:
         return ""
     corpus = Path.home() / "bertjax-data" / options.corpus.rstrip("/").split("/")[-1]
@@ -141,23 +167,39 @@ def prepare(run: Path, options: argparse.Namespace, *, primary: bool) -> str:
     return str(corpus)
 
 
-def environment(options: argparse.Namespace, share: Path) -> dict[str, str]:
+def environment(options: argparse.Namespace, cache: Path, variables: dict[str, str]) -> dict[str, str]:
     """Return the environment of the run: the user's variables, the published flags of libtpu, the compilation cache."""
-    variables = os.environ | dict(pair.split("=", 1) for pair in options.env)
+    variables = os.environ | variables
     if "LIBTPU_INIT_ARGS" not in variables:
         python = str(Path.home() / "bertjax-venv/bin/python")
         words = [python, "-m", "bertjax.machine.xla_flags", options.generation, "--slices", str(options.slices)]
         variables["LIBTPU_INIT_ARGS"] = _output(*words).strip()
-    # One process of a run writes the compilation cache: the others find it only in a shared folder.
-    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(share / "cache"))
+    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     return variables
 
 
-def export(share: Path) -> None:
-    """Export the folder over NFS to the other workers, which write as this user."""
+def export(share: Path, addresses: list[str]) -> None:
+    """Export the folder over NFS to the other workers, and to nobody else; they write as this user."""
     _run("sudo", "apt-get", "install", "--yes", "--quiet", "nfs-kernel-server")
+    withdraw()  # what a run has left that was killed
     options = f"rw,sync,no_subtree_check,all_squash,anonuid={os.getuid()},anongid={os.getgid()}"
-    _run("sudo", "exportfs", "-o", options, *(f"{network}:{share}" for network in PRIVATE))
+    _run("sudo", "exportfs", "-o", options, *(f"{address}:{share}" for address in addresses))
+
+
+def withdraw() -> None:
+    """Withdraw all exports that no file of /etc lists: those of runs."""
+    _run("sudo", "exportfs", "-r")
+
+
+def part(share: Path, *, primary: bool) -> None:
+    """Withdraw the export, or unmount it, after the run; a failure is reported: the next start withdraws it too."""
+    try:
+        if primary:
+            withdraw()
+        elif os.path.ismount(share):
+            _run("sudo", "umount", "--lazy", str(share))
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"worker: {error}", file=sys.stderr, flush=True)
 
 
 def mount(share: Path, primary: str, seconds: float) -> None:
@@ -179,12 +221,12 @@ def pull(share: Path, gcs: str) -> None:
     Does nothing if this disk has a checkpoint as new, as after a reboot: its log is newer.
     """
     here, there = _steps(share / "work"), _complete(gcs)
-    if (here and here[-1] >= max(map(int, there), default=-1)) or not _listed(gcs):
+    if (here and here[-1] >= max(there, default=-1)) or not _listed(gcs):
         return
-    exclude = r"^(work/checkpoints|complete)/.*"
+    exclude = r"^(work/checkpoints|complete|cache)/.*"
     _run("gcloud", "storage", "rsync", "--recursive", f"--exclude={exclude}", gcs, str(share))
     for step in there:
-        folder = share / "work/checkpoints" / step
+        folder = share / f"work/checkpoints/{step}"
         if not folder.exists():
             partial = share / "work/pulled.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -202,13 +244,13 @@ def push(share: Path, gcs: str) -> None:
     here, there = _steps(share / "work"), _complete(gcs)
     exclude = r"^work/(checkpoints/.*|lock|pulled\.partial/.*)"
     _run("gcloud", "storage", "rsync", "--recursive", f"--exclude={exclude}", str(share), gcs)
-    for step in map(str, here):
+    for step in here:
         if step not in there:
-            _run("gcloud", "storage", "rsync", "--recursive", str(share / "work/checkpoints" / step),
+            _run("gcloud", "storage", "rsync", "--recursive", str(share / f"work/checkpoints/{step}"),
                  f"{gcs}/work/checkpoints/{step}")  # fmt: skip
-            _run("gcloud", "storage", "cp", "-", f"{gcs}/complete/{step}", text=step)
+            _run("gcloud", "storage", "cp", "-", f"{gcs}/complete/{step}", text=str(step))
     for step in there:
-        if int(step) not in here:
+        if step not in here:
             _run("gcloud", "storage", "rm", f"{gcs}/complete/{step}")
             _run("gcloud", "storage", "rm", "--recursive", f"{gcs}/work/checkpoints/{step}")
 
@@ -254,6 +296,8 @@ def stop(run: Path, seconds: float) -> int:
             time.sleep(0.1)
     if _alive(state["supervisor"]):
         os.killpg(state["supervisor"], signal.SIGKILL)  # the leader of the session of the training
+        if state["hosts"] > 1 and shutil.which("exportfs"):
+            withdraw()
     return 0
 
 
@@ -276,23 +320,37 @@ def _alive(process: int) -> bool:
 
 def _steps(work: Path) -> list[int]:
     folder = work / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    return steps_among(path.name for path in folder.iterdir())[0] if folder.is_dir() else []
 
 
 def _last_step(work: Path) -> int:
-    logged = -1
-    if (work / "log.jsonl").exists():
-        lines = (work / "log.jsonl").read_bytes().splitlines()[-2:]  # the last may be incomplete
-        for line in lines:
-            try:
-                logged = max(logged, int(json.loads(line)["step"]))
-            except (ValueError, KeyError):
-                continue
-    return max([logged, *_steps(work)])
+    try:
+        return max([_last_logged(work / "log.jsonl"), *_steps(work)])
+    except OSError:  # worker 0 has withdrawn the folder
+        return -1
 
 
-def _complete(gcs: str) -> list[str]:
-    return [line.rsplit("/", 1)[-1] for line in _listed(f"{gcs}/complete")]
+def _last_logged(log: Path) -> int:
+    if not log.exists():
+        return -1
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2**16))
+        lines = file.read().splitlines()[-2:]  # the last may be incomplete
+    steps = [-1]
+    for line in lines:
+        try:
+            steps.append(int(json.loads(line)["step"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+    return max(steps)
+
+
+def _complete(gcs: str) -> list[int]:
+    """Return the steps whose checkpoints in Cloud Storage are complete; other names are reported, and ignored."""
+    steps, others = steps_among(line.removeprefix(f"{gcs}/complete/") for line in _listed(f"{gcs}/complete"))
+    for name in others:
+        print(f"worker: ignored {name!a} in {gcs}/complete", file=sys.stderr, flush=True)
+    return steps
 
 
 def _listed(gcs: str) -> list[str]:
@@ -315,7 +373,7 @@ def _output(*words: str) -> str:
 
 
 def _say(words: list[str] | tuple[str, ...]) -> None:
-    print("+", *words, file=sys.stderr, flush=True)
+    print("+", printable(shlex.join(words)), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

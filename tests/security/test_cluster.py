@@ -1,11 +1,23 @@
-"""Strangers on the network of a run: what connects to the roll call, and what answers in place of process 0."""
+"""Strangers on the network of a run, and what the scripts of tpu/ pass to workers and print of what comes back.
+
+The tests of tpu/ use the stand-in for gcloud of tests/test_tpu.py.
+"""
 
 import contextlib
+import json
+import re
 import socket
+import stat
 import time
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
 from threading import Thread
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_tpu import TPU, ZONE, cloud  # noqa: F401
 
 from bertjax.errors import PassingError
 from bertjax.run import processes
@@ -144,3 +156,224 @@ def test_a_port_that_is_taken_is_an_error():
     expected = pytest.raises(PassingError, match=r"cannot listen on port .* choose another port")
     with socket.create_server(("localhost", 0)) as other, expected:
         processes.roll_call(f"localhost:{other.getsockname()[1]}", 2, 0, timeout=1)
+
+
+NAMES = ["--foo", "a; rm -rf x", "a b", "$(id)", "A", "a-", "-a", "a/../b", "a\nb", "", "a" * 64, "é", "a\x1b[2J", "1a"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_are_options_or_shell_words_are_refused(cloud, name):  # noqa: F811
+    for words in (["state"], ["run", "--", name, "e.py"], ["create", "--type=v4-8"]):
+        given = ["--", name] if "--" not in words else []
+        done = cloud.run("slices.py", words[0], *ZONE, "--dry-run", *words[1:], *given, code=2)
+        assert "+ gcloud" not in done.stderr and done.stderr.replace("\n", "").isprintable()
+    assert not (cloud.folder / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["state", "bert", "--zone=a b"], "is not a zone"),
+        (["state", "bert", "--zone=z", "--project=-p"], "is not a project"),
+        (["create", "bert", "--zone=z", "--type=v4-²"], "no accelerator type"),
+        (["create", "bert", "--zone=z", "--type=v4-8", "--runtime=x;y"], "is not a runtime"),
+        (["create", "bert", "--zone=z", "--type=v4-8", "--flag=x; y"], "is not a flag"),
+        (["create", "bert", "--zone=z", "--type=v4-8", "--slices=0"], "is not a number of slices"),
+        (["logs", "bert", "--zone=z", "--worker=0 --command=id"], "is not a worker"),
+        (["run", "bert", "--zone=z", "--gcs=gs://mine/../x", "--", "e.py"], "is not an address"),
+        (["run", "bert", "--zone=z", "--corpus=/etc", "--", "e.py"], "is not an address"),
+        (["fetch", "bert", "x", "--zone=z", "--gcs=gs://mine/*"], "is not an address"),
+    ],
+)
+def test_other_words_of_commands_are_checked(cloud, words, message):  # noqa: F811
+    assert message in cloud.run("slices.py", *words, "--dry-run", code=2).stderr
+
+
+def test_words_of_the_run_are_quoted_and_a_folder_is_never_an_option(cloud):  # noqa: F811
+    done = cloud.run("slices.py", "run", "bert", *ZONE, "--dry-run", "--", "e.py", "init=a; rm -rf ~")
+    assert """'"'"'init=a; rm -rf ~'"'"'""" in done.stderr
+    assert (
+        f" {Path.cwd()}/-x --recurse" in cloud.run("slices.py", "fetch", *ZONE, "--dry-run", "bert", "--", "-x").stderr
+    )
+
+
+@pytest.fixture
+def started(cloud, monkeypatch):  # noqa: F811
+    """Return a function that starts a run on two workers, with options, and waits for its end."""
+    monkeypatch.setenv("WORKERS", "2")
+    target = ["bert", *ZONE]
+    (cloud.folder / "trainer.py").write_text(
+        "import json, os, pathlib\n"
+        "pathlib.Path(os.environ['HOME'], 'environment.json').write_text(json.dumps(dict(os.environ)))\n"
+    )
+    for words in (["create", *target, "--type=v4-16"], ["state", *target], ["install", *target]):
+        cloud.run("slices.py", *words)
+
+    def start(*options):
+        done = cloud.run("slices.py", "run", *target, *options, "--", "e.py", "steps=0")
+        for _ in range(1000):
+            found = cloud.run("slices.py", "status", *target).stdout
+            if found.count('"ended"') == 2:
+                return done
+        raise AssertionError(found)
+
+    return start
+
+
+def test_values_of_variables_are_in_no_argument_and_are_not_printed(cloud, started, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("WANDB_API_KEY", "secret-1")
+    (tmp_path / "env").write_text("# mine\nOTHER=secret-2 = x\n")
+    (tmp_path / "env").chmod(0o600)
+    done = started("--env=WANDB_API_KEY", f"--env-file={tmp_path / 'env'}", "--env=A=secret-3")
+    homes = sorted((cloud.folder / "slices/bert").glob("worker-*"))
+    seen = done.stdout + done.stderr + (cloud.folder / "calls").read_text() + (cloud.folder / "sudo").read_text()
+    seen += "".join((home / "bertjax-runs/bert/output.log").read_text() for home in homes)
+    seen += "".join((home / "bertjax-runs/bert/state.json").read_text() for home in homes)
+    assert "secret" not in seen and "OTHER WANDB_API_KEY A" in done.stderr
+    given = [json.loads((home / "environment.json").read_text()) for home in homes]
+    for each in given:
+        assert [each[name] for name in ("WANDB_API_KEY", "OTHER", "A")] == ["secret-1", "secret-2 = x", "secret-3"]
+    tokens = {each[TOKEN] for each in given}
+    assert len(tokens) == 1 and len(tokens.pop()) == 32
+    for home in homes:
+        assert not list(home.glob("*env*.json"))[1:] and not (home / "bertjax-env-bert.json").exists()
+        for path in (home / "bertjax-runs/bert").rglob("*"):
+            assert path.is_symlink() or not path.stat().st_mode & 0o077, path
+
+
+def test_a_file_of_variables_that_others_may_read_is_refused(cloud, tmp_path):  # noqa: F811
+    path = tmp_path / "env"
+    path.write_text("A=secret\n")
+    path.chmod(0o640)
+    run = ["slices.py", "run", "bert", *ZONE, "--dry-run"]
+    assert "chmod 600" in cloud.run(*run, f"--env-file={path}", "--", "e.py", code=2).stderr
+    path.chmod(0o600)
+    path.write_text("secret line\n")
+    for options in ([f"--env-file={path}"], ["--env", "A-B=secret"], ["--env", "NOT_SET_HERE"], ["--env-file=/none"]):
+        done = cloud.run(*run, *options, "--", "e.py", code=2)
+        assert "secret" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_file_of_variables_is_of_this_user_alone(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(TPU))
+    import slices
+
+    seen = []
+
+    def gcloud(target, *words, **options):
+        if words[1] == "scp":
+            path = Path(words[2])
+            seen.append((stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)))
+        return ""
+
+    monkeypatch.setattr(slices, "gcloud", gcloud)
+    slices.run(slices.Target("bert", "here", "", True, 1.0), ["e.py"], env={"A": "b"})
+    assert seen == [(0o600, 0o700)]
+
+
+def test_what_workers_print_is_escaped(cloud, started):  # noqa: F811
+    started()
+    home = cloud.folder / "slices/bert/worker-0"
+    (home / "bertjax-venv/bin/bertjax").write_text("#!/bin/sh\nprintf 'fine\\n\\033]0;owned\\007\\302\\233'\n")
+    out = cloud.run("slices.py", "doctor", "bert", *ZONE).stdout
+    assert "fine\n\\x1b]0;owned\\x07\\x9b" in out
+    (home / "bertjax-runs/bert/output.log").write_bytes(b"\x1b[2Jowned\xff\n")
+    tail = cloud.folder / "bin/tail"
+    tail.write_text("#!/bin/sh\ncat bertjax-runs/bert/output.log; exit 0\n")
+    tail.chmod(0o755)
+    assert cloud.run("slices.py", "logs", "bert", *ZONE).stdout == "\\x1b[2Jowned\ufffd\n"
+    (home / "bertjax/tpu/worker.py").write_text('print(\'bertjax-status {"state": "\\x1b[2J"}\')')
+    done = cloud.run("slices.py", "status", "bert", *ZONE)
+    assert done.stdout.count("ended") == 1 and done.stderr.replace("\n", "").isprintable()
+    (home / "bertjax/tpu/worker.py").write_text("import sys; sys.exit('\\x1b[2J')")
+    assert "\x1b" not in cloud.run("slices.py", "stop", "bert", *ZONE, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{", "[" * 4000, '{"state": 5}', '{"state": "ended", "code": "0"}', '{"step": 1e999}', '{"step": null}',
+     '{"hosts": "2"}', '{"hosts": 0}', '{"hosts": true}', '{"state": "\x1b[2J"}', '{"a": "' + "x" * 5000 + '"}'],
+)  # fmt: skip
+def test_a_status_of_another_form_is_no_answer(monkeypatch, capsys, line):
+    monkeypatch.syspath_prepend(str(TPU))
+    import slices
+
+    fine = 'bertjax-status {"state": "running", "step": 3, "hosts": 2, "host": "a"}'
+    monkeypatch.setattr(slices, "gcloud", lambda *words, **options: f"{fine}\nbertjax-status {line}\n")
+    target = slices.Target("bert", "here", "", False, 1.0)
+    assert slices.status(target) == [{"state": "running", "step": 3, "hosts": 2, "host": "a"}]
+    assert "a worker answered" in capsys.readouterr().err
+
+
+def test_object_names_that_are_no_steps_are_reported_and_ignored(cloud):  # noqa: F811
+    cloud.bucket("complete").mkdir(parents=True)
+    for name in ("x", "²", "..x", "9" * 200, "\x1b[2J", "-1", "10"):
+        cloud.bucket(f"complete/{name}").touch()
+    cloud.bucket("work/checkpoints/10").mkdir(parents=True)
+    cloud.bucket("work/checkpoints/10/params").write_text("10")
+    out = cloud.watch("--delete", steps=20)
+    assert "done at step 20, 0 restart(s)" in out
+    assert json.loads(cloud.bucket("work/given.json").read_text())["began"] == 10
+    done = cloud.run("slices.py", "fetch", "bert", *ZONE, cloud.folder / "here", "--gcs=gs://mine/run")
+    assert "ignored 'x'" in done.stderr and done.stderr.replace("\n", "").isprintable()
+    assert sorted(path.name for path in (cloud.folder / "here/work/checkpoints").iterdir()) == ["10", "20"]
+
+
+@pytest.mark.parametrize("line", ["[]", '{"step": null}', '{"step": 1e999}', '{"step": "²"}', "[" * 30_000, "\xff"])
+def test_a_log_of_another_form_has_no_step(monkeypatch, tmp_path, line):
+    monkeypatch.syspath_prepend(str(TPU))
+    import worker
+
+    (tmp_path / "share/work/checkpoints/²").mkdir(parents=True)
+    (tmp_path / "share/work/log.jsonl").write_text('{"step": 7}\n' + line + "\n")
+    assert worker.status(tmp_path)["step"] in (7, -1)
+
+
+def locked(name):
+    """Return the versions of a lock file by package, after checking its form."""
+    text = (TPU / name).read_text()
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+    found = {}
+    for line in lines:
+        pinned, *hashes = line.split()
+        assert hashes and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes), line
+        package, version = pinned.split("==")
+        found[canonicalize_name(package)] = version
+    assert "make lock" in text and "://" not in text and "index" not in text
+    return found
+
+
+def test_the_lock_is_of_what_the_package_needs_on_tpus():
+    setup = ConfigParser()
+    setup.read("setup.cfg")
+    extras = setup["options.extras_require"]
+    needed = [setup["options"]["install_requires"], extras["tpu"], extras["wandb"], extras.get("gcs", "")]
+    versions = locked("requirements.lock")
+    wanted = [Requirement(line) for text in needed for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(wanted) > 15
+    for requirement in wanted:
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(versions[name]), f"{requirement}: make lock"
+    assert versions["libtpu"] and versions["setuptools"] == locked("tools.lock")["setuptools"]
+    environment = {"python_version": "3.12", "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+    checked = 0
+    for name, version in versions.items():  # nothing that these need is missing
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            if metadata.version(name) == version:
+                for line in metadata.requires(name) or []:
+                    requirement = Requirement(line)
+                    if requirement.marker is None or requirement.marker.evaluate(environment):
+                        assert canonicalize_name(requirement.name) in versions, f"{name} needs {requirement}: make lock"
+                        checked += 1
+    assert checked > 20
+
+
+def test_workers_install_only_what_is_locked(monkeypatch):
+    monkeypatch.syspath_prepend(str(TPU))
+    import slices
+
+    installs = [part for part in slices.INSTALL.split(" && ") if "pip install" in part]
+    assert len(installs) == 4 and all("--require-hashes" in part or "--offline" in part for part in installs)
+    assert all("--no-deps" in part for part in installs) and "[tpu]" not in slices.INSTALL
+    assert re.fullmatch(r"3\.12\.\d+", slices.PYTHON) and slices.INSTALL.count(f"--python {slices.PYTHON}") == 1
+    assert {"requirements.lock", "tools.lock"} == set(re.findall(r"bertjax/tpu/(\S+lock)", slices.INSTALL))
