@@ -1,10 +1,11 @@
 """Arguments that several commands share, and results printed as text or JSON."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from bertjax.terminal import message, show, show_json
 
 
 def command(
@@ -57,11 +58,11 @@ def threshold(text: str) -> float | dict[str, float]:
 def print_result(options: argparse.Namespace, values: dict[str, Any]) -> None:
     """Print named values, one a line, or as JSON with --json."""
     if options.json:
-        print(json.dumps(values, ensure_ascii=False))
+        show_json(values)
         return
     width = max(map(len, values))
     for name, value in values.items():
-        print(f"{name:<{width}}  {readable(value)}")
+        show(f"{name:<{width}}  {readable(value)}")
 
 
 def readable(value: Any) -> str:
@@ -90,4 +91,4 @@ def plain(value: Any) -> Any:
 
 def tell(sentence: str) -> None:
     """Print a note or warning to standard error; results go to standard output."""
-    print(sentence, file=sys.stderr, flush=True)
+    show(message(sentence), sys.stderr)

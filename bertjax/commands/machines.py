@@ -1,14 +1,13 @@
 """The commands about machines and model folders: plan, doctor, convert."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from bertjax import exits
-from bertjax.commands.arguments import command, print_result, takes_experiment, takes_json
+from bertjax.commands.arguments import command, print_result, takes_experiment, takes_json, tell
 from bertjax.errors import InputError
+from bertjax.terminal import show, show_json
 
 
 def add(commands: Any) -> None:
@@ -55,7 +54,7 @@ def _convert(options: argparse.Namespace) -> None:
     from bertjax.checkpoints.export import convert
 
     for line in convert(options.source, options.destination, to=options.to):
-        print(line, file=sys.stderr)
+        tell(line)
 
 
 def _check_plan(options: argparse.Namespace) -> None:
@@ -91,9 +90,9 @@ def _plan(options: argparse.Namespace) -> None:
     if options.picture:
         options.picture.write_text(pictured(planned, on))
     if options.json:
-        print(json.dumps(planned))
+        show_json(planned)
     else:
-        print("\n".join(searched(planned, on) if options.search else explained(planned, on)))
+        show("\n".join(searched(planned, on) if options.search else explained(planned, on)))
     options.exit_code = exits.DONE if planned["fits"] else exits.NOT_FITTING
 
 
@@ -102,5 +101,5 @@ def _doctor(options: argparse.Namespace) -> None:
 
     facts = collect(options.workdir, seconds=options.seconds)
     findings = diagnose(facts)
-    print(json.dumps(as_json(facts, findings)) if options.json else report(facts, findings), end="\n" * options.json)
+    show_json(as_json(facts, findings)) if options.json else show(report(facts, findings).rstrip("\n"))
     options.exit_code = exits.MISTAKE if any(finding.stops for finding in findings) else exits.DONE

@@ -15,12 +15,16 @@ import bertjax
 from bertjax import exits
 from bertjax.commands import machines, predicting, texts, training
 from bertjax.errors import ProcessFailed, exit_code_of
+from bertjax.machine.program_cache import without_foreign_programs
+from bertjax.terminal import escaped, message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parse(arguments)
     options.own_process = arguments is None
+    if warning := without_foreign_programs():
+        _tell(message(warning))
     try:
         options.run(options)
         code = getattr(options, "exit_code", exits.DONE)
@@ -41,9 +45,9 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         _tell("\nbertjax: stopped")
     elif code == exits.FAILED and not isinstance(error, OSError | ProcessFailed):
-        _tell("".join(traceback.format_exception(error)).rstrip())
+        _tell(escaped("".join(traceback.format_exception(error)).rstrip()))
     else:
-        _tell(f"bertjax: {error}")
+        _tell(message(f"bertjax: {error}"))
     return code
 
 

@@ -1,7 +1,6 @@
 """The command predict, which applies a model to texts."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,12 +9,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from bertjax import terminal
 from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell, threshold
 from bertjax.errors import InputError
 from bertjax.tasks.tags import SCHEMES
+from bertjax.terminal import show_json
 
 CHUNK = 16
 """Maximum number of batches that are read, sorted by length and predicted at once."""
+
+LONGEST_LINE = 2**22
+"""Maximum characters of a text on a line of its own."""
 
 
 def add(commands: Any) -> None:
@@ -109,7 +113,7 @@ def _predict(
         reported |= check_texts(model, chain.from_iterable(parts), tell, reported)
         given = [each[0] if len(each) == 1 else each for each in parts]
         for result in run(model, given):
-            print(json.dumps(plain(result), ensure_ascii=False) if options.json else show(result), flush=True)
+            show_json(plain(result)) if options.json else terminal.show(show(result))
     for note, count in (+notes).items():
         tell(f"{count:,} {note}")
 
@@ -123,8 +127,12 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
         return
     where = options.input or "standard input"
     with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
+        number = 0
         try:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise InputError(f"{where}:{number}: a line of over {LONGEST_LINE:,} characters: split it")
                 if number == 1 and line.startswith("\ufeff"):
                     notes["byte order marks removed"] += 1
                     line = line[1:]

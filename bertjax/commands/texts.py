@@ -1,18 +1,17 @@
 """The commands that build and inspect corpora and tokenizers: data, tokenizer."""
 
 import argparse
-import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model
+from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model, tell
 from bertjax.errors import InputError
 from bertjax.paths import path_of
+from bertjax.terminal import show, show_json
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
@@ -175,7 +174,7 @@ def _inspect_tokenizer(options: argparse.Namespace) -> None:
     for text in options.text:
         found = look(tokenizer, text, templates)
         if options.json:
-            print(json.dumps(plain(found), ensure_ascii=False), flush=True)
+            show_json(plain(found))
         else:
             _print_look(found)
 
@@ -197,18 +196,18 @@ def _tokenizer_of(options: argparse.Namespace) -> tuple["Tokenizer", "Templates"
             raise
         tokenizer = load_tokenizer(options.model)
         templates = templates_for(tokenizer, cls_last=False)
-        print(f"note: no model: {error}", file=sys.stderr)
+        tell(f"note: no model: {error}")
     return parsing_special_tokens(tokenizer) if options.parse_special_tokens else tokenizer, templates
 
 
 def _print_look(found: "Look") -> None:
-    print(found.text)
-    print(f"    {'piece':<16} {'id':>7} mask segment offsets")
+    show(found.text)
+    show(f"    {'piece':<16} {'id':>7} mask segment offsets")
     for token in found.tokens:
         place = f"{token.start}–{token.end}" if token.start is not None else "special"
-        print(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
-    print(f"    decoded: {found.decoded!r} ({found.round_trip})")
+        show(f"    {token.piece:<16} {token.id:>7} {token.mask:>4} {token.segment:>7} {place}")
+    show(f"    decoded: {found.decoded!r} ({found.round_trip})")
     for name, script in found.scripts.items():
-        print(f"    {name}: {readable(script)}")
+        show(f"    {name}: {readable(script)}")
     for warning in found.warnings:
-        print(f"    warning: {warning}")
+        show(f"    warning: {warning}")

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bertjax.commands.arguments import (
 )
 from bertjax.errors import Diverged, InputError
 from bertjax.tasks.tags import SCHEMES
+from bertjax.terminal import show, show_json
 
 
 def add(commands: Any) -> None:
@@ -103,7 +103,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     from bertjax.train import fit
 
     processes.join()
-    keep_compiled_programs()
+    keep_compiled_programs(tell)
     with processes.raising_on_all():  # else the others would wait for one without the corpus
         experiment = load_experiment(options.experiment, options.override)
     progress = Progress(shown=processes.is_coordinator())
@@ -129,7 +129,7 @@ def _finetune(options: argparse.Namespace) -> None:
     from bertjax.run.writers import Progress
 
     processes.join()
-    keep_compiled_programs()
+    keep_compiled_programs(tell)
     with processes.raising_on_all():
         tuning = load_described(options.experiment, options.override, FineTuning)
     progress = Progress(shown=processes.is_coordinator())
@@ -140,7 +140,7 @@ def _finetune(options: argparse.Namespace) -> None:
         options.exit_code = 128 + stopped.signal
         return
     if processes.is_coordinator():
-        print(json.dumps(summary, ensure_ascii=False) if options.json else table(summary))
+        show_json(summary) if options.json else show(table(summary))
     if len(summary["failed"]) == len(summary["seeds"]):
         options.exit_code = exits.DIVERGED
 
@@ -159,7 +159,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.model is None:
         raise InputError("nothing to evaluate: pass --model DIR, or score predictions (bertjax evaluate squad --help)")
     processes.join()
-    keep_compiled_programs()
+    keep_compiled_programs(tell)
     with processes.raising_on_all():
         model, source = _model_and_rows(options)
         mesh = DATA_PARALLEL.mesh(options.batch_size)
@@ -208,7 +208,7 @@ def _evaluate_task(options: argparse.Namespace) -> None:
     from bertjax.tasks.table import find_task
 
     processes.join()
-    keep_compiled_programs()
+    keep_compiled_programs(tell)
     with processes.raising_on_all():
         if options.name == "own":
             columns = tuple(filter(None, options.columns.split(",")))

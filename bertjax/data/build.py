@@ -42,6 +42,7 @@ from bertjax.lease import leased
 from bertjax.paths import in_cloud
 
 _LOCK = "lock"  # the object that locks a build in Cloud Storage
+_SAFE_PATH = "PYTHONSAFEPATH"  # as python -P
 _BATCH = 2**18  # characters sent to a worker at a time
 
 SplitSentences = Callable[[str], list[str]]
@@ -311,6 +312,9 @@ def _tokenized(
         for batch in batches:
             yield batch, tokenize(batch.documents, tokenizer, settings.split_sentences)
         return
+    # Else each worker would first import modules from the current folder, such as a pickle.py.
+    safe = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = safe or "1"
     pool = ProcessPoolExecutor(
         settings.workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -329,6 +333,8 @@ def _tokenized(
             yield done, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if not safe:
+            del os.environ[_SAFE_PATH]
 
 
 _worker: tuple[Tokenizer, SplitSentences]  # in a worker process, set when it starts

@@ -2,25 +2,26 @@
 
 A reader yields the `Document`s of a file, and a `Bad` for every file or record that it cannot read, which the caller
 skips or raises. Files may be compressed with gzip (.gz) or zstd (.zst). Memory is bounded: a document of over four
-million characters is divided, so that a corpus in one long file can have a held-out split too.
+million characters or a million lines is divided, so that a corpus in one long file can have a held-out split too.
 """
 
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
-import zstandard
-
+from bertjax.bounded_json import Limits, parse
+from bertjax.data.text_files import open_bytes
+from bertjax.data.tfds_folders import check_data_set
 from bertjax.errors import InputError
+from bertjax.files import real_path
 
 _LONGEST_DOCUMENT = 2**22  # characters after which the next line starts a new document
+_MOST_LINES = 2**20  # of a document, likewise
 LONGEST_LINE = 10**6  # bytes; a longer line is most likely minified or binary data
+_SKIPPED = 2**26  # bytes of a line that is too long; where it is longer still, the rest of the file is not read
+_JSON = Limits(2**25, 64, 2**18)  # of a line
 
 
 class Document(NamedTuple):
@@ -47,13 +48,16 @@ _Line = tuple[int, str | Bad | None]
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """List the files of `inputs` in a fixed order; folders are searched recursively, without hidden files.
 
-    Raises InputError for a path that does not exist and for a folder without files.
+    Raises InputError for a path that does not exist, for a folder without files, and for one with a link that leads
+    out of it.
     """
     files: list[Path] = []
     for given in map(Path, inputs):
         if given.is_dir():
             below = (path.relative_to(given) for path in given.rglob("*") if path.is_file())
             found = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
+            for path in found:
+                real_path(given, path)
             if not found:
                 raise InputError(f"folder {given} is empty: put the text files there, or give another folder")
             files += [given / path for path in found]
@@ -146,32 +150,54 @@ def json_lines(field: str) -> Reader:
                 if isinstance(line, str):
                     if not line.strip():
                         continue
-                    try:
-                        text: Any = json.loads(line)[field]
-                        if not isinstance(text, str):
-                            raise TypeError
-                        text.encode()  # JSON can contain a lone surrogate, which is not text
+                    text = _text_of(line, field, f"{path}", number)
+                    if isinstance(text, str):
                         yield number, ""
-                        for paragraph in text.splitlines():
+                        for paragraph in _split_lines(text):
                             yield number, _checked(paragraph, f"{path}:{number}", longest_line)
-                    except (ValueError, RecursionError) as error:
-                        yield number, Bad(f"{path}:{number}", f"not JSON: {error}")
-                    except (KeyError, TypeError):
-                        yield number, Bad(f"{path}:{number}", f"no text in field {field!r}: name it with --text-field")
+                    else:
+                        yield number, text
                 else:
                     yield number, line
                 yield number, None
 
-        return _documents(path, cut(_lines(path, 2**28)))
+        return _documents(path, cut(_lines(path, _JSON.bytes)))
 
     return read
+
+
+def _text_of(line: str, field: str, path: str, number: int) -> str | Bad:
+    """Return the text in a field of a JSON object."""
+    try:
+        record = parse(line, path, _JSON, first_line=number, constants=True)
+        text = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            return Bad(f"{path}:{number}", f"no text in field {field!r}: name it with --text-field")
+        text.encode()  # JSON can contain a lone surrogate, which is not text
+        return text
+    except ValueError as error:
+        return Bad(f"{path}:{number}", f"not JSON: {str(error).removeprefix(f'{path}:{number}: ')}")
+
+
+_LINE_END = re.compile("\r\n|[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
+
+
+def _split_lines(text: str) -> Iterator[str]:
+    """Yield `text.splitlines()` one by one: all at once they can take eight times the memory of the text."""
+    begin = 0
+    for end in _LINE_END.finditer(text):
+        yield text[begin : end.start()]
+        begin = end.end()
+    if begin < len(text):
+        yield text[begin:]
 
 
 def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
     """Return the source of a split of a TFDS data set, and its info. ArrayRecord files need no TensorFlow.
 
-    Raises InputError if it cannot be found.
+    Raises InputError if it cannot be found, or names code of others.
     """
+    check_data_set(name, data_dir)
     import tensorflow_datasets as tfds  # slow to import, and needed by this reader alone
 
     try:
@@ -199,51 +225,9 @@ def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Documen
         except UnicodeDecodeError:
             yield Bad(origin, "not UTF-8")
             continue
-        lines = [(index, _checked(line, origin, LONGEST_LINE)) for line in text.splitlines()]
+        lines = ((index, _checked(line, origin, LONGEST_LINE)) for line in _split_lines(text))
         for document in _documents(Path(name), chain([(index, "")], lines)):
             yield document._replace(origin=origin)
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressed if its name ends in .gz or .zst."""
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return io.BufferedReader(_Zstd(path))
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """Decompress frame by frame; the stream of the library ends silently at the end of a truncated file."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun, self._decoded = False, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._decoded:
-            packed = self._file.read(2**14)
-            if not packed:
-                if self._begun:
-                    raise EOFError("the zstd frame is truncated")
-                return 0
-            while packed:
-                self._begun = True
-                self._decoded += self._frame.decompress(packed)
-                packed = self._frame.unused_data if self._frame.eof else b""
-                if self._frame.eof:
-                    self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), False
-        size = min(len(buffer), len(self._decoded))
-        buffer[:size], self._decoded = self._decoded[:size], self._decoded[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _lines(path: Path, longest: int) -> Iterator[_Line]:
@@ -255,9 +239,9 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
                 number += 1
                 origin = f"{path}:{number}"
                 if len(raw) > longest + 1 and not raw.endswith(b"\n"):
-                    while raw and not raw.endswith(b"\n"):
-                        raw = file.readline(longest)
                     yield number, Bad(origin, f"a line of over {longest} bytes: split it, or increase --longest-line")
+                    if not _skip_line(file):
+                        raise OSError(f"line {number:,} has over {_SKIPPED:,} bytes: this is no text file")
                     continue
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -265,8 +249,13 @@ def _lines(path: Path, longest: int) -> Iterator[_Line]:
                     yield number, Bad(origin, f"not UTF-8 (byte {raw[error.start]:#04x}): convert it with iconv")
                     continue
                 yield number, _checked(text.rstrip("\r\n"), origin, longest)
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+    except OSError as error:
         yield number, Bad(f"{path}:{number}", f"the rest cannot be read: {error}")
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Read to the end of a line, and return whether it was reached."""
+    return any(not part or part.endswith(b"\n") for part in (file.readline(2**16) for _ in range(_SKIPPED // 2**16)))
 
 
 def _checked(text: str, origin: str, longest: int) -> str | Bad:
@@ -278,19 +267,25 @@ def _checked(text: str, origin: str, longest: int) -> str | Bad:
 
 
 def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
-    """Group lines into documents. A document with a bad line, or without text, is bad."""
-    origin, gathered, size, bad, found = "", [], 0, None, False
+    """Group lines into documents. A document with a bad line, or without text, is bad.
+
+    A bad line is told at once, since the caller may want no more, and the rest of its document is left out.
+    """
+    origin, gathered, size, count, bad, found = "", [], 0, 0, False, False
     for number, line in chain(lines, [(0, None)]):
         if isinstance(line, Bad):
-            bad, origin = bad or line, origin or line.origin
+            if not bad:
+                yield line
+            bad, found, origin = True, True, origin or line.origin
+            gathered = []
         elif line is not None:
             origin = origin or f"{path}:{number}"
-            gathered.append(line)
-            size += len(line)
-        if origin and (line is None or size > _LONGEST_DOCUMENT):
-            found = True
-            yield bad or _with_text(Document(origin, gathered))
-            origin, gathered, size, bad = "", [], 0, None
+            gathered += [] if bad else [line]
+            size, count = size + len(line), count + 1
+        if origin and (line is None or size > _LONGEST_DOCUMENT or count > _MOST_LINES):
+            if not bad:
+                yield _with_text(Document(origin, gathered))
+            origin, gathered, size, count, bad, found = "", [], 0, 0, False, True
     if not found:
         yield Bad(str(path), "no document in the file")
 

@@ -23,6 +23,7 @@ from bertjax.inference import fill_mask as masks
 from bertjax.inference import predict
 from bertjax.inference.compatible import check_texts, check_tokenizer
 from bertjax.inference.predict import score as score
+from bertjax.terminal import show
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -41,7 +42,7 @@ def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
         model, texts = given.arguments[first], list(given.arguments[second])
         given.arguments[second] = texts  # an iterator can be read only once
         check_tokenizer(model, "this model")
-        say = given.arguments.get("say", partial(print, file=sys.stderr))
+        say = given.arguments.get("say", partial(show, file=sys.stderr))
         check_texts(model, chain.from_iterable(map(_strings, texts)), say, most_words=CHECKED_WORDS)
         return run(*given.args, **given.kwargs)
 

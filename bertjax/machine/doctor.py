@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertjax.machine.program_cache import cache_problem
 from bertjax.machine.topology import CHIPS
 from bertjax.machine.xla_flags import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
 
@@ -62,7 +63,7 @@ class Facts:
     huge_pages: str = ""
     cache: str = ""
     cache_bytes: int = 0
-    cache_private: bool = True
+    cache_problem: str = ""
     accelerator_expected: bool = False
     devices: Devices = Devices()
 
@@ -152,9 +153,9 @@ def _room(facts: Facts) -> Iterable[Finding]:
                           "free some space, or use another disk: a checkpoint of BERT-large takes 4 GiB")  # fmt: skip
     if 0 < facts.memory_available < 2 * _GIB:
         yield Finding(False, f"{facts.memory_available / _GIB:.1f} GiB of memory available", "stop other processes")
-    if not facts.cache_private:
-        yield Finding(False, f"other users can write to {facts.cache}, and JAX runs the programs in it",
-                      f"chmod go-w {facts.cache}")  # fmt: skip
+    if facts.cache_problem:
+        problem, _, remedy = facts.cache_problem.rpartition(": ")
+        yield Finding(False, f"{problem}; the cache is not used", remedy)
 
 
 def _peers(environment: Mapping[str, str]) -> Iterable[Finding]:
@@ -211,11 +212,11 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         huge_pages=huge_pages.read_text().strip() if huge_pages.exists() else "",
         cache=str(cache),
         cache_bytes=sum(files),
-        cache_private=not cache.is_dir() or not cache.stat().st_mode & 0o022,
+        cache_problem=cache_problem(cache),
         accelerator_expected=accelerator_expected(),
         devices=Devices(error="not asked, since a process is using them")
         if holders
-        else ask_devices([sys.executable], seconds),
+        else ask_devices([sys.executable, "-P"], seconds),  # it imports nothing from the current folder
     )
 
 

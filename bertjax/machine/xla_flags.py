@@ -9,11 +9,14 @@ import argparse
 import os
 import resource
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+
+from bertjax.machine.program_cache import cache_problem
 
 _GUIDE = "https://github.com/openxla/xla/blob/main/docs/flags_guidance.md"
 _MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/main"
@@ -69,7 +72,9 @@ def deep_stacks() -> None:
     soft, most = resource.getrlimit(resource.RLIMIT_STACK)
     if soft != most == resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_STACK, (most, most))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        # A module of the folder that it stands in, such as json.py, is no module of Python's: see __main__.py.
+        safe = [] if "" in sys.path or os.getcwd() in sys.path else ["-P"]
+        os.execv(sys.executable, [sys.executable, *safe, *sys.orig_argv[1:]])
 
 
 def libtpu_init_args(generation: str, slices: int = 1) -> str:
@@ -90,13 +95,19 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else home / "bertjax" / f"jaxlib-{version('jaxlib')}"
 
 
-def keep_compiled_programs() -> None:
+def keep_compiled_programs(say: Callable[[str], None]) -> None:
     """Turn on JAX's persistent compilation cache on TPUs and GPUs, unless JAX_ENABLE_COMPILATION_CACHE=false.
+
+    A cache to which others can write is turned off, wherever it was chosen; `say` is called with the reason.
 
     Not on CPUs, unless JAX_COMPILATION_CACHE_DIR is set: there XLA loads machine code, for which another CPU may lack
     instructions, and refuses its own on many CPUs (jax-ml/jax#38445, openxla/xla#44565, jaxlib 0.9 to 0.10).
     """
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen is not None:
+        if "://" not in chosen and (problem := cache_problem(Path(chosen))):
+            jax.config.update("jax_compilation_cache_dir", None)
+            say(f"the cache of compiled programs is not used: {problem}")
         return
     if not accelerator_expected():
         return
@@ -104,6 +115,9 @@ def keep_compiled_programs() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:  # the home folder is read-only: compile each time
+        return
+    if problem := cache_problem(folder):
+        say(f"the cache of compiled programs is not used: {problem}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

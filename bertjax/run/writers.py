@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from bertjax import files
 from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
+from bertjax.terminal import escaped, message
 
 Writer = Callable[[int, Mapping[str, float]], None]
 """(step, values) -> None: writes the values of a step."""
@@ -108,7 +109,7 @@ class Progress:
         if not self._silent and time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
             print(
-                f"\r\033[K{text}" if self._terminal else text,
+                f"\r\033[K{escaped(text)}" if self._terminal else escaped(text),
                 end="" if self._terminal else "\n",
                 file=sys.stderr,
                 flush=True,
@@ -117,7 +118,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Show a message, always, on a line of its own."""
         if not self._silent:
-            print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+            print(f"\r\033[K{message(text)}" if self._terminal else message(text), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

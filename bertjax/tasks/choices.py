@@ -16,11 +16,11 @@ from bertjax.tasks.reading import (
     files_of,
     json_file,
     json_lines,
-    lines,
     require_columns,
     table,
     text_of,
     texts_of,
+    whole_text,
 )
 
 LETTERS = "ABCDEFGH"
@@ -197,7 +197,7 @@ class Copa:
 
 def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
     """Return the items of COPA's XML with their lines: attributes, and the texts of p, a1 and a2."""
-    content = b"".join(f"{line}\n".encode() for _, line in lines(path, notes))
+    content = f"{whole_text(path, notes)}\n".encode()
     found: list[tuple[int, dict[str, str]]] = []
     inside = ""
 
@@ -215,7 +215,11 @@ def _copa_items(path: Path, notes: Notes) -> list[tuple[int, dict[str, str]]]:
         nonlocal inside
         inside = ""
 
+    def entity(name: str, *_: Any) -> None:
+        raise InputError(f"{path}: it declares an entity {name!r:.60}, which no file of COPA does")
+
     parser = expat.ParserCreate()
+    parser.buffer_text, parser.EntityDeclHandler = True, entity
     parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = begin, text, end
     try:
         parser.Parse(content, True)

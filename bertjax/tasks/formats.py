@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bertjax.errors import InputError
+from bertjax.files import real_path
 from bertjax.tasks.examples import Answer, Example, Question, Texts, Words
 from bertjax.tasks.reading import (
     Notes,
@@ -117,7 +118,9 @@ class Paraphrases:
 def _dev_ids(path: Path) -> Path:
     lists = [path.with_name(name) for name in ("dev_ids.tsv", "mrpc_dev_ids.tsv")]
     found = next((file for file in lists if file.is_file()), None)
-    if found is None:
+    if found is not None:
+        real_path(found.parent, found.name)
+    else:
         raise InputError(f"no dev_ids.tsv beside {path}: add GLUE's list of the pairs of its development set")
     return found
 

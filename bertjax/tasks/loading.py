@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from bertjax.data.corpus import open_split
 from bertjax.errors import InputError
+from bertjax.files import open_given, real_path
 from bertjax.tasks.examples import Example, Texts, Words
 from bertjax.tasks.formats import ManyFiles
 from bertjax.tasks.reading import Notes
@@ -43,6 +44,7 @@ def find_part(task: Task, data: str, part: Part) -> Path:
     for folder in folders:
         for name in part.files:
             if (folder / name).exists():
+                real_path(Path(data), (folder / name).relative_to(data))
                 return folder / name
     names, inside = " or ".join(part.files), "".join(f" or in {folder}/ of it" for folder in task.folders)
     raise InputError(f"no {names} in {data}{inside}, the {part.split} split of task {task.name}: check data=FOLDER")
@@ -80,8 +82,13 @@ def digest(task: Task, data: str) -> str:
         files = part.format.files(path) if isinstance(part.format, ManyFiles) else [path]
         for file in files:
             name = file.relative_to(folder).as_posix()
-            total.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+            total.update(name.encode() + _sha256(file))
     return total.hexdigest()
+
+
+def _sha256(path: Path) -> bytes:
+    with open_given(path) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").digest()
 
 
 def _from_tfds(task: Task, part: Part, data_dir: str | None, notes: Notes) -> Iterator[Example]:

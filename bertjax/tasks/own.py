@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertjax.errors import InputError
+from bertjax.files import real_path
 from bertjax.tasks.choices import JsonChoices, Options
 from bertjax.tasks.examples import Choice, Example, Texts, Words
 from bertjax.tasks.formats import Conll, JsonLines, JsonQuestions, JsonWords, Squad, Table
@@ -51,6 +52,7 @@ def own_task(
         missing = ", ".join(f"{names[0]}{ending}" for ending in formats_of)
         raise InputError(f"no {missing} in {data}: a task of kind {kind} needs one, so check the folder")
     path, ending = found[0]
+    real_path(Path(data), path.name)
     labelled = formats_of[ending]
     parts = (
         Part("train", (f"train{ending}",), labelled),

@@ -6,27 +6,41 @@ printed: a byte order mark is removed, CRLF ends a line as LF does, quotes in a 
 
 import csv
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
-from bertjax.data.corpus import open_bytes
+from bertjax.bounded_json import Limits, parse_object
+from bertjax.data.text_files import Unreadable, open_bytes
 from bertjax.errors import InputError
+from bertjax.files import files_below
 
 Notes = Counter[str]
 """Numbers of repaired, truncated or dropped items, by description."""
 
 
-def lines(path: Path, notes: Notes) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines of a file. Raises InputError unless they are UTF-8 without NUL."""
+_LINE = Limits(2**24, 64, 2**18)
+"""Of a line: a record, a row of a table, a word with its tag."""
+
+_FILE = Limits(2**26, 64, 2**21)
+"""Of a file that is one JSON object; SQuAD's largest has 42 million bytes."""
+
+_MOST_COLUMNS, _MOST_CELLS = 10_000, 100_000
+
+
+def lines(path: Path, notes: Notes, longest: int = _LINE.bytes, most: int | None = None) -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines of a file.
+
+    Raises InputError unless they are UTF-8 without NUL, of at most `longest` bytes each, and `most` bytes together.
+    """
     number = 0
     try:
-        with open_bytes(path) as file:
-            for number, raw in enumerate(file, 1):
+        with open_bytes(path, most) as file:
+            while raw := file.readline(longest + 1):
+                number += 1
+                if len(raw) > longest:
+                    raise InputError(f"{path}:{number}: a line of over {longest:,} bytes: is this a text file?")
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                     notes["byte order marks removed"] += 1
                     raw = raw[3:]
@@ -40,13 +54,18 @@ def lines(path: Path, notes: Notes) -> Iterator[tuple[int, str]]:
                 if "\0" in text:
                     raise InputError(f"{path}:{number}: a NUL byte: is this a text file?")
                 yield number, text.rstrip("\r\n")
-    except (EOFError, zlib.error, zstandard.ZstdError) as error:
+    except Unreadable as error:
         raise InputError(f"{path}:{number}: the rest cannot be read: {error}") from error
 
 
 def whole_text(path: Path, notes: Notes) -> str:
-    """Read a whole file as text."""
-    return "\n".join(line for _, line in lines(path, notes))
+    """Read a whole file as text. Raises InputError where it has over 64 MiB, and as `lines`."""
+    gathered = []
+    for number, line in lines(path, notes, _FILE.bytes, _FILE.bytes):
+        if number > _FILE.values:
+            raise InputError(f"{path}:{number}: over {_FILE.values:,} lines in one text: use JSON lines instead")
+        gathered.append(line)
+    return "\n".join(gathered)
 
 
 def cells_of(path: Path, delimiter: str, *, quoted: bool, notes: Notes) -> Iterator[tuple[int, list[str]]]:
@@ -56,9 +75,10 @@ def cells_of(path: Path, delimiter: str, *, quoted: bool, notes: Notes) -> Itera
             if not line.strip(" "):
                 continue
             notes["lines with unbalanced quotes, kept as text"] += line.count('"') % 2
-            yield number, line.split(delimiter)
+            yield number, _bounded(path, number, line, delimiter).split(delimiter)
         return
-    reader = csv.reader((f"{line}\n" for _, line in lines(path, notes)), delimiter=delimiter, strict=True)
+    checked = (_bounded(path, number, line, delimiter) for number, line in lines(path, notes))
+    reader = csv.reader((f"{line}\n" for line in checked), delimiter=delimiter, strict=True)
     number = 1
     try:
         for cells in reader:
@@ -67,6 +87,13 @@ def cells_of(path: Path, delimiter: str, *, quoted: bool, notes: Notes) -> Itera
             number = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{number}: {error}: quotes must enclose a cell, and be doubled inside") from error
+
+
+def _bounded(path: Path, number: int, line: str, delimiter: str) -> str:
+    """Return the line. Raises InputError for more cells than any table has."""
+    if line.count(delimiter) > _MOST_CELLS:
+        raise InputError(f"{path}:{number}: a row of over {_MOST_CELLS:,} cells: is this a table?")
+    return line
 
 
 def table(
@@ -79,9 +106,11 @@ def table(
     for number, cells in rows:
         if not names:
             names = [name.strip() for name in cells]
-            twice = next((name for place, name in enumerate(names) if name and name in names[:place]), "")
+            twice = next((name for name, count in Counter(names).items() if name and count > 1), "")
             if twice:
-                raise InputError(f"{path}:{number}: two columns are named {twice!r}")
+                raise InputError(f"{path}:{number}: two columns are named {twice!r:.100}")
+            if len(names) > _MOST_COLUMNS:
+                raise InputError(f"{path}:{number}: {len(names):,} columns: the most are {_MOST_COLUMNS:,}")
             continue
         if not columns and [cell.strip() for cell in cells] == names:
             raise InputError(f"{path}:{number}: a second header ({', '.join(cells)[:60]}): delete the line")
@@ -112,8 +141,8 @@ def require_columns(origin: str, row: Any, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name and name not in row]
     if missing:
         raise InputError(
-            f"{origin}: no column {missing[0]!r} among {', '.join(map(str, row))[:200]}: is this a file of another "
-            "task, or without its header?"
+            f"{origin}: no column {missing[0]!r} among {', '.join(map(str, [*row][:20]))[:200]}: is this a file of "
+            "another task, or without its header?"
         )
 
 
@@ -122,35 +151,24 @@ def json_lines(path: Path, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]
     for number, line in lines(path, notes):
         if not line.strip():
             continue
-        try:
-            record = _without_surrogates(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: not a JSON object: write one `{{…}}` per line")
-        yield f"{path}:{number}", record
+        record = parse_object(line, f"{path}", _LINE, first_line=number, constants=True)
+        yield f"{path}:{number}", _without_surrogates(record, f"{path}:{number}")
 
 
 def json_file(path: Path, notes: Notes) -> dict[str, Any]:
     """Read a file with one JSON object."""
-    try:
-        content = _without_surrogates(json.loads(whole_text(path, notes)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
-        raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object: is this a file of another task?")
-    return content
+    return _without_surrogates(parse_object(whole_text(path, notes), f"{path}", _FILE, constants=True), f"{path}:1")
 
 
-def _without_surrogates(content: Any) -> Any:
-    """Return the content. Raises ValueError for a lone surrogate, with which a truncated text may end."""
+def _without_surrogates(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return the content. Raises InputError for a lone surrogate, with which a truncated text may end."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start].encode("unicode_escape").decode()
-        raise ValueError(f"{half} is a lone surrogate: a text was truncated inside a character") from error
+        raise InputError(
+            f"{origin}: cannot be read as JSON: {half} is a lone surrogate: a text was truncated inside a character"
+        ) from error
     return content
 
 
@@ -177,7 +195,7 @@ def texts_of(origin: str, record: Mapping[str, Any], name: str) -> tuple[str, ..
 
 def files_of(path: Path, pattern: str) -> list[Path]:
     """Return a file, or the files below a folder in a fixed order."""
-    files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
+    files = files_below(path, pattern) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} contains no file {pattern}")
     return files

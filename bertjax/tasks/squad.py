@@ -3,7 +3,6 @@
 This needs no model and no JAX. Answers are decoded from logits in bertjax/tasks/answers.py.
 """
 
-import json
 import re
 import string
 from collections import Counter
@@ -13,7 +12,9 @@ from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertjax.bounded_json import Limits, parse_object
 from bertjax.errors import InputError
+from bertjax.files import read_given
 
 
 def normalised(text: str) -> list[str]:
@@ -35,6 +36,9 @@ def overlap(prediction: str, gold: str) -> float:
         return 0.0
     precision, recall = same / len(ours), same / len(theirs)
     return 2 * precision * recall / (precision + recall)
+
+
+_LIMITS = Limits(2**26, 64, 2**22)  # of gold answers and predictions; SQuAD's largest file has 42 million bytes
 
 
 class Gold(NamedTuple):
@@ -81,17 +85,7 @@ def read_answers(path: Path, kind: type = str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: convert it with iconv") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
-        raise InputError(f"{path}:1: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content
+    return parse_object(read_given(path, _LIMITS.bytes), f"{path}", _LIMITS, constants=True)
 
 
 def score_predictions(

@@ -1,5 +1,6 @@
 """The commands as a user types them, on good and on bad input: one line, exit code 2, nothing lost."""
 
+import io
 import json
 import os
 import re
@@ -88,7 +89,7 @@ def test_the_whole_path_from_text_to_a_filled_mask(built, capsys):
 
 
 def test_masks_are_filled_from_standard_input_in_order(built, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", iter(["good [MASK]\n", "\n", "[MASK] day\n"]))
+    monkeypatch.setattr("sys.stdin", io.StringIO("good [MASK]\n\n[MASK] day\n"))
     code, out, _ = run(capsys, "predict", "fill-mask", "--model", built[2], "--top", 2)
     assert code == 0
     assert [line for line in out.splitlines() if "[MASK]" in line] == ["good [MASK]", "[MASK] day"]

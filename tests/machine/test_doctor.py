@@ -63,7 +63,7 @@ def test_a_healthy_machine_has_no_findings():
         ({"disks": {"/home": GIB // 2}}, True, "0.5 GiB free", "free some space"),
         ({"disks": {"/home": 5 * GIB}}, False, "5.0 GiB free", "free some space"),
         ({"memory_available": GIB}, False, "1.0 GiB of memory", "stop other"),
-        ({"cache_private": False}, False, "other users can write", "chmod go-w"),
+        ({"cache_problem": "other users can write to x: chmod go-w x"}, False, "other users can write", "chmod go-w x"),
         ({"environment": HEALTHY.environment | {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "2"}}, True,
          "TPU_WORKER_ID='2'", "unset both"),
         ({"environment": HEALTHY.environment | {"MEGASCALE_NUM_SLICES": "2"}}, True,

@@ -37,7 +37,7 @@ def test_programs_are_kept_on_accelerators_where_the_user_has_not_chosen(
     try:
         jax.config.update("jax_compilation_cache_dir", chosen)
         jax.config.update("jax_platforms", platforms)
-        compiler.keep_compiled_programs()
+        compiler.keep_compiled_programs(print)
         folder = tmp_path / "home" / "bertjax" / f"jaxlib-{compiler.version('jaxlib')}"
         assert jax.config.jax_compilation_cache_dir == (str(folder) if kept else chosen)
         assert folder.exists() == kept
@@ -54,7 +54,7 @@ def test_a_home_that_cannot_be_written_to_keeps_nothing(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        compiler.keep_compiled_programs()
+        compiler.keep_compiled_programs(print)
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
