@@ -11,10 +11,13 @@ See README.md for the other ways in.
 """
 
 import importlib
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+
+# Nothing else is imported here: `python -m bertjax` looks for modules in the current folder until __main__.py runs.
+TYPE_CHECKING = False  # as typing has it, for type checkers alone
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from bertjax.checkpoints.export import save_hf as save_hf
     from bertjax.checkpoints.trained import load as load
     from bertjax.config import Experiment as Experiment
@@ -68,9 +71,9 @@ _HOMES = {
 __all__ = [*_HOMES, "infer"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
-        return version("bertjax")
+        return importlib.import_module("importlib.metadata").version("bertjax")
     if name == "infer":
         return importlib.import_module("bertjax.inference.checked")
     if name in _HOMES:

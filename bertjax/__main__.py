@@ -1,7 +1,7 @@
 """Run the command line: `python -P -m bertjax`.
 
 Without -P Python looks for modules in the current folder first, so that a json.py there would be run. It is taken off
-the path here, but a few modules of Python's own are imported before.
+the path here, before any module of Python's library is imported; but a bertjax.py there has been run by then.
 """
 
 import os

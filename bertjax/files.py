@@ -205,6 +205,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def remove_folder(folder: Path) -> None:
     """Delete a folder with all that is in it, if it is there."""
     if not in_cloud(folder):
+        if folder.is_symlink():
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
         with explained(folder):

@@ -271,7 +271,8 @@ def _documents(path: Path, lines: Iterable[_Line]) -> Iterator[Document | Bad]:
 
     A bad line is told at once, since the caller may want no more, and the rest of its document is left out.
     """
-    origin, gathered, size, count, bad, found = "", [], 0, 0, False, False
+    gathered: list[str] = []
+    origin, size, count, bad, found = "", 0, 0, False, False
     for number, line in chain(lines, [(0, None)]):
         if isinstance(line, Bad):
             if not bad:
