@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import pytest
 from contract import ENCODERS, OBJECTIVES
-from descriptions_at_random import FORBIDDEN, Trees, audited, built_of_allowed, calls
 from hub_folders import family_of_row
 
 from bertjax.checkpoints.trained import _param_shapes
@@ -29,6 +28,8 @@ from bertjax.models.sentence import Projection, SentenceEmbedding, UnitLength, i
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import Schedule
+
+from .descriptions_at_random import FORBIDDEN, Trees, audited, built_of_allowed, calls
 
 ENCODER = to_json(ENCODERS["bert"]())
 MLM = to_json(OBJECTIVES["bert"])
