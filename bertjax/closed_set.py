@@ -178,6 +178,7 @@ ALL = Names(
         _of("models.positions", "Alibi", "Rotary", "ScaledSinusoids"),
         _of("optim.optimizer", "Optimizer"),
         _of("optim.schedules", "Restarting"),
+        _of("optim.skipping", "Spikes"),
         _of("permutation", "Permutation"),
         _of("sharding.mesh", "MeshShape"),
         _of("tasks.tags", "Scheme"),

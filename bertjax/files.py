@@ -221,6 +221,14 @@ def size_of(path: Path) -> int:
         return int(file_system().size(os.fspath(path)))
 
 
+def size_below(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    if not in_cloud(folder):
+        return sum(path.stat().st_size for path in files_below(folder))
+    with explained(folder):
+        return int(file_system().du(os.fspath(folder)))
+
+
 def move_file(path: Path, to: Path) -> None:
     """Rename a file, in place of what is there."""
     if not in_cloud(path):

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from bertjax import files
+from bertjax.bounded_json import LARGE, parse_object
+from bertjax.checkpoints.info import checked_info
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.description import up_to_date
 from bertjax.errors import InputError
@@ -118,11 +121,12 @@ def read_info(step_folder: Path) -> dict[str, Any]:
     """Read the `info` of a checkpoint. Raises InputError if it is damaged."""
     _check_tree(step_folder, "info")
     try:
-        read = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(absolute(step_folder / "info"))
+        content = files.read_inside(step_folder, "info/metadata", LARGE.bytes)  # Orbax's name for it
+        read = parse_object(content, "its description", LARGE, constants=True)
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         info: dict[str, Any] = read["info"]
-        return info | {"experiment": up_to_date(info["experiment"])}
+        return checked_info(info | {"experiment": up_to_date(info["experiment"])}, step_folder)
     except _NOT_DAMAGE:
         raise
     except Exception as error:
@@ -142,6 +146,7 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     """
     _check_tree(step_folder, item)
     try:
+        _check_size(step_folder / item, like)
         found = ocp.StandardCheckpointer().restore(absolute(step_folder / item), like)
     except _NOT_DAMAGE:
         raise
@@ -154,12 +159,31 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     return found
 
 
+def _check_size(folder: Path, like: Any) -> None:
+    """Raise InputError where arrays are far larger than their files, which would be zeros without end.
+
+    Of parameters alone: moments of rows that never occurred are zeros. Trained parameters compress hardly at all.
+    """
+    for name in ("_METADATA", "_sharding"):  # which Orbax reads as JSON
+        if (folder / name).exists():
+            parse_object(files.read_inside(folder, name, LARGE.bytes), name, LARGE)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    if folder.name == "params" and needed > _SMALL and needed > _LARGEST_RATIO * (stored := files.size_below(folder)):
+        raise InputError(f"its parameters would take {needed:,} bytes, but its files have {stored:,}")
+
+
+_SMALL, _LARGEST_RATIO = 2**26, 64
+
+
 def saved_tokenizer(step_folder: Path, info: Mapping[str, Any]) -> Tokenizer | None:
     """Rebuild the tokenizer of a checkpoint; None if it has none, as some converted models."""
     if not info["tokenizer"]:
         return None
-    files = {name: base64.b64decode(content) for name, content in info["tokenizer"].items()}
-    return tokenizer_from_files(files, origin=f"the tokenizer of {step_folder}")
+    try:
+        contents = {name: base64.b64decode(content, validate=True) for name, content in info["tokenizer"].items()}
+    except ValueError as error:
+        raise _damaged(step_folder, f"a file of its tokenizer: {error}") from error
+    return tokenizer_from_files(contents, origin=f"the tokenizer of {step_folder}")
 
 
 def latest_step(run: Path) -> Path:
@@ -196,20 +220,21 @@ def finished_steps(folder: Path) -> list[Path]:
     Unfinished ones have other names, on a disk. In Cloud Storage nothing is renamed: there the last object of a
     checkpoint says that it is finished, or, where it was copied there from a disk, its time of completion.
     """
-    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    steps = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
     return [path for path in steps if (path / _COMMITTED).exists() or _has_end(path)] if in_cloud(folder) else steps
 
 
+_STEP = re.compile(r"[0-9]{1,15}")  # the name of a checkpoint; isdigit() holds for ² too
 _COMMITTED = "commit_success.txt"
 """What Orbax writes last in Cloud Storage."""
 
 
 def _has_end(step_folder: Path) -> bool:
     """Return whether Orbax has noted when this checkpoint was completed."""
-    path = step_folder / "_CHECKPOINT_METADATA"
     try:
-        return bool(json.loads(path.read_text()).get("commit_timestamp_nsecs"))
-    except (FileNotFoundError, ValueError, AttributeError):
+        content = files.read_inside(step_folder, "_CHECKPOINT_METADATA")
+        return bool(parse_object(content, "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs"))
+    except (FileNotFoundError, InputError):
         return False
 
 

@@ -201,7 +201,7 @@ def _shapes(described: dict[str, Any]) -> Any:
 
     Parameters do not depend on the number of rows and of positions. A model from a Hugging Face folder has no rows.
     """
-    if "phases" not in described:
+    if not described.get("phases"):
         return batch_shapes(1, 1, ("types",))
     rows = from_json(described["phases"][0]["rows"], ROWS, "phases.0.rows")
     return {

@@ -185,7 +185,9 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
         raise InputError(
             f"{options.model} alone has no loss to evaluate: evaluate the run that it is part of, or train it (init=)"
         )
-    rows = from_json(model.config["phases"][-1]["rows"], ROWS, "phases.-1.rows")
+    if not model.config.get("phases"):
+        raise InputError(f"{options.model} has no rows to evaluate on: evaluate the run that it comes from")
+    rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows")
     if isinstance(rows, TaskRows):
         raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)

@@ -24,7 +24,7 @@ import numpy as np
 from bertjax import files
 from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.corpus import Bad, Document
-from bertjax.data.held_out import DocumentKey, Repeats, by_number, by_text, split_of, text_hash
+from bertjax.data.held_out import DocumentKey, Repeats, Split, by_number, by_text, split_of, text_hash
 from bertjax.data.records import (
     DOCUMENT,
     SENTENCE,
@@ -40,6 +40,7 @@ from bertjax.data.tokenizer import Tokenizer, fingerprint, save_tokenizer, saved
 from bertjax.errors import InputError
 from bertjax.lease import leased
 from bertjax.paths import in_cloud
+from bertjax.typed_json import typed
 
 _LOCK = "lock"  # the object that locks a build in Cloud Storage
 _SAFE_PATH = "PYTHONSAFEPATH"  # as python -P
@@ -236,13 +237,20 @@ def _with_begun_key(out: Path, settings: BuildSettings) -> BuildSettings:
     path = out / "progress.json"
     if not path.exists():
         return settings
-    name = _read_progress(out)["settings"].get("key", by_number.__name__)
+    name = _read_progress(out).settings.get("key", by_number.__name__)
     begun = next((key for key in (by_text, by_number, settings.key) if key.__name__ == name), settings.key)
     return dataclasses.replace(settings, key=begun)
 
 
-def _read_progress(out: Path) -> dict[str, Any]:
-    return parse_object(files.read_inside(out, "progress.json", LARGE.bytes), f"{out / 'progress.json'}", LARGE)
+def _read_progress(out: Path) -> _Progress:
+    path = out / "progress.json"
+    try:
+        found = parse_object(files.read_inside(out, path.name, LARGE.bytes), path.name, LARGE)
+        progress = typed(found, _Progress, path.name)
+        typed(found.get("shards", []), list[dict[Split, Any]], "shards")  # which become names of files
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): delete the folder to build it again") from error
+    return progress
 
 
 def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Progress:
@@ -253,17 +261,13 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
     path = out / "progress.json"
     if path.exists():
         saved = _read_progress(out)
-        if saved["settings"] != settings:
-            changed = [key for key in settings if saved["settings"].get(key) != settings[key]]
+        if saved.settings != settings:
+            changed = [key for key in settings if saved.settings.get(key) != settings[key]]
             raise InputError(
                 f"{out} contains an unfinished build with another {', '.join(changed)}: resume that one, or "
                 "delete the folder"
             )
-        saved["shards"] = [
-            {split: Shard(**(shard | {"sha256": tuple(shard["sha256"])})) for split, shard in shards.items()}
-            for shards in saved["shards"]
-        ]
-        return _Progress(**saved)
+        return saved
     if any(path.name != _LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the corpus")
     try:

@@ -7,6 +7,7 @@ text are in one split, so that no text of the validation split is trained on.
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -33,7 +34,11 @@ def text_hash(lines: Sequence[str]) -> int:
     return int.from_bytes(digest, "little")
 
 
-def split_of(key: int, seed: int, holdout: float) -> str:
+Split = Literal["train", "validation"]
+"""The splits of a corpus."""
+
+
+def split_of(key: int, seed: int, holdout: float) -> Split:
     """Return the split of the document with this key."""
     words = np.array([seed, key], np.uint64)
     return "validation" if np.random.Generator(np.random.Philox(key=words)).random() < holdout else "train"

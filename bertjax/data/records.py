@@ -23,9 +23,11 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from bertjax import files
 from bertjax.bounded_json import LARGE, parse_object
+from bertjax.data.held_out import Split
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
 from bertjax.errors import InputError
 from bertjax.paths import in_cloud, path_of, storage_problem
+from bertjax.typed_json import typed
 
 FORMAT = 1
 CHUNK = 1024  # tokens a record: a row of 128 or 512 touches one or two
@@ -40,6 +42,10 @@ class Shard:
     sentences: int
     documents: int
     sha256: tuple[str, str, str]
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.sentences, self.documents) < 0:
+            raise ValueError(f"{self.tokens} tokens, {self.sentences} sentences and {self.documents} documents")
 
 
 @dataclass(frozen=True)
@@ -136,21 +142,13 @@ def read_manifest(folder: str | Path) -> Manifest:
             raise InputError(
                 f"{path} has format {described['format']}, but this version reads {FORMAT}: build it again"
             )
-        return Manifest(
-            tokenizer=described["tokenizer"],
-            vocabulary=Vocabulary(**described["vocabulary"]),
-            splits={
-                split: tuple(Shard(**(shard | {"sha256": tuple(shard["sha256"])})) for shard in shards)
-                for split, shards in described["splits"].items()
-            },
-            words=described["words"],
-            unknown=described["unknown"],
-            dropped=described["dropped"],
-            split_key=described.get("split_key", "by_number"),
-            repeats=described.get("repeats"),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
+        del described["format"]
+        described.pop("totals", None)  # for people
+        manifest = typed(described, Manifest, "it")
+        typed(described["splits"], dict[Split, Any], "splits")  # which become names of files
+        return manifest
+    except (ValueError, KeyError) as error:
+        if isinstance(error, InputError) and str(path) in str(error):
             raise
         raise InputError(f"{path} is damaged ({error}): build the corpus again") from error
 

@@ -148,8 +148,7 @@ def _is_setting(value: Any) -> bool:
 
 def saved_tokenizer(folder: Path) -> Tokenizer:
     """Read a folder that `save_tokenizer` of any version wrote, with its files unchanged, so with its fingerprint."""
-    known = (*_VOCABULARIES, *_SETTINGS, "merges.txt")
-    found = (path for path in sorted(folder.glob("*")) if path.name in known or path.suffix == ".model")
+    found = (path for path in sorted(folder.glob("*")) if _is_file_of_tokenizer(path.name))
     names = [path.name for path in found if path.is_file()]
     if not names:
         raise InputError(f"{folder} holds no tokenizer: build the corpus or write the tokenizer again")
@@ -188,7 +187,13 @@ def _from_folder(files: Mapping[str, bytes], origin: str) -> Tokenizer:
 
 
 def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenizer:
-    """Build a tokenizer from the contents of its files, as a checkpoint carries them; `origin` names it in errors."""
+    """Build a tokenizer from the contents of its files, as a checkpoint carries them; `origin` names it in errors.
+
+    Raises InputError for a file of another name than tokenizers have: they are written into folders by these names.
+    """
+    for name in files:
+        if not _is_file_of_tokenizer(name):
+            raise InputError(f"{origin} has a file {name!r:.100}, which no tokenizer has: it is not written anywhere")
     try:
         if any(name.endswith(".model") for name in files) and JSON not in files:
             return SentencePieceTokenizer(files, origin)
@@ -207,6 +212,12 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenize
     except Exception as error:  # the tokenizers library raises nothing more exact
         raise InputError(f"{origin} is damaged or not what its name says: {error}") from error
     raise InputError(f"{origin}: none of {', '.join(files)} is a tokenizer")
+
+
+def _is_file_of_tokenizer(name: str) -> bool:
+    """Return whether a name is a fixed one, or that of a SentencePiece model, which users name: no path, not hidden."""
+    fixed = (*_VOCABULARIES, *_SETTINGS, "merges.txt")
+    return name in fixed or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.model", name, re.ASCII) is not None
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

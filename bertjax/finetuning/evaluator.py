@@ -12,7 +12,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.finetuning.prepare import Prepared
 from bertjax.finetuning.recipe import FineTuning
-from bertjax.finetuning.results import read_json, write_json, write_predictions
+from bertjax.finetuning.results import read_best, write_json, write_predictions
 from bertjax.rules import name_of
 from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
 from bertjax.tasks.scoring import Evaluated, evaluate_rows
@@ -47,7 +47,7 @@ class TaskEvaluator:
             )
             of_split = split.removeprefix("validation")  # MNLI has a second one, of other genres
             metrics |= {f"{name}{of_split}": value for name, value in results[split].metrics.items()}
-        best = from_coordinator(read_json(self._folder / "best.json") if is_coordinator() else None)
+        best = from_coordinator(read_best(self._folder / "best.json") if is_coordinator() else None)
         first = task.metric_names[0]
         if not best or metrics[first] > best["metrics"][first]:
             self._keep(step, params, metrics, results)

@@ -7,7 +7,7 @@ A result of a seed has `seed`, `best` (step and metrics of its best evaluation),
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,8 +18,27 @@ from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import Evaluated
 from bertjax.tasks.task import Task
+from bertjax.typed_json import typed
 
 Result = dict[str, Any]
+
+
+class Best(TypedDict):
+    """best.json: the best evaluation of a seed."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class _Result(TypedDict):
+    """result.json; `best` is empty where nothing was evaluated."""
+
+    seed: int
+    last: dict[str, float]
+    best: Best | dict[str, None]
+    failed: NotRequired[str]
+    step_ms: NotRequired[float]
+    data_wait: NotRequired[float]
 
 
 def summarise(results: Sequence[Result], first: str) -> Result:
@@ -69,13 +88,17 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_TIMES = ("step_ms", "data_wait_ms")
+
+
 def timing(folder: Path) -> dict[str, float]:
     """Return a run's mean milliseconds per step, and the fraction of them spent waiting for data."""
     path = folder / "timing.jsonl"
     lines = _lines(path) if path.exists() else []
     if not lines:  # the run was too short to be timed
         return {}
-    step_ms, wait_ms = (float(np.mean([line[name] for line in lines])) for name in ("step_ms", "data_wait_ms"))
+    times = {name: [typed(line.get(name), float, f"{path}: {name}") for line in lines] for name in _TIMES}
+    step_ms, wait_ms = (float(np.mean(times[name])) for name in _TIMES)
     return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}
 
 
@@ -84,7 +107,8 @@ def last_metrics(folder: Path) -> dict[str, float]:
     lines = _lines(folder / "log.jsonl")
     found = [line for line in lines if any(name.startswith("validation/") for name in line)]
     named = found[-1].items() if found else ()
-    return {name.removeprefix("validation/"): value for name, value in named if name != "step"}
+    metrics = {name.removeprefix("validation/"): value for name, value in named if name != "step"}
+    return typed(metrics, dict[str, float], f"{folder / 'log.jsonl'}")
 
 
 def write_predictions(folder: Path, encoded: Encoded, evaluated: Evaluated) -> None:
@@ -106,6 +130,33 @@ def _named(task: Task, prediction: Any) -> Any:
     if task.kind == "multilabel":
         return dict(zip(task.labels, prediction, strict=True))
     return task.labels[prediction] if task.kind == "classify" else prediction
+
+
+def read_result(path: Path, metric: str) -> Result:
+    """Load the result of a seed, which names the folder that it is in.
+
+    Raises InputError where it is damaged, or lacks the metric that selects the best seed.
+    """
+    found = read_json(path)
+    try:
+        result: Result = {**typed(found, _Result, path.name)}
+        if path.parent.name != f"seed-{result['seed']}":
+            raise InputError(f"it is of seed {result['seed']}")
+        if any(
+            metric not in metrics
+            for metrics in (result["last"], result["best"].get("metrics", ()))
+            if "failed" not in result
+        ):
+            raise InputError(f"it has no {metric}")
+    except InputError as error:
+        raise InputError(f"{path} is damaged: delete it to run its seed again ({error})") from error
+    return result
+
+
+def read_best(path: Path) -> Best | None:
+    """Load best.json, None if it does not exist. Raises InputError where it is damaged."""
+    found = read_json(path)
+    return typed(found, Best, f"{path}") if found else None
 
 
 def read_json(path: Path) -> Result:

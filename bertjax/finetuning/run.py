@@ -25,7 +25,9 @@ from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import (
     Result,
     last_metrics,
+    read_best,
     read_json,
+    read_result,
     summarise,
     table,
     timing,
@@ -97,7 +99,7 @@ def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> list[Resu
     write_json(path_of_inputs, inputs)
     results = []
     for path in workdir.glob("seed-*/result.json"):
-        found = read_json(path)
+        found = read_result(path, tuning.task.metric_names[0])
         record_experiment(path.parent, experiment_of(tuning, prepared, found["seed"]))
         results.append(found)
     return results
@@ -126,7 +128,7 @@ def _finished(result: Result, folder: Path, first: str, validation: Encoded) -> 
     last = last_metrics(folder)
     if "failed" not in result and last[first] <= constant_answer(validation):
         result |= {"failed": "no better than the best constant prediction"}
-    result |= {"best": read_json(folder / "best.json"), "last": last} | timing(folder)
+    result |= {"best": read_best(folder / "best.json") or {}, "last": last} | timing(folder)
     write_json(folder / "result.json", result)
     files.remove_folder(folder / "checkpoints")  # with the moments of Adam, three times the model
     return result

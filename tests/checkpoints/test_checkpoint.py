@@ -24,7 +24,7 @@ def saved(tmp_path, tokenizer):
     """Save two checkpoints; return the folder of the run."""
     with checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=3, keep_every=0) as manager:
         for step in (5, 10):
-            checkpoint.save(manager, step, *make_state(), experiment={"a": 1}, tokenizer=tokenizer, data=["d"])
+            checkpoint.save(manager, step, *make_state(), experiment={"objective": {}}, tokenizer=tokenizer, data=["d"])
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def test_restored_arrays_equal_saved_arrays(saved, tokenizer):
         assert found.dtype == given.dtype
         np.testing.assert_array_equal(found, given)
     info = checkpoint.read_info(newest)
-    assert info["step"] == 10 and info["experiment"] == {"a": 1} and info["data"] == ["d"]
+    assert info["step"] == 10 and info["experiment"] == {"objective": {}} and info["data"] == ["d"]
     assert fingerprint(checkpoint.saved_tokenizer(newest, info)) == info["fingerprint"] == fingerprint(tokenizer)
 
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(tmp_path, tokenizer):
     params, optimizer = make_state()
     spread = jax.device_put((params, optimizer), NamedSharding(DATA_PARALLEL.mesh(8), PartitionSpec()))
     with checkpoint.open_checkpoints(tmp_path / "checkpoints", keep=1, keep_every=0) as manager:
-        checkpoint.save(manager, 1, *spread, experiment={}, tokenizer=tokenizer, data=[])
+        checkpoint.save(manager, 1, *spread, experiment={"objective": {}}, tokenizer=tokenizer, data=[])
     here = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
     step = checkpoint.latest_step(tmp_path)
