@@ -223,7 +223,7 @@ def _replaced_part(value: Any, key: str, overrides: Sequence[_Override]) -> Any:
     """Return the new value of one field, or of one item of a tuple; of several overrides of it the last counts."""
     full_key = overrides[0][2]
     if isinstance(value, tuple):
-        if not key.isdigit() or int(key) >= len(value):
+        if not key.isdecimal() or int(key) >= len(value):
             raise InputError(f"override {full_key!r}: {key!r} is not an index below {len(value)}")
         old = value[int(key)]
         annotation = type(old)

@@ -48,14 +48,9 @@ def storage(verb, *rest):
             if path.is_file() and not ("exclude" in flags and re.match(flags["exclude"], name)):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target / name)
-    elif verb == "cp":
-        local(rest[1]).parent.mkdir(parents=True, exist_ok=True)
-        local(rest[1]).write_text(sys.stdin.read())
-    elif verb == "rm":
-        target = local(rest[-1])
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
     elif verb == "ls":
-        found = [path for path in local(rest[0].removesuffix("/**")).rglob("*") if path.is_file()]
+        folder, pattern = rest[0].split("/*")
+        found = sorted(local(folder).glob("*" + pattern))
         print("\\n".join("gs://" + str(path.relative_to(cloud / "buckets")) for path in found))
         if not found:
             fail("One or more URLs matched no objects.")
@@ -107,7 +102,7 @@ elif verb == "describe" and flags["format"] == "json":
 elif verb == "describe":
     state = plan("states") or "ACTIVE"
     if state == "SUSPENDED":
-        while not (local("gs://mine/run/complete/10")).exists():
+        while not (local("gs://mine/run/checkpoints/10/commit_success.txt")).exists():
             time.sleep(0.02)
         preempt(state)
     elif there["state"] != "SUSPENDED":
@@ -141,14 +136,18 @@ TRAINER = '''
 import json, os, pathlib, resource, shutil, signal, sys, time
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
-work = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+place = sys.argv[sys.argv.index("--workdir") + 1]
+cloudy = place.startswith("gs://")
+work = pathlib.Path(os.environ["CLOUD"]) / "buckets" / place[5:] if cloudy else pathlib.Path(place)
+logs = pathlib.Path(os.environ["TMPDIR"]) / "bertjax-run-x" if cloudy else work
 end = int(next(word for word in sys.argv if word.startswith("steps=")).split("=")[1])
 (work / "checkpoints").mkdir(parents=True, exist_ok=True)
 while not os.environ["HOME"].endswith("worker-0"):  # the others compute with the first, which writes
     time.sleep(0.01)
     if stopped or list(work.glob("ended-*")):
         sys.exit(143 if stopped else 0)
-step = max((int(path.name) for path in (work / "checkpoints").iterdir()), default=0)
+logs.mkdir(exist_ok=True)
+step = max((int(path.name) for path in (work / "checkpoints").iterdir() if path.name in ("10", "20", "30")), default=0)
 (work / "given.json").write_text(json.dumps({
     "began": step, "words": sys.argv[1:], "flags": os.environ["LIBTPU_INIT_ARGS"],
     "stack": resource.getrlimit(resource.RLIMIT_STACK),
@@ -162,12 +161,14 @@ def save():
     partial = work / f"checkpoints/{step}.orbax-checkpoint-tmp"
     partial.mkdir()
     (partial / "params").write_text(str(step))
+    (partial / "commit_success.txt").touch()
     partial.rename(work / f"checkpoints/{step}")
-    for old in sorted((work / "checkpoints").iterdir(), key=lambda path: int(path.name))[:-2]:
-        shutil.rmtree(old)
+    shutil.rmtree(work / f"checkpoints/{step - 20}", ignore_errors=True)
+    if cloudy:
+        shutil.copy(logs / "log.jsonl", work)
 while step < min(end, limit):
     step += 1
-    with (work / "log.jsonl").open("a") as log:
+    with (logs / "log.jsonl").open("a") as log:
         log.write(json.dumps({"step": step}) + "\\n")
     if step % 10 == 0:
         save()
@@ -201,9 +202,7 @@ class Cloud:
         for name, text in {
             "gcloud": f'#!/bin/sh\nexec {sys.executable} -S {folder / "gcloud.py"} "$@"\n',
             "python3": PYTHON,
-            "hostname": '#!/bin/sh\ncase "$HOME" in *worker-0) echo 10.0.0.0;; *) echo 10.9.9.9;; esac\n',
-            "sudo": f'#!/bin/sh\necho "$@" >> {folder / "sudo"}\n'
-            '[ "$1" != mount ] || [ -L "$7" ] || { rmdir "$7" && ln -s "${HOME%-*}-0/${6#*/worker-*/}" "$7"; }\n',
+            "sudo": f'#!/bin/sh\necho "$@" >> {folder / "sudo"}\n',
         }.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
@@ -227,7 +226,7 @@ class Cloud:
     def watch(self, *words, steps=30, code=0, **named):
         options = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
         return self.run("watch.py", "bert", *ZONE, "--type=v5litepod-16", "--interval=0.05", "--gcs=gs://mine/run",
-                        "--push-seconds=0.05", *options, *words, "--", "experiments/bert.py", f"steps={steps}",
+                        *options, *words, "--", "experiments/bert.py", f"steps={steps}",
                         code=code).stdout  # fmt: skip
 
     def calls(self, pattern):
@@ -250,9 +249,6 @@ def cloud(tmp_path, monkeypatch):
 
 
 def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(cloud, tmp_path):
-    corpus = cloud.folder / "buckets/mine/wiki"
-    corpus.mkdir(parents=True)
-    (corpus / "manifest.json").write_text("{}")
     cloud.plan(create=["RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded. Limit: 16 in zone here.", "ok"],
                states=["ACTIVE", "PROVISIONING", *["ACTIVE"] * 8, "SUSPENDED"], lives=["15 0", "1000 0"])  # fmt: skip
     out = cloud.watch("--delete", "--spot", "--env=A=b", corpus="gs://mine/wiki")
@@ -263,15 +259,18 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
         "queued-resources create bert --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite "
         "--node-id=bert --spot --zone=here"
     }
-    given = json.loads(cloud.bucket("work/given.json").read_text())
+    given = json.loads(cloud.bucket("given.json").read_text())
     home = str(cloud.folder / "slices/bert/worker-0")
-    assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", f"data={home}/bertjax-data/wiki",
-                              "--workdir", f"{home}/bertjax-runs/bert/share/work"]  # fmt: skip
+    assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", "data=gs://mine/wiki",
+                              "--workdir", "gs://mine/run"]  # fmt: skip
     assert given["flags"] == "--flags -m bertjax.machine.xla_flags v5e --slices 1" and given["began"] == 10
     soft, most = given["stack"]
     assert soft == most or most != resource.RLIM_INFINITY
     assert given["cache"] == f"{home}/bertjax-runs/bert/cache"
-    assert sorted(path.name for path in cloud.bucket("complete").iterdir()) == ["20", "30"]
+    assert sorted(path.name for path in cloud.bucket("checkpoints").iterdir()) == ["20", "30"]
+    assert not (cloud.folder / "sudo").exists()
+    cloud.bucket("checkpoints/40").mkdir()  # not finished
+    cloud.bucket("checkpoints/40/params").touch()
     assert not (cloud.folder / "slices/bert").exists()
     cloud.run("slices.py", "fetch", "bert", *ZONE, tmp_path / "here", "--gcs=gs://mine/run")
     assert sorted(path.name for path in (tmp_path / "here/work/checkpoints").iterdir()) == ["20", "30"]
@@ -291,46 +290,44 @@ def test_permanent_errors_of_gcloud_are_not_retried(cloud):
     assert "PERMISSION_DENIED" in cloud.watch(code=2) and len(cloud.calls("resources create")) == 1
 
 
-def test_several_hosts_share_the_folder_of_the_first(cloud, monkeypatch):
+def test_several_hosts_work_in_one_folder_of_cloud_storage(cloud, monkeypatch):
     monkeypatch.setenv("WORKERS", "2")
     target = ["bert", *ZONE]
     cloud.run("slices.py", "create", *target, "--type=v4-16", "--slices=2")
     assert "--node-count=2 --node-prefix=bert" in cloud.calls("create .*")[0]
     assert cloud.run("slices.py", "state", *target).stdout == "ACTIVE\n"
     cloud.run("slices.py", "install", *target)
-    cloud.run("slices.py", "run", *target, "--env=LIBTPU_INIT_ARGS=mine", "--", "e.py", "steps=0")
+    words = ["run", *target, "--env=LIBTPU_INIT_ARGS=mine"]
+    refused = cloud.run("slices.py", *words, "--", "e.py", "steps=0", code=2)
+    assert "bert has 4 workers: they need --gcs" in refused.stderr
+    cloud.run("slices.py", *words, "--gcs=gs://mine/run/", "--", "e.py", "steps=0")
     start = cloud.calls(r"worker.py start .*")[0]
-    assert "--generation=v4 --addresses=10.0.0.0,10.0.0.1,10.0.0.0,10.0.0.1 --slices=2" in start
-    homes = sorted((cloud.folder / "slices/bert").glob("worker-*"))
+    assert "--generation=v4 --hosts=4 --slices=2 --gcs=gs://mine/run " in start
     while True:
         statuses = [json.loads(line) for line in cloud.run("slices.py", "status", *target).stdout.splitlines()]
         if all(each["state"] == "ended" for each in statuses):
             break
     assert len(statuses) == 4 and {each["code"] for each in statuses} == {0}
-    shares = {(home / "bertjax-runs/bert/share").resolve() for home in homes}
-    assert shares == {homes[0] / "bertjax-runs/bert/share"}
-    assert json.loads((homes[0] / "bertjax-runs/bert/share/work/given.json").read_text())["flags"] == "mine"
-    asked = (cloud.folder / "sudo").read_text()
-    assert asked.count("exportfs -o rw,sync") == 1 and asked.count("mount -t nfs") == 3
-    exports = re.findall("exportfs .*", asked)
-    assert exports[0] == exports[2] == "exportfs -r"  # at the beginning and at the end
-    clients = re.findall(r"(\S+):/", exports[1])
-    assert clients == ["10.0.0.1", "10.0.0.0", "10.0.0.1"]
+    assert json.loads(cloud.bucket("given.json").read_text())["flags"] == "mine"
+    assert not (cloud.folder / "sudo").exists()
 
 
-def test_a_run_is_stopped_after_a_checkpoint_and_copied(cloud):
+@pytest.mark.parametrize("place", [[], ["--gcs=gs://mine/run"]])
+def test_a_run_is_stopped_after_a_checkpoint_and_copied(cloud, place):
     cloud.plan(lives=["15 0"])
     target = ["bert", *ZONE]
     for words in (["create", *target, "--type=v3-8"], ["state", *target], ["install", *target]):
         cloud.run("slices.py", *words)
-    cloud.run("slices.py", "run", *target, "--gcs=gs://mine/run", "--", "e.py", "steps=99")
+    cloud.run("slices.py", "run", *target, *place, "--", "e.py", "steps=99")
     while '"step": 15' not in cloud.run("slices.py", "status", *target).stdout:
         pass
     cloud.run("slices.py", "stop", *target)
-    assert '"code": 143' in cloud.run("slices.py", "status", *target).stdout
-    assert (cloud.bucket("complete") / "10").exists() and len(cloud.bucket("work/log.jsonl").read_bytes().split()) == 30
-    cloud.run("slices.py", "fetch", *target, cloud.folder / "here")  # not from the bucket
+    assert '"code": 143' in (found := cloud.run("slices.py", "status", *target).stdout) and '"step": 15' in found
+    if place:
+        assert len(cloud.bucket("log.jsonl").read_bytes().split()) == 20
+    cloud.run("slices.py", "fetch", *target, cloud.folder / "here", *place)
     assert (cloud.folder / "here/work/checkpoints/10/params").read_text() == "10"
+    assert (cloud.folder / "here/work/log.jsonl").exists()
     cloud.run("slices.py", "delete", *target)
     assert "NOT_FOUND" in cloud.run("slices.py", "status", *target, code=2).stderr
 
@@ -439,27 +436,6 @@ def test_a_slice_that_cannot_be_deleted_is_named(monkeypatch, capsys):
         assert ("still exists, and is billed, until: slices.py delete bert --zone here" in said) == (
             code == 1 or ending == 2
         )
-
-
-def test_after_a_reboot_the_disk_is_not_set_back_to_an_older_copy(cloud, monkeypatch):
-    monkeypatch.syspath_prepend(str(TPU))
-    import worker
-
-    share = cloud.folder / "share"
-
-    def lay(root, step, log):
-        (root / f"work/checkpoints/{step}").mkdir(parents=True)
-        (root / f"work/checkpoints/{step}/params").touch()
-        (root / "work/log.jsonl").write_text(log)
-
-    lay(share, 20, "newer")
-    for step, log in ((20, "newer"), (30, "bucket")):
-        lay(cloud.bucket("."), step, "bucket")
-        cloud.bucket("complete").mkdir(exist_ok=True)
-        cloud.bucket(f"complete/{step}").touch()
-        worker.pull(share, "gs://mine/run")
-        assert (share / "work/log.jsonl").read_text() == log
-    assert (share / "work/checkpoints/30/params").exists()
 
 
 def test_without_gcloud_it_says_how_to_install_it(monkeypatch, tmp_path):

@@ -88,11 +88,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts of one or several slices: the generation of the chips, and the address of every worker, in order."""
+    """The hosts of one or several slices: the generation of the chips, and the number of slices and of workers."""
 
     generation: str
     slices: int
-    addresses: tuple[str, ...]
+    workers: int
 
 
 def gcloud(target: Target, *words: str, seconds: float | None = None) -> str:
@@ -174,17 +174,17 @@ def hosts(target: Target) -> Hosts:
     """Look up the workers of all slices. Raises CloudError if a slice is not ready, for example preempted."""
     text = gcloud(target, "queued-resources", "describe", target.name, "--format=json")
     if target.dry_run:
-        return Hosts("GENERATION", 1, ("ADDRESS",))
+        return Hosts("GENERATION", 1, 1)
     specs = json.loads(text)["tpu"]["nodeSpec"]
     names = [name for spec in specs for name in _node_names(spec)]
-    addresses = []
+    workers = 0
     for name in names:
         node = json.loads(gcloud(target, "tpu-vm", "describe", name, "--format=json"))
         if node["state"] != "READY":
             raise CloudError(["tpu-vm", "describe", name], 1, f"slice {name} is {node['state']}")
-        addresses += [texts.ip_address(endpoint["ipAddress"]) for endpoint in node["networkEndpoints"]]
+        workers += len(node["networkEndpoints"])
     kind = specs[0]["node"]["acceleratorType"].rsplit("/", 1)[-1]
-    return Hosts(generation(kind), len(names), tuple(addresses))
+    return Hosts(generation(kind), len(names), workers)
 
 
 def _node_names(spec: dict) -> list[str]:
@@ -210,30 +210,27 @@ def install(target: Target) -> None:
 
 
 def run(
-    target: Target,
-    words: Sequence[str],
-    *,
-    gcs: str = "",
-    corpus: str = "",
-    env: Mapping[str, str],
-    push_seconds: float = 300,
+    target: Target, words: Sequence[str], *, gcs: str = "", corpus: str = "", env: Mapping[str, str] | None = None
 ) -> None:
     """Start `bertjax pretrain WORDS` on all workers; it keeps running when this computer sleeps.
 
-    gcs: the work directory is restored from there and copied back. corpus: copied to every worker, passed as data=.
-    env: variables of the run; they are sent in a file, since everybody on a machine may read the arguments of commands.
+    gcs: the work directory, passed as --workdir; without it a disk of the only worker. corpus: passed as data=. env:
+    variables of the run; they are sent in a file, since everybody on a machine may read the arguments of commands.
+    Raises ValueError where several workers have no work directory in Cloud Storage.
     """
-    found = hosts(target)
-    if len(found.addresses) > 1:  # how the processes know each other; see bertjax/run/roll_call.py
-        env = {"BERTJAX_JOIN_TOKEN": secrets.token_hex(16)} | dict(env)
+    places = [checked("address", place).rstrip("/") if place else "" for place in (gcs, corpus)]
+    found, env = hosts(target), dict(env or {})
+    if found.workers > 1 and not gcs:
+        raise ValueError(
+            f"{target.name} has {found.workers} workers: they need --gcs gs://BUCKET/FOLDER, which all reach"
+        )
+    if found.workers > 1:  # how the processes know each other; see bertjax/run/roll_call.py
+        env.setdefault("BERTJAX_JOIN_TOKEN", secrets.token_hex(16))
     command = ["python3", "bertjax/tpu/worker.py", "start", target.name, f"--generation={found.generation}"]
-    command += [f"--addresses={','.join(found.addresses)}", f"--slices={found.slices}"]
-    for option, address in {"--gcs": gcs, "--corpus": corpus}.items():
-        command += [f"{option}={checked('address', address).rstrip('/')}"] if address else []
-    command += [f"--push-seconds={push_seconds:g}"]
+    command += [f"--hosts={found.workers}", f"--slices={found.slices}", *[f"--gcs={places[0]}"] * bool(gcs)]
     if env:
         command += [f"--environment={_send(target, env)}"]
-    ssh(target, shlex.join([*command, "--", *words]))
+    ssh(target, shlex.join([*command, "--", *words, *[f"data={places[1]}"] * bool(corpus)]))
 
 
 def _send(target: Target, env: Mapping[str, str]) -> str:
@@ -282,24 +279,27 @@ def stop(target: Target) -> None:
 
 
 def fetch(target: Target, folder: str, gcs: str) -> None:
-    """Copy the work directory to FOLDER/work: from Cloud Storage if `gcs` is given, else from worker 0."""
+    """Copy the work directory to FOLDER/work: from Cloud Storage if `gcs` is given, else from worker 0.
+
+    Of the checkpoints in Cloud Storage only finished ones are copied.
+    """
     work = Path(folder).absolute() / "work"  # absolute: else it may look like an option, or like a folder of a host
     if not target.dry_run:
         (work if gcs else work.parent).mkdir(parents=True, exist_ok=True)
     if not gcs:  # scp copies it into the folder, under its own name
-        source = f"{target.name}:bertjax-runs/{target.name}/share/work"
+        source = f"{target.name}:bertjax-runs/{target.name}/work"
         there = ("--recurse", "--node=0", "--worker=0")
         gcloud(target, "queued-resources", "scp", source, str(work.parent), *there, seconds=3600)
         return
     gcs = checked("address", gcs).rstrip("/")
-    _storage(target, "rsync", "--recursive", r"--exclude=^checkpoints/.*", f"{gcs}/work", str(work))
-    names = [line.rsplit("/", 1)[-1] for line in _storage(target, "ls", f"{gcs}/complete/**").splitlines() if line]
-    steps, others = texts.steps_among(names)
+    _storage(target, "rsync", "--recursive", r"--exclude=^(checkpoints/.*|lock)", gcs, str(work))
+    lines = _storage(target, "ls", f"{gcs}/checkpoints/*/commit_success.txt").split("\n")
+    steps, others = texts.steps_among(line.split("/")[-2] for line in lines if line.startswith(f"{gcs}/checkpoints/"))
     for name in others:
-        print(f"slices: ignored {name!a} among the steps of {gcs}/complete", file=sys.stderr, flush=True)
+        print(f"slices: ignored {name!a} in {gcs}/checkpoints", file=sys.stderr, flush=True)
     for step in steps:
         (work / f"checkpoints/{step}").mkdir(parents=True, exist_ok=True)
-        _storage(target, "rsync", "--recursive", f"{gcs}/work/checkpoints/{step}", f"{work}/checkpoints/{step}")
+        _storage(target, "rsync", "--recursive", f"{gcs}/checkpoints/{step}", f"{work}/checkpoints/{step}")
 
 
 def _storage(target: Target, *words: str) -> str:
@@ -362,12 +362,9 @@ def add_create(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that describe a run."""
-    parser.add_argument("--gcs", default="", metavar="gs://…", help="where its work directory is kept")
-    parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus of `bertjax data build`")
+    parser.add_argument("--gcs", default="", metavar="gs://…", help="its work directory; several workers need it")
+    parser.add_argument("--corpus", default="", metavar="gs://…", help="a corpus of `bertjax data build`: data=")
     texts.add_variables(parser)
-    parser.add_argument(
-        "--push-seconds", type=float, default=300.0, help="interval of copies to --gcs (default: %(default)g)"
-    )
     parser.add_argument(
         "words", nargs="+", metavar="EXPERIMENT key=value", help="arguments of `bertjax pretrain`, after --"
     )
@@ -405,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--lines", type=int, default=50)
         elif name == "fetch":
             command.add_argument("folder", help="the work directory becomes FOLDER/work")
-            command.add_argument("--gcs", default="", metavar="gs://…", help="where the run keeps its work directory")
+            command.add_argument("--gcs", default="", metavar="gs://…", help="the work directory of the run")
     return parser
 
 
@@ -432,7 +429,6 @@ def _do(options: argparse.Namespace, target: Target) -> None:
             gcs=options.gcs,
             corpus=options.corpus,
             env=texts.variables(options.env, options.env_file),
-            push_seconds=options.push_seconds,
         )
     elif options.command == "doctor":
         print(printable(ssh(target, "hostname; bertjax-venv/bin/bertjax doctor || true")), end="")

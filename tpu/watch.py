@@ -239,8 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       more=options.flag)  # fmt: skip
 
     def run() -> None:
-        slices.run(target, options.words, gcs=options.gcs, corpus=options.corpus, env=env,
-                   push_seconds=options.push_seconds)  # fmt: skip
+        slices.run(target, options.words, gcs=options.gcs, corpus=options.corpus, env=env)
 
     try:
         target, env = slices.target_of(options), texts.variables(options.env, options.env_file)

@@ -4,7 +4,6 @@ A name that begins with a hyphen would be an option of gcloud, and one with a se
 """
 
 import argparse
-import ipaddress
 import os
 import re
 import stat
@@ -32,11 +31,6 @@ def checked(kind: str, text: str) -> str:
     if not re.fullmatch(form, text, re.ASCII):
         raise ValueError(f"{text!a} is not {'an' if kind[0] in 'aeiou' else 'a'} {kind}: {meaning}")
     return text
-
-
-def ip_address(text: object) -> str:
-    """Return the address of a host. Raises ValueError for anything else."""
-    return str(ipaddress.ip_address(str(text)))
 
 
 def step_of(name: str) -> int | None:

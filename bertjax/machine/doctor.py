@@ -161,7 +161,7 @@ def _room(facts: Facts) -> Iterable[Finding]:
 def _peers(environment: Mapping[str, str]) -> Iterable[Finding]:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
     number = environment.get("TPU_WORKER_ID", "")
-    if hosts and not (number.isdigit() and int(number) < len(hosts.split(","))):
+    if hosts and not (number.isdecimal() and int(number) < len(hosts.split(","))):
         yield Finding(True, f"TPU_WORKER_ID={number!r} is not the index of one of {len(hosts.split(','))} hosts",
                       "unset both variables, or set them as the platform does")  # fmt: skip
     megascale = {name for name in environment if name.startswith("MEGASCALE_")}

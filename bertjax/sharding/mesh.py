@@ -51,7 +51,7 @@ class MeshShape:
         sizes = {}
         for part in filter(None, text.split(",")):
             name, _, size = part.partition(":")
-            if name not in (known := [field.name for field in fields(cls)]) or not size.isdigit() or name in sizes:
+            if name not in (known := [field.name for field in fields(cls)]) or not size.isdecimal() or name in sizes:
                 raise InputError(f"mesh={text}: {part!r} is no axis and size such as fsdp:8, of {', '.join(known)}")
             sizes[name] = int(size)
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_tpu import TPU, ZONE, cloud  # noqa: F401
@@ -210,7 +211,7 @@ def started(cloud, monkeypatch):  # noqa: F811
         cloud.run("slices.py", *words)
 
     def start(*options):
-        done = cloud.run("slices.py", "run", *target, *options, "--", "e.py", "steps=0")
+        done = cloud.run("slices.py", "run", *target, "--gcs=gs://mine/run", *options, "--", "e.py", "steps=0")
         for _ in range(1000):
             found = cloud.run("slices.py", "status", *target).stdout
             if found.count('"ended"') == 2:
@@ -226,7 +227,7 @@ def test_values_of_variables_are_in_no_argument_and_are_not_printed(cloud, start
     (tmp_path / "env").chmod(0o600)
     done = started("--env=WANDB_API_KEY", f"--env-file={tmp_path / 'env'}", "--env=A=secret-3")
     homes = sorted((cloud.folder / "slices/bert").glob("worker-*"))
-    seen = done.stdout + done.stderr + (cloud.folder / "calls").read_text() + (cloud.folder / "sudo").read_text()
+    seen = done.stdout + done.stderr + (cloud.folder / "calls").read_text()
     seen += "".join((home / "bertjax-runs/bert/output.log").read_text() for home in homes)
     seen += "".join((home / "bertjax-runs/bert/state.json").read_text() for home in homes)
     assert "secret" not in seen and "OTHER WANDB_API_KEY A" in done.stderr
@@ -306,14 +307,13 @@ def test_a_status_of_another_form_is_no_answer(monkeypatch, capsys, line):
 
 
 def test_object_names_that_are_no_steps_are_reported_and_ignored(cloud):  # noqa: F811
-    cloud.bucket("complete").mkdir(parents=True)
     for name in ("x", "²", "..x", "9" * 200, "\x1b[2J", "-1", "10"):
-        cloud.bucket(f"complete/{name}").touch()
-    cloud.bucket("work/checkpoints/10").mkdir(parents=True)
-    cloud.bucket("work/checkpoints/10/params").write_text("10")
+        cloud.bucket(f"checkpoints/{name}").mkdir(parents=True)
+        cloud.bucket(f"checkpoints/{name}/commit_success.txt").touch()
+    cloud.bucket("log.jsonl").write_text('{"step": 10}\n')
     out = cloud.watch("--delete", steps=20)
     assert "done at step 20, 0 restart(s)" in out
-    assert json.loads(cloud.bucket("work/given.json").read_text())["began"] == 10
+    assert json.loads(cloud.bucket("given.json").read_text())["began"] == 10
     done = cloud.run("slices.py", "fetch", "bert", *ZONE, cloud.folder / "here", "--gcs=gs://mine/run")
     assert "ignored 'x'" in done.stderr and done.stderr.replace("\n", "").isprintable()
     assert sorted(path.name for path in (cloud.folder / "here/work/checkpoints").iterdir()) == ["10", "20"]
@@ -324,9 +324,10 @@ def test_a_log_of_another_form_has_no_step(monkeypatch, tmp_path, line):
     monkeypatch.syspath_prepend(str(TPU))
     import worker
 
-    (tmp_path / "share/work/checkpoints/²").mkdir(parents=True)
-    (tmp_path / "share/work/log.jsonl").write_text('{"step": 7}\n' + line + "\n")
-    assert worker.status(tmp_path)["step"] in (7, -1)
+    (tmp_path / "work/checkpoints/²").mkdir(parents=True)
+    (tmp_path / "work/log.jsonl").write_text('{"step": 7}\n' + line + "\n")
+    assert worker.status(tmp_path)["step"] == 7
+    assert worker._checkpoints(str(tmp_path / "work")) == []
 
 
 def locked(name):
@@ -377,3 +378,25 @@ def test_workers_install_only_what_is_locked(monkeypatch):
     assert all("--no-deps" in part for part in installs) and "[tpu]" not in slices.INSTALL
     assert re.fullmatch(r"3\.12\.\d+", slices.PYTHON) and slices.INSTALL.count(f"--python {slices.PYTHON}") == 1
     assert {"requirements.lock", "tools.lock"} == set(re.findall(r"bertjax/tpu/(\S+lock)", slices.INSTALL))
+
+
+def test_the_manifest_for_kubernetes_gives_pods_no_more_than_they_need():
+    network, job = yaml.safe_load_all((TPU / "jobset.yaml").read_text())
+    (slices,) = job["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False and "hostNetwork" not in pod
+    assert re.fullmatch(r"\w+@sha256:\w+", container["image"])
+    context = container["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["SYS_RESOURCE"]} and "privileged" not in context
+    assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+    places = {volume["name"]: set(volume) - {"name"} for volume in pod["volumes"]}
+    assert set().union(*places.values()) == {"emptyDir"}
+    variables = {each["name"]: each for each in container["env"]}
+    assert variables["JAX_COMPILATION_CACHE_DIR"]["value"].startswith("/scratch/")
+    assert "secretKeyRef" in variables[TOKEN]["valueFrom"]
+    (inward,) = network["spec"]["ingress"]
+    ours = {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"]}}
+    assert inward == {"from": [{"podSelector": ours}]} and network["spec"]["podSelector"] == ours
+    blocks = [to["ipBlock"] for rule in network["spec"]["egress"] for to in rule["to"] if "ipBlock" in to]
+    assert all("except" in block or block["cidr"].endswith("/32") for block in blocks) and len(blocks) == 4
