@@ -6,13 +6,12 @@ waits for the device inside a step: the metrics of a step are read while the nex
 
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +30,13 @@ from bertjax.optim.skipping import Spikes, judge, total_loss
 from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
-from bertjax.run.bad_batch import keep_bad_batch
 from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
 from bertjax.run.processes import assert_equal_on_all, is_coordinator, locked_by_coordinator, raising_on_all, versions
 from bertjax.run.profiler import Profile
+from bertjax.run.saves import Saves
 from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
 from bertjax.run.workdir import record_experiment, with_begun_counters
@@ -186,9 +185,7 @@ class _Loop(NamedTuple):
     stop: StopRequest
     logger: MetricLogger
     profile: Profile
-    save: Callable[[State], None]
-    recent: deque[tuple[int, HostBatch]]  # the last two steps with their rows, since metrics are read one step late
-    diverged: Callable[[State], Path]  # keeps what a look at a diverged run needs, and returns the folder
+    saves: Saves
 
 
 def fit(
@@ -224,42 +221,29 @@ def fit(
             if is_coordinator():
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
-        manager = checkpoint.open_checkpoints(workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every)
+        manager = checkpoint.open_checkpoints(
+            workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say
+        )
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
-        state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params)
+        state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params, progress.say)
 
-        def described(state: State) -> dict[str, Any]:
-            facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
-            return facts | {"skips": state.skips.described()}
+        seed = experiment.counters.stream_seed(experiment.seed, start.model)
+        key = jax.device_put(stream(seed, "train"), replicated(mesh))
+        facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
 
-        def save(state: State) -> None:
+        def before() -> None:
             check_lock()
             local.upload()  # first, so that no step has a checkpoint but no line in the log
-            checkpoint.save(manager, int(state.step), state.params, state.opt, **described(state))
 
-        def diverged(state: State) -> Path:
-            manager.wait_until_finished()
-            with raising_on_all():
-                if is_coordinator():
-                    checkpoint.set_aside_later(workdir, logger.good_step, "diverged")
-            batch = dict(recent).get(logger.read_step, {})
-
-            def write(folder: Path) -> None:
-                checkpoint.write(folder, int(state.step), state.params, state.opt, **described(state))
-
-            return keep_bad_batch(workdir, logger.read_step, batch, key, write)
-
+        saves = Saves(workdir, manager, facts, key, before)
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)
         if start.params:
-            save(state)  # so that a resumed run does not read `init`, which may have changed
+            saves.save(state)  # so that a resumed run does not read `init`, which may have changed
         with raising_on_all():  # only the coordinator writes metrics
             logger = MetricLogger(experiment, local.folder, int(state.step), progress)
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
-        seed = experiment.counters.stream_seed(experiment.seed, start.model)
-        key = jax.device_put(stream(seed, "train"), replicated(mesh))
-        recent: deque[tuple[int, HostBatch]] = deque(maxlen=2)
-        loop, first = _Loop(experiment, mesh, key, stop, logger, profile, save, recent, diverged), 0
+        loop, first = _Loop(experiment, mesh, key, stop, logger, profile, saves), 0
         for phase, example in zip(experiment.phases, first_examples(experiment, data), strict=True):
             if int(state.step) < first + phase.steps:
                 evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
@@ -282,7 +266,7 @@ def _train_phase(
     state: State,
 ) -> State:
     """Run the steps of a phase that are left after `state`, on their batches; the phase begins after step `first`."""
-    experiment, mesh, key, stop, logger, profile, save, recent, diverged = loop
+    experiment, mesh, key, stop, logger, profile, saves = loop
     run, step, due = experiment.run, int(state.step), False
     logger.start_phase(phase)
     try:
@@ -290,8 +274,9 @@ def _train_phase(
             profile.before(step + 1, state)
             fault("step", step + 1)
             waiting = time.perf_counter()
-            recent.append((step + 1, next(batches)))
-            batch = place_batch(recent[-1][1], mesh, phase.batch_size)
+            rows = next(batches)
+            saves.recent.append((step + 1, rows))
+            batch = place_batch(rows, mesh, phase.batch_size)
             waited = time.perf_counter() - waiting
             state, metrics = update(state, batch, key)
             step += 1
@@ -310,13 +295,14 @@ def _train_phase(
                     logger.check_end(step)
                 if logger.in_a_row and not last and not stopping:
                     continue  # nothing shows yet that these parameters are good: save after the next update
-                save(state)
+                saves.save(state)
                 due = False
                 logger.restart(step)
                 if stopping and not last:
                     raise Interrupted(step, stop.signal or signal.SIGTERM)
     except FloatingPointError as error:
-        raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {diverged(state)}") from error
+        kept = saves.keep_diverged(state, logger.read_step, logger.good_step)
+        raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {kept}") from error
     return state
 
 

@@ -241,6 +241,28 @@ def test_a_finished_run_is_unchanged_when_run_again(experiment, undisturbed):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
 
 
+def test_a_damaged_newest_checkpoint_and_a_renamed_one_are_passed_over_by_name(
+    experiment, undisturbed, tmp_path, capsys
+):
+    straight, state = undisturbed
+    shutil.copytree(straight, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    largest = max((path for path in (folder / "6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    shutil.copytree(folder / "2", folder / "37")
+    with pytest.warns(UserWarning, match="passed over: .*37 is that of step 2"):
+        assert load(tmp_path / "run").params
+    assert same(fit(experiment, tmp_path / "run", make_step=made_once), state)
+    said = capsys.readouterr().err
+    assert "37 is that of step 2, under another name" in said and "6 is damaged" in said and "4 instead" in said
+    names = sorted(path.name for path in folder.iterdir())
+    assert {"37.damaged", "6.damaged", "6"} <= set(names) and "37" not in names
+    shutil.rmtree(folder)
+    refused(experiment, tmp_path / "run", "is empty, but the run had saved step 6")
+
+
 def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(short, tmp_path):
     """Saving runs in the background while the update reuses the memory of what is saved."""
     run = Run(log_every=1, checkpoint_every=1, keep=STEPS, evaluate_every=0, evaluate_batches=1)

@@ -13,46 +13,63 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from bertjax import files
 from bertjax.bounded_json import LARGE, parse_object
 from bertjax.checkpoints.info import checked_info
+from bertjax.checkpoints.saving import BackgroundSaves
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.description import up_to_date
 from bertjax.errors import InputError
+from bertjax.faults import fault
 from bertjax.paths import absolute, explained, in_cloud, storage_problem
 from bertjax.random import hash_bits
 from bertjax.rules import name_of
 from bertjax.types import Array
 
-# Failures that are not damage, which Orbax and TensorStore report by exceptions of any kind.
+# Failures that are not damage. Orbax and TensorStore report damage by exceptions of any kind.
 _NOT_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
-def open_checkpoints(folder: Path, *, keep: int, keep_every: int) -> ocp.CheckpointManager:
+class Damaged(InputError):
+    """A checkpoint that cannot be restored as it was saved."""
+
+
+Saves: TypeAlias = BackgroundSaves | ocp.CheckpointManager
+
+
+def open_checkpoints(
+    folder: Path, *, keep: int, keep_every: int, report: Callable[[str], None] = lambda text: None
+) -> Saves:
     """Open the checkpoints of a run: the `keep` newest are kept, and those at multiples of `keep_every` if not 0.
 
-    Unfinished checkpoints of a killed process are removed.
+    report: is told of attempts to save that failed. Unfinished checkpoints of a killed process are removed.
     """
+    files.check_tree(files.make_folder(folder.parent, folder.name))
+    if jax.process_count() == 1 and not in_cloud(folder):
+        return BackgroundSaves(
+            absolute(folder), keep=keep, keep_every=keep_every, write=_write, verify=_read_back, report=report
+        )
+    # Several processes write one checkpoint together, and Cloud Storage renames nothing: both are left to Orbax.
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
     )
-    files.check_tree(files.make_folder(folder.parent, folder.name))
     with explained(folder):
         _finish_copied(folder)
         return ocp.CheckpointManager(absolute(folder), options=options)
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Saves,
     step: int,
     params: Any,
     optimizer: Any,
@@ -69,9 +86,15 @@ def save(
     skips: the counters of skipped steps.
     """
     arrays = {"params": params, "optimizer": optimizer}
+    fault("checkpoint.begin")
     facts = {"step": step, "data": data, "model": model, "skips": dict(skips or {})}
+    info = facts | _info(arrays, experiment, tokenizer)
+    if isinstance(manager, BackgroundSaves):
+        manager.save(step, arrays, info)
+        return
     with explained(manager.directory):
-        manager.save(step, args=_described(arrays, facts | _info(arrays, experiment, tokenizer)))
+        if not manager.save(step, args=_described(arrays, info)):
+            raise InputError(f"{manager.directory} has a checkpoint after step {step}: move those of later steps away")
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
@@ -93,9 +116,24 @@ def write(
 ) -> None:
     """Write a checkpoint of a run to a folder of its own, and wait for it. facts: see `save`."""
     arrays = {"params": params, "optimizer": optimizer}
-    info = {"step": step} | facts | _info(arrays, experiment, tokenizer)
-    with explained(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    with explained(folder):
+        _write(folder, arrays, {"step": step} | facts | _info(arrays, experiment, tokenizer))
+
+
+def _write(folder: Path, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(absolute(folder), args=_described(arrays, info), force=True)
+
+
+def _read_back(folder: Path, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Raise Damaged unless a checkpoint on the disk holds these arrays on the host, and this description."""
+    if _digest(_read_json(folder)) != _digest(info):
+        raise _damaged(folder, "its description is another one than was written")
+    for item, tree in arrays.items():
+        found = jax.tree.leaves(_restored(folder, item, tree))
+        for here, there in zip(jax.tree.leaves(tree), found, strict=True):
+            if here.dtype != there.dtype or here.tobytes() != np.asarray(there).tobytes():
+                raise _damaged(folder, f"{item} on the disk is not what was written")
 
 
 def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -118,15 +156,28 @@ def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
 
 
 def read_info(step_folder: Path) -> dict[str, Any]:
-    """Read the `info` of a checkpoint. Raises InputError if it is damaged."""
-    _check_tree(step_folder, "info")
+    """Read the `info` of a checkpoint. Raises Damaged if it is damaged, or its folder has the name of another step."""
+    info = _read_json(step_folder)
     try:
+        info = checked_info(info | {"experiment": up_to_date(info["experiment"])}, step_folder)
+    except Exception as error:
+        raise _damaged(step_folder, error) from error
+    if step_folder.name.isdigit() and info.get("step", int(step_folder.name)) != int(step_folder.name):
+        raise Damaged(
+            f"checkpoint {step_folder} is that of step {info['step']}, under another name: rename it to {info['step']}"
+        )
+    return info
+
+
+def _read_json(step_folder: Path) -> dict[str, Any]:
+    try:
+        fault("checkpoint.read", path=step_folder)
         content = files.read_inside(step_folder, "info/metadata", LARGE.bytes)  # Orbax's name for it
         read = parse_object(content, "its description", LARGE, constants=True)
         if read["digest"] != _digest(read["info"]):
             raise ValueError("the digest of its description does not fit")
         info: dict[str, Any] = read["info"]
-        return checked_info(info | {"experiment": up_to_date(info["experiment"])}, step_folder)
+        return info
     except _NOT_DAMAGE:
         raise
     except Exception as error:
@@ -142,21 +193,25 @@ def _check_tree(step_folder: Path, item: str) -> None:
 def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) -> Any:
     """Restore `params` or `optimizer` into the shapes, dtypes and shardings of `like`, and verify every array.
 
-    Raises InputError if the checkpoint is damaged or of another shape.
+    Raises Damaged if the checkpoint is damaged or of another shape.
     """
-    _check_tree(step_folder, item)
-    try:
-        _check_size(step_folder / item, like)
-        found = ocp.StandardCheckpointer().restore(absolute(step_folder / item), like)
-    except _NOT_DAMAGE:
-        raise
-    except Exception as error:
-        raise _damaged(step_folder, error) from error
+    found = _restored(step_folder, item, like)
     expected = info["checksums"][item]
     wrong = sorted(name for name, checksum in checksums(found).items() if expected.get(name) != checksum)
     if wrong:
         raise _damaged(step_folder, f"the checksum of {wrong[0]} does not fit")
     return found
+
+
+def _restored(step_folder: Path, item: str, like: Any) -> Any:
+    _check_tree(step_folder, item)
+    try:
+        _check_size(step_folder / item, like)
+        return ocp.StandardCheckpointer().restore(absolute(step_folder / item), like)
+    except _NOT_DAMAGE:
+        raise
+    except Exception as error:
+        raise _damaged(step_folder, error) from error
 
 
 def _check_size(folder: Path, like: Any) -> None:
@@ -287,10 +342,14 @@ def _damaged(step_folder: Path, reason: object) -> InputError:
         problem = storage_problem(step_folder, reason)
         if problem is not None:
             return problem
+    if not step_folder.exists():
+        return InputError(
+            f"checkpoint {step_folder} is gone: a run has deleted it; give the run, or a newer checkpoint"
+        )
     text = str(reason).strip().splitlines()
     others = [path.name for path in finished_steps(step_folder.parent) if path.name != step_folder.name]
     rest = f"go on from step {max(others, key=int)}" if others else "start again"
-    return InputError(
+    return Damaged(
         f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "
         f"move that folder away to {rest}"
     )

@@ -1,8 +1,9 @@
 """Load a trained model, and compute its hidden states and logits."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.newest import read_newest
 from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
 from bertjax.closed_set import ROWS, TRAINED
 from bertjax.data.tokenizer import Tokenizer
@@ -106,7 +108,11 @@ def load(path: str | Path) -> Model:
         return encoder_alone(model) if part else model
     if part == ENCODER:
         return encoder_alone(load(folder))
-    step = checkpoint.latest_step(folder)
+    return read_newest(folder, partial(_read, folder, part), say=partial(warnings.warn, stacklevel=3))[0]
+
+
+def _read(folder: Path, part: str, step: Path) -> Model:
+    """Read the model, or a part of it, in one checkpoint of a folder."""
     info = checkpoint.read_info(step)
     objective = from_json(info["experiment"]["objective"], TRAINED, "objective")
     params = _param_shapes(objective, info["experiment"], step)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import architecture_of
+from bertjax.checkpoints.newest import read_newest
 from bertjax.checkpoints.protocols import Wrapping, served
 from bertjax.checkpoints.trained import Model, part_of
 from bertjax.closed_set import TRAINED
@@ -29,7 +30,7 @@ def _family(path: str | Path) -> tuple[Family, str]:
         config = read_config(folder)
         family = configuration.family_of(config, folder)
         return family, family.published(configuration.make_encoder(family, config, folder))
-    described = checkpoint.read_info(checkpoint.latest_step(folder))["experiment"]
+    described = read_newest(folder, checkpoint.read_info, say=lambda text: None)[0]["experiment"]
     objective = from_json(described["objective"], TRAINED, "objective")
     if isinstance(objective, Wrapping):
         objective = served(objective)

@@ -1,6 +1,6 @@
 """The state of a run: its shapes and shardings, and its initial value, random, warm-started or restored."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.checkpoint import Damaged
+from bertjax.checkpoints.newest import check_not_emptied, read_newest
 from bertjax.checkpoints.warm_start import Start, warm_start
 from bertjax.config import Experiment
 from bertjax.data.tokenizer import Tokenizer, fingerprint
@@ -19,6 +21,7 @@ from bertjax.flops import abstract_params, row_shapes
 from bertjax.optim.skipping import Skips
 from bertjax.random import stream
 from bertjax.rules import name_of, partition
+from bertjax.run.processes import allgather_text, is_coordinator, raising_on_all
 from bertjax.sharding.mesh import replicated
 from bertjax.sharding.placement import storage_shardings
 from bertjax.types import Array, Key, Params
@@ -57,10 +60,13 @@ def state_shapes(experiment: Experiment, mesh: Mesh) -> State:
 def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> Start:
     """Load the parameters of a warm start, by name: none without `init`, or where the run is resumed.
 
-    Raises InputError where `init` does not fit, and where the newest checkpoint is damaged.
+    Raises InputError where `init` does not fit, where all checkpoints are damaged, and where those that the run had
+    are gone.
     """
     if checkpoint.has_checkpoint(workdir):
-        return Start({}, model=checkpoint.read_info(checkpoint.latest_step(workdir)).get("model", ""))
+        info, *_ = read_newest(workdir, checkpoint.read_info, say=lambda text: None)  # said when all of it is read
+        return Start({}, model=info.get("model", ""))
+    check_not_emptied(workdir, experiment.run.checkpoint_every)
     if not experiment.init:
         frozen = [pattern for pattern, trained in experiment.optimizer.trained if not trained]
         if frozen:
@@ -79,10 +85,12 @@ def initial_state(
     tokenizer: Tokenizer,
     data: list[str],
     start: Mapping[str, Array],
+    say: Callable[[str], None],
 ) -> State:
-    """Restore the newest checkpoint of the folder, or initialise the state from the seed and the parameters in `start`.
+    """Restore the newest checkpoint of the folder that is not damaged, or initialise the state by the seed and `start`.
 
-    data: the digest of each phase's data. Raises InputError where rows of a phase do not fit the model, and where the
+    data: the digest of each phase's data. start: parameters. say: is told which checkpoints are damaged; those get new
+    names, so that they are not in the way. Raises InputError where rows of a phase do not fit the model, and where the
     checkpoint was trained with another tokenizer or on other data.
     """
     for phase in experiment.phases:
@@ -90,7 +98,28 @@ def initial_state(
     like = state_shapes(experiment, mesh)
     if not checkpoint.has_checkpoint(folder):
         return _take_over(_initialise(experiment, mesh, like), start)
-    newest = checkpoint.latest_step(folder)
+
+    def read(newest: Path) -> State:
+        with raising_on_all():
+            found, problem = None, ""
+            try:
+                found = _restore(like, tokenizer, data, mesh, newest)
+            except Damaged as error:
+                problem = str(error)
+        problems = allgather_text(problem) if jax.process_count() > 1 else {"": problem}
+        if found is None or any(problems.values()):
+            raise Damaged("; ".join(sorted({text for text in problems.values() if text})))
+        return found
+
+    state, _, damaged = read_newest(folder, read, say)
+    with raising_on_all():
+        if is_coordinator():
+            for path in damaged:
+                say(f"renamed to {checkpoint.set_aside(path, 'damaged')}")
+    return state
+
+
+def _restore(like: State, tokenizer: Tokenizer, data: list[str], mesh: Mesh, newest: Path) -> State:
     info = checkpoint.read_info(newest)
     if info["fingerprint"] != fingerprint(tokenizer):
         raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")

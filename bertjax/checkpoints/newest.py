@@ -1,0 +1,84 @@
+"""Find the newest checkpoint that can be read: from newest to oldest, telling what was passed over and why."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from bertjax import files
+from bertjax.bounded_json import parse_object
+from bertjax.checkpoints.checkpoint import Damaged, finished_steps, latest_step
+from bertjax.errors import InputError
+
+Read = TypeVar("Read")
+
+_DELETION = 0.2
+"""Seconds after which a checkpoint that is being deleted, and looks damaged meanwhile, is gone."""
+
+
+def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], None]) -> tuple[Read, Path, list[Path]]:
+    """Return what `read` returns for the newest checkpoint that it can read, its folder, and those that are damaged.
+
+    read: raises Damaged. One that is deleted meanwhile, as a run deletes old ones, is not damaged: the next newest is
+    read. Raises InputError where there is none, and where all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    deleted: set[Path] = set()
+    while True:
+        first = latest_step(run)  # raises an error where there is none
+        steps = [first] if not first.name.isdigit() else finished_steps(first.parent)
+        left = [path for path in steps if path not in damaged and path not in deleted]
+        if not left:
+            raise InputError(
+                "; ".join([*damaged.values()] or [f"the checkpoints of {run} are deleted as they are read"])
+            )
+        path = max(left, key=lambda path: (path.name.isdigit() and int(path.name), path.name))
+        try:
+            files.real_path(path.parent, path.name)
+            found = read(path)
+        except (InputError, FileNotFoundError) as error:
+            if isinstance(error, Damaged):
+                time.sleep(_DELETION)
+            if path == run or (path.exists() and not isinstance(error, Damaged)):
+                raise
+            if path.exists():
+                damaged[path] = str(error)
+            else:
+                deleted.add(path)
+            continue
+        for each in damaged.values():
+            say(f"passed over: {each.partition(': move that folder')[0]}")
+        if damaged:
+            say(f"using {path} instead")
+        return found, path, list(damaged)
+
+
+def check_not_emptied(run: Path, every: int) -> None:
+    """Raise InputError where a run without checkpoints had some: to begin at step 0 would overwrite its log.
+
+    every: steps between checkpoints. Runs before version 0.3 have no saved.json, so their log is asked.
+    """
+    folder = run / "checkpoints"
+    aside = sorted(path.name for path in folder.iterdir() if path.name[:1].isdigit()) if folder.is_dir() else []
+    aside = [name for name in aside if name.split(".")[1:2] in (["damaged"], ["diverged"])]
+    remedy = f"put them back, or choose another --workdir; to begin again at step 0, delete {run}"
+    if aside:
+        raise InputError(f"{folder} holds no checkpoint to resume from, only {', '.join(aside)}: {remedy}")
+    saved, log = run / "saved.json", run / "log.jsonl"
+    if saved.exists():
+        step = parse_object(saved.read_bytes(), str(saved)).get("step")
+    else:
+        step = _last_logged(log) if log.exists() else None
+        step = step // every * every if step and every and step >= every else None
+    if step is not None:
+        raise InputError(f"{folder} is empty, but the run had saved step {step}: is its disk mounted? If so, {remedy}")
+
+
+def _last_logged(log: Path) -> int | None:
+    """Return the step of the last line of a log that can be read; None where there is none."""
+    for line in reversed(log.read_bytes().splitlines()):
+        try:
+            return int(parse_object(line, str(log), constants=True)["step"])
+        except (InputError, KeyError, TypeError, ValueError):
+            continue
+    return None

@@ -1,0 +1,52 @@
+"""Save the states of a run, with the facts that describe it, and keep what a look at a diverged run needs."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertjax.checkpoints import checkpoint
+from bertjax.data.source import Batch
+from bertjax.run.bad_batch import keep_bad_batch
+from bertjax.run.processes import is_coordinator, raising_on_all
+from bertjax.run.state import State
+from bertjax.types import Key
+
+
+@dataclass(frozen=True)
+class Saves:
+    """Where the states of a run are saved, and with which facts.
+
+    facts: experiment, tokenizer, data and model, see `checkpoint.save`. key: of the run. before: called before each
+    save. recent: the last two steps with this process's rows, since metrics are read one step late.
+    """
+
+    workdir: Path
+    manager: checkpoint.Saves
+    facts: dict[str, Any]
+    key: Key
+    before: Callable[[], None]
+    recent: deque[tuple[int, Batch]] = field(default_factory=lambda: deque(maxlen=2))
+
+    def save(self, state: State) -> None:
+        """Save a state as the newest checkpoint, in the background."""
+        self.before()
+        facts = self.facts | {"skips": state.skips.described()}
+        checkpoint.save(self.manager, int(state.step), state.params, state.opt, **facts)
+
+    def keep_diverged(self, state: State, step: int, good: int) -> Path:
+        """Keep the batch and the state of a run that diverged at a step, and return their folder.
+
+        good: the newest step whose parameters are known to be good; later checkpoints get names that no run resumes.
+        """
+        self.manager.wait_until_finished()
+        with raising_on_all():
+            if is_coordinator():
+                checkpoint.set_aside_later(self.workdir, good, "diverged")
+
+        def write(folder: Path) -> None:
+            facts = self.facts | {"skips": state.skips.described()}
+            checkpoint.write(folder, int(state.step), state.params, state.opt, **facts)
+
+        return keep_bad_batch(self.workdir, step, dict(self.recent).get(step, {}), self.key, write)
