@@ -7,6 +7,7 @@ once; the order of an epoch is a permutation computed index by index (Grain), ne
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -136,14 +137,30 @@ class Corpus:
                 path = home / index_name(split, index, len(shards), what)
                 if not path.is_file() or file_digest(path) != digest:
                     raise InputError(f"{path} is missing or damaged: build the corpus again")
-                with files.open_inside(path.parent, path.name) as file:
-                    counts[what] = np.load(file)
+                counts[what] = _read_counts(path, getattr(shard, what))
             path = home / shard_name(split, index, len(shards))
             if not path.is_file():
                 raise InputError(f"{path} is missing: build the corpus again")
             bounds = {what: np.concatenate([[0], np.cumsum(count, dtype=np.int64)]) for what, count in counts.items()}
             reader = TokenReader(path, self.manifest.dtype)
             self.shards.append(ShardIndex(bounds["sentences"], bounds["documents"], reader))
+
+
+def _read_counts(path: Path, count: int) -> np.ndarray:
+    """Read an index file of i32 numbers, as many as the manifest says: memory is taken for what the file holds.
+
+    Raises InputError for anything else.
+    """
+    with files.open_inside(path.parent, path.name) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: build the corpus again ({str(error)[:200]})") from error
+        content = file.read(4 * count + 1)
+    if version != (1, 0) or shape != (count,) or dtype != np.int32 or len(content) != 4 * count:
+        raise InputError(f"{path} does not hold {count:,} numbers, as manifest.json says: build the corpus again")
+    return np.frombuffer(content, np.int32)
 
 
 def cut_sentences(shard: ShardIndex, room: int) -> ShardIndex:

@@ -26,7 +26,7 @@ from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFI
 from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
 from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
-from bertjax.files import make_folder, read_given, read_inside, write
+from bertjax.files import make_folder, read_given, read_inside, real_path, write
 from bertjax.paths import path_of
 
 Template = tuple[tuple[str, int], ...]
@@ -148,6 +148,8 @@ def _is_setting(value: Any) -> bool:
 
 def saved_tokenizer(folder: Path) -> Tokenizer:
     """Read a folder that `save_tokenizer` of any version wrote, with its files unchanged, so with its fingerprint."""
+    if folder.exists():
+        real_path(folder.parent, folder.name)  # it is a folder of a corpus or of a run
     found = (path for path in sorted(folder.glob("*")) if _is_file_of_tokenizer(path.name))
     names = [path.name for path in found if path.is_file()]
     if not names:

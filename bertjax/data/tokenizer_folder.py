@@ -338,9 +338,12 @@ def _add_tokens(
     tokens: list[Any] = [added[index] for index in sorted(added)]
     present = {token.content for token in (*rust.get_added_tokens_decoder().values(), *tokens)}
     names = {content_of(value) for value in named.values() if value is not None}
+    spelled: dict[str, list[Any]] = {}
     for value in (*(value for value in named.values() if value is not None), *extra):
-        if content_of(value) not in present and value not in tokens:  # of one spelling given twice the last holds
+        alike = spelled.setdefault(content_of(value), [])
+        if content_of(value) not in present and value not in alike:  # of one spelling given twice the last holds
             tokens.append(value)
+            alike.append(value)
     tokens = [AddedToken(token, special=True) if isinstance(token, str) else token for token in tokens]
     for token in tokens:
         if not token.special and token.content in names:

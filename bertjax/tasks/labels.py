@@ -32,16 +32,19 @@ def match_labels(ours: Sequence[str], theirs: Sequence[str], pairs: Mapping[str,
         for name, known, whose in ((label, ours, "task"), (partner, theirs, "model")):
             if name not in known:
                 raise InputError(f"labels: {label}:{partner}, but the {whose}'s labels are {', '.join(known)}")
-    free = [label for label in theirs if label not in pairs.values()]
-    letters = [_letters(label) for label in free]
+    paired = set(pairs.values())
+    free = dict.fromkeys(label for label in theirs if label not in paired)
+    alike: dict[str, list[str]] = {}
+    for label in free:
+        alike.setdefault(_letters(label), []).append(label)
     found = dict(pairs)
     for label in ours:
         if label in found:
             continue
         if label in free:
             found[label] = label
-        elif _letters(label) and letters.count(_letters(label)) == 1:
-            found[label] = free[letters.index(_letters(label))]
+        elif _letters(label) and len(alike.get(_letters(label), ())) == 1:
+            found[label] = alike[_letters(label)][0]
         else:
             return None
     return found if len(set(found.values())) == len(found) else None

@@ -1,12 +1,28 @@
 """A link, a FIFO or a second name in a folder of others: nothing outside of the folder is read or written."""
 
+import hashlib
+import json
 import os
+import shutil
 import stat
 
+import numpy as np
 import pytest
 
 from bertjax import files
+from bertjax.checkpoints.checkpoint import open_checkpoints
+from bertjax.checkpoints.trained import load
+from bertjax.data.records import corpus_tokenizer
+from bertjax.data.source import Corpus
+from bertjax.data.tokenizer import load_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
+from bertjax.finetuning.results import read_json, write_json
+from bertjax.huggingface.folder import write_folder
+from bertjax.run.workdir import lock_workdir
+from bertjax.run.writers import Log, append_timing
+from bertjax.tasks.loading import load_examples
+from bertjax.tasks.own import own_task
+from bertjax.tasks.table import find_task
 
 
 @pytest.fixture
@@ -150,3 +166,138 @@ def test_files_have_the_modes_that_the_umask_gives(home):
         os.umask(before)
         found = {stat.S_IMODE((home / name).stat().st_mode) for name in ("written", "named", f"appended-{umask}")}
         assert found == {mode}
+
+
+def command(*words):
+    from bertjax.commands.main import main
+
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    folder = tmp_path / "vocabulary"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    return folder
+
+
+SETTINGS = {"read_as": "BertTokenizer", "cls_token": "[CLS]", "aws_secret_access_key": "hidden", "unk_token": ["x", {}]}
+
+
+def test_settings_of_a_tokenizer_are_carried_on_by_their_keys(vocabulary, tmp_path):
+    first = load_tokenizer(vocabulary)
+    described = json.dumps(json.loads(first.library.to_str()) | {"added_tokens": []})
+    (vocabulary / "tokenizer.json").write_text(described)
+    (vocabulary / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"parse_special_tokens": False}))
+    try:
+        kept = load_tokenizer(vocabulary).files["tokenizer_config.json"]
+    except InputError:  # it lacks model_input_names, which bertjax writes
+        (vocabulary / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"model_input_names": ["input_ids"]}))
+        kept = load_tokenizer(vocabulary).files["tokenizer_config.json"]
+    assert (
+        b"hidden" not in kept
+        and b"cls_token" in kept
+        and json.loads(kept).keys() <= SETTINGS.keys() | {"model_input_names"}
+    )
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "config.json"])
+def test_a_tokenizer_folder_has_no_link_that_leads_out(name, vocabulary, secret):
+    (vocabulary / name).unlink(missing_ok=True)
+    (vocabulary / name).symlink_to(secret)
+    for read in (load_tokenizer, saved_tokenizer):
+        with pytest.raises(InputError, match="outside the folder"):
+            read(vocabulary)
+
+
+def test_texts_have_no_link_that_leads_out(vocabulary, secret, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "link.txt").symlink_to(secret)
+    build = ["data", "build", tmp_path / "texts", "--format", "plain", "--tokenizer", vocabulary]
+    assert command(*build, "--out", tmp_path / "corpus", "--workers", 0) == 2
+    assert "outside the folder" in capsys.readouterr().err and not (tmp_path / "corpus").exists()
+
+
+def test_labelled_data_have_no_link_that_leads_out(secret, tmp_path):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    (folder / "train.tsv").symlink_to(secret)
+    with pytest.raises(InputError, match="outside the folder"):
+        own_task("classify", str(folder), ("text",), "label")
+    with pytest.raises(InputError, match="outside the folder"):
+        load_examples(find_task("sst2"), str(folder), "train")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "corpus-train-*.sentences.npy", "corpus-train.array_record-*",
+                                  "tokenizer/vocab.txt", "tokenizer"])  # fmt: skip
+def test_a_corpus_has_no_link_that_leads_out(name, corpus, tmp_path):
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    path = sorted(copy.glob(name))[-1]
+    shutil.move(path, tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match=r"outside the folder|is a link to"):
+        Corpus(str(copy), "train")
+        corpus_tokenizer(copy)
+
+
+def test_the_index_of_a_corpus_holds_what_its_manifest_says(corpus, tmp_path):
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    path = min(copy.glob("corpus-train-00000-*.sentences.npy"))
+    claims = b"{'descr': '<i4', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(117) + b"\n"
+    for content in (b"PK\x03\x04" + bytes(100), b"\x93NUMPY\x01\x00\x76\x00" + claims, b""):
+        path.write_bytes(content)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["splits"]["train"][0]["sha256"][1] = hashlib.sha256(content).hexdigest()
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="build the corpus again"):
+            Corpus(str(copy), "train")
+
+
+@pytest.mark.parametrize("name", ["lock", "log.jsonl", "log.jsonl.partial", "timing.jsonl", "experiment.json",
+                                  "experiment.json.partial", "results.json", "checkpoints", "predictions"])  # fmt: skip
+def test_a_run_writes_through_no_link(name, tmp_path, secret):
+    """As in the order of a run; each that does not refuse the link replaces it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to(secret.parent if name in ("checkpoints", "predictions") else secret)
+    refused = name in ("lock", "log.jsonl", "timing.jsonl", "checkpoints", "predictions")
+    try:
+        with lock_workdir(folder):
+            files.write(folder / "experiment.json", "{}")
+            Log(folder, 0)(1, {"loss": 1.0})
+            append_timing(folder, 1, {"step_ms": 1.0})
+            write_json(folder / "results.json", {})
+            files.make_folder(folder, "predictions/validation")
+            open_checkpoints(folder / "checkpoints", keep=1, keep_every=0).close()
+        assert not refused and not (folder / name.removesuffix(".partial")).is_symlink()
+    except InputError as error:
+        assert refused and "is a link to" in str(error)
+    assert sorted(os.listdir(secret.parent)) == ["run", "secret"]
+
+
+def test_a_run_is_read_through_no_link(tmp_path, secret):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "info").mkdir(parents=True)
+    (folder / "checkpoints" / "7").symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="outside the folder"):
+        load(folder)
+    (folder / "checkpoints" / "7").unlink()
+    (folder / "checkpoints" / "7").mkdir()
+    (folder / "checkpoints" / "7" / "info").symlink_to(tmp_path / "other" / "info")
+    with pytest.raises(InputError, match="outside the folder"):
+        load(folder)
+    (folder / "result.json").symlink_to(secret)
+    with pytest.raises(InputError, match="outside the folder"):
+        read_json(folder / "result.json")
+
+
+def test_exported_files_have_equal_modes(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_folder(tmp_path / "new", {"model_type": "bert"}, {"x": np.zeros(3, np.float32)})
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()}
+    assert modes == {"config.json": 0o640, "model.safetensors": 0o640}
