@@ -18,7 +18,7 @@ from bertjax.files import open_given
 _PIECE = 2**10  # compressed bytes that are decompressed at once
 _WINDOW = 2**26  # bytes; `zstd -21` uses as many
 _MOST_EXPANDED = 200  # text is compressed 3 to 20 times, tables of numbers and logs up to 100 times
-_FREE = 2**22  # bytes that any file may expand to
+_FREE = 2**21  # bytes that any file may expand to
 
 
 class Unreadable(OSError):
