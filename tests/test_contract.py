@@ -10,9 +10,8 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from contract import CONTRACT, ENCODERS, MASKING, B, L, V, make_batch, replace_fields, without_dropout
+from contract import CONTRACT, ENCODERS, MASKING, B, L, V, make_batch, random_params, replace_fields, without_dropout
 
 from bertjax.checkpoints.protocols import wrapped
 from bertjax.masking import mask_tokens
@@ -40,9 +39,8 @@ class Case:
         self.params = jax.jit(self.objective.init)(KEY, self.batch)
         self.train = jax.jit(jax.value_and_grad(partial(self.objective.loss, train=True), has_aux=True))
         self.evaluate = jax.jit(partial(self.objective.loss, train=False))
-        self.optimizer = Optimizer(
-            BertLinear(1e-2, 10, 200), rates=(*getattr(self.objective, "frozen", ()), (".*", 1.0))
-        )
+        rates = (*getattr(self.objective, "frozen", ()), (".*", 1.0))
+        self.trained = Optimizer(BertLinear(1e-2, 10, 200), rates=rates).trained
 
 
 CASES = cache(lambda name: Case(CONTRACT[name]))
@@ -139,7 +137,7 @@ def test_order_of_rows_does_not_matter(case):
 
 def test_a_packed_row_equals_its_documents_alone(encoder):
     batch = make_batch(rows=3, length=20)
-    params, apply = jax.jit(encoder.init)(KEY, batch["tokens"], batch["mask"]), jax.jit(encoder.apply)
+    params, apply = {"params": random_params(encoder)}, jax.jit(encoder.apply)
     lengths = np.asarray(batch["mask"].sum(1))
     packed = {name: jnp.concatenate([batch[name][i, :n] for i, n in enumerate(lengths)])[None]
               for name in ("tokens", "types")}  # fmt: skip
@@ -157,7 +155,7 @@ def test_attention_does_not_cross_documents_or_see_padding(encoder):
     """By gradient: of every position's output with respect to every position's word vector."""
     tokens = jnp.arange(10, 22)[None]
     mask = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0, 0, 0]])
-    params = jax.jit(encoder.init)(KEY, tokens, mask)["params"]
+    params = random_params(encoder)
 
     @jax.jit
     @jax.jacrev
@@ -166,7 +164,7 @@ def test_attention_does_not_cross_documents_or_see_padding(encoder):
         x_BLD = encoder.apply({"params": params | {"embeddings": embeddings}}, tokens, mask)
         return jnp.abs(x_BLD[0]).sum(-1)
 
-    seen = np.asarray(jnp.abs(influence(word_table(params))[:, 10:22]).sum(-1)) > 0
+    seen = np.abs(np.asarray(influence(word_table(params)))[:, 10:22]).sum(-1) > 0
     np.testing.assert_array_equal(seen, np.asarray(mask[0])[:, None] == np.asarray(mask[0]))
 
 
@@ -184,17 +182,15 @@ def test_the_original_id_at_a_scored_position_does_not_reach_its_logit():
 
 def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
     _, gradient = case.train(case.params, case.batch, KEY)
-    gradient, frozen = partition(case.optimizer.trained, gradient)
+    gradient, frozen = partition(case.trained, jax.device_get(gradient))
     assert not any(leaf.any() for leaf in jax.tree.leaves(frozen))
-    dead = [
-        name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not jnp.abs(leaf).max() > 0
-    ]
-    assert not dead
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert not [name_of(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not leaf.any()]
     for path, table in jax.tree_util.tree_leaves_with_path(gradient):
         if name_of(path).endswith("position/table"):
             *_, inner = wrapped(case.objective)
             offset = inner.encoder.first_position
-            assert (jnp.abs(table[offset : offset + L]).sum(-1) > 0).all() and not table[offset + L :].any()
+            assert table[offset : offset + L].any(-1).all() and not table[offset + L :].any()
 
 
 @pytest.mark.slow
@@ -241,11 +237,14 @@ def relative_errors(gradient, expected):
 
     What is smaller than a thousandth of the largest parameter's, or than a quarter of the table's mean square row,
     counts as that large: a key's bias has no gradient but rounding, and of an id that is never a target terms cancel.
+    What is nothing but rounding in float32 is left out: a bias that a softmax over positions cancels.
     """
     errors, largest = {}, max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(expected))
     for (path, there), here in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(gradient), strict=True
     ):
+        if np.linalg.norm(there) < 1e-6 * largest:
+            continue
         rows = len(there) if name_of(path).endswith("/table") else 1
         size, off = (np.linalg.norm(np.reshape(x, (rows, -1)), axis=-1) for x in (there, there - here))
         least = max(largest / 1000, np.sqrt(np.square(size).mean()) / 4)
@@ -268,7 +267,13 @@ def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_flo
     binary = {name: array for name, array in batch.items() if name in ("pair", "answerable")}
     binary |= {name: array for name, array in batch.items() if name == "labels" and array.dtype == jnp.float32}
     batch |= {name: jnp.ones_like(array) for name, array in binary.items()}
-    params = jax.jit(objective.init)(KEY, batch)
+    rng = np.random.default_rng(2)
+
+    def widened(leaf, like):  # the case's own, but for longer tables of positions
+        drawn = np.std(leaf) * rng.normal(size=like.shape)
+        return leaf if leaf.shape == like.shape else jnp.asarray(drawn, leaf.dtype)
+
+    params = jax.tree.map(widened, case.params, jax.eval_shape(objective.init, KEY, batch))
     both = objective, replace_fields(objective, dtype="bfloat16")
 
     @jax.jit
@@ -292,7 +297,7 @@ def test_weights_sum_to_what_the_row_of_the_contract_says(case):
 
 
 def test_weights_of_the_loss_depend_on_data_alone(case):
-    other = jax.tree.map(lambda x: 1.5 * x + 0.1, case.params)
+    other = jax.tree.map(lambda x: np.float32(1.5) * x + np.float32(0.1), jax.device_get(case.params))
     (loss, metrics), _ = case.train(case.params, case.batch, KEY)
     (changed, found), _ = case.train(other, case.batch, KEY)
     assert loss != changed
@@ -340,25 +345,31 @@ def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case
         return sum(found[name].sum / weights[name] for name in terms), {name: found[name].weight for name in terms}
 
     weights = [share(case.params, *each, dict.fromkeys(terms, jnp.float32(1)))[1] for each in micro]
-    whole = jax.tree.map(lambda *each: sum(each), *weights)
-    shares = [share(case.params, *each, whole)[0] for each in micro]
+    whole = jax.tree.map(lambda *each: sum(each), *jax.device_get(weights))
+    shares = jax.device_get([share(case.params, *each, whole)[0] for each in micro])
     assert_close(gradient, jax.tree.map(lambda *each: sum(each), *shares), rtol=1e-4, atol=1e-6)
     assert metrics["tokens/real"].sum == case.batch["mask"].sum()
 
 
 def test_one_batch_can_be_overfitted(case):
-    """With the same draws and the same dropout at every step, so that the compiled gradient serves."""
-    tx, trained = case.optimizer.transform(), case.optimizer.trained
-    own, frozen = partition(trained, case.params)
-    opt, steps, loss = jax.jit(tx.init)(own), 0, np.inf
+    """With the same draws and the same dropout at every step, so that the compiled gradient serves.
 
-    @jax.jit
-    def update(gradient, opt, own):
-        updates, opt = tx.update(partition(trained, gradient)[0], opt, own)
-        return optax.apply_updates(own, updates), opt
-
-    while steps < STEPS and not loss < 0.5:
-        (_, metrics), gradient = case.train(combine(own, frozen), case.batch, KEY)
-        own, opt = update(gradient, opt, own)
-        steps, loss = steps + 1, sum(average(metrics[name]) for name in case.row.overfitted)
-    assert loss < 0.5 and steps > 1
+    By Adam of clipped gradients in NumPy, on all parameters as one vector: there is nothing more to compile.
+    """
+    own, frozen = partition(case.trained, jax.device_get(case.params))
+    leaves, tree = jax.tree.flatten(own)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    vector, loss = np.concatenate([leaf.ravel() for leaf in leaves]), np.inf
+    mean, square = np.zeros_like(vector), np.zeros_like(vector)
+    for step in range(1, STEPS + 1):
+        own = [part.reshape(leaf.shape) for part, leaf in zip(np.split(vector, ends), leaves, strict=True)]
+        (_, metrics), gradient = case.train(combine(jax.tree.unflatten(tree, own), frozen), case.batch, KEY)
+        loss = sum(average(metrics[name]) for name in case.row.overfitted)
+        if loss < 0.5:
+            break
+        g = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(partition(case.trained, gradient)[0])])
+        g /= max(1, np.linalg.norm(g))
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+        update = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-6)
+        vector = (vector - 1e-2 * min(step / 10, 1) * update).astype(np.float32)
+    assert loss < 0.5 and step > 1
