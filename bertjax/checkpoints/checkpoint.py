@@ -32,6 +32,7 @@ from bertjax.description import up_to_date
 from bertjax.errors import InputError
 from bertjax.faults import fault
 from bertjax.paths import absolute, explained, in_cloud, storage_problem
+from bertjax.places import without_places
 from bertjax.random import hash_bits
 from bertjax.rules import name_of
 from bertjax.types import Array
@@ -98,10 +99,13 @@ def save(
 
 
 def export(folder: Path, params: Any, *, experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
-    """Write a checkpoint without optimiser state to a new folder, for inference."""
-    info = _info({"params": params}, experiment, tokenizer)
+    """Write a checkpoint without optimiser state to a new folder, for inference: its description names no places."""
+    info = _info({"params": params}, without_places(experiment), tokenizer)
     with explained(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(absolute(folder), args=_described({"params": params}, info))
+    for place in (folder, folder / "params", folder / "info"):  # Orbax writes the place into these
+        if jax.process_index() == 0 and (place / _COMMITTED).exists():
+            files.write(place / _COMMITTED, "Checkpoint commit was successful")
 
 
 def write(

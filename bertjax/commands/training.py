@@ -177,6 +177,7 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
     from bertjax.description import from_json
+    from bertjax.paths import path_of
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
@@ -190,6 +191,8 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows")
     if isinstance(rows, TaskRows):
         raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
+    if not options.data and not (path_of(rows.corpus or ".") / "manifest.json").is_file():
+        raise InputError(f"the corpus of {options.model}, {rows.corpus!r}, is not here: pass --data DIR")
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)
     manifest = read_manifest(rows.corpus)
     if manifest.tokenizer != fingerprint(model.text) and not same_tokenizer(corpus_tokenizer(rows.corpus), model.text):

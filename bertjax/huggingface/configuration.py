@@ -17,6 +17,7 @@ from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import Tensor
 from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout, head_of
 from bertjax.models.published import LABELLED, ProblemType
+from bertjax.places import without_places
 
 _OTHERS = {
     "eurobert": ", an encoder with RMS norms and grouped queries",
@@ -214,7 +215,7 @@ def make_config(
 
     labels, predicts: of the head, see Published.
     """
-    config = {"dtype": "float32", TIE: True, **original}
+    config = {"dtype": "float32", TIE: True, **without_places(original)}
     config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
     for entry in family.config_keys:

@@ -11,8 +11,8 @@ from bertjax.config import Experiment, Phase
 from bertjax.data.source import Batch, ReportsDataIssues, Rows, Source, evaluation_batches, training_batches
 from bertjax.description import to_json
 from bertjax.errors import EmptySplit
+from bertjax.places import PLACES
 from bertjax.run.stop import StopRequest
-from bertjax.run.workdir import PLACES
 from bertjax.run.writers import Progress
 from bertjax.sharding.mesh import held_rows
 

@@ -24,6 +24,7 @@ from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
 from bertjax.lease import leased, owner_of
 from bertjax.paths import in_cloud, path_of
+from bertjax.places import PLACES
 
 
 @contextmanager
@@ -67,10 +68,6 @@ def lock_text(folder: Path) -> str:
         )
     except (OSError, InputError):
         return ""
-
-
-PLACES = {"corpus": None, "data": None, "tokenizer": None}
-"""The fields of rows that are paths."""
 
 
 def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:

@@ -6,6 +6,8 @@ one, byte for byte. Numbers that depend on the machine and the time go to `timin
 
 import json
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +17,24 @@ from typing import Any, TextIO
 from bertjax import files
 from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
+from bertjax.places import without_places
 from bertjax.terminal import escaped, message
 
 Writer = Callable[[int, Mapping[str, float]], None]
 """(step, values) -> None: writes the values of a step."""
+
+_UNASKED = {
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "host": "",
+    "username": "",
+    "email": "",
+}
+"""Settings of W&B that keep back what it else sends: output, commands, paths, names of hosts and users, packages."""
 
 
 class Log:
@@ -77,8 +93,9 @@ def tensorboard_writer(folder: Path) -> Writer:
 def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> Writer:
     """Log to W&B, as one run however often it is resumed; WANDB_MODE=offline keeps it on this machine.
 
-    W&B ignores steps that a resumed run repeats, since they were logged before. Raises InputError where it is not
-    installed.
+    Metrics and the experiment are sent, without paths, and nothing of the machine: what else W&B collects is sent where
+    its own variable asks for it, such as WANDB_CONSOLE=auto. W&B ignores steps that a resumed run repeats, since they
+    were logged before. Raises InputError where it is not installed.
     """
     try:
         import wandb
@@ -87,8 +104,13 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
     identity = folder / "wandb_id"
     if not identity.exists():
         files.write(identity, wandb.util.generate_id())
-    name = files.read_inside(folder, identity.name).decode()
-    run = wandb.init(project=project, id=name, resume="allow", dir=folder, config=dict(experiment))
+    name = files.read_inside(folder, identity.name).decode(errors="replace")
+    if not re.fullmatch(r"[\w-]{1,64}", name, re.ASCII):
+        raise InputError(f"{identity} is not the name of a run: delete it, and the next run has another")
+    settings = {setting: off for setting, off in _UNASKED.items() if f"WANDB_{setting.upper()}" not in os.environ}
+    run = wandb.init(
+        project=project, id=name, resume="allow", dir=folder, config=without_places(experiment), settings=settings
+    )
     return lambda step, values: run.log(dict(values), step=step)
 
 

@@ -1,5 +1,6 @@
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,6 +79,25 @@ def test_wandb_is_one_run_however_often_it_is_resumed(tmp_path, monkeypatch):
     assert values == [(3, {"loss": 1.0}), (4, {"loss": 0.5})]
     assert [call["id"] for call in calls] == ["id0", "id0"] and {call["resume"] for call in calls} == {"allow"}
     assert calls[0]["config"] == {"seed": 1} and {call["project"] for call in calls} == {"mine"}
+
+
+def test_wandb_gets_no_path_and_nothing_of_the_machine_unless_asked(tmp_path, monkeypatch):
+    given = []
+    library = SimpleNamespace(
+        util=SimpleNamespace(generate_id=lambda: "abc"), init=lambda **options: given.append(options)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setenv("WANDB_CONSOLE", "auto")
+    experiment = {"init": "/home/me/a:encoder", "phases": [{"rows": {"corpus": "gs://ours/wiki/"}}], "seed": 3}
+    wandb_writer(tmp_path, "mine", experiment)
+    assert given[0]["config"] == {"init": "a:encoder", "phases": [{"rows": {"corpus": "wiki"}}], "seed": 3}
+    settings = given[0]["settings"]
+    assert (
+        settings["x_disable_meta"] and settings["disable_git"] and settings["host"] == "" and "console" not in settings
+    )
+    (tmp_path / "wandb_id").write_text("../x")
+    with pytest.raises(InputError, match="is not the name of a run"):
+        wandb_writer(tmp_path, "mine", experiment)
 
 
 @pytest.mark.parametrize(
