@@ -11,7 +11,8 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ import sentencepiece
 import tokenizers
 
 from bertjax.bounded_json import LARGE, parse_object
+from bertjax.data.tokenizer_bounds import check_growth
 from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFIG, NAMED
 from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
 from bertjax.data.word_starts import WordRule, word_rule
@@ -85,6 +87,7 @@ class Tokenizer(Protocol):
 _VOCABULARIES = (JSON, "vocab.txt", "vocab.json")
 _SETTINGS = (CONFIG, MAP, ADDED, MODEL_CONFIG)
 _LARGEST = LARGE.bytes  # of a tokenizer file; real ones have up to 40 million
+_MOST_PIECES = 2**19  # of a vocab.txt; LaBSE has 501,153
 _PARSE, _MASK_ONLY = "parse_special_tokens", "mask"  # a key of ours in tokenizer_config.json, and one of its values
 
 
@@ -284,6 +287,19 @@ def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
 _PROBE = "The Quick-Brown FÖX cost 1,234.50 (or £9), didn't it? ``Naïve'' 東京 ﬁne … Straße\tİstanbul  end. 21,219"
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Explain a panic of the library, which is no Exception: a pattern of a `tokenizer.json` gives up on some texts."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"the tokenizer fails on a text ({str(error)[:200]}): use another one, or leave it out"
+        ) from error
+
+
 class FastTokenizer:
     """Run WordPiece, BPE or any `tokenizer.json` on the `tokenizers` library."""
 
@@ -312,12 +328,14 @@ class FastTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """See Tokenizer.encode."""
-        encoded = self.library.encode(text, add_special_tokens=False)
+        with _explained():
+            encoded = self.library.encode(text, add_special_tokens=False)
         return _encoding(encoded.ids, encoded.offsets, self.word_rule)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
-        return [encoded.ids for encoded in self.library.encode_batch_fast(texts, add_special_tokens=False)]
+        with _explained():
+            return [encoded.ids for encoded in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer.decode."""
@@ -449,6 +467,9 @@ def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers
     `do_lower_case` comes from tokenizer_config.json; without one, a vocabulary with capitals is cased. Words of over
     200 characters become unknown, as in google-research/bert tokenization.py.
     """
+    size = files["vocab.txt"].count(b"\n")
+    if size > _MOST_PIECES:
+        raise InputError(f"{origin} has {size:,} pieces: no real vocabulary of WordPiece has over {_MOST_PIECES:,}")
     lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
     pieces = [line.strip() or line for line in lines]
     if "" in pieces:
@@ -491,6 +512,7 @@ def _fast(files: Mapping[str, bytes], origin: str, reading: Reading | None = Non
     """Build the tokenizer of a `tokenizer.json`, compiled or as it was found."""
     described = parse_object(files[JSON], f"{JSON} of {origin}", LARGE)
     config = parse_object(files.get(CONFIG, b"{}"), f"{CONFIG} of {origin}")
+    check_growth(described, origin)
     rust = _read_json(described, config)
     templates = _templates(rust, config) if "read_as" in config else None
     reading = reading or Reading(config.get("read_as", f"{JSON} as it stands"), tuple(files))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 from bertjax.bounded_json import LARGE, parse_object
+from bertjax.data.tokenizer_bounds import MOST_ADDED, check_growth
 from bertjax.data.tokenizer_classes import (
     ADDED,
     CLS,
@@ -69,6 +70,8 @@ def compile_folder(files: Mapping[str, bytes], origin: str) -> Compiled:
     opened = _open(files, origin)
     name = _class_name(opened)
     added, extra = _merge_special_tokens(opened)
+    if len(added) + len(extra) > MOST_ADDED:
+        raise InputError(f"{origin} adds {len(added) + len(extra):,} tokens: no real one adds over {MOST_ADDED:,}")
     kind = KINDS.get(name)
     inputs = kind.inputs if kind else NO_SEGMENTS
     later: Callable[[Tokenizer], None] | None = None
@@ -108,11 +111,9 @@ def _inputs(opened: Opened, usual: tuple[str, ...]) -> list[str]:
 
 
 def _open(files: Mapping[str, bytes], origin: str) -> Opened:
-    config = _parsed(files, CONFIG, origin)
-    where = dict.fromkeys(config, CONFIG)
-    return Opened(
-        origin, _parsed(files, JSON, origin), config, _parsed(files, MODEL_CONFIG, origin), files, dict(config), where
-    )
+    described, config, model_config = (_parsed(files, name, origin) for name in (JSON, CONFIG, MODEL_CONFIG))
+    check_growth(described, origin)
+    return Opened(origin, described, config, model_config, files, dict(config), dict.fromkeys(config, CONFIG))
 
 
 def sentencepiece_folder(files: Mapping[str, bytes], origin: str) -> Compiled | None:

@@ -67,6 +67,7 @@ _ACTIVATIONS = {
 }
 """By the names of classes in torch.nn, as they are without arguments."""
 
+_MOST_MODULES = 64
 _INDIFFERENT = {"unpad_inputs", "max_seq_length", "do_lower_case"}  # the first is speed alone, the others are obeyed
 _TEXT = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -177,6 +178,8 @@ def _modules(folder: Path) -> list[_Module]:
     entries = read_json(folder, MODULES, list)
     if not entries or not all(isinstance(entry, dict) and isinstance(entry.get("type"), str) for entry in entries):
         raise InputError(f"{path} is not a list of modules with their types")
+    if len(entries) > _MOST_MODULES:
+        raise InputError(f"{path} lists {len(entries):,} modules: no real one has over {_MOST_MODULES}")
     found = []
     for entry in entries:
         kind, where = entry["type"], entry.get("path", "")

@@ -11,11 +11,12 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
+from bertjax.bounded_json import LARGE
 from bertjax.data.templates import Template, templates_for
 from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
 from bertjax.errors import InputError
-from bertjax.files import write
+from bertjax.files import read_inside, write
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.unigram import differs, tokenizer_json
 
@@ -31,6 +32,10 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
     """
     if not any(folder.glob("*.model")) and not any((folder / name).is_file() for name in _FILES):
         return None
+    if not any((folder / name).exists() for name in _FILES if name != "vocab.txt"):
+        size = read_inside(folder, "vocab.txt", LARGE.bytes).count(b"\n") if (folder / "vocab.txt").exists() else 0
+        if size > V + 1:  # before a tokenizer is built of them
+            raise InputError(f"{folder}: the tokenizer has {size} ids, vocab_size is only {V}")
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocabulary.size > V:
         raise InputError(f"{folder}: the tokenizer has {tokenizer.vocabulary.size} ids, vocab_size is only {V}")

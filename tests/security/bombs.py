@@ -87,6 +87,19 @@ def sparse(size, content=b""):
     return write
 
 
+def tokenizer(**changes):
+    vocab = {piece: index for index, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])}
+    described = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                 "pre_tokenizer": None, "post_processor": None, "decoder": None,
+                 "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}}  # fmt: skip
+    return json.dumps(described | changes).encode()
+
+
+def steps(step, number):
+    return {"type": "Sequence", "normalizers": [step] * number, "decoders": [step] * number}
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}}
 LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
 DEEP = b"[" * 5_000_000
 TABLE, CSV = Table(("text",), "label"), Table(("text",), "label", delimiter=",", quoted=True)
@@ -147,6 +160,14 @@ BOMBS: dict[str, tuple[str, bytes | Callable[[], bytes] | Callable[[Path], None]
         "model.safetensors.index.json", sparse(2**31, b"{"), lambda path: find_tensors(path.parent)),
     "config.json: brackets": ("config.json", DEEP, lambda path: read_config(path.parent)),
     "config.json: 2 GiB": ("config.json", sparse(2**31, b"{"), lambda path: read_config(path.parent)),
+    "tokenizer.json: forty doubled letters": (
+        "tokenizer.json", lambda: tokenizer(normalizer=steps({**REPLACE, "content": "aa"}, 40)), load_tokenizer),
+    "tokenizer.json: a megabyte before each text": (
+        "tokenizer.json", lambda: tokenizer(normalizer={"type": "Prepend", "prepend": "a" * 2**20}), load_tokenizer),
+    "tokenizer.json: a megabyte for each letter": (
+        "tokenizer.json", lambda: tokenizer(decoder=steps({**REPLACE, "content": "a" * 2**20}, 1)), load_tokenizer),
+    "vocab.txt of 4 million pieces": (
+        "vocab.txt", lambda: "\n".join(map(str, range(4_000_000))).encode(), load_tokenizer),
     "vocab.txt whose last piece repeats": (
         "vocab.txt", lambda: "\n".join([*map(str, range(500_000)), "x", "x"]).encode(), load_tokenizer),
     "vocab.txt of 2 GiB": ("vocab.txt", sparse(2**31, b"[PAD]\n"), load_tokenizer),

@@ -11,8 +11,11 @@ import pytest
 import zstandard
 
 from bertjax.data.text_files import Unreadable, open_bytes
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.tokenizer_bounds import check_growth
+from bertjax.errors import InputError
 
-from .bombs import BOMBS, MEGABYTES, SECONDS
+from .bombs import BOMBS, MEGABYTES, SECONDS, tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,20 @@ def test_what_compressors_make_of_text_is_read(level, tmp_path):
         assert file.read() == text
     with open_bytes(tmp_path / "text.zst", most=10**6) as file, pytest.raises(Unreadable, match="more than 1,000,000"):
         file.read()
+
+
+def test_what_real_tokenizers_do_to_texts_is_allowed():
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    quotes = [{"type": "Replace", "pattern": {"String": mark}, "content": '"'} for mark in ("``", "''")]
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    check_growth({"normalizer": {"type": "Sequence", "normalizers": [*quotes, spaces, marks] * 2},
+                  "decoder": {"type": "Sequence", "decoders": [marks]}}, "a tokenizer")  # fmt: skip
+
+
+def test_a_panic_of_the_tokenizers_library_is_explained(tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer(pre_tokenizer=split))
+    found = load_tokenizer(tmp_path)
+    for encode in (found.encode, lambda text: found.ids([text])):
+        with pytest.raises(InputError, match="the tokenizer fails on a text"):
+            encode("a" * 40 + "b")
