@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,8 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
         return
     where = options.input or "standard input"
     with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
-        number = 0
         try:
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
+            for number, line in enumerate(_bounded_lines(file), 1):
                 if len(line) > LONGEST_LINE:
                     raise InputError(f"{where}:{number}: a line of over {LONGEST_LINE:,} characters: split it")
                 if number == 1 and line.startswith("\ufeff"):
@@ -140,6 +139,11 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
                 yield f"{where}:{number}", _checked_utf8(f"{where}:{number}", line.rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
+
+
+def _bounded_lines(file: Any) -> Iterator[str]:
+    """Yield lines, of which no more is read than shows that one is too long; standard input may be any iterable."""
+    return iter(partial(file.readline, LONGEST_LINE + 1), "") if hasattr(file, "readline") else iter(file)
 
 
 def _checked_utf8(origin: str, text: str) -> str:
