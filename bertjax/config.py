@@ -70,6 +70,7 @@ class Run:
     peak_tflops: float = 0.0  # peak of one device, for utilisation; 0: looked up by its name
     platform: str = ""  # the platform to require: tpu, gpu or cpu
     tolerance: int = 10  # skipped steps in a row after which the run ends as diverged
+    patience: float = 1800.0  # seconds for a step, without compilation, until the run ends as hung; 0: no limit
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
@@ -82,6 +83,8 @@ class Run:
         for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 for never")
+        if not self.patience >= 0:
+            raise ValueError(f"patience={self.patience} is not a number of seconds: use 0 for no limit")
         if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]):
             raise ValueError(f"profile={self.profile}: give the first and the last step to trace, such as 20,22")
 

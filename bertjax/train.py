@@ -6,39 +6,50 @@ waits for the device inside a step: the metrics of a step are read while the nex
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from bertjax import exits
 from bertjax.checkpoints import checkpoint
 from bertjax.config import Experiment, Phase
-from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.description import to_json
 from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
-from bertjax.faults import fault, poisoned
+from bertjax.faults import poisoned
 from bertjax.optim.skipping import Spikes, judge, total_loss
 from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
-from bertjax.run.batches import first_examples, local_batches, open_split, validation_batches
+from bertjax.run.batches import Inputs, first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_data, check_platform
+from bertjax.run.leaving import end
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
-from bertjax.run.processes import assert_equal_on_all, is_coordinator, locked_by_coordinator, raising_on_all, versions
+from bertjax.run.processes import (
+    assert_equal_on_all,
+    is_coordinator,
+    locked_by_coordinator,
+    messages_path,
+    raise_together,
+    raising_on_all,
+    telling_others,
+    versions,
+)
 from bertjax.run.profiler import Profile
 from bertjax.run.saves import Saves
 from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
+from bertjax.run.watch import COMPILATION, Watch
 from bertjax.run.workdir import record_experiment, with_begun_counters
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
@@ -108,17 +119,22 @@ def _with_faults(step: Array, grads: Params, metrics: Metrics) -> tuple[Params, 
 
 
 def with_loop_metrics(step: Step, rate: Callable[[Array], Array]) -> Step:
-    """Add to the metrics of a step its learning rate and, where the batch has `stop`, whether a process has to stop.
+    """Add to the metrics of a step its learning rate and, where there are several processes, what they tell each other.
 
-    The optimiser counts updates, so a skipped step does not advance the rate. Each process sends its `stop` with its
-    rows of the batch, so that all stop after the same step.
+    The optimiser counts updates, so a skipped step does not advance the rate. Each process sends with its rows of the
+    batch whether it has to `stop`: then the state stays as it was, on all of them, which end after the same step. It
+    also sends the times of its `host`.
     """
 
     def stepped(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        asked = {"stop": Mean(batch["stop"].max(), jnp.float32(1))} if "stop" in batch else {}
-        after, metrics = step(state, {name: array for name, array in batch.items() if name != "stop"}, key)
+        rows = {name: array for name, array in batch.items() if name not in ("stop", "host")}
+        after, metrics = step(state, rows, key)
+        if "stop" in batch:
+            stop = batch["stop"].max()
+            after = jax.tree.map(partial(jnp.where, stop > 0), state, after)
+            metrics |= {"stop": Mean(stop, jnp.float32(1)), "host": Mean(batch["host"], jnp.float32(1))}
         updates = state.step - state.skips.total
-        return after, metrics | asked | {"learning_rate": Mean(rate(updates), jnp.float32(1))}
+        return after, metrics | {"learning_rate": Mean(rate(updates), jnp.float32(1))}
 
     return stepped
 
@@ -183,6 +199,7 @@ class _Loop(NamedTuple):
     mesh: Mesh
     key: Key
     stop: StopRequest
+    watch: Watch
     logger: MetricLogger
     profile: Profile
     saves: Saves
@@ -196,35 +213,44 @@ def fit(
     evaluate: Evaluate | None = None,
     make_step: MakeStep = sharded_step,
     source: Source | None = None,
+    stop: StopRequest | None = None,
 ) -> State:
     """Train an experiment in a work directory, from its newest checkpoint if it has one, and return the final state.
 
     evaluate: replaces the loss on the validation split; called before the checkpoint of the same step. make_step,
     source: for runs that differ in their seeds alone, so that they share a compiled step and the opened training rows.
+    stop: that of a command, which was there before.
     Raises InputError for mistakes found before training, Diverged after `run.tolerance` skipped steps in a row, or
-    where the validation loss has diverged, Interrupted after Ctrl-C or SIGTERM, once a checkpoint is saved.
+    where the validation loss has diverged, Interrupted after a signal, once a checkpoint is saved, KeyboardInterrupt
+    where there is none to save yet. An error of one process is raised on all, after a checkpoint where it came from its
+    data.
     """
     progress, run, workdir = progress or Progress(), experiment.run, path_of(workdir)
-    with raising_on_all():
-        check_platform(run.platform)
-        tokenizer, data = check_data(experiment)
-        # One mesh for all phases; built for each, to check that its batches divide over devices.
-        mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
-        experiment = with_begun_counters(workdir, experiment)
-        start = load_start(experiment, workdir, tokenizer)
-    assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
     with ExitStack() as resources:
+        watch = resources.enter_context(closing(Watch(run.patience, progress)))
+        stop = stop or resources.enter_context(stop_requests(end=partial(end, progress), say=progress.note))
+        stop.at_once = True
+        resources.enter_context(telling_others())
+        with raising_on_all():
+            check_platform(run.platform)
+            tokenizer, data = check_data(experiment)
+            # One mesh for all phases; built for each, to check that its batches divide over devices.
+            mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
+            experiment = with_begun_counters(workdir, experiment)
+            start = load_start(experiment, workdir, tokenizer)
+        assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
         resources.enter_context(jax.set_mesh(mesh))
-        stop = resources.enter_context(stop_requests())
         check_lock = resources.enter_context(locked_by_coordinator(workdir))
         with raising_on_all():
             if is_coordinator():
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
+        progress.keep(messages_path(local.folder))
         manager = checkpoint.open_checkpoints(
             workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say
         )
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
+        resources.enter_context(telling_others())  # before that
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params, progress.say)
 
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
@@ -238,72 +264,149 @@ def fit(
         saves = Saves(workdir, manager, facts, key, before)
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)
+        if int(state.step):  # it comes from a checkpoint
+            saves.newest.append(int(state.step))
         if start.params:
             saves.save(state)  # so that a resumed run does not read `init`, which may have changed
         with raising_on_all():  # only the coordinator writes metrics
             logger = MetricLogger(experiment, local.folder, int(state.step), progress)
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
-        loop, first = _Loop(experiment, mesh, key, stop, logger, profile, saves), 0
-        for phase, example in zip(experiment.phases, first_examples(experiment, data), strict=True):
-            if int(state.step) < first + phase.steps:
-                evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
-                rows = source or open_split(phase.rows, "train", progress)
-                update = make_step(experiment, phase, mesh)
-                begin = int(state.step) - first
-                batches = local_batches(phase, rows, mesh, stop, seed=seed, start=begin, first=example)
-                state = _train_phase(loop, phase, first, update, batches, evaluation, state)
-            first += phase.steps
+        loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves)
+        examples = first_examples(experiment, data)
+        state = _train_phases(loop, seed, examples, source, make_step, evaluate, progress, state)
+        watch.now("the last checkpoint", COMPILATION)
+    return state
+
+
+def _train_phases(
+    loop: _Loop,
+    seed: int,
+    examples: Sequence[int],
+    source: Source | None,
+    make_step: MakeStep,
+    evaluate: Evaluate | None,
+    progress: Progress,
+    state: State,
+) -> State:
+    """Run the phases that are left after `state`; examples: the number of the first example of each."""
+    experiment, mesh, first, begun = loop.experiment, loop.mesh, 0, int(state.step)
+    lacks = _evaluation_due(experiment, begun) and loop.logger.lacks_evaluation(begun)
+    loop.stop.at_once = False  # there may be steps to save from now on
+    for phase, example in zip(experiment.phases, examples, strict=True):
+        end, evaluate_first = first + phase.steps, lacks and first < begun <= first + phase.steps
+        if int(state.step) < end or evaluate_first:
+            loop.watch.now("opening the data", COMPILATION)
+            try:
+                with _interruptible(loop.stop):
+                    evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
+                    rows = source or open_split(phase.rows, "train", progress)
+                    update = make_step(experiment, phase, mesh)
+                    start = int(state.step) - first
+                    batches = local_batches(phase, rows, mesh, seed=seed, start=start, first=example)
+            except KeyboardInterrupt:
+                _leave(loop, state)
+            if evaluate_first and evaluation is not None and not _evaluated(loop, evaluation, begun, state):
+                _leave(loop, state)
+            inputs = Inputs(batches, rows, phase, mesh, loop.stop)
+            state = _train_phase(loop, phase, end, update, inputs, evaluation, state)
+        first = end
     return state
 
 
 def _train_phase(
-    loop: _Loop,
-    phase: Phase,
-    first: int,
-    update: Step,
-    batches: Iterator[HostBatch],
-    evaluate: Evaluate | None,
-    state: State,
+    loop: _Loop, phase: Phase, end: int, update: Step, inputs: Inputs, evaluate: Evaluate | None, state: State
 ) -> State:
-    """Run the steps of a phase that are left after `state`, on their batches; the phase begins after step `first`."""
-    experiment, mesh, key, stop, logger, profile, saves = loop
-    run, step, due = experiment.run, int(state.step), False
+    """Run the steps of a phase that are left after `state`, up to step `end`."""
+    # Long, since it is the loop: each line is one of the things that happen in a step, in their order.
+    experiment, mesh, key, stop, watch, logger, profile, saves = loop
+    run, step, due, compiled = experiment.run, int(state.step), False, set()
     logger.start_phase(phase)
     try:
-        while step < first + phase.steps:
+        while step < end:
             profile.before(step + 1, state)
-            fault("step", step + 1)
             waiting = time.perf_counter()
-            rows = next(batches)
+            try:
+                rows = inputs.next(step + 1, logger.times)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 whatever it is, the state is worth saving
+                _leave(loop, state, error)
             saves.recent.append((step + 1, rows))
             batch = place_batch(rows, mesh, phase.batch_size)
             waited = time.perf_counter() - waiting
+            shapes = tuple(array.shape for array in batch.values())
+            watch.now(f"step {step + 1}", 0 if shapes in compiled else COMPILATION)
             state, metrics = update(state, batch, key)
+            compiled.add(shapes)
             step += 1
             if profile.after(step, metrics):
                 logger.restart(step)  # writing a trace does not count as time of a step
             logger.step(step, metrics, waited, batch["tokens"].size)
+            watch.now(f"step {step + 1}")
+            stop.step_seconds = logger.times[0]
             last = step == experiment.steps
-            stopping = logger.stopping if jax.process_count() > 1 else stop.signal > 0
-            if evaluate is not None and (last or at_interval(step, run.evaluate_every)):
-                logger.flush()
-                logger.evaluated(step, evaluate(step, state.params))
+            stopping = jax.process_count() == 1 and stop.signal > 0
             due |= at_interval(step, run.checkpoint_every)
-            if last or stopping or due:
+            evaluating = evaluate if _evaluation_due(experiment, step) else None
+            if last or stopping or due or evaluating:
                 logger.flush()
-                if last:
-                    logger.check_end(step)
-                if logger.in_a_row and not last and not stopping:
-                    continue  # nothing shows yet that these parameters are good: save after the next update
+            if evaluating and not (stopping or logger.withdrawn):
+                stopping = not _evaluated(loop, evaluating, step, state)
+            if stopping or logger.withdrawn:
+                _leave(loop, state, inputs.error)
+            if last:
+                logger.check_end(step)
+            if last or (due and not logger.in_a_row):  # else nothing shows yet that these parameters are good
+                watch.now("saving", COMPILATION)
                 saves.save(state)
                 due = False
                 logger.restart(step)
-                if stopping and not last:
-                    raise Interrupted(step, stop.signal or signal.SIGTERM)
+                watch.now(f"step {step + 1}")
     except FloatingPointError as error:
         kept = saves.keep_diverged(state, logger.read_step, logger.good_step)
         raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {kept}") from error
     return state
+
+
+def _evaluation_due(experiment: Experiment, step: int) -> bool:
+    return step == experiment.steps or at_interval(step, experiment.run.evaluate_every)
+
+
+def _evaluated(loop: _Loop, evaluate: Evaluate, step: int, state: State) -> bool:
+    """Evaluate and log; return False where a signal has prevented it: then the run that goes on evaluates first."""
+    loop.watch.now("evaluation", COMPILATION)
+    try:
+        with _interruptible(loop.stop):
+            values = evaluate(step, state.params)
+    except KeyboardInterrupt:
+        return False
+    loop.logger.evaluated(step, values)
+    loop.watch.now(f"step {step + 1}")
+    return True
+
+
+def _interruptible(stop: StopRequest) -> AbstractContextManager[None]:
+    """Let a signal interrupt what a process does alone; of several none may leave what they do together."""
+    return stop.raising() if jax.process_count() == 1 else nullcontext()
+
+
+def _leave(loop: _Loop, state: State, error: BaseException | None = None) -> NoReturn:
+    """Save the state after the last step that all processes made, and raise on all of them what ends the run.
+
+    error: of this process, where there is one. Without an error of any process that is Interrupted.
+    """
+    loop.logger.flush()  # raises where the state is of no use
+    step, loop.stop.saving = int(state.step), True
+    loop.watch.now("saving", COMPILATION)
+    loop.saves.save(state)
+    note = f"the checkpoint of step {step} is saved: run the same command again to resume"
+    failure = error if isinstance(error, Exception) else None
+    if failure is not None:
+        failure.exit_code = getattr(failure, "exit_code", exits.FAILED)  # type: ignore[attr-defined]
+        failure.add_note(note)
+    if jax.process_count() > 1:
+        raise_together(failure, f"; {note}")
+    if failure is not None:
+        raise failure
+    raise Interrupted(step, loop.stop.signal or signal.SIGTERM)
 
 
 def _validation_loss(experiment: Experiment, phase: Phase, mesh: Mesh, progress: Progress) -> Evaluate | None:

@@ -21,6 +21,8 @@ from bertjax.terminal import escaped, message
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if arguments is None:
+        _occupy_standard_descriptors()
     options = _parse(arguments)
     options.own_process = arguments is None
     if warning := without_foreign_programs():
@@ -36,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 an unknown one has an exit code and a traceback
         code = _failed(error)
     _flush()
+    return _ending(code) if arguments is None and options.run in training.TRAIN else code
+
+
+def _ending(code: int) -> int:
+    """Return the exit code of a run, which is to end now, whatever its threads and other processes do."""
+    from bertjax.run.leaving import decide, end_within
+
+    code = decide(code)
+    end_within(600 if code == exits.DONE else 10, code)  # a writer may send its last values
     return code
 
 
@@ -47,13 +58,23 @@ def _failed(error: BaseException) -> int:
     elif code == exits.FAILED and not isinstance(error, OSError | ProcessFailed):
         _tell(escaped("".join(traceback.format_exception(error)).rstrip()))
     else:
-        _tell(message(f"bertjax: {error}"))
+        _tell(message("; ".join([f"bertjax: {error}", *getattr(error, "__notes__", ())])))
     return code
 
 
 def _tell(text: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads it: the exit code stays
-        print(text, file=sys.stderr)
+        if sys.stderr is not None:
+            print(text, file=sys.stderr)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open those of descriptors 0 to 2 that the caller closed, so that no file of ours gets the output of a library."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
 
 
 def _flush() -> None:

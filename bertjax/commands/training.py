@@ -2,8 +2,11 @@
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertjax import exits
 from bertjax.commands.arguments import (
@@ -19,6 +22,10 @@ from bertjax.commands.arguments import (
 from bertjax.errors import Diverged, InputError
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
+
+if TYPE_CHECKING:
+    from bertjax.run.stop import StopRequest
+    from bertjax.run.writers import Progress
 
 
 def add(commands: Any) -> None:
@@ -95,58 +102,65 @@ def _add_squad(scored: Any) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from bertjax.config import load_experiment
-    from bertjax.machine.xla_flags import keep_compiled_programs
-    from bertjax.run import processes
-    from bertjax.run.stop import Interrupted
-    from bertjax.run.writers import Progress
-    from bertjax.train import fit
+    with _training() as (stop, progress):
+        from bertjax.config import load_experiment
+        from bertjax.machine.xla_flags import keep_compiled_programs
+        from bertjax.run import processes
+        from bertjax.train import fit
 
-    processes.join()
-    keep_compiled_programs(tell)
-    with processes.raising_on_all():  # else the others would wait for one without the corpus
-        experiment = load_experiment(options.experiment, options.override)
-    progress = Progress(shown=processes.is_coordinator())
-    try:
-        state = fit(experiment, options.workdir, progress=progress)
-    except Interrupted as stopped:
-        progress.say(str(stopped))
-        options.exit_code = 128 + stopped.signal
-        return
-    except FloatingPointError as error:
-        raise Diverged(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
-    progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+        processes.join()
+        keep_compiled_programs(tell)
+        with processes.telling_others(), processes.raising_on_all():  # one without the corpus fails on all
+            experiment = load_experiment(options.experiment, options.override)
+        progress.shown = processes.is_coordinator()
+        try:
+            state = fit(experiment, options.workdir, progress=progress, stop=stop)
+        except FloatingPointError as error:
+            raise Diverged(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
+        progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from bertjax.config import load_described
-    from bertjax.finetuning.recipe import FineTuning
-    from bertjax.finetuning.results import table
-    from bertjax.finetuning.run import finetune
-    from bertjax.machine.xla_flags import keep_compiled_programs
-    from bertjax.run import processes
-    from bertjax.run.stop import Interrupted
-    from bertjax.run.writers import Progress
+    with _training() as (stop, progress):
+        from bertjax.config import load_described
+        from bertjax.finetuning.recipe import FineTuning
+        from bertjax.finetuning.results import table
+        from bertjax.finetuning.run import finetune
+        from bertjax.machine.xla_flags import keep_compiled_programs
+        from bertjax.run import processes
 
-    processes.join()
-    keep_compiled_programs(tell)
-    with processes.raising_on_all():
-        tuning = load_described(options.experiment, options.override, FineTuning)
-    progress = Progress(shown=processes.is_coordinator())
-    try:
-        summary = finetune(tuning, options.workdir, progress=progress)
-    except Interrupted as stopped:
-        progress.say(str(stopped))
-        options.exit_code = 128 + stopped.signal
-        return
-    if processes.is_coordinator():
-        show_json(summary) if options.json else show(table(summary))
+        processes.join()
+        keep_compiled_programs(tell)
+        with processes.telling_others(), processes.raising_on_all():
+            tuning = load_described(options.experiment, options.override, FineTuning)
+        progress.shown = processes.is_coordinator()
+        summary = finetune(tuning, options.workdir, progress=progress, stop=stop)
+        coordinator = processes.is_coordinator()
     if len(summary["failed"]) == len(summary["seeds"]):
         options.exit_code = exits.DIVERGED
+    if coordinator:
+        with suppress(BrokenPipeError):  # the results are in the work directory
+            show_json(summary) if options.json else show(table(summary))
+            sys.stdout.flush()
 
 
-TRAIN = (_pretrain, _finetune)
-"""The commands that print no results while they run: output that nobody reads does not end them."""
+@contextmanager
+def _training() -> Iterator[tuple["StopRequest", "Progress"]]:
+    """Catch signals before anything is imported that takes time, and keep what ends the run."""
+    from functools import partial
+
+    from bertjax.run.leaving import end
+    from bertjax.run.stop import stop_requests
+    from bertjax.run.writers import Progress
+
+    progress = Progress()
+    with stop_requests(end=partial(end, progress), say=progress.note) as stop:
+        stop.at_once = True
+        try:
+            yield stop, progress
+        except BaseException as error:
+            progress.record(f"ended: {type(error).__name__}: {error}")
+            raise
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -246,3 +260,7 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
     odds = read_answers(options.null_odds, float) if options.null_odds else None
     threshold = 1.0 if options.null_threshold is None else options.null_threshold
     print_result(options, score_predictions(gold, predictions, odds, threshold=threshold))
+
+
+TRAIN = (_pretrain, _finetune)
+"""The commands that print no results while they run: output that nobody reads does not end them."""

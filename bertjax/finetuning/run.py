@@ -42,6 +42,7 @@ from bertjax.run.processes import (
     locked_by_coordinator,
     raising_on_all,
 )
+from bertjax.run.stop import StopRequest
 from bertjax.run.workdir import record_experiment
 from bertjax.run.writers import Progress
 from bertjax.tasks.rows import Encoded
@@ -49,7 +50,9 @@ from bertjax.tasks.scoring import constant_answer
 from bertjax.train import fit
 
 
-def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def finetune(
+    tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None, stop: StopRequest | None = None
+) -> dict[str, Any]:
     """Run all seeds without a result, and return the content of `results.json`, earlier results included.
 
     Several processes train together, as in `fit`; process 0 alone writes results. Raises InputError for mistakes found
@@ -74,7 +77,7 @@ def finetune(tuning: FineTuning, workdir: str | Path, *, progress: Progress | No
             earlier = _earlier(tuning, prepared, folder) if is_coordinator() else []
         results: dict[int, Result] = {result["seed"]: result for result in from_coordinator(earlier)}
         for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds):
-            results[seed] = results.get(seed) or _run_seed(tuning, prepared, seed, folder, progress)
+            results[seed] = results.get(seed) or _run_seed(tuning, prepared, seed, folder, progress, stop)
             of_all = [result for _, result in sorted(results.items())]
             summary = _about(tuning, prepared) | summarise(of_all, tuning.task.metric_names[0])
             with raising_on_all():
@@ -105,7 +108,9 @@ def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> list[Resu
     return results
 
 
-def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress) -> Result:
+def _run_seed(
+    tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, progress: Progress, stop: StopRequest | None
+) -> Result:
     """Train one seed and write its result."""
     folder, experiment = files.make_folder(workdir, f"seed-{seed}"), experiment_of(tuning, prepared, seed)
     progress.say(f"seed {seed}")
@@ -113,7 +118,8 @@ def _run_seed(tuning: FineTuning, prepared: Prepared, seed: int, workdir: Path, 
     result: Result = {"seed": seed}
     try:
         source = prepared.splits["train"]
-        fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source)
+        fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source,
+            stop=stop)  # fmt: skip
     except FloatingPointError as error:
         result |= {"failed": str(error)}
     with raising_on_all():

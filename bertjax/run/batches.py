@@ -8,9 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bertjax.config import Experiment, Phase
-from bertjax.data.source import Batch, ReportsDataIssues, Rows, Source, evaluation_batches, training_batches
+from bertjax.data.source import Batch, Bucketed, ReportsDataIssues, Rows, Source, evaluation_batches, training_batches
 from bertjax.description import to_json
 from bertjax.errors import EmptySplit
+from bertjax.faults import fault
 from bertjax.places import PLACES
 from bertjax.run.stop import StopRequest
 from bertjax.run.writers import Progress
@@ -39,18 +40,50 @@ def first_examples(experiment: Experiment, data: Sequence[str]) -> list[int]:
     ]
 
 
-def local_batches(
-    phase: Phase, source: Source, mesh: Mesh, stop: StopRequest, *, seed: int, start: int, first: int
-) -> Iterator[Batch]:
-    """Yield this process's rows of each batch of a phase from its step `start` on; see `training_batches`.
-
-    Where there are several processes, `stop` i32 [rows] carries whether this one was asked to stop.
-    """
+def local_batches(phase: Phase, source: Source, mesh: Mesh, *, seed: int, start: int, first: int) -> Iterator[Batch]:
+    """Return this process's rows of each batch of a phase from its step `start` on; see `training_batches`."""
     held = held_rows(mesh, phase.batch_size)
-    for batch in training_batches(source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held):
-        if jax.process_count() > 1:
-            batch["stop"] = np.full(len(held), stop.signal > 0, np.int32)
-        yield batch
+    return training_batches(source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held)
+
+
+class Inputs:
+    """The batches of a phase for this process, until it has to stop: by a signal, or by an error in its data.
+
+    A process alone raises that error, or KeyboardInterrupt. One of several keeps it in `error`, and from then on
+    serves rows of padding with `stop` i32 [rows], which let no process update its state: see `with_loop_metrics`. They
+    also have `host` f32 [rows, 3]: the number of the process and its times of the last step, see `run/hosts.py`.
+
+    Rows in buckets have a length that all processes must agree on: it is known where the rows are read, so these are
+    read also after a signal, and an error in them is raised here, on this process alone.
+    """
+
+    def __init__(self, batches: Iterator[Batch], source: Source, phase: Phase, mesh: Mesh, stop: StopRequest) -> None:
+        self._batches, self._stop = batches, stop
+        self._several, self._bucketed = jax.process_count() > 1, isinstance(source, Bucketed)
+        self._padding = phase.rows.padding(len(held_rows(mesh, phase.batch_size))) if self._several else {}
+        self.error: BaseException | None = None
+
+    def next(self, step: int, times: tuple[float, float]) -> Batch:
+        """Return the rows of the batch of a step; times: of this process in the last one."""
+        batch = self._padding
+        if self._several and self._bucketed:
+            fault("step", step)
+            batch = next(self._batches)
+            self.error = KeyboardInterrupt() if self._stop.signal else None
+        elif self.error is None:
+            try:
+                with self._stop.raising():
+                    fault("step", step)
+                    batch = next(self._batches)
+            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 the others wait for this process
+                self.error = error
+        if not self._several:
+            if self.error is not None:
+                raise self.error
+            return batch
+        count = len(batch["example"])
+        host = np.tile(np.array([jax.process_index(), *times], np.float32), (count, 1))
+        return batch | {"stop": np.full(count, self.error is not None, np.int32), "host": host}
 
 
 def validation_batches(phase: Phase, mesh: Mesh, progress: Progress) -> Callable[[], Iterable[Batch]] | None:

@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from bertjax.config import Experiment, Phase
 from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
 from bertjax.optim.skipping import LARGEST_LOSS
-from bertjax.run.processes import is_coordinator
+from bertjax.run.hosts import slow, slowest_host, step_times
+from bertjax.run.processes import allgather_text, is_coordinator
 from bertjax.run.targets import check_targets, few_targets
-from bertjax.run.writers import Log, Progress, Writer, append_timing, duration, tensorboard_writer, wandb_writer
+from bertjax.run.writers import (
+    Log,
+    Progress,
+    Timing,
+    Writer,
+    dropped_at_an_error,
+    duration,
+    evaluated_at,
+    tensorboard_writer,
+    wandb_writer,
+)
 from bertjax.types import Metrics
 
 
@@ -36,8 +49,12 @@ class MetricLogger:
         self._experiment, self._folder, self._progress = experiment, folder, progress
         self._pending: tuple[int, Metrics, int] | None = None
         self._waited, self._seen = 0.0, 0
+        self._ended, self._steps = time.perf_counter(), list[float]()  # the end of the last step, times of steps
+        self._hosts: list[np.ndarray] = []
+        self._names = list(allgather_text("")) if jax.process_count() > 1 else []
+        self.times = (0.0, 0.0)  # seconds that this process needed by itself for the last step, and for its data
         self._checked = False  # whether the first batch was seen to have its targets
-        self.stopping = False  # whether a process was asked to stop
+        self.withdrawn = False  # whether a process had to stop, so that the last steps were not made
         self.in_a_row = 0  # steps skipped since the last update, as of the step read last
         self.read_step = start  # whose metrics were read last
         self.good_step = start - 1  # the newest step whose parameters are known to give a loss of use
@@ -46,12 +63,16 @@ class MetricLogger:
         self._log: Log | None = None
         if not is_coordinator():
             return
-        self._log = Log(folder, start)
+        say = progress.say
+        self._log = Log(folder, start, say)
         self._writers.append(self._log)
+        self._timing = Timing(folder, say)
         if run.tensorboard:
-            self._writers.append(tensorboard_writer(folder))
+            self._writers.append(dropped_at_an_error("TensorBoard", lambda: tensorboard_writer(folder), say))
         if run.wandb:
-            self._writers.append(wandb_writer(folder, run.wandb, to_json(experiment)))
+            described = to_json(experiment)
+            wandb = dropped_at_an_error("W&B", lambda: wandb_writer(folder, run.wandb, described), say)
+            self._writers.append(wandb)
 
     def start_phase(self, phase: Phase) -> None:
         """Count the FLOPs of a phase, and begin to time it."""
@@ -68,6 +89,7 @@ class MetricLogger:
 
         waited: seconds that the step waited for its batch.
         """
+        self.times = (time.perf_counter() - self._ended, waited)
         self.flush()
         self._pending = (step, metrics, tokens)
         self._waited += waited
@@ -84,13 +106,20 @@ class MetricLogger:
         self._pending, self.read_step = None, step
         self._seen += tokens
         read: Metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        self._steps.append(now - self._ended)
+        self._ended = now
+        if "stop" in read:
+            self.withdrawn = self.withdrawn or bool(read.pop("stop").sum > 0)
+            self._hosts.append(np.asarray(read.pop("host").sum))
+        if self.withdrawn:
+            return
         check_targets(step, self._experiment.objective, read, self._shape)
         if not self._checked:
             self._checked, warning = True, few_targets(self._experiment.objective, read, self._shape)
             if warning:
                 self._progress.say(warning)
         values = {name: float(mean.sum / (mean.weight or 1)) for name, mean in read.items()}
-        self.stopping = values.pop("stop", 0) > 0
         values = {"loss": sum(v for name, v in values.items() if name.startswith("loss/"))} | values
         self.in_a_row, total = int(values.pop("skips/in_a_row", 0)), int(values.pop("skips/total", 0))
         if self.in_a_row:
@@ -142,9 +171,15 @@ class MetricLogger:
         self._progress.say(f"step {step}  validation: {summary(values)}")
         self.restart(step)
 
+    def lacks_evaluation(self, step: int) -> bool:
+        """Return, on all processes, whether the log has no evaluation of a step, as where a stop has prevented it."""
+        lacks = is_coordinator() and not evaluated_at(self._folder, step)
+        return lacks if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(lacks)))
+
     def restart(self, step: int) -> None:
         """Time from here on: evaluation and saving do not count as time of a step."""
         self._timed, self._waited, self._seen = (step, time.perf_counter()), 0.0, 0
+        self._ended, self._steps, self._hosts = self._timed[1], [], []
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
         since, at = self._timed
@@ -162,16 +197,19 @@ class MetricLogger:
             }
             if self._peak:
                 speed["utilisation"] = round(self._flops / self._tokens * tokens_per_second / self._peak, 4)
+            hosts = slowest_host(self._hosts, self._names) if logged else {}
             left = duration(seconds * (self._experiment.steps - step))
             used = f"  {100 * speed['utilisation']:.0f}% of peak" if self._peak else ""
             self._progress.line(
                 f"step {step}/{self._experiment.steps}  {summary(values)}  lr {values['learning_rate']:.1e}  "
                 f"{tokens_per_second:,.0f} tokens/s{used}  {left} left"
+                f"{slow(hosts, speed['step_ms'])}"
             )
             if logged:
+                steps = self._steps
                 self.restart(step)
                 if is_coordinator():
-                    append_timing(self._folder, step, speed)
+                    self._timing(step, speed | step_times(steps) | hosts)
 
 
 def summary(values: Mapping[str, float]) -> str:

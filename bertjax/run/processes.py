@@ -13,7 +13,7 @@ import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bertjax.errors import InputError, PassingError
+from bertjax import exits
+from bertjax.errors import InputError, PassingError, ProcessFailed, exit_code_of
 from bertjax.paths import in_cloud
+from bertjax.run import leaving
 from bertjax.run.roll_call import roll_call
+from bertjax.run.stop import Interrupted, catch_again
 from bertjax.run.workdir import differences, lock_text, lock_workdir
 
 _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
@@ -55,10 +58,20 @@ def join(timeout: int = 55) -> None:
     if not 0 <= index < count:
         raise InputError(f"JAX_PROCESS_ID={index} is not one of {count} processes: they count from 0")
     roll_call(address, count, index, timeout)
+    _keep_signals()
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except RuntimeError as error:
         raise PassingError(f"cannot join the processes of this run at {address}: {error}") from error
+    catch_again()
+    leaving.exit_at_aborts()
+    return None
+
+
+def _keep_signals() -> None:
+    """Keep JAX from taking SIGTERM for itself: `run/stop.py` stops a run."""
+    with suppress(AttributeError, ValueError):  # a JAX without the option: `catch_again` takes the signal back
+        jax.config.update("jax_enable_preemption_service", False)
 
 
 _NOT_IN_THIS_JAX = (ImportError, AttributeError, TypeError)
@@ -67,12 +80,15 @@ _NOT_IN_THIS_JAX = (ImportError, AttributeError, TypeError)
 
 def _join_without_roll_call(timeout: int, reason: Exception) -> None:
     """Let JAX detect the cluster and join it: where processes are missing, JAX ends this one without naming them."""
+    _keep_signals()
     try:
         jax.distributed.initialize(initialization_timeout=timeout)
     except ValueError:  # no cluster: JAX has found no address of a coordinator
         return
     except RuntimeError as error:
         raise PassingError(f"cannot join the processes of this run: {error}") from error
+    catch_again()
+    leaving.exit_at_aborts()
     warnings.warn(
         f"bertjax cannot read the processes of a run from JAX {jax.__version__} ({reason}), so it cannot name missing "
         "ones: to have them named, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
@@ -100,20 +116,93 @@ def is_coordinator() -> bool:
     return jax.process_index() == 0
 
 
+def messages_path(folder: Path) -> Path:
+    """Return the file of a work directory for the messages of this process."""
+    return folder / ("messages.log" if is_coordinator() else f"messages-{jax.process_index()}.log")
+
+
 @contextmanager
 def raising_on_all() -> Iterator[None]:
-    """Raise on every process the InputErrors that any of them raises inside, once all have reached the end."""
+    """Raise on every process the errors that any of them raises inside, once all have reached the end.
+
+    InputErrors are raised as one of all; others as they are where they happened, elsewhere as ProcessFailed.
+    """
     if jax.process_count() == 1:
         yield
         return
-    problem = ""
+    failure = None
     try:
         yield
-    except InputError as error:
-        problem = str(error)
-    problems = {name: text for name, text in allgather_text(problem).items() if text}
-    if problems:
-        raise InputError("; ".join(f"{name}: {text}" for name, text in problems.items()))
+    except Exception as error:  # noqa: BLE001 others wait for this process, whatever happened
+        failure = error
+    raise_together(failure)
+
+
+def raise_together(failure: Exception | None, note: str = "") -> None:
+    """Raise, on all processes, the failures of any of them; to be called by all. note: added to each message."""
+    described = "" if failure is None else json.dumps([exit_code_of(failure), _message(failure) + note])
+    failures = {name: json.loads(text) for name, text in allgather_text(described).items() if text}
+    if not failures:
+        return
+    text = "; ".join(f"{name}: {message}" for name, (_, message) in failures.items())
+    codes = {code for code, _ in failures.values()}
+    together: Exception = ProcessFailed(text, max(codes - {exits.MISTAKE}, default=exits.MISTAKE))
+    if failure is not None and not isinstance(failure, InputError):
+        together = failure
+    elif codes == {exits.MISTAKE}:
+        together = InputError(text)
+    together.known_to_all = True  # type: ignore[attr-defined]
+    raise together
+
+
+def _message(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def telling_others() -> Iterator[None]:
+    """Tell the other processes of an error inside, which they do not know of: they may wait for this one.
+
+    An error that other processes caused, since they are gone, gets the exit code `PEERS_MISSING`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, Interrupted | FloatingPointError) or getattr(error, "known_to_all", False)
+        if jax.process_count() > 1 and not known:
+            if isinstance(error, RuntimeError) and _PEERS_GONE.search(str(error)):
+                error.exit_code = exits.PEERS_MISSING  # type: ignore[attr-defined]
+            else:
+                _publish_failure(exit_code_of(error), _message(error))
+            with suppress(AttributeError):
+                error.known_to_all = True  # type: ignore[attr-defined]
+        raise
+
+
+_PEERS_GONE = re.compile(
+    "gloo|by peer|coordination service|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|barrier|socket closed", re.IGNORECASE
+)
+_FAILURES = "bertjax/failures/"
+
+
+def _publish_failure(code: int, text: str) -> None:
+    place = f"process {jax.process_index()} on {socket.gethostname()}"
+    with suppress(Exception):  # the service of JAX may be gone, or have changed
+        _service().key_value_set(f"{_FAILURES}{jax.process_index()}", json.dumps([code, f"{place}: {text}"]))
+
+
+def published_failures() -> list[tuple[int, str]]:
+    """Return exit code and message of the processes that failed alone, as far as JAX's service tells."""
+    with suppress(Exception):
+        return [tuple(json.loads(text)) for _, text in _service().key_value_dir_get(_FAILURES)]
+    return []
+
+
+def _service() -> Any:
+    """Return the client of JAX's coordination service, for which there is no public function."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def allgather_text(text: str) -> dict[str, str]:

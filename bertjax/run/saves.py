@@ -19,7 +19,8 @@ class Saves:
     """Where the states of a run are saved, and with which facts.
 
     facts: experiment, tokenizer, data and model, see `checkpoint.save`. key: of the run. before: called before each
-    save. recent: the last two steps with this process's rows, since metrics are read one step late.
+    save. recent: the last two steps with this process's rows, since metrics are read one step late. newest: the step of
+    the newest checkpoint, none at first.
     """
 
     workdir: Path
@@ -28,12 +29,17 @@ class Saves:
     key: Key
     before: Callable[[], None]
     recent: deque[tuple[int, Batch]] = field(default_factory=lambda: deque(maxlen=2))
+    newest: deque[int] = field(default_factory=lambda: deque(maxlen=1))
 
     def save(self, state: State) -> None:
-        """Save a state as the newest checkpoint, in the background."""
+        """Save a state as the newest checkpoint, in the background, unless it is that already."""
+        step = int(state.step)
+        if step in self.newest:
+            return
         self.before()
         facts = self.facts | {"skips": state.skips.described()}
-        checkpoint.save(self.manager, int(state.step), state.params, state.opt, **facts)
+        checkpoint.save(self.manager, step, state.params, state.opt, **facts)
+        self.newest.append(step)
 
     def keep_diverged(self, state: State, step: int, good: int) -> Path:
         """Keep the batch and the state of a run that diverged at a step, and return their folder.

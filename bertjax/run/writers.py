@@ -4,13 +4,16 @@
 one, byte for byte. Numbers that depend on the machine and the time go to `timing.jsonl`.
 """
 
+import faulthandler
 import json
 import math
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,7 +43,7 @@ _UNASKED = {
 class Log:
     """Append to `log.jsonl` of a work directory, after dropping the lines beyond `step`, from which the run resumes."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, say: Callable[[str], None] | None = None) -> None:
         path = folder / "log.jsonl"
         with files.writing(path) as kept:
             for line in _lines(folder, path.name):
@@ -49,11 +52,11 @@ class Log:
                         kept.write(line.rstrip(b"\n") + b"\n")
                 except (ValueError, KeyError, TypeError):  # a line truncated by a kill is the last one
                     break
-        self._file: TextIO = files.open_append(path)
+        self._lines = Lines(path, say)
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line."""
-        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+        self._lines(json.dumps({"step": step} | dict(values)) + "\n")
 
 
 def _lines(folder: Path, name: str) -> Iterator[bytes]:
@@ -67,10 +70,51 @@ def _lines(folder: Path, name: str) -> Iterator[bytes]:
 _LONGEST_LINE = 2**20  # bytes
 
 
-def append_timing(folder: Path, step: int, values: Mapping[str, float]) -> None:
-    """Append one line to `timing.jsonl`."""
-    with files.open_append(folder / "timing.jsonl") as file:
-        file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(values)) + "\n")
+def evaluated_at(folder: Path, step: int) -> bool:
+    """Return whether the log of a work directory has an evaluation of a step, near its end."""
+    path = folder / "log.jsonl"
+    with files.open_inside(folder, path.name) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        lines = file.read().splitlines()
+    return any(line.startswith(b'{"step": %d, ' % step) and b'"validation/' in line for line in lines)
+
+
+class Timing:
+    """Append to `timing.jsonl` of a work directory."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] | None = None) -> None:
+        self._lines = Lines(folder / "timing.jsonl", say)
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line, with the time."""
+        self._lines(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(values)) + "\n")
+
+
+class Lines:
+    """Append lines to a file; those that cannot be written, as where the disk is full, are tried again with the next.
+
+    say: is told when writing fails, and when all has been written again.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
+        self.path, self._say = path, say or (lambda text: None)
+        self._left, self._failed = b"", False
+
+    def __call__(self, text: str) -> None:
+        """Append a text that ends with a newline, after those that are left."""
+        self._left += text.encode()
+        try:
+            with files.open_append(self.path) as file:
+                while self._left:  # a part may fit on the disk: the rest follows it later
+                    self._left = self._left[os.write(file.fileno(), self._left) :]
+        except (OSError, InputError) as error:
+            if not self._failed:
+                self._say(f"{self.path} cannot be written, it is tried again with each line: {error}")
+            self._failed = True
+        else:
+            if self._failed:
+                self._say(f"{self.path} is complete again")
+            self._failed = False
 
 
 def tensorboard_writer(folder: Path) -> Writer:
@@ -114,33 +158,132 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
     return lambda step, values: run.log(dict(values), step=step)
 
 
+def dropped_at_an_error(name: str, make: Callable[[], Writer], say: Callable[[str], None]) -> Writer:
+    """Return a writer that is dropped, with a message, at its first error: only the log must not miss a value.
+
+    Raises the InputErrors of `make`, since training has not begun.
+    """
+    working: list[Writer] = []
+
+    def drop(error: Exception) -> None:
+        working.clear()
+        say(f"nothing more is written to {name}, training goes on: {type(error).__name__}: {error}")
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        for each in tuple(working):
+            try:
+                each(step, values)
+            except Exception as error:  # noqa: BLE001 whatever a library raises
+                drop(error)
+
+    try:
+        working.append(make())
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 as above: a server that is away must not keep a run from resuming
+        drop(error)
+    return write
+
+
 class Progress:
     """Show progress on standard error: a line that is updated on a terminal, else a line every `every_seconds`.
+
+    Messages are kept in `messages.log` of the work directory too, once `keep` was called. Nothing here raises or waits
+    for a reader: where standard error is closed, full, or its reader is gone or does not read, messages are only kept.
 
     shown: whether anything is shown; false on all processes of a run but the coordinator.
     """
 
     def __init__(self, every_seconds: float = 10.0, *, shown: bool = True) -> None:
-        self._silent = not shown
-        self._terminal = sys.stderr.isatty()
+        self.shown = shown
+        self._terminal = _is_terminal(sys.stderr)
         self._every = 0.2 if self._terminal else every_seconds
         self._shown = -math.inf  # a monotonic clock may start at 0 with the machine
+        self._missed = False  # whether the last message could not be shown
+        self._kept: Lines | None = None
+        self._early: list[str] = []  # notes from before `keep`
 
     def line(self, text: str) -> None:
         """Show a line of progress, unless one was shown less than the interval ago."""
-        if not self._silent and time.monotonic() - self._shown >= self._every:
+        if self.shown and time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
-            print(
-                f"\r\033[K{escaped(text)}" if self._terminal else escaped(text),
-                end="" if self._terminal else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            shown = escaped(text)
+            self._show(f"\r\033[K{shown}" if self._terminal else f"{shown}\n", seconds=0)
 
     def say(self, text: str) -> None:
-        """Show a message, always, on a line of its own."""
-        if not self._silent:
-            print(f"\r\033[K{message(text)}" if self._terminal else message(text), file=sys.stderr, flush=True)
+        """Show a message, always, on a line of its own, and keep it."""
+        if self.shown:
+            self._keep(text)
+            shown = message(text)
+            self._show(f"\r\033[K{shown}\n" if self._terminal else f"{shown}\n", seconds=0 if self._missed else 1)
+
+    def note(self, text: str) -> None:
+        """Show a message and keep it, also on a process that shows no progress: of what happens to this process."""
+        self.record(text)
+        self._show(f"{message(text)}\n", seconds=0 if self._missed else 1)
+
+    def record(self, text: str) -> None:
+        """Keep a message without showing it."""
+        self._keep(text)
+
+    def stacks(self, text: str) -> None:
+        """Note a message, and the stacks of all threads of Python, which are only kept if there is a file for them."""
+        self.note(text)
+        with suppress(OSError, InputError):  # as where standard error is closed
+            if self._kept is None:
+                faulthandler.dump_traceback(2, all_threads=True)
+            else:
+                with files.open_append(self._kept.path) as file:
+                    faulthandler.dump_traceback(file, all_threads=True)
+
+    def keep(self, path: Path) -> None:
+        """Append messages to a file from now on, and those that told of lost output before."""
+        self._kept, early, self._early = Lines(path), self._early, []
+        for text in early:
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        if self._kept is not None:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._kept("".join(f"{stamp} {line}\n" for line in message(text).splitlines()))
+
+    def _show(self, text: str, seconds: float) -> None:
+        try:
+            _write(sys.stderr, text, seconds)
+            self._missed = False
+        except (OSError, ValueError) as error:
+            reason = f"messages are kept here alone, since standard error takes none: {error}"
+            if not self._missed and self._kept is None:
+                self._early.append(reason)
+            elif not self._missed:
+                self._keep(reason)
+            self._missed = True
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+_PIECE = 1000
+"""Characters that are written at once: a pipe that is ready takes 4096 bytes without waiting for its reader."""
+
+
+def _write(stream: TextIO | None, text: str, seconds: float) -> None:
+    """Write a text. Raises OSError where the stream does not take it, also after `seconds`, ValueError if closed."""
+    own = stream is sys.__stderr__  # not where a notebook or a test has put its own
+    if stream is None:
+        raise OSError("it is closed")
+    ready = select.poll() if own else None
+    if ready is not None:
+        ready.register(stream.fileno(), select.POLLOUT)
+    for begin in range(0, len(text), _PIECE):
+        if ready is not None and not ready.poll(1000 * seconds):
+            raise TimeoutError("its reader does not read")
+        stream.write(text[begin : begin + _PIECE])
+        stream.flush()
 
 
 def duration(seconds: float) -> str:

@@ -3,37 +3,100 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from bertjax.run.stop import stop_requests
+from bertjax import exits
+from bertjax.run.stop import SIGNALS, Interrupted, stop_requests
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_requests_a_stop_and_the_second_acts_at_once(number):
-    class ActedAtOnce(Exception):
-        pass
+def send(number):
+    os.kill(os.getpid(), number)
 
-    def act(number, frame):
-        raise ActedAtOnce
 
-    before = signal.signal(number, act)
-    try:
-        with pytest.raises(ActedAtOnce), stop_requests() as request:
-            assert request.signal == 0
-            os.kill(os.getpid(), number)
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_asks_for_a_stop_and_later_ones_are_only_counted(number):
+    before, said, ended = signal.getsignal(number), [], []
+    with stop_requests(end=lambda *ending: ended.append(ending), say=said.append) as request:
+        assert request.signal == 0
+        for each in (number, number, signal.SIGTERM):
+            send(each)
             assert request.signal == number
-            os.kill(os.getpid(), number)
-        assert signal.getsignal(number) is act
+            wait_for(lambda: request.count == len(said))
+        wait_for(lambda: request.count == 3)
+    assert signal.getsignal(number) == before and not ended
+    assert [text.split(":")[0].split()[1:] for text in said] == [[], ["again"], ["again"]]
+
+
+def test_ctrl_c_and_other_signals_have_the_codes_of_a_saved_checkpoint():
+    codes = {number: Interrupted(3, number).exit_code for number in SIGNALS}
+    assert codes.pop(signal.SIGINT) == exits.INTERRUPTED and set(codes.values()) == {exits.PREEMPTED}
+
+
+def test_without_a_checkpoint_within_the_grace_the_process_ends_with_a_code_of_its_own():
+    ended = []
+    with stop_requests(grace=0.05, end=lambda *ending: ended.append(ending)) as request:
+        send(signal.SIGTERM)
+        wait_for(lambda: ended)
+    assert ended[0][0] == exits.STOPPED and request.count == 1
+
+
+def test_a_checkpoint_that_has_begun_is_finished_unless_a_signal_arrives_after_the_grace():
+    ended = []
+    with stop_requests(grace=0.05, end=lambda *ending: ended.append(ending)) as request:
+        request.saving = True
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        wait_for(lambda: request.count == 2)
+        time.sleep(0.15)
+        assert not ended
+        send(signal.SIGTERM)
+        wait_for(lambda: ended)
+    assert ended[0][0] == exits.STOPPED and request.signal == signal.SIGTERM
+
+
+def test_a_long_step_may_end_before_the_grace_counts():
+    with stop_requests(grace=10) as request:
+        request.step_seconds = 40
+        send(signal.SIGTERM)
+        assert -90 <= request.overdue(10) < -89
+
+
+def test_where_nothing_is_lost_a_signal_raises_at_once_also_one_that_came_before():
+    with stop_requests() as request:
+        with pytest.raises(KeyboardInterrupt), request.raising():
+            send(signal.SIGUSR1)
+            threading.Event().wait(10)
+        assert request.signal == signal.SIGUSR1 and not request.at_once
+        send(signal.SIGUSR1)
+        with pytest.raises(KeyboardInterrupt), request.raising():
+            raise AssertionError
+
+
+def test_signals_that_the_caller_ignores_stay_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            send(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not request.signal
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_restored_if_no_signal_arrived():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with stop_requests():
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert not set(before) & {signal.getsignal(number) for number in SIGNALS}
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_outside_the_main_thread_nothing_is_caught():
@@ -51,20 +114,29 @@ def test_outside_the_main_thread_nothing_is_caught():
 
 
 PROGRAM = """
-import sys, time
+import ctypes
+from functools import partial
+from bertjax.run.leaving import end
 from bertjax.run.stop import stop_requests
-with stop_requests() as request:
+from bertjax.run.writers import Progress
+progress = Progress()
+with stop_requests(grace=0.3, end=partial(end, progress), say=progress.note):
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
     print("ready", flush=True)
-    while not request.signal:
-        time.sleep(0.01)
-    print("asked", flush=True)
-    sum(range(10**15))  # does not return to the interpreter
+    lock(mutex)  # for ever: no signal interrupts this
 """
 
 
-def test_a_second_sigterm_ends_a_process_that_does_not_return_to_the_interpreter():
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
-        for word in ("ready", "asked"):
-            assert process.stdout.readline() == f"{word}\n"
+def test_a_process_that_does_not_return_to_the_interpreter_ends_within_the_bound_with_its_stacks():
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
             process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+            assert process.wait(20) == exits.STOPPED
+            said = process.stderr.read()
+        finally:
+            process.kill()
+    assert "SIGTERM: stopping after a checkpoint" in said and "no checkpoint could be begun within" in said
+    assert "Thread 0x" in said and 'File "<string>", line 12' in said
