@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
 from bertjax.paths import CLOUD, explained
 
@@ -181,7 +182,7 @@ def _read(path: Path) -> _Found | None:
 
 def _owner(text: str) -> str:
     with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(text)["owner"])
+        return str(parse_object(text, "the lock")["owner"])
     return "an unknown process"
 
 
@@ -198,7 +199,7 @@ def _process(number: int) -> list[object]:
 def _has_ended(text: str) -> bool:
     """Return whether the owner was a process of this machine that is no more."""
     try:
-        theirs, ours = json.loads(text)["process"], _process(os.getpid())
+        theirs, ours = parse_object(text, "the lock")["process"], _process(os.getpid())
         return bool(theirs and ours) and theirs[:2] == ours[:2] and _process(int(theirs[2])) != theirs
     except (ValueError, KeyError, TypeError, IndexError):
         return False

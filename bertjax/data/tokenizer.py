@@ -252,7 +252,7 @@ def parsing_special_tokens(tokenizer: Tokenizer, *, mask_only: bool = False) -> 
         files = {JSON: json.dumps(described).encode(), CONFIG: tokenizer.files.get(CONFIG, b"{}")}
     else:
         files = dict(tokenizer.files)
-    config = json.loads(files.get(CONFIG, b"{}")) | {_PARSE: _MASK_ONLY if mask_only else True}
+    config = parse_object(files.get(CONFIG, b"{}"), CONFIG) | {_PARSE: _MASK_ONLY if mask_only else True}
     return tokenizer_from_files(files | {CONFIG: json.dumps(config).encode()}, origin="the tokenizer")
 
 

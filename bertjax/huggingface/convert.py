@@ -4,7 +4,6 @@ Strict both ways: every tensor is used once, or listed with the reason why it is
 that config.json implies; before a model is written its config.json is read back and compared with it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bertjax.bounded_json import parse_object
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.data.tokenizer_classes import CONFIG as TOKENIZER_CONFIG
 from bertjax.errors import InputError
@@ -181,7 +181,7 @@ def _padding_notes(family: Family, encoder: Any, tokenizer: Tokenizer | None, fo
     if given is None or tokenizer is None or tokenizer.vocabulary.pad == given:
         return []
     ids = f"config.json has pad_token_id={given}, its tokenizer pads with {tokenizer.vocabulary.pad}"
-    if json.loads(tokenizer.files.get(TOKENIZER_CONFIG, b"{}")).get("padding_side") == "left":
+    if parse_object(tokenizer.files.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG).get("padding_side") == "left":
         raise InputError(
             f"{folder}: {ids} on the left: {family.model_type} would number texts by the length of their padding. Set "
             "padding_side=right in tokenizer_config.json, or put the model's own vocabulary into the folder"

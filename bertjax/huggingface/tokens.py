@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
-from bertjax.bounded_json import LARGE
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.templates import Template, templates_for
 from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
@@ -51,7 +51,7 @@ def write_tokenizer(
     segment ids as an input.
     """
     notes: list[str] = []
-    config = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    config = parse_object(tokenizer.files.get(CONFIG, b"{}"), CONFIG)
     if "read_as" in config and JSON in tokenizer.files:
         written, described = config, tokenizer.files[JSON].decode()
     else:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.bounded_json import LARGE, parse_object
 from bertjax.checkpoints.trained import Model
 from bertjax.data.templates import framed, specials
 from bertjax.data.tokenizer import Template, Tokenizer, tokenizer_from_files
@@ -104,7 +105,7 @@ def _reader(model: Model, head: SentenceEmbedding, prompt: str | None, max_lengt
             f"{limit} tokens have no room for the special tokens of a text: allow at least {specials(template)}"
         )
     tokenizer = _lowercased(model.text) if head.lowercase else model.text
-    config = json.loads(model.text.files.get(CONFIG, b"{}"))
+    config = parse_object(model.text.files.get(CONFIG, b"{}"), CONFIG)
     truncates, from_left = bool(max_length or head.max_length), config.get("truncation_side") == "left"
     return _Reader(tokenizer, template, _prompt(head, prompt), limit, truncates, from_left)
 
@@ -146,13 +147,13 @@ def _lowercased(tokenizer: Tokenizer) -> Tokenizer:
     """Return a tokenizer that lower-cases texts first, as the library does: letter by letter, but added tokens."""
     files = dict(tokenizer.files)
     if JSON in files:
-        described = json.loads(files[JSON])
+        described = parse_object(files[JSON], JSON, LARGE)
         given = described.get("normalizer")
         others = given["normalizers"] if given and given["type"] == "Sequence" else [given] if given else []
         if not any(each["type"] == "Lowercase" for each in others):
             described["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *others]}
         files[JSON] = json.dumps(described).encode()
     else:
-        config = json.loads(files.get(CONFIG, b"{}")) | {"do_lower_case": True}
+        config = parse_object(files.get(CONFIG, b"{}"), CONFIG) | {"do_lower_case": True}
         files[CONFIG] = json.dumps(config).encode()
     return tokenizer_from_files(files, origin="the tokenizer")

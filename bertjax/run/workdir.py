@@ -18,6 +18,7 @@ from typing import Any
 
 from bertjax import files
 from bertjax.bounded_json import parse_object
+from bertjax.checkpoints.info import Described
 from bertjax.closed_set import COUNTERS
 from bertjax.config import Experiment
 from bertjax.description import dump, from_json, to_json, up_to_date
@@ -25,6 +26,7 @@ from bertjax.errors import InputError
 from bertjax.lease import leased, owner_of
 from bertjax.paths import in_cloud, path_of
 from bertjax.places import PLACES
+from bertjax.typed_json import typed
 
 
 @contextmanager
@@ -75,10 +77,23 @@ def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
     path = folder / "experiment.json"
     if not path.exists():
         return experiment
-    begun = up_to_date(parse_object(files.read_inside(folder, path.name), f"{path}"))["counters"]
+    begun = _read_experiment(folder)["counters"]
     if begun == to_json(experiment.counters):
         return experiment
     return dataclasses.replace(experiment, counters=from_json(begun, COUNTERS, "counters"))
+
+
+def _read_experiment(folder: Path) -> dict[str, Any]:
+    """Read experiment.json, by today's names. Raises InputError where it is damaged."""
+    path = folder / "experiment.json"
+    try:
+        saved = up_to_date(parse_object(files.read_inside(folder, path.name), path.name))
+        found: dict[str, Any] = {**typed(saved, Described, path.name)}
+        if not {"counters", "phases"} <= found.keys():
+            raise InputError("it has no phases or no counters")
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): choose another --workdir") from error
+    return found
 
 
 def record_experiment(folder: Path, experiment: Experiment) -> None:
@@ -89,10 +104,9 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     """
     experiment, path = with_begun_counters(folder, experiment), folder / "experiment.json"
     if path.exists():
-        saved = parse_object(files.read_inside(folder, path.name), f"{path}")
-        there, here = _computed(up_to_date(saved)), _computed(to_json(experiment))
+        there, here = _computed(_read_experiment(folder)), _computed(to_json(experiment))
         found = differences(there, here)
-        changes = [f"{name} is {json.dumps(a)} there, {json.dumps(b)} here" for name, a, b in found]
+        changes = [f"{name} is {json.dumps(a):.200} there, {json.dumps(b):.200} here" for name, a, b in found]
         if changes:
             more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
             raise InputError(

@@ -14,16 +14,25 @@ from hub_folders import own_model
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import convert
 from bertjax.checkpoints.trained import load
+from bertjax.config import Experiment, Phase
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.records import read_manifest
+from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.results import last_metrics, read_best, read_result, timing
+from bertjax.masking import Masking
 from bertjax.models.heads import PairHead
 from bertjax.models.layers import TruncatedNormal
 from bertjax.models.published import Published
+from bertjax.objectives.mlm import MaskedLM
+from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import Schedule
+from bertjax.run.workdir import record_experiment
+
+ROWS = FullSentences("corpus", 16)
 
 OUTSIDE = (
     "../x", "/tmp/x", "a/b", "..", ".", ".bashrc", "vocab.txt/../../x", "x.sh", "a\\b.model", ".model", "\0", "é.model",
@@ -214,3 +223,26 @@ def test_logs_that_are_not_of_their_types_are_refused(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "validation/f1": ["x"]}\n')
     with pytest.raises(InputError, match="f1 is a list"):
         last_metrics(tmp_path)
+
+
+def test_an_experiment_of_a_run_that_is_not_of_its_types_is_refused(tmp_path):
+    experiment = Experiment(
+        MaskedLM(small_bert(), Masking(3, (4, 200))), Optimizer(Schedule(1e-3, 0, 2)), (Phase(2, 8, ROWS),)
+    )
+    path, described = tmp_path / "experiment.json", to_json(experiment)
+    path.write_text(json.dumps(described))
+    record_experiment(tmp_path, experiment)
+    for changes, problem in (
+        ({"phases": [1]}, "phases.0 is 1"),
+        ({"phases": [{"rows": []}]}, "rows is a list"),
+        ({"counters": [1]}, "counters is a list"),
+        ({"type": ["bertjax.config.Experiment"]}, "type is a list"),
+        ({"x": 1}, "has 'x'"),
+        ({"seed": 10**30}, "seed is 10"),
+    ):
+        path.write_text(json.dumps(described | changes))
+        with pytest.raises(InputError, match=rf"experiment\.json is damaged \(.*{re.escape(problem)}"):
+            record_experiment(tmp_path, experiment)
+    path.write_text(json.dumps(described | {"counters": {"type": "bertjax.optim.optimizer.Optimizer"}}))
+    with pytest.raises(InputError, match="counters is the type"):
+        record_experiment(tmp_path, experiment)
