@@ -94,6 +94,7 @@ EDITS = {
     "a list for the tokenizer": (lambda info: info.update(tokenizer=[]), "info.tokenizer is a list"),
     "no base64": (lambda info: info["tokenizer"].update({"vocab.txt": "é"}), "a file of its tokenizer"),
     "numbers for checksums": (lambda info: info.update(checksums={"params": {"x": 1}}), "is 1, not a text"),
+    "no checksums": (lambda info: info.update(checksums={}), "the checksum of .* does not fit"),
     "an unknown entry": (lambda info: info.update(x=1), "info has 'x'"),
     "an unknown entry of the experiment": (lambda info: info["experiment"].update(x=1), "experiment has 'x'"),
     "an architecture that is a list": (
