@@ -82,13 +82,14 @@ def test_numbers_of_strangers_do_not_count(monkeypatch, token):
         stranger.close()
 
 
-def test_silent_slow_and_many_connections_hold_nobody_up():
-    call = Call(3)
+def test_silent_slow_and_many_connections_hold_nobody_up(monkeypatch):
+    monkeypatch.setattr("bertjax.run.roll_call._SECONDS", 60.0)
+    call = Call(3, timeout=40.0)
     begun = time.monotonic()
     call.start(0)
     strangers = [call.connect(b"1 3"[: n % 4]) for n in range(120)]
     call.start(1, 2)
-    assert call.ended() == {0: "", 1: "", 2: ""} and time.monotonic() - begun < 4
+    assert call.ended() == {0: "", 1: "", 2: ""} and time.monotonic() - begun < 20
     for stranger in strangers:
         stranger.close()
 
@@ -107,7 +108,7 @@ def test_a_process_with_another_token_or_number_of_processes_is_refused(monkeypa
 
 
 def test_a_process_that_has_gone_again_is_missing():
-    call = Call(3, timeout=1.0)
+    call = Call(3, timeout=2.0)
     call.start(0)
     with call.connect() as gone:
         nonce, ours = gone.recv(100).decode().strip(), "0" * 32
