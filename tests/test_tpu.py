@@ -415,6 +415,15 @@ def test_exit_code_2_is_a_mistake_only_if_no_host_failed_otherwise(monkeypatch):
     assert judge(look("ended", 3, 0, 2) + look("ended", 3, None, 2)) == "broken"
 
 
+def test_a_mistake_that_shows_on_the_slice_says_that_it_is_billed(cloud, monkeypatch):
+    monkeypatch.setenv("WORKERS", "2")
+    target = ["bert", *ZONE, "--type=v5litepod-16", "--interval=0.05"]
+    out = cloud.run("watch.py", *target, "--", "e.py", code=2).stdout
+    assert "bert has 2 workers: they need --gcs" in out and "is billed, until: slices.py delete bert" in out
+    cloud.run("watch.py", *target, "--gcs=mine/run", "--", "e.py", code=2)
+    assert len(cloud.calls("queued-resources create")) == 1
+
+
 def test_a_slice_that_cannot_be_deleted_is_named(monkeypatch, capsys):
     script = Script(monkeypatch, [])
     failing = []

@@ -81,6 +81,9 @@ def watch(
         except CloudError as error:  # for example this computer is offline
             say(str(error))
             code = MISTAKE if error.final else None
+        except ValueError as error:  # of the slice that now exists, such as several workers without --gcs
+            say(str(error))
+            code = MISTAKE
         if code is None and course.restarts > patience.restarts:
             say(f"giving up: {patience.restarts} restarts without progress, at step {course.step}")
             code = 1
@@ -243,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         target, env = slices.target_of(options), texts.variables(options.env, options.env_file)
+        for place in filter(None, (options.gcs, options.corpus)):  # before a slice is created, and billed
+            texts.checked("address", place)
         if target.dry_run:  # each command once
             slices.state(target)
             create()

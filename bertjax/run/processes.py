@@ -45,6 +45,8 @@ def join(timeout: int = 55) -> None:
             if not re.fullmatch(form, text):
                 raise InputError(f"{name}={text} is not {meant}")
         address, count, index = given[0], int(given[1]), int(given[2])
+        if not 0 < int(address.rpartition(":")[2]) < 2**16:
+            raise InputError(f"{names[0]}={address} has no port from 1 to 65535")
     elif any(given):
         missing = [name for name, text in zip(names, given, strict=True) if not text]
         raise InputError(f"to run as one of several processes set {', '.join(missing)} too")

@@ -257,6 +257,7 @@ def test_a_missing_variable_of_the_processes_is_an_error(monkeypatch):
     ("name", "text", "message"),
     [
         ("ADDRESS", "localhost", "JAX_COORDINATOR_ADDRESS=localhost is not host:port"),
+        ("ADDRESS", "localhost:65536", "JAX_COORDINATOR_ADDRESS=localhost:65536 has no port from 1 to 65535"),
         ("NUM_PROCESSES", "two", "JAX_NUM_PROCESSES=two is not a number"),
         ("PROCESS_ID", "1.0", "JAX_PROCESS_ID=1.0 is not a number"),
         ("PROCESS_ID", "2", "JAX_PROCESS_ID=2 is not one of 2 processes"),
