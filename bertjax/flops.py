@@ -1,9 +1,9 @@
 """Count the FLOPs of an objective, and list the peak FLOP/s of devices."""
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,7 +23,25 @@ PEAK_TFLOPS = {chip.kind: chip.tflops / chip.devices for chip in CHIPS.values()}
     "NVIDIA H200": 989.0,
 }
 
+T = TypeVar("T")
+Shapes = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+"""The features of a batch by name, as a key."""
+
 NOWHERE = jax.sharding.AbstractMesh((), ())
+
+
+def _once(function: Callable[..., T]) -> Callable[..., T]:
+    """Call a pure function once for equal arguments; or each time, where an objective holds what has no hash."""
+    memo = lru_cache(maxsize=64)(function)
+
+    def call(*arguments: Any) -> T:
+        try:
+            hash(arguments)
+        except TypeError:
+            return function(*arguments)
+        return memo(*arguments)
+
+    return call
 
 
 def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -> float:
@@ -33,6 +51,12 @@ def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -
     Rematerialisation is not counted, nor anything but matrix products. Where a platform chooses between
     implementations (`cond`), the one with the fewest FLOPs counts; for a kernel, the plain form beside it.
     """
+    return _model_flops(objective, _shapes(batch), tuple(trained), jax.sharding.get_abstract_mesh())
+
+
+@_once
+def _model_flops(objective: Objective, shapes: Shapes, trained: Rules, mesh: jax.sharding.AbstractMesh) -> float:
+    batch = dict(shapes)
     params = abstract_params(objective, batch)
     loss = partial(objective.loss, rng=jax.random.key(0), train=False)
     with jax.sharding.use_abstract_mesh(NOWHERE):  # within a shard_map only the rows of one replica would be seen
@@ -45,9 +69,21 @@ def model_flops(objective: Objective, batch: Any, trained: Rules = EVERYTHING) -
 def abstract_params(objective: Objective, batch: Any) -> Params:
     """Trace `init` and `loss` on the shapes of a batch, without computing; return the shapes of the parameters.
 
-    Raises InputError, with the message of the ValueError of a model or an objective that cannot take such rows.
+    A run asks several times for the same, so that it is traced once. Raises InputError, with the message of the
+    ValueError of a model or an objective that cannot take such rows.
     """
-    key = jax.random.key(0)
+    found = _abstract_params(objective, _shapes(batch), jax.sharding.get_abstract_mesh())
+    return jax.tree.map(lambda leaf: leaf, found)
+
+
+def _shapes(batch: Any) -> Shapes:
+    return tuple((name, jax.ShapeDtypeStruct(array.shape, array.dtype)) for name, array in batch.items())
+
+
+@_once
+def _abstract_params(objective: Objective, shapes: Shapes, mesh: jax.sharding.AbstractMesh) -> Params:
+    """Trace for the mesh in use, by which rows may not divide."""
+    key, batch = jax.random.key(0), dict(shapes)
     try:
         params = jax.eval_shape(objective.init, key, batch)
         jax.eval_shape(partial(objective.loss, train=True), params, batch, key)

@@ -1,12 +1,14 @@
+import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import MASKING, small_albert, small_bert
 
 from bertjax.config import load_experiment
-from bertjax.flops import batch_shapes, model_flops
+from bertjax.flops import abstract_params, batch_shapes, model_flops
 from bertjax.objectives.mlm import MaskedLM
 
 
@@ -62,3 +64,25 @@ def test_the_query_stream_costs_less_than_a_third_more():
     layer = 2 * (4 * e.D**2 + 2 * e.D * e.F) + 2 * (3 * 512 + 64) * e.D + 2 * 2 * e.D  # with the shifted term, segments
     one = 3 * 2 * (e.N * (512 * layer + 2 * (512 + 512) * e.D**2) + 2 * P * e.D * e.V)
     assert 1.1 < two / one < 1.35
+
+
+def test_a_run_traces_an_objective_once_and_one_without_a_hash_each_time():
+    calls = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counted:
+        held: object
+
+        def init(self, rng, batch):
+            return {"w": jnp.zeros(batch["tokens"].shape[1])}
+
+        def loss(self, params, batch, rng, *, train):
+            calls.append(train)
+            return params["w"].sum(), {}
+
+    batch = batch_shapes(2, 8, ())
+    for held, expected in ((1, 1), (np.ones(1), 2)):
+        calls.clear()
+        for _ in range(2):
+            assert abstract_params(Counted(held), batch)["w"].shape == (8,)
+        assert len(calls) == expected

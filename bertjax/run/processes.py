@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,7 @@ def locked_by_coordinator(workdir: Path) -> Iterator[Callable[[], None]]:
         yield check_on_all if in_cloud(workdir) else check
 
 
+@cache
 def versions() -> dict[str, object]:
     """Return digests of bertjax's source files and versions of packages, which must be equal on all hosts."""
     root = Path(__file__).parents[1]
