@@ -91,13 +91,15 @@ def files_below(home: Path, pattern: str = "*") -> list[Path]:
 
 
 def check_tree(home: Path, name: str | Path = "") -> None:
-    """Check a folder below `home` before a library opens it by its name: regular files and folders, no link outside.
+    """Check a folder or file below `home` before a library opens it by its name: it holds regular files and folders.
 
-    Raises InputError for anything else.
+    Raises InputError for anything else, and for a link that leads outside.
     """
     if in_cloud(home):
         return
     top = real_path(home, name)
+    if not stat.S_ISREG(top.lstat().st_mode) and not stat.S_ISDIR(top.lstat().st_mode):
+        raise _not_plain(home / name)
     for folder, folders, files in os.walk(top):
         for each in (*folders, *files):
             path = Path(folder, each)

@@ -66,7 +66,7 @@ def check_not_emptied(run: Path, every: int) -> None:
         raise InputError(f"{folder} holds no checkpoint to resume from, only {', '.join(aside)}: {remedy}")
     saved, log = run / "saved.json", run / "log.jsonl"
     if saved.exists():
-        step = parse_object(saved.read_bytes(), str(saved)).get("step")
+        step = parse_object(files.read_inside(run, saved.name), str(saved)).get("step")
     else:
         step = _last_logged(log) if log.exists() else None
         step = step // every * every if step and every and step >= every else None
@@ -74,9 +74,12 @@ def check_not_emptied(run: Path, every: int) -> None:
         raise InputError(f"{folder} is empty, but the run had saved step {step}: is its disk mounted? If so, {remedy}")
 
 
+_LARGEST_LOG = 2**28  # bytes; a line of a log has some hundred
+
+
 def _last_logged(log: Path) -> int | None:
     """Return the step of the last line of a log that can be read; None where there is none."""
-    for line in reversed(log.read_bytes().splitlines()):
+    for line in reversed(files.read_inside(log.parent, log.name, _LARGEST_LOG).splitlines()):
         try:
             return int(parse_object(line, str(log), constants=True)["step"])
         except (InputError, KeyError, TypeError, ValueError):

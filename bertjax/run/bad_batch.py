@@ -7,6 +7,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from bertjax.run.processes import is_coordinator
 from bertjax.types import Key
 
 FOLDER = "diverged"
+
+
+_LARGEST = 2**28  # bytes of a batch: a thousand rows of 512 tokens with six arrays have 13 million
 
 
 def keep_bad_batch(workdir: Path, step: int, batch: Batch, key: Key, write_state: Callable[[Path], None]) -> Path:
@@ -45,16 +49,19 @@ def keep_bad_batch(workdir: Path, step: int, batch: Batch, key: Key, write_state
 
 def read_bad_batch(folder: Path) -> tuple[dict[str, Any], Batch]:
     """Return why.json and the batch of all processes that a run kept. Raises InputError where there is none."""
-    try:
-        why = parse_object((folder / "why.json").read_bytes(), str(folder / "why.json"))
-        parts = []
-        for index in range(int(why["processes"])):
-            with np.load(io.BytesIO((folder / f"batch-{index}.npz").read_bytes()), allow_pickle=False) as arrays:
-                parts.append(dict(arrays))
-        return why, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except FileNotFoundError as error:
+    if not (folder / "why.json").exists():
         raise InputError(
             f"{folder} holds no batch of a diverged run: give the work folder of a run that ended as diverged"
-        ) from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        )
+    try:
+        why = parse_object(files.read_inside(folder, "why.json"), str(folder / "why.json"))
+        parts = []
+        for index in range(int(why["processes"])):
+            content = io.BytesIO(files.read_inside(folder, f"batch-{index}.npz", _LARGEST))
+            if sum(each.file_size for each in zipfile.ZipFile(content).infolist()) > _LARGEST:
+                raise ValueError(f"batch-{index}.npz expands to over {_LARGEST:,} bytes")
+            with np.load(content, allow_pickle=False) as arrays:
+                parts.append(dict(arrays))
+        return why, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}): run the same command again, which writes it anew") from error

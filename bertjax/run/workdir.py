@@ -57,7 +57,15 @@ def lock_workdir(workdir: str | Path) -> Iterator[Callable[[], None]]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
+        _check_links(folder)
         yield lambda: None
+
+
+def _check_links(folder: Path) -> None:
+    """Raise InputError where a link leads out of what a run reads and writes, or a file is none: before it begins."""
+    for path in folder.iterdir():
+        if path.name != "wandb" or path.is_symlink():  # W&B links its logs to its cache
+            files.check_tree(folder, path.name)
 
 
 def lock_text(folder: Path) -> str:

@@ -148,6 +148,7 @@ def wandb_writer(folder: Path, project: str, experiment: Mapping[str, Any]) -> W
     identity = folder / "wandb_id"
     if not identity.exists():
         files.write(identity, wandb.util.generate_id())
+    files.make_folder(folder, "wandb")  # else W&B would follow a link in its place
     name = files.read_inside(folder, identity.name).decode(errors="replace")
     if not re.fullmatch(r"[\w-]{1,64}", name, re.ASCII):
         raise InputError(f"{identity} is not the name of a run: delete it, and the next run has another")

@@ -255,38 +255,56 @@ def test_the_index_of_a_corpus_holds_what_its_manifest_says(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lock", "log.jsonl", "log.jsonl.partial", "timing.jsonl", "experiment.json",
-                                  "experiment.json.partial", "results.json", "checkpoints", "predictions"])  # fmt: skip
+                                  "experiment.json.partial", "results.json", "checkpoints", "predictions",
+                                  "seed-0"])  # fmt: skip
 def test_a_run_writes_through_no_link(name, tmp_path, secret):
-    """As in the order of a run; each that does not refuse the link replaces it."""
+    """It is refused before anything is written, wherever in the folder the link is."""
+    folder = tmp_path / "run"
+    (folder / "seed-1" / "best").mkdir(parents=True)
+    for place in (folder / name, folder / "seed-1" / name, folder / "seed-1" / "best" / name):
+        place.symlink_to(secret.parent if name in ("checkpoints", "predictions", "seed-0") else secret)
+        with pytest.raises(InputError, match=r"is a link to"), lock_workdir(folder):
+            pytest.fail("the run begins")
+        place.unlink()
+    (folder / name).unlink(missing_ok=True)  # the lock
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=r"not a plain file"), lock_workdir(folder):
+        pytest.fail("the run begins")
+    (folder / name).unlink()
+    with lock_workdir(folder):
+        assert sorted(os.listdir(secret.parent)) == ["run", "secret"]
+
+
+def test_what_a_run_appends_to_is_no_link(tmp_path, secret):
+    """If the link comes later than the check of the folder."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / name).symlink_to(secret.parent if name in ("checkpoints", "predictions") else secret)
-    refused = name in ("lock", "log.jsonl", "timing.jsonl", "checkpoints", "predictions")
-    try:
-        with lock_workdir(folder):
-            files.write(folder / "experiment.json", "{}")
-            Log(folder, 0)(1, {"loss": 1.0})
-            append_timing(folder, 1, {"step_ms": 1.0})
-            write_json(folder / "results.json", {})
-            files.make_folder(folder, "predictions/validation")
-            open_checkpoints(folder / "checkpoints", keep=1, keep_every=0).close()
-        assert not refused and not (folder / name.removesuffix(".partial")).is_symlink()
-    except InputError as error:
-        assert refused and "is a link to" in str(error)
-    assert sorted(os.listdir(secret.parent)) == ["run", "secret"]
+    for name, write in {
+        "timing.jsonl": lambda: append_timing(folder, 1, {}),
+        "log.jsonl": lambda: Log(folder, 0),
+        "checkpoints": lambda: open_checkpoints(folder / "checkpoints", keep=1, keep_every=0),
+        "predictions": lambda: files.make_folder(folder, "predictions/validation"),
+    }.items():
+        (folder / name).symlink_to(secret if "." in name else secret.parent)
+        with pytest.raises(InputError, match="is a link to"):
+            write()
+    (folder / "results.json").symlink_to(secret)
+    write_json(folder / "results.json", {})
+    assert not (folder / "results.json").is_symlink()
 
 
 def test_a_run_is_read_through_no_link(tmp_path, secret):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (tmp_path / "other" / "info").mkdir(parents=True)
+    (tmp_path / "other" / "info" / "metadata").write_text("{}")
     (folder / "checkpoints" / "7").symlink_to(tmp_path / "other")
     with pytest.raises(InputError, match="outside the folder"):
         load(folder)
     (folder / "checkpoints" / "7").unlink()
     (folder / "checkpoints" / "7").mkdir()
     (folder / "checkpoints" / "7" / "info").symlink_to(tmp_path / "other" / "info")
-    with pytest.raises(InputError, match="outside the folder"):
+    with pytest.raises(InputError, match=r"damaged \(.*is a link to"):
         load(folder)
     (folder / "result.json").symlink_to(secret)
     with pytest.raises(InputError, match="outside the folder"):
