@@ -31,6 +31,8 @@ from bertjax.data.corpus import split_sentences
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_cache = tempfile.TemporaryDirectory(prefix="bertjax-cache-")
+os.environ["XDG_CACHE_HOME"] = _cache.name  # which remembers the corpora that were verified
 jax.config.update("jax_traceback_in_locations_limit", 0)  # no place in a file for each operation: nothing shows it
 # The same small programs are compiled again and again: keep all of them for the session, for all workers, which inherit
 # this; with the variable set, from one session to the next. A program that is half written when another worker reads it

@@ -248,9 +248,7 @@ def test_a_damaged_newest_checkpoint_and_a_renamed_one_are_passed_over_by_name(
     shutil.copytree(straight, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     largest = max((path for path in (folder / "6").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     shutil.copytree(folder / "2", folder / "37")
     with pytest.warns(UserWarning, match="passed over: .*37 is that of step 2"):
         assert load(tmp_path / "run").params
@@ -261,6 +259,38 @@ def test_a_damaged_newest_checkpoint_and_a_renamed_one_are_passed_over_by_name(
     assert {"37.damaged", "6.damaged", "6"} <= set(names) and "37" not in names
     shutil.rmtree(folder)
     refused(experiment, tmp_path / "run", "is empty, but the run had saved step 6")
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize("damage", [cut, lambda content: b"[]", lambda content: content.replace(b"seed", b"se\xffd")])
+def test_a_damaged_description_of_the_experiment_is_taken_from_a_checkpoint_or_refused_by_name(
+    experiment, undisturbed, tmp_path, damage
+):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    path = tmp_path / "run" / "experiment.json"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    refused(dataclasses.replace(experiment, seed=1), tmp_path / "run", "belongs to another experiment: seed is 0")
+    fit(experiment, tmp_path / "run", make_step=made_once)
+    assert path.read_bytes() == whole
+    path.write_bytes(damage(whole))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    refused(experiment, tmp_path / "run", r"experiment.json is .*and no checkpoint has a copy of it: delete")
+
+
+def test_a_damaged_log_is_mended_and_states_what_is_lost(experiment, undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    path = tmp_path / "run" / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b'{"step": \xff\n', *lines[2:]]))
+    fit(experiment, tmp_path / "run", make_step=made_once)
+    mended = path.read_bytes().splitlines(keepends=True)
+    assert json.loads(mended.pop(1)) == {"step": 1, "lost": "1 line after step 1 could not be read"}
+    assert mended == [lines[0], *lines[2:]]
+    assert "1 line after step 1" in capsys.readouterr().err and path.with_name("log.jsonl.damaged").exists()
 
 
 def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(short, tmp_path):

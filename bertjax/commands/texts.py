@@ -42,6 +42,10 @@ def add(commands: Any) -> None:
     inspect = command(data, "inspect", _inspect, "print statistics of a corpus", "bertjax data inspect corpus/")
     inspect.add_argument("corpus", metavar="DIR")
     takes_json(inspect)
+    verify = command(data, "verify", _verify, "compare all files of a corpus with the hashes in its manifest",
+                     "bertjax data verify corpus/")  # fmt: skip
+    verify.add_argument("corpus", metavar="DIR")
+    takes_json(verify)
 
     tokenizers = commands.add_parser("tokenizer", help="train and inspect tokenizers")
     tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
@@ -100,12 +104,15 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
         "jsonl": corpus.json_lines(options.text_field),
         "markdown": corpus.markdown,
     }
-    files = corpus.find_files(options.input)
+    found = corpus.find_files(options.input)
+    files = [file for file in found if isinstance(file, Path)]
     read = readers[options.format]
     identity: list[Any] = [options.format, options.text_field, options.longest_line]
+    identity += [list(file) for file in found if isinstance(file, corpus.Bad)]
     identity += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
-    return chain.from_iterable(read(file, options.longest_line) for file in files), identity, size
+    documents = ([file] if isinstance(file, corpus.Bad) else read(file, options.longest_line) for file in found)
+    return chain.from_iterable(documents), identity, size
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -143,6 +150,12 @@ def _inspect(options: argparse.Namespace) -> None:
     from bertjax.data.inspect import inspect_corpus
 
     print_result(options, inspect_corpus(options.corpus))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from bertjax.data.verify import verify_corpus
+
+    print_result(options, verify_corpus(options.corpus))
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:

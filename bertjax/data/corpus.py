@@ -5,6 +5,7 @@ skips or raises. Files may be compressed with gzip (.gz) or zstd (.zst). Memory 
 million characters or a million lines is divided, so that a corpus in one long file can have a held-out split too.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -45,27 +46,45 @@ _Line = tuple[int, str | Bad | None]
 """A line and its number, or None at the end of a document."""
 
 
-def find_files(inputs: Sequence[str | Path]) -> list[Path]:
+def find_files(inputs: Sequence[str | Path]) -> list[Path | Bad]:
     """List the files of `inputs` in a fixed order; folders are searched recursively, without hidden files.
 
-    Raises InputError for a path that does not exist, for a folder without files, and for one with a link that leads
-    out of it.
+    What cannot be searched or opened is listed as bad: a folder without permission, a link to nothing. Raises
+    InputError for a path that does not exist, for a folder without files, and for one with a link that leads out of it.
     """
-    files: list[Path] = []
+    files: list[Path | Bad] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below = (path.relative_to(given) for path in given.rglob("*") if path.is_file())
-            found = sorted(path for path in below if not any(part.startswith(".") for part in path.parts))
-            for path in found:
-                real_path(given, path)
+            found = sorted(_below(given))
             if not found:
                 raise InputError(f"folder {given} is empty: put the text files there, or give another folder")
-            files += [given / path for path in found]
+            files += [Bad(str(path), reason) if reason else path for path, reason in found]
         elif given.is_file():
             files.append(given)
         else:
             raise InputError(f"no file or folder {given}: check the path")
     return files
+
+
+def _below(home: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files below a folder, each with the reason why it cannot be read, or ""."""
+    closed: list[OSError] = []
+    for here, folders, names in os.walk(home, onerror=closed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(here, name).is_symlink()]  # to folders: not followed
+        for name in [name for name in names if not name.startswith(".")] + links:
+            path = Path(here, name)
+            try:
+                if path.is_symlink() and not path.exists():
+                    yield path, f"a link to {os.readlink(path)}, which is not there: is its disk mounted?"
+                    continue
+                real_path(home, path.relative_to(home))  # a link to elsewhere in this folder is listed there too
+                if name not in links:
+                    yield path, "" if path.is_file() else "not a regular file: move it out of the folder"
+            except OSError as error:
+                yield path, f"cannot be opened: {error.strerror}"
+    for error in closed:
+        yield Path(error.filename), f"the folder cannot be searched: {error.strerror}"
 
 
 def plain(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:

@@ -8,7 +8,9 @@ from typing import Protocol
 from bertjax.data.records import corpus_tokenizer, manifest_digest, read_manifest
 from bertjax.data.source import Batch, Corpus, empty_batch
 from bertjax.data.tokenizer import Tokenizer, fingerprint
+from bertjax.data.verify import verify_shards
 from bertjax.errors import InputError
+from bertjax.paths import in_cloud
 
 
 class CutFromCorpus(Protocol):
@@ -47,9 +49,11 @@ def splits(rows: CutFromCorpus) -> tuple[str, ...]:
 
 
 def digest(rows: CutFromCorpus) -> str:
-    """Return the digest of the corpus's manifest. Raises InputError where a file of a split is missing or damaged."""
+    """Return the digest of the corpus's manifest. Raises InputError where a file of a split is not what was built."""
     for split in splits(rows):
         Corpus(rows.corpus, split)
+    if not in_cloud(rows.corpus):  # from there it would be copied
+        verify_shards(rows.corpus)
     return manifest_digest(rows.corpus)
 
 

@@ -5,7 +5,8 @@ A result of a seed has `seed`, `best` (step and metrics of its best evaluation),
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -94,7 +95,7 @@ _TIMES = ("step_ms", "data_wait_ms")
 def timing(folder: Path) -> dict[str, float]:
     """Return a run's mean milliseconds per step, and the fraction of them spent waiting for data."""
     path = folder / "timing.jsonl"
-    lines = _lines(path) if path.exists() else []
+    lines = list(_readable(path)) if path.exists() else []
     if not lines:  # the run was too short to be timed
         return {}
     times = {name: [typed(line.get(name), float, f"{path}: {name}") for line in lines] for name in _TIMES}
@@ -168,6 +169,13 @@ def read_json(path: Path) -> Result:
         return parse_object(content, f"{path}", constants=True)
     except InputError as error:
         raise InputError(f"{path} is damaged: delete it to run its seed again ({error})") from error
+
+
+def _readable(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON lines that can be read: a kill leaves parts of lines, and a mean does not need all."""
+    for line in files.read_inside(path.parent, path.name, _LARGEST_LOG).splitlines():
+        with suppress(InputError):
+            yield parse_object(line, f"{path}", constants=True)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

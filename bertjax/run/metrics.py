@@ -64,7 +64,7 @@ class MetricLogger:
         if not is_coordinator():
             return
         say = progress.say
-        self._log = Log(folder, start, say)
+        self._log = Log(folder, start, say, every=run.log_every)
         self._writers.append(self._log)
         self._timing = Timing(folder, say)
         if run.tensorboard:

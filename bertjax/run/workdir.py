@@ -18,7 +18,9 @@ from typing import Any
 
 from bertjax import files
 from bertjax.bounded_json import parse_object
+from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.info import Described
+from bertjax.checkpoints.newest import read_newest
 from bertjax.closed_set import COUNTERS
 from bertjax.config import Experiment
 from bertjax.description import dump, from_json, to_json, up_to_date
@@ -82,26 +84,41 @@ def lock_text(folder: Path) -> str:
 
 def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
     """Return the experiment with the rule for counters that the run in the directory began with, if there is one."""
-    path = folder / "experiment.json"
-    if not path.exists():
+    there = recorded(folder)
+    if there is None:
         return experiment
-    begun = _read_experiment(folder)["counters"]
+    begun = there["counters"]
     if begun == to_json(experiment.counters):
         return experiment
     return dataclasses.replace(experiment, counters=from_json(begun, COUNTERS, "counters"))
 
 
-def _read_experiment(folder: Path) -> dict[str, Any]:
-    """Read experiment.json, by today's names. Raises InputError where it is damaged."""
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """Return the description of the experiment of a work directory, None for a new one.
+
+    Where experiment.json is missing or damaged, that of its newest checkpoint is as good. Raises InputError where there
+    is none.
+    """
     path = folder / "experiment.json"
-    try:
-        saved = up_to_date(parse_object(files.read_inside(folder, path.name), path.name))
-        found: dict[str, Any] = {**typed(saved, Described, path.name)}
-        if not {"counters", "phases"} <= found.keys():
-            raise InputError("it has no phases or no counters")
-    except InputError as error:
-        raise InputError(f"{path} is damaged ({error}): choose another --workdir") from error
-    return found
+    problem = ""
+    if path.exists():
+        try:
+            there: dict[str, Any] = typed(_read(folder, path.name), Described, str(path))
+            if "counters" in there and there.get("phases"):
+                return there
+            problem = f"{path} is no description of an experiment"
+        except (InputError, KeyError, TypeError) as error:
+            problem = f"{path} is damaged ({error})"
+    if checkpoint.has_checkpoint(folder):
+        found: dict[str, Any] = read_newest(folder, checkpoint.read_info, say=lambda text: None)[0]["experiment"]
+        return found
+    if problem:
+        raise InputError(f"{problem}, and no checkpoint has a copy of it: delete {folder}, or choose another --workdir")
+    return None
+
+
+def _read(folder: Path, name: str) -> Any:
+    return up_to_date(parse_object(files.read_inside(folder, name), f"{folder / name}"))
 
 
 def record_experiment(folder: Path, experiment: Experiment) -> None:
@@ -111,8 +128,9 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     The rule for counters is the one that the directory began with, see `with_begun_counters`.
     """
     experiment, path = with_begun_counters(folder, experiment), folder / "experiment.json"
-    if path.exists():
-        there, here = _computed(_read_experiment(folder)), _computed(to_json(experiment))
+    saved = recorded(folder)
+    if saved is not None:
+        there, here = _computed(saved), _computed(to_json(experiment))
         found = differences(there, here)
         changes = [f"{name} is {json.dumps(a):.200} there, {json.dumps(b):.200} here" for name, a, b in found]
         if changes:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bertjax import files
-from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
 from bertjax.places import without_places
+from bertjax.run.mended import mended
 from bertjax.terminal import escaped, message
 
 Writer = Callable[[int, Mapping[str, float]], None]
@@ -41,17 +41,21 @@ _UNASKED = {
 
 
 class Log:
-    """Append to `log.jsonl` of a work directory, after dropping the lines beyond `step`, from which the run resumes."""
+    """Append to `log.jsonl` of a work directory, after dropping the lines beyond `step`, from which the run resumes.
 
-    def __init__(self, folder: Path, step: int, say: Callable[[str], None] | None = None) -> None:
+    every: steps between lines. Where earlier lines are lost, a line of the log states which, and `say` is told.
+    """
+
+    def __init__(self, folder: Path, step: int, say: Callable[[str], None] | None = None, *, every: int = 0) -> None:
         path = folder / "log.jsonl"
+        lost = [text for _, text in mended(_lines(folder, path.name), step, every) if text]
+        if lost:
+            (say or print)(f"{path}: {'; '.join(lost)}: as it was it is kept as {path}.damaged")
+            if path.exists():
+                files.write(path.with_name("log.jsonl.damaged"), b"".join(_lines(folder, path.name)))
         with files.writing(path) as kept:
-            for line in _lines(folder, path.name):
-                try:
-                    if parse_object(line, f"{path}", constants=True)["step"] <= step:
-                        kept.write(line.rstrip(b"\n") + b"\n")
-                except (ValueError, KeyError, TypeError):  # a line truncated by a kill is the last one
-                    break
+            for line, _ in mended(_lines(folder, path.name), step, every):
+                kept.write(line + b"\n")
         self._lines = Lines(path, say)
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:

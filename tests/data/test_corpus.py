@@ -1,6 +1,8 @@
 import gzip
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,3 +284,25 @@ def test_joining_the_sentences_of_a_paragraph_gives_it_back_up_to_trailing_white
     assert "".join(pieces).rstrip() == paragraph.rstrip()
     assert all(piece.strip() for piece in pieces)
     assert split_sentences("") == []
+
+
+def test_what_cannot_be_searched_or_opened_in_a_folder_is_bad_and_not_left_out(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "text").write_text("text")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "disk").symlink_to("/nowhere/text")
+    (tmp_path / "inside").symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "pipe")
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):  # the superuser may search any folder
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    text, *bad = find_files([tmp_path])
+    assert text == tmp_path / "a" / "text"
+    reasons = {Path(each.origin).name: each.reason for each in bad}
+    assert reasons.keys() == {"closed", "disk", "pipe"}
+    assert "cannot be searched: Permission denied" in reasons["closed"] and "mounted" in reasons["disk"]
