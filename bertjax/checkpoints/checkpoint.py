@@ -174,6 +174,7 @@ def read_info(step_folder: Path) -> dict[str, Any]:
 
 
 def _read_json(step_folder: Path) -> dict[str, Any]:
+    _check_tree(step_folder, "info")
     try:
         fault("checkpoint.read", path=step_folder)
         content = files.read_inside(step_folder, "info/metadata", LARGE.bytes)  # Orbax's name for it

@@ -83,8 +83,8 @@ def _below(home: Path) -> Iterator[tuple[Path, str]]:
                     yield path, "" if path.is_file() else "not a regular file: move it out of the folder"
             except OSError as error:
                 yield path, f"cannot be opened: {error.strerror}"
-    for error in closed:
-        yield Path(error.filename), f"the folder cannot be searched: {error.strerror}"
+    for each in closed:
+        yield Path(each.filename), f"the folder cannot be searched: {each.strerror}"
 
 
 def plain(path: Path, longest_line: int = LONGEST_LINE) -> Iterator[Document | Bad]:

@@ -57,7 +57,7 @@ def verify_corpus(folder: str | Path) -> dict[str, int]:
 
 def _digests(home: Path, *, records_only: bool = False) -> dict[str, str]:
     """Return the SHA-256 of every file of a corpus by its name."""
-    found = {}
+    found: dict[str, str] = {}
     for split, shards in read_manifest(home).splits.items():
         for index, shard in enumerate(shards):
             names = [shard_name(split, index, len(shards))]

@@ -103,7 +103,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     problem = ""
     if path.exists():
         try:
-            there: dict[str, Any] = typed(_read(folder, path.name), Described, str(path))
+            there: dict[str, Any] = {**typed(_read(folder, path.name), Described, str(path))}
             if "counters" in there and there.get("phases"):
                 return there
             problem = f"{path} is no description of an experiment"

@@ -103,6 +103,8 @@ class Lines:
     def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
         self.path, self._say = path, say or (lambda text: None)
         self._left, self._failed = b"", False
+        with suppress(OSError):
+            files.open_append(path).close()  # raises InputError for a link, before anything is trained
 
     def __call__(self, text: str) -> None:
         """Append a text that ends with a newline, after those that are left."""
