@@ -111,7 +111,7 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
         _record(run, state="running", child=child.pid, **known)
         code = child.wait()
         known["step"] = max([-1, *_checkpoints(workdir)])
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
     _record(run, state="ended", code=code if code >= 0 else 128 - code, **known)
     return 0
@@ -194,7 +194,7 @@ def _checkpoints(workdir: str) -> list[int]:
     if workdir.startswith("gs://"):
         command = ["gcloud", "storage", "ls", f"{folder}/*/commit_success.txt"]  # that of finished ones
         _say(command)
-        listed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=120)
         if listed.returncode and "matched no objects" not in listed.stderr:
             raise OSError(f"{folder} was not listed: {printable(listed.stderr[-500:])}")
         names = [line.split("/")[-2] for line in listed.stdout.split("\n") if line.startswith(f"{folder}/")]
