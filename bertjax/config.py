@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
-from bertjax.description import field_names
+from bertjax.description import EXPERIMENT, Code, field_names, own_names, to_json
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
 from bertjax.optim.optimizer import Optimizer
@@ -170,12 +171,49 @@ def load_described(path: str | Path, overrides: Sequence[str], kind: type[Descri
     return experiment
 
 
-def _experiment_function(path: Path) -> Callable[..., Experiment]:
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+def own_code(path: str | Path) -> Code:
+    """Import an experiment file, and return its classes and functions by the names that descriptions give them.
+
+    Those that the file imports are among them, but for those of bertjax and of Python's own library, which no model is
+    built of. Raises InputError where there is no such file.
+    """
+    return _code_of(_imported(find_experiment(path)))
+
+
+def code_behind(experiment: Any) -> Code:
+    """Return the classes and functions of the experiment files that the parts of an experiment come from."""
+    modules = {name.rpartition(".")[0] for name in own_names(to_json(experiment))}
+    found = [sys.modules[name] for name in sorted(modules & sys.modules.keys())]
+    return {name: each for module in found for name, each in _code_of(module).items()}
+
+
+def sources(experiment: Any) -> dict[str, str]:
+    """Return the text of the experiment files that the parts of an experiment come from: {"my_objective.py": …}."""
+    modules = {name.rpartition(".")[0] for name in own_names(to_json(experiment))}
+    files = [Path(sys.modules[name].__file__ or "") for name in sorted(modules & sys.modules.keys())]
+    return {path.name: path.read_text() for path in files if path.is_file()}
+
+
+def _code_of(module: types.ModuleType) -> Code:
+    found = [each for each in vars(module).values() if callable(each) and hasattr(each, "__qualname__")]
+    named = {f"{each.__module__}.{each.__qualname__}": each for each in found}
+    closed = {"bertjax", *sys.stdlib_module_names}
+    return {name: each for name, each in named.items() if name.partition(".")[0] not in closed}
+
+
+def _imported(path: Path) -> types.ModuleType:
+    """Import an experiment file as a module, which dataclasses with annotations as texts look up by its name."""
+    spec = importlib.util.spec_from_file_location(f"{EXPERIMENT}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no experiment file: it must be Python and end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def _experiment_function(path: Path) -> Callable[..., Experiment]:
+    module = _imported(path)
     function = getattr(module, "experiment", None)
     if not inspect.isfunction(function):
         raise InputError(f"{path} has no function experiment(): it must return a bertjax.Experiment")

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -167,30 +167,48 @@ def to_json(value: Any) -> Any:
     )
 
 
-def from_json(value: Any, names: Names = ALL, at: str = "") -> Any:
+Code = Mapping[str, Any]
+"""A user's own classes and functions by name, of a file that the user has named: see `config.own_code`."""
+
+NO_CODE: Code = {}
+
+
+def from_json(value: Any, names: Names = ALL, at: str = "", code: Code = NO_CODE) -> Any:
     """Rebuild a value from its description by `to_json`, in this version or an earlier one.
 
-    names: the classes and functions that may be its root. at: its name, for errors. Nothing is imported or called but
-    what `closed_set` lists for the field that names it, and every value is checked against the type and the largest
-    size of its field first. Raises InputError for anything else, with the path of the value.
+    names: the classes and functions that may be its root. at: its name, for errors. code: the user's own, which any
+    field may hold. Nothing else is imported or called but what `closed_set` lists for the field that names it, and
+    every value is checked against the type and the largest size of its field first. Raises InputError for anything
+    else, with the path of the value.
     """
     try:
-        return _named(up_to_date(value), names, at)
+        return _named(up_to_date(value), names, at, code)
     except RecursionError as error:
         raise InputError(f"{at or 'a description'} is nested too deep: no real one is") from error
 
 
-def _named(value: Any, names: Names, at: str) -> Any:
+def own_names(value: Any, code: Code = NO_CODE) -> list[str]:
+    """Return the names in a description that are neither of bertjax nor in `code`: of a user's own files."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    named = [value.get(kind) for kind in ("type", "function")] if isinstance(value, dict) else []
+    known = ALL.types | ALL.functions
+    own = {name for name in named if isinstance(name, str) and name not in known and _own(name, code) is None}
+    return sorted(own.union(*(own_names(item, code) for item in inner)))
+
+
+def _named(value: Any, names: Names, at: str, code: Code) -> Any:
     """Rebuild what `value` names: an instance of one of the types, or one of the functions themselves."""
     kind = "type" if isinstance(value, dict) and "type" in value else "function"
     name = value.get(kind) if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(name, str) or (kind == "function" and len(value) > 1):
         raise _refused(value, at, f"the description of {_some(names)}")
     if name not in ALL.types | ALL.functions:
+        if (own := _own(name, code)) is not None:
+            return own if kind == "function" else _instance(own, value, at, code)
         if not name.startswith("bertjax."):
             raise InputError(
-                f"cannot rebuild {name!r:.200}{f' ({at})' if at else ''}: only classes and functions of bertjax can "
-                "be, so load it with its own code"
+                f"{name!r:.200}{f' ({at})' if at else ''} is not of bertjax, and a model runs no code of its own: name "
+                "the experiment file that has it, with --experiment FILE, or in Python load(…, experiment=FILE)"
             )
         raise InputError(
             f"{at or 'a description'} names {name!r:.200}: this version of bertjax has no class or function of this "
@@ -199,12 +217,25 @@ def _named(value: Any, names: Names, at: str) -> Any:
     if name not in (names.types if kind == "type" else names.functions):
         raise _refused(value, at, _some(names))
     found = _find(name)
-    return found if kind == "function" else _instance(found, name, value, at)
+    return found if kind == "function" else _instance(found, value, at, code)
+
+
+def _own(name: str, code: Code) -> Any:
+    """Return a class or function of the user's own; of an experiment file by its name alone: it may have been moved."""
+    if name in code:
+        return code[name]
+    module, _, attribute = name.rpartition(".")
+    same = [each for each in code if each.startswith(EXPERIMENT) and each.rpartition(".")[2] == attribute]
+    return code[same[0]] if same and module.startswith(EXPERIMENT) else None
+
+
+EXPERIMENT = "experiment_"
+"""Before the name of an experiment file, in the name of the module that it is imported as."""
 
 
 @cache
-def _hints(name: str) -> dict[str, Any]:
-    return get_type_hints(_find(name))
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _find(name: str) -> Any:
@@ -213,9 +244,12 @@ def _find(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _instance(cls: type[Any], name: str, described: dict[str, Any], at: str) -> Any:
+def _instance(cls: type[Any], described: dict[str, Any], at: str, code: Code) -> Any:
     """Build a dataclass of its described fields, each checked against its type."""
-    fields, hints = field_names(cls), _hints(name)
+    name = _name_of(cls)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise InputError(f"{at or 'a description'} names {name}, which is no dataclass")
+    fields, hints = field_names(cls), _hints(cls)
     inside = f"{at}." if at else ""
     if unknown := next((key for key in described if key not in (*fields, "type")), None):
         raise InputError(f"{inside}{unknown!r:.100} is no field of {name}: it has {', '.join(fields)}")
@@ -223,7 +257,7 @@ def _instance(cls: type[Any], name: str, described: dict[str, Any], at: str) -> 
     if missing := next((field for field in fields if field in required and field not in described), None):
         raise InputError(f"{inside}{missing} is missing: {name} needs it")
     given = {
-        field: _checked(described[field], hints[field], _Field(name, field), f"{inside}{field}")
+        field: _checked(described[field], hints[field], _Field(cls, field), f"{inside}{field}", code)
         for field in fields
         if field in described
     }
@@ -238,24 +272,34 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 class _Field(NamedTuple):
-    owner: str  # the name of the class
+    owner: type[Any]
     name: str
 
     @property
+    def own(self) -> bool:
+        """Whether the class is the user's own."""
+        return _name_of(self.owner) not in ALL.types
+
+    @property
     def held(self) -> Names:
-        """The names that closed_set lists for the field."""
-        return HELD.get(f"{self.owner}.{self.name}", Names())
+        """The names that closed_set lists for the field; all where the class is the user's own."""
+        return ALL if self.own else HELD.get(f"{_name_of(self.owner)}.{self.name}", Names())
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute value of an integer."""
+        return 2**64 if self.own else LARGEST.get(self.name, LARGEST_OTHER)
 
 
-def _checked(value: Any, hint: Any, field: _Field, at: str) -> Any:
+def _checked(value: Any, hint: Any, field: _Field, at: str, code: Code = NO_CODE) -> Any:
     """Rebuild a value that fits the annotation of its field. Raises InputError for another."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return _of_union(value, arguments, field, at)
+        return _of_union(value, arguments, field, at, code)
     if origin is tuple:
-        return _tuple(value, arguments, field, at)
+        return _tuple(value, arguments, field, at, code)
     if hint is int or hint is float:
-        return _number(value, hint, field.name, at)
+        return _number(value, hint, field.largest, at)
     if hint is str or origin is Literal:
         return _text(value, arguments or ONE_OF.get(field.name, ()), at)
     if hint is bool or hint is type(None):
@@ -263,36 +307,39 @@ def _checked(value: Any, hint: Any, field: _Field, at: str) -> Any:
             raise _refused(value, at, "true or false" if hint is bool else "null")
         return value
     if isinstance(hint, type) and (name := _name_of(hint)) in ALL.types:
-        return _named(value, Names(types=frozenset({name})), at)
-    return _of_field(value, hint, field, at)
+        return _named(value, Names(types=frozenset({name})), at, code)
+    return _of_field(value, hint, field, at, code)
 
 
-def _of_field(value: Any, hint: Any, field: _Field, at: str) -> Any:
+def _of_field(value: Any, hint: Any, field: _Field, at: str, code: Code) -> Any:
     """Rebuild a value whose annotation does not say what it may be: closed_set says it, or it is a value of Rules."""
+    if field.own and not isinstance(value, dict):
+        listed = isinstance(value, list | tuple)
+        return _tuple(value, (Any, ...), field, at, code) if listed else value
     if field.held != Names():
-        return None if value is None and _may_be_none(field) else _named(value, field.held, at)
+        return None if value is None and _may_be_none(field) else _named(value, field.held, at, code)
     if hint is not Any:
         raise _refused(value, at, "a value: no description may set this field")
     if isinstance(value, list | tuple):
-        return _tuple(value, (float, ...), field, at)
-    return value if isinstance(value, bool) else _number(value, float, field.name, at)
+        return _tuple(value, (float, ...), field, at, code)
+    return value if isinstance(value, bool) else _number(value, float, field.largest, at)
 
 
-def _of_union(value: Any, hints: tuple[Any, ...], field: _Field, at: str) -> Any:
+def _of_union(value: Any, hints: tuple[Any, ...], field: _Field, at: str, code: Code) -> Any:
     """Rebuild a value of the first annotation of a union that it fits."""
     types = frozenset(_name_of(hint) for hint in hints if isinstance(hint, type)) & ALL.types
     if isinstance(value, dict) and types:
-        return _named(value, Names(types, frozenset()), at)
+        return _named(value, Names(types, frozenset()), at, code)
     hints = hints if value is None else tuple(hint for hint in hints if hint is not type(None))
     for hint in hints[:-1]:
         try:
-            return _checked(value, hint, field, at)
+            return _checked(value, hint, field, at, code)
         except InputError:
             continue
-    return _checked(value, hints[-1], field, at)
+    return _checked(value, hints[-1], field, at, code)
 
 
-def _tuple(value: Any, hints: tuple[Any, ...], field: _Field, at: str) -> tuple[Any, ...]:
+def _tuple(value: Any, hints: tuple[Any, ...], field: _Field, at: str, code: Code) -> tuple[Any, ...]:
     longest = LONGEST.get(field.name, LONGEST_OTHER)
     if not isinstance(value, list | tuple) or len(value) > longest:
         raise _refused(value, at, f"a list of at most {longest} elements")
@@ -301,12 +348,12 @@ def _tuple(value: Any, hints: tuple[Any, ...], field: _Field, at: str) -> tuple[
     if len(value) != len(hints):
         raise _refused(value, at, f"a list of {len(hints)} elements")
     pairs = enumerate(zip(value, hints, strict=True))
-    return tuple(_checked(item, hint, field, f"{at}.{index}") for index, (item, hint) in pairs)
+    return tuple(_checked(item, hint, field, f"{at}.{index}", code) for index, (item, hint) in pairs)
 
 
-def _number(value: Any, hint: type, name: str, at: str) -> int | float:
+def _number(value: Any, hint: type, largest: int, at: str) -> int | float:
     """Check a number; a float may be written as an integer, which is kept, so that its description stays equal."""
-    largest = LARGEST.get(name, LARGEST_OTHER) if hint is int else 2**53
+    largest = largest if hint is int else 2**53
     if type(value) is int and abs(value) <= largest:
         return value
     if hint is float and isinstance(value, float) and math.isfinite(value):
@@ -324,10 +371,10 @@ def _text(value: Any, choices: tuple[str, ...], at: str) -> str:
 
 def _may_be_none(field: _Field) -> bool:
     """Tell whether a field that is annotated by Any is None by default."""
-    return any(each.name == field.name and each.default is None for each in dataclasses.fields(_find(field.owner)))
+    return any(each.name == field.name and each.default is None for each in dataclasses.fields(field.owner))
 
 
-def _name_of(hint: type) -> str:
+def _name_of(hint: Any) -> str:
     return f"{hint.__module__}.{hint.__qualname__}"
 
 

@@ -195,12 +195,13 @@ def _check_tree(step_folder: Path, item: str) -> None:
         files.check_tree(step_folder, item)
 
 
-def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) -> Any:
+def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any], *, whole: bool = True) -> Any:
     """Restore `params` or `optimizer` into the shapes, dtypes and shardings of `like`, and verify every array.
 
-    Raises Damaged if the checkpoint is damaged or of another shape.
+    whole: `like` has all arrays of the checkpoint, or else only those to restore. Raises Damaged if the checkpoint is
+    damaged or of another shape.
     """
-    found = _restored(step_folder, item, like)
+    found = _restored(step_folder, item, like, whole)
     expected = info["checksums"].get(item, {})
     wrong = sorted(name for name, checksum in checksums(found).items() if expected.get(name) != checksum)
     if wrong:
@@ -208,11 +209,16 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any]) ->
     return found
 
 
-def _restored(step_folder: Path, item: str, like: Any) -> Any:
+def _restored(step_folder: Path, item: str, like: Any, whole: bool = True) -> Any:
     _check_tree(step_folder, item)
+    place = absolute(step_folder / item)
     try:
         _check_size(step_folder / item, like)
-        return ocp.StandardCheckpointer().restore(absolute(step_folder / item), like)
+        if whole:
+            return ocp.StandardCheckpointer().restore(place, like)
+        arguments = ocp.checkpoint_utils.construct_restore_args(like)
+        some = ocp.args.PyTreeRestore(like, restore_args=arguments, partial_restore=True)
+        return ocp.PyTreeCheckpointer().restore(place, args=some)
     except _NOT_DAMAGE:
         raise
     except Exception as error:

@@ -18,14 +18,17 @@ from bertjax.paths import path_of
 Format = Literal["bertjax", "huggingface", "sentence-transformers"]
 
 
-def convert(source: str | Path, folder: str | Path, *, to: Format = "bertjax") -> list[str]:
+def convert(
+    source: str | Path, folder: str | Path, *, to: Format = "bertjax", experiment: str | Path = ""
+) -> list[str]:
     """Write a model, or one part of it, to a new folder: without optimiser state, and without the other part.
 
-    Returns notes to report: tensors ignored in a Hugging Face folder, and parts that the other formats leave out.
-    Raises InputError if the folder is not empty, and as `load` and the functions for these formats.
+    experiment: as for `load`. Returns notes to report: tensors ignored in a Hugging Face folder, and parts that the
+    other formats leave out. Raises InputError if the folder is not empty, and as `load` and the functions for these
+    formats.
     """
     folder = path_of(folder)
-    model = load(source)
+    model = load(source, experiment)
     notes = load_notes(source, model)
     if to == "huggingface":
         return notes + save_hf(model, folder)

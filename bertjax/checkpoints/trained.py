@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.newest import read_newest
 from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
-from bertjax.closed_set import ROWS, TRAINED
+from bertjax.closed_set import ENCODERS, ROWS, TRAINED, Names
+from bertjax.config import own_code
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.description import from_json, to_json
+from bertjax.description import NO_CODE, Code, from_json, own_names, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
 from bertjax.huggingface.convert import Found, read_encoder, read_folder, without_heads
@@ -89,13 +90,19 @@ class Model:
         return jax.jit(self.language_model.language_logits)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, experiment: str | Path = "") -> Model:
     """Load a model from the work folder of a run (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
     Of an objective with two models `run:generator` and `run:discriminator` are one alone; `path:encoder` is the encoder
     of any model, without heads and mask decoder, whatever other heads a Hugging Face folder has. Works on any device,
-    whatever it was trained on. Raises InputError if there is no model, or it is damaged.
+    whatever it was trained on. experiment: the file of a run with classes or functions of your own; it is executed, and
+    a model never names it by itself. Raises InputError if there is no model, or it is damaged.
     """
+    return load_with(path, own_code(experiment) if experiment else NO_CODE)
+
+
+def load_with(path: str | Path, code: Code) -> Model:
+    """Load a model as `load` does, with classes and functions of the user's own."""
     folder, part = part_of(path)
     if is_huggingface(folder):
         if part not in ("", ENCODER):
@@ -106,18 +113,17 @@ def load(path: str | Path) -> Model:
         config = {"objective": to_json(found.model), "huggingface": found.notes}
         model = Model(found.model, found.params, found.tokenizer, config)
         return encoder_alone(model) if part else model
-    if part == ENCODER:
-        return encoder_alone(load(folder))
-    return read_newest(folder, partial(_read, folder, part), say=partial(warnings.warn, stacklevel=3))[0]
+    return read_newest(folder, partial(_read, folder, part, code), say=partial(warnings.warn, stacklevel=3))[0]
 
 
-def _read(folder: Path, part: str, step: Path) -> Model:
+def _read(folder: Path, part: str, code: Code, step: Path) -> Model:
     """Read the model, or a part of it, in one checkpoint of a folder."""
     info = checkpoint.read_info(step)
-    objective = from_json(info["experiment"]["objective"], TRAINED, "objective")
-    params = _param_shapes(objective, info["experiment"], step)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), params)
+    if part == ENCODER:
+        unknown = own_names(info["experiment"]["objective"], code)
+        return _encoder_of_run(step, info, code) if unknown else encoder_alone(_read(folder, "", code, step))
+    objective = from_json(info["experiment"]["objective"], TRAINED, "objective", code)
+    like = _on_one_device(_param_shapes(objective, info["experiment"], step, code))
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]
     if isinstance(objective, Wrapping):
@@ -134,6 +140,20 @@ def _read(folder: Path, part: str, step: Path) -> Model:
 
 
 ENCODER = "encoder"  # the part that every model has
+
+
+def _encoder_of_run(step: Path, info: dict[str, Any], code: Code) -> Model:
+    """Load the encoder of a run whose objective is the user's own, without its code: the field `encoder` describes it.
+
+    Raises InputError where there is no such field, and where the encoder is the user's own too.
+    """
+    described = info["experiment"]["objective"].get("encoder")
+    encoder = from_json(described, Names(types=ENCODERS), "objective.encoder", code)
+    model = Published(encoder)
+    like = _on_one_device(_param_shapes(model, {}, step, code))
+    params = checkpoint.restore(step, "params", like, info, whole=False)
+    config = info["experiment"] | {"objective": to_json(model)}
+    return encoder_alone(Model(model, params, checkpoint.saved_tokenizer(step, info), config))
 
 
 def _encoder_of(folder: Path) -> Found:
@@ -192,9 +212,14 @@ def encoder_alone(model: Model) -> Model:
     return Model(alone, {ENCODER: own}, model.tokenizer, config)
 
 
-def _param_shapes(objective: Any, described: dict[str, Any], step: Path) -> Any:
+def _on_one_device(shapes: Any) -> Any:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+
+
+def _param_shapes(objective: Any, described: dict[str, Any], step: Path, code: Code = NO_CODE) -> Any:
     """Return the shapes of the parameters. Raises InputError where the description contradicts itself."""
-    batch = _shapes(described)
+    batch = _shapes(described, code)
     try:
         return jax.eval_shape(objective.init, jax.random.key(0), batch)
     except Exception as error:  # whatever a layer raises for sizes that do not fit another's
@@ -202,14 +227,14 @@ def _param_shapes(objective: Any, described: dict[str, Any], step: Path) -> Any:
         raise InputError(f"the model that {step} describes cannot be built: {problem[0][:200]}") from error
 
 
-def _shapes(described: dict[str, Any]) -> Any:
+def _shapes(described: dict[str, Any], code: Code) -> Any:
     """Return the shapes of the smallest batch with the arrays that the model was trained on.
 
     Parameters do not depend on the number of rows and of positions. A model from a Hugging Face folder has no rows.
     """
     if not described.get("phases"):
         return batch_shapes(1, 1, ("types",))
-    rows = from_json(described["phases"][0]["rows"], ROWS, "phases.0.rows")
+    rows = from_json(described["phases"][0]["rows"], ROWS, "phases.0.rows", code)
     return {
         name: jax.ShapeDtypeStruct((1,) * len(shape.shape), shape.dtype) for name, shape in row_shapes(rows, 1).items()
     }

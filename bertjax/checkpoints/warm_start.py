@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
-from bertjax.checkpoints.trained import ENCODER, Model, load, load_notes
+from bertjax.checkpoints.trained import ENCODER, Model, load_notes, load_with
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
-from bertjax.description import field_names, to_json
+from bertjax.description import NO_CODE, Code, field_names, to_json
 from bertjax.errors import InputError
 from bertjax.models.sentence import SENTENCE
 from bertjax.rules import STACKED, VOCABULARY, name_of
@@ -31,16 +31,17 @@ class Start(NamedTuple):
     model: str = ""
 
 
-def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer) -> Start:
+def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer, code: Code = NO_CODE) -> Start:
     """Load the parameters of the model in `source` that `objective`, whose shapes `like` has, has under the same names.
 
-    An objective may map names itself (`RemapsWarmStart`). The note reports a model without tokenizer, of which only the
-    number of ids can be compared, and the tensors that were ignored in a Hugging Face folder. Raises InputError
-    if a shape, the tokenizer or the sharing of embeddings differs, or no parameter has the same name.
+    An objective may map names itself (`RemapsWarmStart`). code: the user's own, which that model may be built of. The
+    note reports a model without tokenizer, of which only the number of ids can be compared, and the tensors that were
+    ignored in a Hugging Face folder. Raises InputError if a shape, the tokenizer or the sharing of embeddings differs,
+    or no parameter has the same name.
     """
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     *_, reinitialised = 0, *(each.renewed for each in wrapped(objective) if isinstance(each, ReinitsTopLayers))
-    model = _collect(source, objective, tokenizer)
+    model = _collect(source, objective, tokenizer, code)
     found = _remap(source, model.params, objective, shapes)
     taken = {name: leaf for name, leaf in found.items() if name in shapes}
     _check_whole_head(source, found, shapes)
@@ -59,9 +60,9 @@ def _digest(params: Mapping[str, Array]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _collect(source: str, objective: Objective, tokenizer: Tokenizer) -> Model:
+def _collect(source: str, objective: Objective, tokenizer: Tokenizer, code: Code) -> Model:
     """Load a model with the same tokenizer and the same sharing of embeddings. Raises InputError for another one."""
-    model = load(source)
+    model = load_with(source, code)
     if model.tokenizer is not None and not same_tokenizer(model.tokenizer, tokenizer):
         raise InputError(f"init={source} has another tokenizer than the corpus: build the corpus with the model's")
     *_, inner = wrapped(objective)

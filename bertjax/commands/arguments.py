@@ -33,6 +33,17 @@ def takes_model(
 ) -> None:
     """Add the option for a trained model."""
     parser.add_argument("--model", required=True, metavar="DIR", help=help)
+    takes_code(parser)
+
+
+def takes_code(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the code of a model's own parts."""
+    parser.add_argument(
+        "--experiment",
+        default="",
+        metavar="FILE",
+        help="the experiment file of a model with classes or functions of your own; it is executed",
+    )
 
 
 def takes_json(parser: argparse.ArgumentParser) -> None:

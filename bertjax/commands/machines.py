@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax import exits
-from bertjax.commands.arguments import command, print_result, takes_experiment, takes_json, tell
+from bertjax.commands.arguments import command, print_result, takes_code, takes_experiment, takes_json, tell
 from bertjax.errors import InputError
 from bertjax.terminal import show, show_json
 
@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
         "source", metavar="SRC", help="a work directory, a checkpoint, `folder:part`, or a Hugging Face folder"
     )
     convert.add_argument("destination", metavar="DST", help="a new folder")
+    takes_code(convert)
     convert.add_argument("--to", choices=("bertjax", "huggingface", "sentence-transformers"),
                          default="bertjax",
                          help="huggingface: config.json, model.safetensors and tokenizer files for transformers; "
@@ -53,7 +54,7 @@ def add(commands: Any) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from bertjax.checkpoints.export import convert
 
-    for line in convert(options.source, options.destination, to=options.to):
+    for line in convert(options.source, options.destination, to=options.to, experiment=options.experiment):
         tell(line)
 
 

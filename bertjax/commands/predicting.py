@@ -101,7 +101,7 @@ def _predict(
     from bertjax.checkpoints.trained import load
     from bertjax.inference.compatible import check_texts, check_tokenizer
 
-    model = load(options.model)
+    model = load(options.model, options.experiment)
     check_tokenizer(model, options.model)
     reported: frozenset[str] = frozenset()
     notes: Counter[str] = Counter()

@@ -201,7 +201,7 @@ def _tokenizer_of(options: argparse.Namespace) -> tuple["Tokenizer", "Templates"
     from bertjax.inference.template_of import templates_of
 
     try:
-        model = load(options.model)
+        model = load(options.model, options.experiment)
         check_tokenizer(model, options.model)
         tokenizer, templates = model.text, templates_of(model)
     except InputError as error:

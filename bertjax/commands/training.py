@@ -13,6 +13,7 @@ from bertjax.commands.arguments import (
     command,
     positive,
     print_result,
+    takes_code,
     takes_experiment,
     takes_json,
     takes_model,
@@ -42,11 +43,18 @@ def add(commands: Any) -> None:
     finetune.add_argument(
         "--workdir", required=True, metavar="DIR", help="work directory, for models, logs and results"
     )
+    finetune.add_argument(
+        "--init-experiment",
+        default="",
+        metavar="FILE",
+        help="the experiment file of init, where its encoder is a class of your own; it is executed",
+    )
     takes_json(finetune)
 
     evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text or a task, or predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
     evaluate.add_argument("--model", metavar="DIR", help="a work directory, or a checkpoint")
+    takes_code(evaluate)
     evaluate.add_argument("--data", metavar="CORPUS", help="a corpus (default: that of training)")
     evaluate.add_argument("--split", default="validation", help="the split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
@@ -134,7 +142,7 @@ def _finetune(options: argparse.Namespace) -> None:
         with processes.telling_others(), processes.raising_on_all():
             tuning = load_described(options.experiment, options.override, FineTuning)
         progress.shown = processes.is_coordinator()
-        summary = finetune(tuning, options.workdir, progress=progress, stop=stop)
+        summary = finetune(tuning, options.workdir, progress=progress, stop=stop, experiment=options.init_experiment)
         coordinator = processes.is_coordinator()
     if len(summary["failed"]) == len(summary["seeds"]):
         options.exit_code = exits.DIVERGED
@@ -186,8 +194,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model to evaluate, and open the split that it is evaluated on. Raises InputError if they do not fit."""
-    from bertjax.checkpoints.trained import load
+    from bertjax.checkpoints.trained import load_with
     from bertjax.closed_set import ROWS
+    from bertjax.config import own_code
     from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
     from bertjax.description import from_json
@@ -195,14 +204,15 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
-    model = load(options.model)
+    code = own_code(options.experiment) if options.experiment else {}
+    model = load_with(options.model, code)
     if not isinstance(model.objective, Objective):
         raise InputError(
             f"{options.model} alone has no loss to evaluate: evaluate the run that it is part of, or train it (init=)"
         )
     if not model.config.get("phases"):
         raise InputError(f"{options.model} has no rows to evaluate on: evaluate the run that it comes from")
-    rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows")
+    rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows", code)
     if isinstance(rows, TaskRows):
         raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
     if not options.data and not (path_of(rows.corpus or ".") / "manifest.json").is_file():
@@ -235,7 +245,7 @@ def _evaluate_task(options: argparse.Namespace) -> None:
                             tags=options.tags, split=options.split)  # fmt: skip
         else:
             task = find_task(options.name)
-        model = load(options.model)
+        model = load(options.model, options.experiment)
         check_tokenizer(model, options.model)
     found = score(model, task, options.data, options.split, threshold=options.threshold,
                   labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),

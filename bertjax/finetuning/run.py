@@ -51,16 +51,22 @@ from bertjax.train import fit
 
 
 def finetune(
-    tuning: FineTuning, workdir: str | Path, *, progress: Progress | None = None, stop: StopRequest | None = None
+    tuning: FineTuning,
+    workdir: str | Path,
+    *,
+    progress: Progress | None = None,
+    stop: StopRequest | None = None,
+    experiment: str | Path = "",
 ) -> dict[str, Any]:
     """Run all seeds without a result, and return the content of `results.json`, earlier results included.
 
-    Several processes train together, as in `fit`; process 0 alone writes results. Raises InputError for mistakes found
-    before training, and Interrupted as `fit`. A seed that diverges is a result.
+    experiment: the file of `tuning.init`, see `load`. Several processes train together, as in `fit`; process 0 alone
+    writes results. Raises InputError for mistakes found before training, and Interrupted as `fit`. A seed that diverges
+    is a result.
     """
     progress = progress or Progress(shown=is_coordinator())
     with raising_on_all():
-        source = load(tuning.init)
+        source = load(tuning.init, experiment)
         check_tokenizer(source, tuning.init)
     folder = path_of(workdir)
     with locked_by_coordinator(folder):

@@ -14,8 +14,9 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.checkpoint import Damaged
 from bertjax.checkpoints.newest import check_not_emptied, read_newest
 from bertjax.checkpoints.warm_start import Start, warm_start
-from bertjax.config import Experiment
+from bertjax.config import Experiment, code_behind
 from bertjax.data.tokenizer import Tokenizer, fingerprint
+from bertjax.description import own_names, to_json
 from bertjax.errors import InputError
 from bertjax.flops import abstract_params, row_shapes
 from bertjax.optim.skipping import Skips
@@ -75,7 +76,7 @@ def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> S
         return Start({})
     phase = experiment.phases[0]
     like = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
-    return warm_start(experiment.init, experiment.objective, like, tokenizer)
+    return warm_start(experiment.init, experiment.objective, like, tokenizer, code_behind(experiment))
 
 
 def initial_state(
@@ -172,6 +173,11 @@ def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Star
         f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
     )
+    if own := own_names(to_json(experiment)):
+        yield (
+            f"of your own files: {', '.join(own)}. To use the model give the file beside it, as --experiment FILE; a "
+            "copy of the file is kept in the work directory, to be read"
+        )
     params, note, model = start
     if params:
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]

@@ -22,7 +22,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.info import Described
 from bertjax.checkpoints.newest import read_newest
 from bertjax.closed_set import COUNTERS
-from bertjax.config import Experiment
+from bertjax.config import Experiment, sources
 from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
 from bertjax.lease import leased, owner_of
@@ -140,6 +140,8 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
                 "--workdir, or use the settings of this one"
             )
     files.write(path, dump(experiment))
+    for name, source in sources(experiment).items():
+        files.write(folder / name, source)
 
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:

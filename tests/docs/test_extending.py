@@ -13,11 +13,14 @@ import pytest
 from contract import make_batch, small_bert
 
 from bertjax.checkpoints import checkpoint
+from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.config import load_experiment
 from bertjax.description import to_json
 from bertjax.errors import InputError
+from bertjax.finetuning.families import family_of
 from bertjax.models.heads import Pooler
+from bertjax.models.language import word_table
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.tasks.reading import Notes
@@ -71,6 +74,53 @@ def test_the_objective_trains_and_keeps_its_clauses(example, corpus, tmp_path):
     order = np.random.default_rng(0).permutation(len(batch["tokens"]))
     shuffled = names["diffuse"](KEY, {name: array[order] for name, array in batch.items()}, objective.diffusion)
     assert (shuffled.tokens_BL == masked.tokens_BL[order]).all()
+
+
+def used(run, path, capsys):
+    """Evaluate and convert a model of one's own with its file, from which the work directory has a copy."""
+    given = ["--model", str(run), "--experiment", str(path)]
+    assert (run / path.name).read_text() == path.read_text()
+    assert main(["evaluate", *given, "--batch-size", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] > 0
+    assert main(["evaluate", "--model", str(run)]) == 2
+    assert f"'experiment_{path.stem}." in (said := capsys.readouterr().err) and "--experiment FILE" in said
+    assert main(["convert", str(run), str(run / "copy"), "--experiment", str(path)]) == 0
+    moved = path.rename(path.with_name("moved.py"))  # the name of the file may change, that of the class not
+    model, copy = load(run, moved), load(run / "copy", moved)
+    np.testing.assert_array_equal(word_table(model.params["encoder"]), word_table(copy.params["encoder"]))
+    return model, moved
+
+
+def test_an_objective_of_ones_own_is_used_with_its_file_and_its_encoder_without(example, corpus, tmp_path, capsys):
+    path, _ = example("extending-objective.md", "diffusion.py")
+    run = tmp_path / "run"
+    pretrained(path, corpus, run)
+    assert "of your own files: experiment_diffusion.Diffusion" in capsys.readouterr().err
+    model, moved = used(run, path, capsys)
+    assert type(model.objective).__name__ == "MaskedDiffusion"
+    alone = load(f"{run}:encoder")  # bertjax's own
+    for ours, theirs in zip(jax.tree.leaves(alone.params), jax.tree.leaves(model.params["encoder"]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert main(["convert", f"{run}:encoder", str(tmp_path / "hub"), "--to", "huggingface"]) == 0
+    assert family_of(run, ["bert"]) == "bert"
+    log = pretrained(moved, corpus, tmp_path / "more", f"init={run}", "steps=1")
+    assert log[0]["step"] == 1 and "freshly initialised: none" in capsys.readouterr().err
+
+
+def test_an_encoder_of_ones_own_is_used_with_its_file(example, corpus, tmp_path, capsys):
+    path, _ = example("extending-encoder.md", "means.py")
+    run = tmp_path / "run"
+    pretrained(path, corpus, run)
+    capsys.readouterr()
+    model, moved = used(run, path, capsys)
+    assert type(model.encoder).__name__ == "Means"
+    with pytest.raises(InputError, match=r"'experiment_means.Means' \(objective.encoder\) is not of bertjax"):
+        load(f"{run}:encoder")
+    assert list(load(f"{run}:encoder", moved).params) == ["encoder"]
+    given = ["--model", str(run), "--experiment", str(moved), "--json"]
+    assert main(["predict", "fill-mask", *given, "the [MASK] is"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["masks"][0]) == 5
+    assert family_of(run, ["bert"]) == ""
 
 
 def test_the_encoder_trains_as_a_masked_lm_and_keeps_documents_apart(example, corpus, tmp_path):

@@ -50,7 +50,7 @@ class Trees:
         self._honest = honest
         self._parts = [part for tree in honest for part in _nodes(tree)]
         for name in ALL.types:  # so that nothing is imported or evaluated later
-            _hints(name)
+            _hints(_find(name))
         for name in ALL.functions:
             _find(name)
 

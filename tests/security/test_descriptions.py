@@ -13,7 +13,7 @@ from hub_folders import family_of_row
 
 from bertjax.checkpoints.trained import _param_shapes
 from bertjax.closed_set import ALL, FOUND_AT, HELD, TRAINED
-from bertjax.config import Experiment, Phase, load_described
+from bertjax.config import Experiment, Phase, load_described, own_code
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import FullSentences
 from bertjax.description import _checked, _Field, _hints, field_names, from_json, to_json
@@ -99,9 +99,30 @@ def test_the_closed_set_names_what_there_is_and_says_what_every_field_may_hold()
     for name in ALL.types:
         for field in field_names(type_of(name)):
             try:
-                _checked({"function": "os.system"}, _hints(name)[field], _Field(name, field), field)
+                _checked({"function": "os.system"}, _hints(type_of(name))[field], _Field(type_of(name), field), field)
             except InputError as error:
                 assert "no description may set this field" not in str(error), (name, field)
+
+
+def test_of_a_file_of_ones_own_the_classes_and_functions_count_and_nothing_of_the_standard_library(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\nfrom os import system\nfrom pathlib import Path\n"
+        "def swish(x):\n    return x\n@dataclass(frozen=True)\nclass Mine:\n    size: int\n    encoder: object = None\n"
+    )
+    code = own_code(path)
+    mine = {"type": "experiment_mine.Mine", "size": 2**40, "encoder": ENCODER}
+    assert from_json(mine, code=code).encoder == ENCODERS["bert"]()
+    given = changed(ENCODER, activation={"function": "experiment_other.swish"})
+    assert from_json(given, code=code).activation is code["experiment_mine.swish"]
+    for name in ("posix.system", "os.system", "pathlib.Path", "experiment_mine.system", "experiment_mine.Mine.encoder"):
+        for described in (changed(ENCODER, activation={"function": name}), changed(mine, encoder={"function": name})):
+            with pytest.raises(InputError, match="is not of bertjax"):
+                from_json(described, code=code)
+    with pytest.raises(InputError, match=r"names experiment_mine.swish, which is no dataclass"):
+        from_json({"type": "experiment_mine.swish"}, code=code)
+    with pytest.raises(InputError, match="size is 'x', not an integer"):
+        from_json(changed(mine, size="x"), code=code)
 
 
 def type_of(name):
@@ -146,7 +167,7 @@ HOSTILE = {
     "rows for an objective": (changed(MLM, encoder=ROWS), "encoder is the type"),
     "an objective around itself": (
         {"type": "bertjax.objectives.sift.SiFT", "objective": to_json(OBJECTIVES["sift"])}, "objective is the type"),
-    "own code": (changed(ENCODER, activation={"function": "mine.swish"}), r"cannot rebuild 'mine.swish' \(activation"),
+    "own code": (changed(ENCODER, activation={"function": "mine.swish"}), r"'mine.swish' .* is not of bertjax"),
     "a parent": (changed(ENCODER, parent=ENCODER), "'parent' is no field"),
     "a field that there is not": (changed(ENCODER, __class__="x"), "'__class__' is no field"),
     "a field that is missing": ({"type": "bertjax.masking.Groups"}, "probabilities is missing"),
