@@ -33,6 +33,7 @@ def wheel(tmp_path_factory):
         shutil.copy(ROOT / name, source)
     run(
         sys.executable,
+        "-P",
         "-m",
         "pip",
         "wheel",
@@ -57,16 +58,16 @@ def test_the_wheel_holds_the_package_and_the_experiment_files(wheel):
 
 @pytest.mark.slow
 def test_the_wheel_runs_in_a_clean_environment_and_finds_experiments_by_name(wheel, tmp_path):
-    run(sys.executable, "-m", "venv", "--without-pip", "clean", cwd=tmp_path)
+    run(sys.executable, "-P", "-m", "venv", "--without-pip", "clean", cwd=tmp_path)
     (packages,) = tmp_path.glob("clean/lib/python3*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    run(sys.executable, "-m", "pip", "--python", "clean/bin/python", "install", "--no-deps", wheel, cwd=tmp_path)
+    run(sys.executable, "-P", "-m", "pip", "--python", "clean/bin/python", "install", "--no-deps", wheel, cwd=tmp_path)
     bertjax = tmp_path / "clean/bin/bertjax"
     assert "pretrain" in run(bertjax, "--help", cwd=tmp_path)
     version = run(bertjax, "--version", cwd=tmp_path).strip()
     assert version == "bertjax " + wheel.name.split("-")[1]
     assert f"version = {version.split()[1]}\n" in (ROOT / "setup.cfg").read_text()
-    where = run(tmp_path / "clean/bin/python", "-c", "import bertjax; print(bertjax.__file__)", cwd=tmp_path)
+    where = run(tmp_path / "clean/bin/python", "-P", "-c", "import bertjax; print(bertjax.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(packages)
     assert "4,433,468" in run(bertjax, "plan", "bert", "size=tiny", cwd=tmp_path)  # parameters
     missing = run(bertjax, "plan", "brt", cwd=tmp_path, code=2)

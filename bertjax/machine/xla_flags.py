@@ -1,6 +1,6 @@
 """Settings of the compiler: the flags of each TPU generation, and the compilation cache.
 
-Nothing here initialises a device. `python -m bertjax.machine.xla_flags v5e` prints the flags, and so does
+Nothing here initialises a device. `python -P -m bertjax.machine.xla_flags v5e` prints the flags, and so does
 `bertjax doctor`; `tpu/worker.py` sets them unless the user sets LIBTPU_INIT_ARGS. libtpu reads that variable once, when
 it is loaded.
 """
@@ -132,7 +132,9 @@ def accelerator_expected() -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bertjax.machine.xla_flags", description="Print LIBTPU_INIT_ARGS.")
+    parser = argparse.ArgumentParser(
+        prog="python -P -m bertjax.machine.xla_flags", description="Print LIBTPU_INIT_ARGS."
+    )
     parser.add_argument("generation", choices=TPU_FLAGS)
     parser.add_argument("--slices", type=int, default=1)
     arguments = parser.parse_args()
