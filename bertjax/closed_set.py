@@ -197,10 +197,10 @@ LARGEST = {
     # Sizes of models, which decide how long tracing takes and how large arrays are.
     "C": 2**17, "D": 2**15, "E": 2**15, "F": 2**17, "H": 2**10, "N": 512, "V": 2**23,
     "inputs": 2**18, "outputs": 2**18, "width": 2**18,
-    "buckets": 2**11, "convolution": 255, "decoder": 8, "distances": 2**11, "ends": 64, "global_every": 512,
+    "buckets": 2**13, "convolution": 255, "decoder": 8, "distances": 2**13, "ends": 64, "global_every": 512,
     "groups": 512, "inner": 64, "renewed": 512, "starts": 64, "types": 2**10,
     # Positions in a row, and numbers of them.
-    "block": 2**15, "context": 2**10, "ending": 2**15, "length": 2**15, "longest": 2**15, "max_length": 2**17,
+    "block": 2**15, "context": 2**10, "ending": 2**15, "length": 2**15, "longest": 2**15, "max_length": 2**31,
     "max_predictions": 2**15, "memory": 2**15, "parts": 2**15, "question": 2**15, "reach": 2**15, "reuse": 2**15,
     "stride": 2**15, "targets": 2**15, "window": 2**15, "options": 256,
     # Ids.
@@ -230,6 +230,7 @@ LONGEST_TEXT = 2**14
 
 ONE_OF = {
     "dtype": ("float32", "bfloat16"),
+    "named_heads": ("mlm", "plm", "pair", "rtd", "classify", "choice", "tags", "span", "beams", "sentence"),
     "remat": ("none", "dots", "full"),
     "terms": ("c2p", "p2c"),
 }

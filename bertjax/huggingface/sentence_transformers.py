@@ -226,7 +226,7 @@ def _read_transformer(folder: Path, encoder: Any) -> tuple[int, bool]:
             raise InputError(f"{folder / _TOKENIZER}: model_max_length={stated!r} is not a number of tokens")
         length = min(stated, encoder.max_length or 2**31)
         length = 0 if length >= 2**31 else length
-    if type(length) is not int or length < 0:
+    if type(length) is not int or not 0 <= length < 2**31:
         raise InputError(f"{folder / name}: max_seq_length={length!r} is not a number of tokens")
     lowercase = config.get("do_lower_case") or False
     if not isinstance(lowercase, bool):

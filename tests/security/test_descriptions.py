@@ -196,6 +196,8 @@ HOSTILE = {
     "a thousand heads": (
         to_json(Published(ENCODERS["bert"](), tuple((f"{n}", UnitLength()) for n in range(1000)))),
         "named_heads is a list of 1000 elements"),
+    "a head whose name is a path": (
+        to_json(Published(ENCODERS["bert"](), (("../x", UnitLength()),))), r"named_heads\.0\.0 is '\.\./x'"),
     "a text of a million": (changed(ROWS, corpus="x" * 10**6), "at most 16,384 characters"),
     "a former class without its fields": ({"type": "bertjax.optim.Polynomial"}, "is damaged: KeyError"),
     "a former class of texts": (
