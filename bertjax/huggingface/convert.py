@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.bounded_json import parse_object
+from bertjax.closed_set import LARGEST
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.data.tokenizer_classes import CONFIG as TOKENIZER_CONFIG
 from bertjax.errors import InputError
@@ -68,7 +69,7 @@ class Headed(Protocol):
         ...
 
 
-MOST_LAYERS = 10_000
+MOST_LAYERS = LARGEST["N"]
 """Real models have at most 48; layers that share parameters need no tensors, so a config may claim any number."""
 
 
