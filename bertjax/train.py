@@ -319,7 +319,7 @@ def _train_phase(
     """Run the steps of a phase that are left after `state`, up to step `end`."""
     # Long, since it is the loop: each line is one of the things that happen in a step, in their order.
     experiment, mesh, key, stop, watch, logger, profile, saves = loop
-    run, step, due, compiled = experiment.run, int(state.step), False, set()
+    run, step, due = experiment.run, int(state.step), False
     logger.start_phase(phase)
     try:
         while step < end:
@@ -332,15 +332,14 @@ def _train_phase(
             saves.recent.append((step + 1, rows))
             batch = place_batch(rows, mesh, phase.batch_size)
             waited = time.perf_counter() - waiting
-            shapes = tuple(array.shape for array in batch.values())
-            watch.now(f"step {step + 1}", 0 if shapes in compiled else COMPILATION)
+            program = (end, *(array.shape for array in batch.values()))
+            watch.step(step + 1, program, logger.read_step)
             state, metrics = update(state, batch, key)
-            compiled.add(shapes)
             step += 1
             if profile.after(step, metrics):
                 logger.restart(step)  # writing a trace does not count as time of a step
             logger.step(step, metrics, waited, batch["tokens"].size)
-            watch.now(f"step {step + 1}")
+            watch.step(step + 1, program, logger.read_step)
             stop.step_seconds = logger.times[0]
             last = step == experiment.steps
             stopping = jax.process_count() == 1 and stop.signal > 0

@@ -46,7 +46,8 @@ def _ending(code: int) -> int:
     from bertjax.run.leaving import decide, end_within
 
     code = decide(code)
-    end_within(600 if code == exits.DONE else 10, code)  # a writer may send its last values
+    # A writer may send its last values; others ask process 0 why it ends; those that are gone ask nothing.
+    end_within({exits.DONE: 600, exits.PEERS_MISSING: 1}.get(code, 10), code)
     return code
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bertjax import exits
-from bertjax.errors import InputError, PassingError, ProcessFailed, exit_code_of
+from bertjax.errors import InputError, PassingError, ProcessFailed, ReplicasDiffer, exit_code_of
 from bertjax.paths import in_cloud
 from bertjax.run import leaving
 from bertjax.run.roll_call import roll_call
@@ -171,7 +171,9 @@ def telling_others() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        known = isinstance(error, Interrupted | FloatingPointError) or getattr(error, "known_to_all", False)
+        known = isinstance(error, Interrupted | FloatingPointError | ReplicasDiffer) or getattr(
+            error, "known_to_all", False
+        )
         if jax.process_count() > 1 and not known:
             if isinstance(error, RuntimeError) and _PEERS_GONE.search(str(error)):
                 error.exit_code = exits.PEERS_MISSING  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.run.bad_batch import keep_bad_batch
 from bertjax.run.processes import is_coordinator, raising_on_all
+from bertjax.run.replicas import check_replicas
 from bertjax.run.state import State
 from bertjax.types import Key
 
@@ -32,10 +33,14 @@ class Saves:
     newest: deque[int] = field(default_factory=lambda: deque(maxlen=1))
 
     def save(self, state: State) -> None:
-        """Save a state as the newest checkpoint, in the background, unless it is that already."""
+        """Save a state as the newest checkpoint, in the background, unless it is that already.
+
+        Raises ReplicasDiffer where it is not the same on all devices.
+        """
         step = int(state.step)
         if step in self.newest:
             return
+        check_replicas({"params": state.params, "optimizer": state.opt})
         self.before()
         facts = self.facts | {"skips": state.skips.described()}
         checkpoint.save(self.manager, step, state.params, state.opt, **facts)

@@ -18,7 +18,7 @@ from bertjax.commands.main import main as command
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import corpus_tokenizer
-from bertjax.errors import InputError
+from bertjax.errors import InputError, ProcessFailed, exit_code_of
 from bertjax.finetuning.recipe import FineTuning, Recipe
 from bertjax.finetuning.run import finetune
 from bertjax.masking import Masking
@@ -124,7 +124,19 @@ def main(corpus: str, folder: Path) -> None:
     except InputError as error:
         found["long"] = str(error)
     found |= fine_tune(folder)
+
+    # The data of process 1 fail: all leave after the same step. Then it is slow, and at last it hangs.
+    odd = "BERTJAX_FAULT" if jax.process_index() == 1 else "NONE"
+    os.environ[odd] = "step:eio@3"
+    try:
+        fit(ours, folder / "failed")
+    except (OSError, ProcessFailed) as error:
+        found["failed"] = [exit_code_of(error), type(error).__name__, str(error)]
+    os.environ[odd] = "step:sleep=0.3"
+    fit(ours, folder / "failed", progress=Progress(shown=processes.is_coordinator()))
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
+    os.environ[odd] = "step:hang@4"
+    fit(replace(ours, run=replace(ours.run, patience=2)), folder / "hung")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from processes_program import experiment
 
-from bertjax import train
+from bertjax import exits, train
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.errors import InputError, PassingError
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def two(corpus, tmp_path_factory):
-    """Run the program in two processes of two devices each; return its folder."""
+    """Run the program, which ends in a hang, in two processes of two devices each; return its folder."""
     folder = tmp_path_factory.mktemp("two")
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
@@ -53,7 +53,7 @@ def two(corpus, tmp_path_factory):
     ]
     for process in running:
         _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
+        assert process.returncode == exits.HUNG, said[-3000:]
     return folder
 
 
@@ -168,6 +168,26 @@ def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, mo
 def test_all_source_files_of_the_package_are_compared():
     code = processes.versions()["the code of bertjax"]
     assert {"train.py", "run/processes.py", "data/source.py"} <= code.keys()
+
+
+def test_an_error_in_the_data_of_one_process_ends_all_after_the_same_step_with_a_checkpoint(two):
+    first, second = (json.loads((two / f"{n}.json").read_text())["failed"] for n in range(2))
+    assert first[:2] == [exits.FAILED, "ProcessFailed"] and second[:2] == [exits.FAILED, "OSError"]
+    assert re.search(r"process 1 on \S+: OSError: .*; the checkpoint of step 2 is saved", first[2])
+    assert (two / "failed/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
+
+
+def test_the_slow_one_of_two_processes_is_named(two):
+    last = json.loads((two / "failed/timing.jsonl").read_text().splitlines()[-1])
+    assert last["slowest_host"].startswith("process 1 on") and last["slowest_host_data_wait_ms"] >= 300
+    assert last["slowest_host_ms"] >= last["slowest_host_data_wait_ms"] and last["step_ms_p50"] <= last["step_ms_p99"]
+
+
+def test_a_hang_of_one_process_ends_all_with_the_stacks_of_each(two):
+    """The exit codes are those that the program ends with."""
+    for name, place in (("messages.log", "flush"), ("messages-1.log", "_act")):
+        text = (two / "hung" / name).read_text()
+        assert re.search(r"hung: step [45] took over 2 s", text) and f"in {place}\n" in text and "in _watch\n" in text
 
 
 def test_two_processes_start_from_a_trained_model(two):

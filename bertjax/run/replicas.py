@@ -1,0 +1,78 @@
+"""Compare the replicas of a state on its devices, which must be equal bit by bit: they are trained on equal gradients.
+
+A bit that flips in the memory or the arithmetic of one device is not seen in the loss, which is a mean over all of
+them; from then on its replica differs. Each device hashes what it holds of every array, where it is, and the hashes of
+equal parts are compared.
+"""
+
+from collections import Counter, defaultdict
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bertjax.errors import ReplicasDiffer
+from bertjax.random import hash_bits
+from bertjax.rules import name_of
+from bertjax.types import Array
+
+
+def check_replicas(tree: Any) -> None:
+    """Raise ReplicasDiffer, on all processes, where copies of a part of an array differ between devices of its mesh."""
+    named, placed = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+            named[name_of(path)], placed[name_of(path)] = leaf, leaf.sharding
+    meshes = {place.mesh for place in placed.values() if isinstance(place.mesh, Mesh) and place.mesh.size > 1}
+    if len(meshes) != 1:  # one device, where there is no replica
+        return
+    (mesh,) = meshes
+    specs = {name: place.spec for name, place in placed.items()}
+    hashes_DN = np.asarray(_hashes(mesh, tuple(sorted(specs.items())))(named))
+    for number, (name, spec) in enumerate(sorted(specs.items())):
+        odd = _odd_devices(mesh, spec, hashes_DN[:, number])
+        if odd:
+            raise ReplicasDiffer(
+                f"the replicas of {name} differ: that of {', '.join(odd)} is not as the others. Its memory or "
+                "arithmetic is at fault, and this state is not saved: run the same command again, without that device"
+            )
+
+
+@lru_cache(maxsize=4)
+def _hashes(mesh: Mesh, specs: tuple[tuple[str, PartitionSpec], ...]) -> Any:
+    """Return a compiled function {name: array} -> u32 [devices, arrays]: the hash of what each device holds."""
+
+    def hashes(leaves: dict[str, Array]) -> Array:
+        return jnp.stack([_hash(leaves[name]) for name, _ in specs])[None]
+
+    everywhere = jax.shard_map(
+        hashes, mesh=mesh, in_specs=(dict(specs),), out_specs=PartitionSpec(mesh.axis_names), check_vma=False
+    )
+    return jax.jit(everywhere, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _hash(x: Array) -> Array:
+    """Hash an array: any single changed element changes the sum, since each hash is a bijection of its bits."""
+    x = jnp.atleast_1d(x)
+    bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
+    return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32)).sum(dtype=jnp.uint32)
+
+
+def _odd_devices(mesh: Mesh, spec: PartitionSpec, hashes_D: np.ndarray) -> list[str]:
+    """Return the devices whose hash is not that of most devices with the same part; of two all that differ."""
+    split = {axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis is not None}
+    places = [number for number, axis in enumerate(mesh.axis_names) if axis in split]
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, index in enumerate(np.ndindex(mesh.devices.shape)):
+        groups[tuple(index[place] for place in places)].append(number)
+    odd = []
+    for members in groups.values():
+        (usual, count), *_ = Counter(hashes_D[members].tolist()).most_common(1)
+        if count < len(members):
+            majority = count > len(members) / 2
+            odd += [number for number in members if not majority or hashes_D[number] != usual]
+    devices = mesh.devices.flat
+    return [f"device {devices[number].id} of process {devices[number].process_index}" for number in odd]
