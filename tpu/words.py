@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def printable(text: str) -> str:
 def variables(given: Sequence[str], file: str = "") -> dict[str, str]:
     """Return environment variables from NAME=VALUE or NAME, whose value is this environment's, and from a file.
 
-    The file has lines NAME=VALUE, and only its owner may read it. Raises ValueError; no value is in its message.
+    The file has lines NAME=VALUE, and only its owner may read it; "-" is standard input. Raises ValueError, with no
+    value in its message.
     """
     found: dict[str, str] = {}
     for line in [*_lines(file), *given]:
@@ -77,12 +79,12 @@ def _lines(file: str) -> list[str]:
         return []
     path = Path(file)
     try:
-        mode = path.stat().st_mode
-        text = path.read_text() if stat.S_ISREG(mode) else ""
+        mode = stat.S_IFREG if file == "-" else path.stat().st_mode
+        text = sys.stdin.read() if file == "-" else path.read_text() if stat.S_ISREG(mode) else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {file!a}") from error
     if not stat.S_ISREG(mode) or mode & 0o077:
-        raise ValueError(f"others may read {file!a}, which has secrets: chmod 600 {file}")
+        raise ValueError(f"{file!a} must be a file that nobody else may read: chmod 600 {file}")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if any("=" not in line for line in lines):
         raise ValueError(f"a line of {file!a} is not NAME=VALUE")
@@ -95,4 +97,6 @@ def add_variables(parser: argparse.ArgumentParser) -> None:
         "--env", action="append", default=[], metavar="NAME[=VALUE]",
         help="environment variable of the run, such as LIBTPU_INIT_ARGS=…; NAME alone takes its value from here",
     )  # fmt: skip
-    parser.add_argument("--env-file", default="", metavar="FILE", help="lines NAME=VALUE; only you may read the file")
+    parser.add_argument(
+        "--env-file", default="", metavar="FILE", help="lines NAME=VALUE; only you may read it; - is standard input"
+    )

@@ -173,7 +173,8 @@ def _with_sentence_head(folder: Path, found: Found) -> Found:
     try:
         modules = read_modules(folder, found.model.encoder)
     except InputError as error:
-        notes = {"no_embedding": str(error), "reported": [*found.notes["reported"], f"embedding is refused: {error}"]}
+        reason = str(error).replace(f"{folder}/", "")  # what is exported names no place
+        notes = {"no_embedding": reason, "reported": [*found.notes["reported"], f"embedding is refused: {reason}"]}
         return found._replace(notes=found.notes | notes)
     heads = (*found.model.named_heads, (SENTENCE, modules.head))
     own = {SENTENCE: jax.tree.map(jnp.asarray, modules.params)}

@@ -8,6 +8,8 @@ import json
 import re
 import socket
 import stat
+import subprocess
+import sys
 import time
 from configparser import ConfigParser
 from importlib import metadata
@@ -249,6 +251,9 @@ def test_a_file_of_variables_that_others_may_read_is_refused(cloud, tmp_path):  
     path.chmod(0o640)
     run = ["slices.py", "run", "bert", *ZONE, "--dry-run"]
     assert "chmod 600" in cloud.run(*run, f"--env-file={path}", "--", "e.py", code=2).stderr
+    command = [sys.executable, "-S", str(TPU / "slices.py"), *run[1:], "--env-file=-", "--", "e.py"]
+    done = subprocess.run(command, input="A=secret\nB=secret", capture_output=True, text=True)
+    assert done.returncode == 0 and "+ variables: A B" in done.stderr and "secret" not in done.stderr
     path.chmod(0o600)
     path.write_text("secret line\n")
     for options in ([f"--env-file={path}"], ["--env", "A-B=secret"], ["--env", "NOT_SET_HERE"], ["--env-file=/none"]):

@@ -73,10 +73,13 @@ def test_an_exported_model_names_no_place(run, corpus, tmp_path, monkeypatch, to
         assert main(["evaluate", "--model", str(new)]) == 2
         assert "is not here: pass --data" in capsys.readouterr().err
     else:
-        config = json.loads((new / "config.json").read_text())
-        (new / "config.json").write_text(json.dumps(config | {"_name_or_path": "/home/alice/bert"}))
-        for form in ("bertjax", to):
+        for path in (new / "config.json", new / "tokenizer_config.json"):
+            described = json.loads(path.read_text()) if path.exists() else {}
+            places = dict.fromkeys(("_name_or_path", "name_or_path", "tokenizer_file"), "/home/alice/bert")
+            path.write_text(json.dumps(described | places))
+        if to == "sentence-transformers":  # so that its vectors are refused, with a note
+            (new / "sentence_bert_config.json").write_text('{"unknown": 1}')
+        for form in ("bertjax", "huggingface"):
             convert(new, tmp_path / form, to=form)
-            assert not [
-                path for path in (tmp_path / form).rglob("*") if path.is_file() and b"alice" in path.read_bytes()
-            ]
+            for path in filter(Path.is_file, (tmp_path / form).rglob("*")):
+                assert b"alice" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes(), path
