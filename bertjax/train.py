@@ -25,7 +25,7 @@ from bertjax.data.source import Source
 from bertjax.description import to_json
 from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
-from bertjax.faults import poisoned
+from bertjax.faults import fault, poisoned
 from bertjax.optim.skipping import Spikes, judge, total_loss
 from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
@@ -334,6 +334,7 @@ def _train_phase(
             waited = time.perf_counter() - waiting
             program = (end, *(array.shape for array in batch.values()))
             watch.step(step + 1, program, logger.read_step)
+            fault("step", step + 1)
             state, metrics = update(state, batch, key)
             step += 1
             if profile.after(step, metrics):

@@ -31,6 +31,7 @@ from bertjax.data.templates import BERT
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import Diverged, InputError
 from bertjax.flops import row_shapes
+from bertjax.inspect_batch import inspect_batch
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
@@ -400,6 +401,12 @@ def test_several_in_a_row_end_the_run_and_no_state_without_a_loss_of_use_is_the_
     assert why["step"] == 3 and len(batch["tokens"]) == 16
     info = checkpoint.read_info(tmp_path / "diverged" / "state")
     assert info["step"] >= 3 and info["skips"]["in_a_row"] >= 2
+    if "nan" in fault:
+        found = inspect_batch(tmp_path)
+        assert found["step"] == 3 and abs(found["loss"] - np.log(106)) < 2 and np.isfinite(found["norm_gradient"])
+        rows = found["worst_rows"]
+        assert len(rows) == 5 and rows[0]["loss"] >= rows[1]["loss"] and "[CLS]" in rows[0]["text"]
+        assert not found["gradients_not_finite"] and not found["rows_not_finite"]
 
 
 def test_a_diverged_run_stops_and_keeps_its_checkpoints(short, tmp_path):

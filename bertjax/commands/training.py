@@ -51,6 +51,11 @@ def add(commands: Any) -> None:
     )
     takes_json(finetune)
 
+    look = command(commands, "inspect-batch", _inspect_batch, "look at the batch on which a run diverged",
+                   "bertjax inspect-batch runs/base")  # fmt: skip
+    look.add_argument("run_folder", metavar="DIR", help="work directory of the run")
+    takes_json(look)
+
     evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text or a task, or predictions",
                         "bertjax evaluate --model runs/base")  # fmt: skip
     evaluate.add_argument("--model", metavar="DIR", help="a work directory, or a checkpoint")
@@ -107,6 +112,12 @@ def _add_squad(scored: Any) -> None:
     squad.add_argument("--null-threshold", type=float, metavar="X",
                        help="score above which no answer is predicted (default: 1.0, as officially)")  # fmt: skip
     takes_json(squad)
+
+
+def _inspect_batch(options: argparse.Namespace) -> None:
+    from bertjax.inspect_batch import inspect_batch
+
+    print_result(options, inspect_batch(options.run_folder))
 
 
 def _pretrain(options: argparse.Namespace) -> None:
