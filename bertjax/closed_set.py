@@ -169,6 +169,7 @@ ALL = Names(
         *(names.types for names in HELD.values()),
         TRAINED.types,
         _SCHEDULES,
+        _of("amendments", "Amendment"),
         _of("config", "Experiment", "Phase", "Run"),
         _of("data.templates", "Templates"),
         _of("finetuning.recipe", "FineTuning", "Recipe"),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bertjax.amendments import Amendment
 from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
 from bertjax.description import EXPERIMENT, Code, field_names, own_names, to_json
@@ -102,6 +103,7 @@ class Experiment:
     mesh: MeshShape = DATA_PARALLEL  # of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
     run: Run = Run()
     counters: Counters = CONTINUED  # where rows and streams begin in later phases and after `init`
+    amend: tuple[Amendment, ...] = ()  # changes on the way, such as optimizer.learning_rate.peak:5e-5@37
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -111,6 +113,11 @@ class Experiment:
                 f"the phases have {self.steps} steps, but the learning rate ends at step "
                 f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
             )
+        for each in self.amend:
+            if not 1 <= each.step <= self.steps:
+                raise ValueError(f"amend={each}: step {each.step} is none of the steps 1 to {self.steps}")
+            if self.at(each.step).optimizer.trained != self.optimizer.trained:
+                raise ValueError(f"amend={each}: which parameters are trained cannot change on the way")
         # Weight decay would change parameters that the objective does not train.
         frozen = getattr(self.objective, "frozen", ())
         if self.optimizer.rates[: len(frozen)] != frozen:
@@ -123,6 +130,14 @@ class Experiment:
     def steps(self) -> int:
         """Number of steps of all phases."""
         return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> "Experiment":
+        """Return the experiment as it is at the update of a step: with what is amended up to then, without `amend`."""
+        due = sorted((each for each in self.amend if each.step <= step), key=lambda each: each.step)
+        plain: Experiment = dataclasses.replace(self, amend=()) if self.amend else self
+        for each in due:
+            plain = _replace(plain, [(each.name.split("."), each.value, f"amend={each}")])
+        return plain
 
 
 Described = TypeVar("Described")
@@ -231,7 +246,8 @@ def _dotted_names(kind: type) -> list[str]:
 
 
 def _scalar_names(kind: type) -> list[str]:
-    return [name for name in field_names(kind) if get_type_hints(kind)[name] in _READERS]
+    hints = get_type_hints(kind)
+    return [name for name in field_names(kind) if hints[name] in _READERS or hints[name] == tuple[Amendment, ...]]
 
 
 def _unknown(key: str, known: Sequence[str], owner: str) -> str:
@@ -308,4 +324,5 @@ _READERS: dict[Any, Callable[[str], Any]] = {
     str: str,
     MeshShape: MeshShape.parse,
     Spikes: Spikes.parse,
+    Amendment: Amendment.parse,
 }

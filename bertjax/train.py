@@ -50,7 +50,7 @@ from bertjax.run.saves import Saves
 from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
 from bertjax.run.watch import COMPILATION, Watch
-from bertjax.run.workdir import record_experiment, with_begun_counters
+from bertjax.run.workdir import as_begun, record_experiment
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
@@ -236,7 +236,7 @@ def fit(
             tokenizer, data = check_data(experiment)
             # One mesh for all phases; built for each, to check that its batches divide over devices.
             mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
-            experiment = with_begun_counters(workdir, experiment)
+            experiment = as_begun(workdir, experiment)
             start = load_start(experiment, workdir, tokenizer)
         assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
         resources.enter_context(jax.set_mesh(mesh))
@@ -300,7 +300,6 @@ def _train_phases(
                 with _interruptible(loop.stop):
                     evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
                     rows = source or open_split(phase.rows, "train", progress)
-                    update = make_step(experiment, phase, mesh)
                     start = int(state.step) - first
                     batches = local_batches(phase, rows, mesh, seed=seed, start=start, first=example)
             except KeyboardInterrupt:
@@ -308,9 +307,19 @@ def _train_phases(
             if evaluate_first and evaluation is not None and not _evaluated(loop, evaluation, begun, state):
                 _leave(loop, state)
             inputs = Inputs(batches, rows, phase, mesh, loop.stop)
-            state = _train_phase(loop, phase, end, update, inputs, evaluation, state)
+            for until in _segments(experiment, first, end):
+                if int(state.step) < until:
+                    step = int(state.step) + 1
+                    loop.logger.amended([each for each in experiment.amend if each.step == step])
+                    update = make_step(experiment.at(step), phase, mesh)
+                    state = _train_phase(loop, phase, until, update, inputs, evaluation, state)
         first = end
     return state
+
+
+def _segments(experiment: Experiment, first: int, end: int) -> list[int]:
+    """Return the last steps of the parts of a phase that an amendment divides; the phase has steps first + 1 … end."""
+    return sorted({end, *(each.step - 1 for each in experiment.amend if first < each.step - 1 < end)})
 
 
 def _train_phase(

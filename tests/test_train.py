@@ -19,6 +19,7 @@ from contract import V, make_batch, small_bert
 from texts import make_documents, wordpiece_files
 
 from bertjax import train
+from bertjax.amendments import Amendment
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run
@@ -260,6 +261,33 @@ def test_a_damaged_newest_checkpoint_and_a_renamed_one_are_passed_over_by_name(
     assert {"37.damaged", "6.damaged", "6"} <= set(names) and "37" not in names
     shutil.rmtree(folder)
     refused(experiment, tmp_path / "run", "is empty, but the run had saved step 6")
+
+
+def test_an_amendment_takes_effect_from_its_step_is_recorded_and_resumes_exactly(
+    experiment, undisturbed, tmp_path, monkeypatch
+):
+    straight = log_of(undisturbed[0])
+    amended = dataclasses.replace(experiment, amend=(Amendment("optimizer.learning_rate.peak", "2e-2", 4),))
+    whole = fit(amended, tmp_path / "whole", make_step=made_once)
+    lines = log_of(tmp_path / "whole")
+    (place,) = (number for number, line in enumerate(lines) if "amend" in line)
+    assert lines[place] == {"step": 4, "amend": "optimizer.learning_rate.peak:2e-2@4"}
+    assert lines[:place] == straight[:place] and lines[place - 1]["step"] == 3
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    np.testing.assert_allclose(rates, [0, 5e-3, *(1e-2 * np.array([2 / 3, 1, 2 / 3, 1 / 3]))], rtol=1e-6)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 3)
+        fit(experiment, tmp_path / "killed", make_step=made_once)
+    late = dataclasses.replace(amended, amend=(Amendment("optimizer.learning_rate.peak", "2e-2", 2),))
+    refused(late, tmp_path / "killed", "step 2 is done, the newest checkpoint is that of step 2: amend from step 3 on")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 3)  # after step 5
+        fit(amended, tmp_path / "killed", make_step=made_once)
+    other = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, clip=0.5))
+    refused(other, tmp_path / "killed", "clip is 1.0 there, 0.5 here.*amend=optimizer")
+    # What is recorded stays in force without being asked for again.
+    assert same(fit(experiment, tmp_path / "killed", make_step=made_once), whole)
+    assert (tmp_path / "killed" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
 def cut(content):

@@ -41,6 +41,7 @@ class Described(TypedDict):
     mesh: NotRequired[dict[str, Any] | None]
     run: NotRequired[dict[str, Any] | None]
     counters: NotRequired[dict[str, Any]]
+    amend: NotRequired[list[dict[str, Any]]]
     architecture: NotRequired[str]
     part_of: NotRequired[str]
     huggingface: NotRequired[Notes]

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bertjax.amendments import Amendment
 from bertjax.config import Experiment, Phase
 from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
@@ -73,6 +74,15 @@ class MetricLogger:
             described = to_json(experiment)
             wandb = dropped_at_an_error("W&B", lambda: wandb_writer(folder, run.wandb, described), say)
             self._writers.append(wandb)
+
+    def amended(self, amendments: Sequence[Amendment]) -> None:
+        """Log what changes with the next step, after all of the steps before."""
+        if amendments:
+            self.flush()
+        for each in amendments:
+            self._progress.say(f"from step {each.step} on {each.name} is {each.value}")
+            if self._log is not None:
+                self._log(each.step, {"amend": str(each)})
 
     def start_phase(self, phase: Phase) -> None:
         """Count the FLOPs of a phase, and begin to time it."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax import files
+from bertjax.amendments import Amendment
 from bertjax.bounded_json import parse_object
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.info import Described
@@ -82,15 +83,29 @@ def lock_text(folder: Path) -> str:
         return ""
 
 
-def with_begun_counters(folder: Path, experiment: Experiment) -> Experiment:
-    """Return the experiment with the rule for counters that the run in the directory began with, if there is one."""
+def as_begun(folder: Path, experiment: Experiment) -> Experiment:
+    """Return the experiment as the run in the directory goes on with it, if there is one.
+
+    That is with the rule for counters that it began with, and with all amendments so far. Raises InputError where a new
+    one is for a step that is done.
+    """
     there = recorded(folder)
     if there is None:
         return experiment
-    begun = there["counters"]
-    if begun == to_json(experiment.counters):
-        return experiment
-    return dataclasses.replace(experiment, counters=from_json(begun, COUNTERS, "counters"))
+    counters = from_json(there["counters"], COUNTERS, "counters")
+    begun = tuple(Amendment(each["name"], each["value"], each["step"]) for each in there.get("amend", ()))
+    new = [each for each in experiment.amend if each not in begun]
+    replaced = {(each.name, each.step) for each in new}
+    done = max((int(path.name) for path in checkpoint.finished_steps(folder / "checkpoints")), default=0)
+    for each in new:
+        if each.step <= done:
+            raise InputError(
+                f"amend={each}: step {each.step} is done, the newest checkpoint is that of step {done}: amend from "
+                f"step {done + 1} on, or move later checkpoints away"
+            )
+    kept = [each for each in begun if (each.name, each.step) not in replaced]
+    amend = tuple(sorted([*kept, *new], key=lambda each: (each.step, each.name)))
+    return dataclasses.replace(experiment, counters=counters, amend=amend)
 
 
 def recorded(folder: Path) -> dict[str, Any] | None:
@@ -125,9 +140,9 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     """Write experiment.json. Raises InputError where the directory belongs to another experiment.
 
     Logging and the paths of corpora may differ; their contents are compared when a checkpoint is restored.
-    The rule for counters is the one that the directory began with, see `with_begun_counters`.
+    The rule for counters and earlier amendments are those of the directory, see `as_begun`.
     """
-    experiment, path = with_begun_counters(folder, experiment), folder / "experiment.json"
+    experiment, path = as_begun(folder, experiment), folder / "experiment.json"
     saved = recorded(folder)
     if saved is not None:
         there, here = _computed(saved), _computed(to_json(experiment))
@@ -137,7 +152,8 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
             more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
             raise InputError(
                 f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
-                "--workdir, or use the settings of this one"
+                "--workdir, or use the settings of this one; a number of the optimiser may change from a step on "
+                "(amend=optimizer.FIELD:VALUE@STEP)"
             )
     files.write(path, dump(experiment))
     for name, source in sources(experiment).items():
@@ -147,7 +163,7 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep the fields that decide the numbers."""
     phases = [phase | {"rows": phase["rows"] | PLACES} for phase in described["phases"]]
-    return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None}
+    return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None, "amend": None}
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
