@@ -19,7 +19,7 @@ from bertjax.errors import InputError
 from bertjax.finetuning.results import read_json, write_json
 from bertjax.huggingface.folder import write_folder
 from bertjax.run.workdir import lock_workdir
-from bertjax.run.writers import Log, append_timing
+from bertjax.run.writers import Log, Timing
 from bertjax.tasks.loading import load_examples
 from bertjax.tasks.own import own_task
 from bertjax.tasks.table import find_task
@@ -280,7 +280,7 @@ def test_what_a_run_appends_to_is_no_link(tmp_path, secret):
     folder = tmp_path / "run"
     folder.mkdir()
     for name, write in {
-        "timing.jsonl": lambda: append_timing(folder, 1, {}),
+        "timing.jsonl": lambda: Timing(folder, print),
         "log.jsonl": lambda: Log(folder, 0),
         "checkpoints": lambda: open_checkpoints(folder / "checkpoints", keep=1, keep_every=0),
         "predictions": lambda: files.make_folder(folder, "predictions/validation"),
@@ -304,7 +304,7 @@ def test_a_run_is_read_through_no_link(tmp_path, secret):
     (folder / "checkpoints" / "7").unlink()
     (folder / "checkpoints" / "7").mkdir()
     (folder / "checkpoints" / "7" / "info").symlink_to(tmp_path / "other" / "info")
-    with pytest.raises(InputError, match=r"damaged \(.*is a link to"):
+    with pytest.raises(InputError, match="is a link to"):
         load(folder)
     (folder / "result.json").symlink_to(secret)
     with pytest.raises(InputError, match="outside the folder"):
