@@ -1,11 +1,11 @@
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract import SPECIALS, V, make_batch, small_xlnet, without_dropout
+from contract import SPECIALS, V, make_batch, random_params, small_xlnet, without_dropout
 
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
@@ -22,6 +22,13 @@ WINDOWS = without_dropout(
 )
 
 
+@cache
+def initialised(objective):
+    """Return normal parameters, larger than at the start, so that every influence shows."""
+    bias = jnp.zeros(objective.encoder.V)
+    return {"encoder": random_params(objective.encoder, noise=0.1), "head": {"plm": {"bias": bias}}}
+
+
 def by_hand(objective, params, batch, rng):
     """Run the windows of all rows one after another; return Σ nll, Σ weights, and the gradient of their quotient."""
     encoder, permutation, (B, L) = objective.encoder, objective.permutation, batch["tokens"].shape
@@ -35,33 +42,38 @@ def by_hand(objective, params, batch, rng):
     cut["example"] = (np.asarray(batch["example"], np.uint32)[:, None] * C + np.arange(C, dtype=np.uint32)).reshape(-1)
     cut["backward"] = np.repeat(np.asarray(batch["backward"]), C)
     cut = {name: jnp.asarray(x) for name, x in cut.items()}
-    permuted = permute(order_key, cut, permutation)
+    permuted = jax.jit(permute, static_argnums=2)(order_key, cut, permutation)
     memories = [encoder.empty_memory(B, objective.memory)]
 
-    def window(params, number):
-        at = np.arange(B) * C + number
+    places = [np.arange(B) * C + number for number in range(C)]
+
+    def window(params, memory, at):
         streams = encoder.apply(
             {"params": params["encoder"]}, cut["tokens"][at], cut["mask"][at], cut["types"][at],
             ranks_BL=permuted.ranks_BL[at], targets_BP=permuted.positions_BP[at], sign_B=1 - 2 * cut["backward"][at],
-            memory=memories[number], reuse=permutation.parts[0], method="streams",
+            memory=memory, reuse=permutation.parts[0], method="streams",
         )  # fmt: skip
         logits = streams.query_BPD @ word_table(params["encoder"]).T + params["head"]["plm"]["bias"][None, None]
         nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), permuted.targets_BP[at][..., None], -1)[..., 0]
         return (permuted.weights_BP[at] * nll).sum(), streams.memory
 
-    for number in range(C):
-        memories.append(window(params, number)[1])
+    remembered = jax.jit(lambda memory, at: window(params, memory, at)[1])
+    for at in places[:-1]:
+        memories.append(remembered(memories[-1], at))
 
-    def loss(params):
-        return sum(window(params, number)[0] for number in range(C)) / permuted.weights_BP.sum()
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, memory, at):
+        return window(params, memory, at)[0] / permuted.weights_BP.sum()
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    found = jax.device_get([loss(params, memory, at) for memory, at in zip(memories, places, strict=True)])
+    value, gradient = jax.tree.map(lambda *each: sum(each), *found)
     return value, permuted.weights_BP.sum(), gradient
 
 
 def test_the_loss_and_its_gradient_are_those_of_the_windows_one_by_one_with_fixed_memory():
     batch = make_batch(rows=4)
-    params = jax.jit(WINDOWS.init)(KEY, batch)
+    params = initialised(WINDOWS)
     (loss, metrics), gradient = jax.jit(jax.value_and_grad(partial(WINDOWS.loss, train=True), has_aux=True))(
         params, batch, KEY
     )
@@ -78,18 +90,19 @@ def test_later_windows_depend_on_earlier_ones_through_memory():
     L = batch["tokens"].shape[1]
     plain = batch["tokens"].at[0, 1].set(int(batch["tokens"][0, 1]) % 100 + 50)
 
-    def later(objective, tokens):
+    def later(objective, loss, tokens):
         """Score the last windows only: those that do not hold the changed token."""
-        params = objective.init(KEY, batch)
-        params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(KEY, x.shape), params)
         changed = batch | {"tokens": tokens, "word_starts": jnp.ones((1, L), jnp.int32)}
-        whole = objective.loss(params, changed, KEY, train=False)[1]["loss/plm"].sum
-        first = objective.loss(params, changed | {"mask": batch["mask"].at[:, 8:].set(0)}, KEY, train=False)
-        return float(whole - first[1]["loss/plm"].sum)
+        first = changed | {"mask": batch["mask"].at[:, 8:].set(0)}
+        whole, first = (loss(initialised(objective), each, KEY)[1]["loss/plm"].sum for each in (changed, first))
+        return float(whole - first)
 
-    forgetful = dataclasses.replace(WINDOWS, memory=0)
-    assert abs(later(forgetful, plain) - later(forgetful, batch["tokens"])) < 1e-4
-    assert abs(later(WINDOWS, plain) - later(WINDOWS, batch["tokens"])) > 1e-3
+    def effect(objective):
+        loss = jax.jit(partial(objective.loss, train=False))
+        return abs(later(objective, loss, plain) - later(objective, loss, batch["tokens"]))
+
+    assert effect(dataclasses.replace(WINDOWS, memory=0)) < 1e-4
+    assert effect(WINDOWS) > 1e-3
 
 
 def test_windows_of_a_row_are_permuted_each_for_itself():
@@ -113,16 +126,23 @@ def test_the_head_is_the_tied_table_and_a_bias():
 
 
 def test_every_batch_of_the_published_run_is_half_backward_and_full(corpus):
-    experiment = load_experiment(
-        "experiments/xlnet.py",
-        [f"data={corpus}", "windows=3", "window=32", "targets=6", "memory=24", "batch_size=12", "steps=4", "warmup=1"],
-    )
+    rows = [
+        f"data={corpus}",
+        "windows=3",
+        "window=32",
+        "targets=6",
+        "memory=24",
+        "batch_size=12",
+        "steps=4",
+        "warmup=1",
+    ]
+    small = [f"objective.encoder.{field}" for field in ("N=2", "D=32", "H=2", "F=64")]
+    experiment = load_experiment("experiments/xlnet.py", [*rows, *small])
     batch = experiment.phases[0].rows.open("train").rows(np.arange(4))
     assert batch["tokens"].shape == (4, 96) and batch["mask"].all()
     assert batch["backward"].tolist() == [0, 1, 0, 1]
-    loss, metrics = experiment.objective.loss(
-        experiment.objective.init(KEY, batch), {name: jnp.asarray(x) for name, x in batch.items()}, KEY, train=False
-    )
+    params = jax.jit(experiment.objective.init)(KEY, batch)
+    loss, metrics = jax.jit(partial(experiment.objective.loss, train=False))(params, batch, KEY)
     assert abs(float(loss) / np.log(experiment.objective.encoder.V) - 1) < 0.05
     assert 0.7 * 4 * 3 * 6 <= metrics["loss/plm"].weight <= 4 * 3 * 6
 
@@ -164,7 +184,7 @@ def test_ids_of_the_vocabulary_are_checked_like_those_of_masking():
 
 
 def test_the_gradient_taken_window_by_window_is_that_of_all_windows_at_once():
-    params, batch = WINDOWS.init(jax.random.key(0), make_batch()), make_batch()
+    params, batch = initialised(WINDOWS), make_batch()
 
     def at_once(params):
         return total(WINDOWS.outputs(params, batch, KEY, train=True)[0])
