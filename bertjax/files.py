@@ -215,12 +215,17 @@ def remove_folder(folder: Path) -> None:
             file_system().rm(os.fspath(folder), recursive=True)
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file."""
+def version_of(path: Path) -> tuple[int, int]:
+    """Return the bytes of a file, and a number that changes with its content: of its last change, in nanoseconds.
+
+    In Cloud Storage the number is the generation of the object.
+    """
     if not in_cloud(path):
-        return path.stat().st_size
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
     with explained(path):
-        return int(file_system().size(os.fspath(path)))
+        described = file_system().info(os.fspath(path))
+        return int(described["size"]), int(described["generation"])
 
 
 def size_below(folder: Path) -> int:

@@ -201,5 +201,7 @@ def _has_ended(text: str) -> bool:
     try:
         theirs, ours = parse_object(text, "the lock")["process"], _process(os.getpid())
         return bool(theirs and ours) and theirs[:2] == ours[:2] and _process(int(theirs[2])) != theirs
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError):
         return False
+    except ValueError:
+        return True  # not a lease: the lock of a disk, from which the folder was copied

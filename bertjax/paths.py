@@ -12,9 +12,9 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,34 +65,57 @@ def absolute(path: Path) -> Path:
     return path if in_cloud(path) else path.absolute()
 
 
+@cache
 def file_system() -> Any:
-    """Return gcsfs's file system, the one that paths of `path_of` use.
+    """Return gcsfs's file system, the one that paths of `path_of` use; its errors are explained.
 
     It remembers no listings, since other processes write. A connection that does not answer within seconds, or from
     which nothing comes for a minute, counts as a failure, so that the request is repeated.
     """
     import aiohttp
     import fsspec
+    from etils.epath import backend
 
     logger = logging.getLogger("gcsfs")
     if logger.level == logging.NOTSET:
-        logger.setLevel(logging.CRITICAL)  # it prints a traceback of what `explained` explains
+        logger.setLevel(logging.CRITICAL)  # it prints a traceback of what is explained here
     chosen = {"use_listings_cache": False, "requests_timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=60)}
-    fsspec.config.conf.setdefault("gcs", {}).update(chosen)  # before etils makes its own from this class
-    return fsspec.filesystem("gcs", finalize_on_close=True)  # the arguments of etils, hence the same object
+    fsspec.config.conf.setdefault("gcs", {}).update(chosen)
+    os.environ.setdefault("EPATH_USE_TF", "false")  # else etils would use TensorFlow where that is installed
+    # The same limits for TensorStore, which would wait for ever.
+    os.environ.setdefault("TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS", "10")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    system = backend.fsspec_backend.fs(CLOUD)
+    for name in ("cat_file", "cp_file", "du", "exists", "find", "glob", "info", "isdir", "isfile", "listdir", "ls",
+                 "mv", "open", "pipe_file", "put_file", "rm", "walk"):  # fmt: skip
+        setattr(system, name, _explaining(getattr(system, name)))
+    return system
+
+
+def _explaining(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of the file system, whose first argument is a path, with its errors explained."""
+
+    @wraps(method)
+    def explaining(*arguments: Any, **options: Any) -> Any:
+        text = f"{arguments[0]}" if arguments else ""
+        with explained(text if in_cloud(text) else f"{CLOUD}{text}"):
+            return method(*arguments, **options)
+
+    return explaining
 
 
 @cache
 def _check_bucket(bucket: str) -> None:
     """Raise InputError where the objects of a bucket cannot be listed."""
-    with explained(f"{CLOUD}{bucket}"):
-        try:
+    try:
+        with explained(f"{CLOUD}{bucket}"):
             file_system().call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"there is no bucket {CLOUD}{bucket}: check its name (gcloud storage ls), or create it "
-                f"(gcloud storage buckets create {CLOUD}{bucket})"
-            ) from error
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no bucket {CLOUD}{bucket}: check its name (gcloud storage ls), or create it "
+            f"(gcloud storage buckets create {CLOUD}{bucket})"
+        ) from error
 
 
 @contextmanager

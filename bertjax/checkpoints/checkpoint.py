@@ -65,7 +65,6 @@ def open_checkpoints(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
     )
     with explained(folder):
-        _finish_copied(folder)
         return ocp.CheckpointManager(absolute(folder), options=options)
 
 
@@ -284,39 +283,22 @@ def finished_steps(folder: Path) -> list[Path]:
     """List the finished checkpoints in a folder, in no order.
 
     Unfinished ones have other names, on a disk. In Cloud Storage nothing is renamed: there the last object of a
-    checkpoint says that it is finished, or, where it was copied there from a disk, its time of completion.
+    checkpoint says that it is finished.
     """
     steps = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
-    return [path for path in steps if (path / _COMMITTED).exists() or _has_end(path)] if in_cloud(folder) else steps
+    return [path for path in steps if (path / _COMMITTED).exists()] if in_cloud(folder) else steps
 
 
 _STEP = re.compile(r"[0-9]{1,15}")  # the name of a checkpoint; isdigit() holds for ² too
 _COMMITTED = "commit_success.txt"
-"""What Orbax writes last in Cloud Storage."""
-
-
-def _has_end(step_folder: Path) -> bool:
-    """Return whether Orbax has noted when this checkpoint was completed."""
-    try:
-        content = files.read_inside(step_folder, "_CHECKPOINT_METADATA")
-        return bool(parse_object(content, "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs"))
-    except (FileNotFoundError, InputError):
-        return False
-
-
-def _finish_copied(folder: Path) -> None:
-    """Mark finished checkpoints that were copied from a disk to Cloud Storage, lest Orbax delete them as unfinished."""
-    if in_cloud(folder):
-        for path in finished_steps(folder):
-            if not (path / _COMMITTED).exists():
-                (path / _COMMITTED).write_text(f"Checkpoint commit was successful to {path}")
+"""What Orbax writes last."""
 
 
 def set_aside(step_folder: Path, reason: str) -> Path:
     """Rename a checkpoint, so that no run resumes from it and none overwrites it; return its new place."""
     names = (f"{step_folder.name}.{reason}{f'.{number}' if number else ''}" for number in count())
     place = next(path for path in map(step_folder.with_name, names) if not path.exists())
-    step_folder.rename(place)
+    files.move_folder(step_folder, place)
     return place
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from bertjax import exits
 from bertjax.commands.arguments import command, print_result, takes_code, takes_experiment, takes_json, tell
 from bertjax.errors import InputError
+from bertjax.paths import path_of
 from bertjax.terminal import show, show_json
 
 
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
     doctor = command(commands, "doctor", _doctor, "diagnose this machine, and print a fix for each problem",
                       "bertjax doctor --workdir runs/base")  # fmt: skip
     doctor.add_argument(
-        "--workdir", type=Path, default=Path(), metavar="DIR", help="check its disk (default: the current folder)"
+        "--workdir", default=".", metavar="DIR", help="check its disk, or bucket (default: the current folder)"
     )
     doctor.add_argument(
         "--seconds",
@@ -100,7 +101,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> None:
     from bertjax.machine.doctor import as_json, collect, diagnose, report
 
-    facts = collect(options.workdir, seconds=options.seconds)
+    facts = collect(path_of(options.workdir), seconds=options.seconds)
     findings = diagnose(facts)
     show_json(as_json(facts, findings)) if options.json else show(report(facts, findings).rstrip("\n"))
     options.exit_code = exits.MISTAKE if any(finding.stops for finding in findings) else exits.DONE

@@ -1,18 +1,20 @@
 """The command predict, which applies a model to texts."""
 
 import argparse
+import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bertjax import terminal
 from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell, threshold
 from bertjax.errors import InputError
+from bertjax.files import open_given
+from bertjax.paths import in_cloud, path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show_json
 
@@ -127,7 +129,7 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
         yield from ((f"argument {n}", _checked_utf8(f"argument {n}", x)) for n, x in enumerate(options.text, 1))
         return
     where = options.input or "standard input"
-    with Path(where).open(encoding="utf-8", newline="") if options.input else nullcontext(sys.stdin) as file:
+    with _lines_of(options.input) if options.input else nullcontext(sys.stdin) as file:
         try:
             for number, line in enumerate(_bounded_lines(file), 1):
                 if len(line) > LONGEST_LINE:
@@ -144,6 +146,14 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
 def _bounded_lines(file: Any) -> Iterator[str]:
     """Yield lines, of which no more is read than shows that one is too long; standard input may be any iterable."""
     return iter(partial(file.readline, LONGEST_LINE + 1), "") if hasattr(file, "readline") else iter(file)
+
+
+def _lines_of(name: str) -> TextIO:
+    """Open a file of UTF-8 on a disk or in Cloud Storage; line ends are kept."""
+    path = path_of(name)
+    if in_cloud(path):
+        return io.TextIOWrapper(open_given(path), encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
 
 
 def _checked_utf8(origin: str, text: str) -> str:

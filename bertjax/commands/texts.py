@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model, tell
@@ -59,7 +58,7 @@ def add(commands: Any) -> None:
     train.add_argument(
         "--sample-bytes", type=int, default=2**29, metavar="N", help="bytes of text to train on (default: 2^29)"
     )
-    train.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the tokenizer")
+    train.add_argument("--out", required=True, metavar="DIR", help="folder for the tokenizer, on a disk or gs://…")
     takes_json(train)
 
     looking = command(tokenizer, "inspect", _inspect_tokenizer, "show how a model's tokenizer encodes texts",
@@ -93,6 +92,7 @@ def _text_input(parser: argparse.ArgumentParser) -> None:
 def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[Any], int]:
     """Open the input: return its documents, its identity, and its size in bytes, 0 if unknown."""
     from bertjax.data import corpus
+    from bertjax.files import version_of
 
     if options.format == "tfds":
         names = [corpus.tfds(name, options.text_field, options.data_dir) for name in options.input]
@@ -105,12 +105,14 @@ def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]",
         "markdown": corpus.markdown,
     }
     found = corpus.find_files(options.input)
-    files = [file for file in found if isinstance(file, Path)]
+    files = [file for file in found if not isinstance(file, corpus.Bad)]
     read = readers[options.format]
     identity: list[Any] = [options.format, options.text_field, options.longest_line]
     identity += [list(file) for file in found if isinstance(file, corpus.Bad)]
-    identity += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    size = sum(file.stat().st_size * (4 if file.suffix in (".gz", ".zst") else 1) for file in files)
+    versions = [version_of(file) for file in files]
+    identity += [[str(file), *version] for file, version in zip(files, versions, strict=True)]
+    sizes = zip(files, versions, strict=True)
+    size = sum(size * (4 if file.suffix in (".gz", ".zst") else 1) for file, (size, _) in sizes)
     documents = ([file] if isinstance(file, corpus.Bad) else read(file, options.longest_line) for file in found)
     return chain.from_iterable(documents), identity, size
 
@@ -167,12 +169,13 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
         "bpe": vocabulary.train_byte_level_bpe,
         "unigram": vocabulary.train_unigram,
     }[options.kind]
+    out = path_of(options.out)
     documents, _, size = _documents(options)
     done = vocabulary.train_vocabulary(
         documents, train, size=options.size, lowercase=options.lowercase, input_bytes=size,
-        sample_bytes=options.sample_bytes, skip_bad=options.skip_bad, out=options.out,
+        sample_bytes=options.sample_bytes, skip_bad=options.skip_bad, out=out,
     )  # fmt: skip
-    tokenizer = load_tokenizer(options.out)
+    tokenizer = load_tokenizer(out)
     print_result(options, done | {"vocabulary": tokenizer.vocabulary.size, "fingerprint": fingerprint(tokenizer)})
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertjax import exits
@@ -21,6 +20,7 @@ from bertjax.commands.arguments import (
     threshold,
 )
 from bertjax.errors import Diverged, InputError
+from bertjax.paths import path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
 
@@ -105,9 +105,9 @@ def _add_task(scored: Any) -> None:
 def _add_squad(scored: Any) -> None:
     squad = command(scored, "squad", _evaluate_squad, "score answers as SQuAD's official scripts do",
                      "bertjax evaluate squad --data dev-v2.0.json --predictions predictions.json --json")  # fmt: skip
-    squad.add_argument("--data", required=True, type=Path, metavar="JSON", help="the questions with gold answers")
-    squad.add_argument("--predictions", required=True, type=Path, metavar="JSON", help="predicted answers by id")
-    squad.add_argument("--null-odds", type=Path, metavar="JSON",
+    squad.add_argument("--data", required=True, metavar="JSON", help="the questions with gold answers")
+    squad.add_argument("--predictions", required=True, metavar="JSON", help="predicted answers by id")
+    squad.add_argument("--null-odds", metavar="JSON",
                        help="scores of no answer by id, on any scale: adds the best thresholds")  # fmt: skip
     squad.add_argument("--null-threshold", type=float, metavar="X",
                        help="score above which no answer is predicted (default: 1.0, as officially)")  # fmt: skip
@@ -273,12 +273,12 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
         raise InputError("predictions are scored without a model: leave out --model")
     if options.null_threshold is not None and options.null_odds is None:
         raise InputError("--null-threshold needs --null-odds: give both, or neither")
-    gold, predictions = read_gold(options.data), read_answers(options.predictions)
+    gold, predictions = read_gold(path_of(options.data)), read_answers(path_of(options.predictions))
     if not gold.answers.keys() & predictions.keys():
         raise InputError(
             f"{options.predictions} has no answer to a question of {options.data}: is it of another data set?"
         )
-    odds = read_answers(options.null_odds, float) if options.null_odds else None
+    odds = read_answers(path_of(options.null_odds), float) if options.null_odds else None
     threshold = 1.0 if options.null_threshold is None else options.null_threshold
     print_result(options, score_predictions(gold, predictions, odds, threshold=threshold))
 

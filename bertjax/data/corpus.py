@@ -16,7 +16,8 @@ from bertjax.bounded_json import Limits, parse
 from bertjax.data.text_files import open_bytes
 from bertjax.data.tfds_folders import check_data_set
 from bertjax.errors import InputError
-from bertjax.files import real_path
+from bertjax.files import files_below, real_path
+from bertjax.paths import in_cloud, path_of
 
 _LONGEST_DOCUMENT = 2**22  # characters after which the next line starts a new document
 _MOST_LINES = 2**20  # of a document, likewise
@@ -53,7 +54,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path | Bad]:
     InputError for a path that does not exist, for a folder without files, and for one with a link that leads out of it.
     """
     files: list[Path | Bad] = []
-    for given in map(Path, inputs):
+    for given in map(path_of, inputs):
         if given.is_dir():
             found = sorted(_below(given))
             if not found:
@@ -68,6 +69,10 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path | Bad]:
 
 def _below(home: Path) -> Iterator[tuple[Path, str]]:
     """Yield the files below a folder, each with the reason why it cannot be read, or ""."""
+    if in_cloud(home):
+        found = [(path, path.relative_to(home).parts) for path in files_below(home)]
+        yield from ((path, "") for path, parts in found if not any(part.startswith(".") for part in parts))
+        return
     closed: list[OSError] = []
     for here, folders, names in os.walk(home, onerror=closed.append):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -88,7 +88,7 @@ def index_name(split: str, index: int, count: int, unit: str) -> str:
 
 
 def _size(folder: Path, split: str, count: int) -> int:
-    return sum(files.size_of(folder / shard_name(split, index, count)) for index in range(count))
+    return sum(files.version_of(folder / shard_name(split, index, count))[0] for index in range(count))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from bertjax import files
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
+from bertjax.paths import in_cloud
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -96,6 +97,10 @@ def train_vocabulary(
 
 def _make_folder(out: Path) -> None:
     """Create the folder of the tokenizer. Raises InputError where it cannot be written, before any work is done."""
+    if in_cloud(out):
+        if out.exists():
+            raise InputError(f"{out} is not empty: choose another folder for the tokenizer")
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

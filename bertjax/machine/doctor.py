@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from bertjax.machine.program_cache import cache_problem
 from bertjax.machine.topology import CHIPS
 from bertjax.machine.xla_flags import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
+from bertjax.paths import in_cloud
 
 LOCK = Path("/tmp/libtpu_lockfile")
 _VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")
@@ -195,6 +196,7 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
     lock = root / LOCK.relative_to("/")
     huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
     cache = cache_folder()
+    disks = (Path("/tmp"),) if in_cloud(folder) else (folder, Path("/tmp"))
     files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
     return Facts(
         python=platform.python_version(),
@@ -205,7 +207,7 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         environment=_environment(root),
         memory=memory.get("MemTotal", 0),
         memory_available=memory.get("MemAvailable", 0),
-        disks={str(each): shutil.disk_usage(_existing(each)).free for each in (folder, Path("/tmp"))},
+        disks={str(each): shutil.disk_usage(_existing(each)).free for each in disks},
         chips=chips,
         holders=holders,
         lock_owner=_other_owner(lock),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from bertjax.data.corpus import open_split
 from bertjax.errors import InputError
 from bertjax.files import open_given, real_path
+from bertjax.paths import path_of
 from bertjax.tasks.examples import Example, Texts, Words
 from bertjax.tasks.formats import ManyFiles
 from bertjax.tasks.reading import Notes
@@ -40,11 +41,11 @@ def load_examples(task: Task, data: str, split: str) -> Loaded:
 
 def find_part(task: Task, data: str, part: Part) -> Path:
     """Return the file or folder of a split, in `data` or in the task's own folder below it."""
-    folders = [Path(data), *(Path(data) / folder for folder in task.folders)]
+    folders = [path_of(data), *(path_of(data) / folder for folder in task.folders)]
     for folder in folders:
         for name in part.files:
             if (folder / name).exists():
-                real_path(Path(data), (folder / name).relative_to(data))
+                real_path(path_of(data), (folder / name).relative_to(path_of(data)))
                 return folder / name
     names, inside = " or ".join(part.files), "".join(f" or in {folder}/ of it" for folder in task.folders)
     raise InputError(f"no {names} in {data}{inside}, the {part.split} split of task {task.name}: check data=FOLDER")
@@ -56,7 +57,7 @@ def available(task: Task, data: str) -> tuple[str, ...]:
         return tuple(part.split for part in task.parts if part.tfds)
 
     def exists(part: Part) -> bool:
-        folders = [Path(data), *(Path(data) / folder for folder in task.folders)]
+        folders = [path_of(data), *(path_of(data) / folder for folder in task.folders)]
         return any((folder / name).exists() for folder in folders for name in part.files)
 
     return tuple(part.split for part in task.parts if exists(part))

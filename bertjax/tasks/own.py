@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from bertjax.errors import InputError
 from bertjax.files import real_path
+from bertjax.paths import path_of
 from bertjax.tasks.choices import JsonChoices, Options
 from bertjax.tasks.examples import Choice, Example, Texts, Words
 from bertjax.tasks.formats import Conll, JsonLines, JsonQuestions, JsonWords, Squad, Table
@@ -43,10 +44,10 @@ def own_task(
     formats_of = _own_formats(kind, columns, label, separator)
     names = ("validation", "dev") if split == "validation" else (split,)
     found = [
-        (Path(data) / f"{name}{ending}", ending)
+        (path_of(data) / f"{name}{ending}", ending)
         for ending in formats_of
         for name in names
-        if (Path(data) / f"{name}{ending}").is_file()
+        if (path_of(data) / f"{name}{ending}").is_file()
     ]
     if not found:
         missing = ", ".join(f"{names[0]}{ending}" for ending in formats_of)
