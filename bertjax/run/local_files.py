@@ -1,22 +1,26 @@
 """Keep the files that a run appends to on a disk, where its work directory is in Cloud Storage, and upload them.
 
-An object cannot be appended to. So process 0 writes log, timing, TensorBoard's events and traces into a folder of its
-own machine, and before each checkpoint and at the end the files that have changed are uploaded, each whole.
+An object cannot be appended to. So each process writes its messages, and process 0 the log, timing, TensorBoard's
+events and traces, into a folder of its own machine. Before each checkpoint and at the end the files that have changed
+are uploaded, each whole; messages also within seconds, since they tell how a run ended.
 """
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bertjax import files
 from bertjax.errors import InputError
-from bertjax.paths import explained, in_cloud
-from bertjax.run.processes import is_coordinator
+from bertjax.paths import in_cloud
+from bertjax.run.processes import is_coordinator, messages_path
 from bertjax.run.writers import Progress
 
-_CONTINUED = ("log.jsonl", "timing.jsonl", "wandb_id")  # which a resumed run reads
+_CONTINUED = ("log.jsonl", "timing.jsonl", "wandb_id")  # which process 0 of a resumed run reads or appends to
+
+_EACH = 2.0  # seconds between uploads of messages
 
 
 class LocalFiles:
@@ -25,22 +29,36 @@ class LocalFiles:
     def __init__(self, folder: Path, workdir: Path, progress: Progress) -> None:
         self.folder, self._workdir, self._progress = folder, workdir, progress
         self._uploaded: dict[Path, tuple[int, int]] = {}
+        self._one_at_a_time, self._ended = threading.Lock(), threading.Event()
+        if folder != workdir:
+            threading.Thread(target=self._upload_messages, daemon=True, name="upload messages").start()
 
-    def upload(self) -> bool:
+    def upload(self, pattern: str = "*") -> bool:
         """Upload the files that have changed; return whether that succeeded. A failure is reported, and ends no run."""
         if self.folder == self._workdir:
             return True
         try:
-            for path in files.files_below(self.folder):
-                found = path.stat()
-                version = found.st_size, found.st_mtime_ns
-                if self._uploaded.get(path) != version:
-                    files.upload(path, self._workdir / path.relative_to(self.folder).as_posix())
-                    self._uploaded[path] = version
+            with self._one_at_a_time:
+                for path in files.files_below(self.folder, pattern):
+                    version = files.version_of(path)
+                    if self._uploaded.get(path) != version:
+                        files.upload(path, self._workdir / path.relative_to(self.folder).as_posix())
+                        self._uploaded[path] = version
         except (InputError, OSError) as error:
-            self._progress.say(f"warning: the logs in {self.folder} were not uploaded: {error}")
+            if pattern == "*":
+                self._progress.say(f"warning: the logs in {self.folder} were not uploaded: {error}")
             return False
         return True
+
+    def end(self) -> None:
+        """Upload all, and delete the folder, unless that fails."""
+        self._ended.set()
+        if self.upload() and self.folder != self._workdir:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _upload_messages(self) -> None:
+        while not self._ended.wait(_EACH):
+            self.upload("messages*")
 
 
 @contextmanager
@@ -49,16 +67,14 @@ def local_files(workdir: Path, progress: Progress) -> Iterator[LocalFiles]:
 
     Where that fails they are kept, and the message names the folder.
     """
-    if not in_cloud(workdir) or not is_coordinator():
-        yield LocalFiles(workdir, workdir, progress)
-        return
-    local = LocalFiles(Path(tempfile.mkdtemp(prefix="bertjax-run-")), workdir, progress)
-    with explained(workdir):
-        for name in _CONTINUED:
+    folder = workdir
+    if in_cloud(workdir):
+        folder = Path(tempfile.mkdtemp(prefix="bertjax-run-"))
+        for name in (*(_CONTINUED if is_coordinator() else ()), messages_path(folder).name):
             if (workdir / name).exists():
-                files.write(local.folder / name, (workdir / name).read_bytes())
+                files.write(folder / name, (workdir / name).read_bytes())
+    local = LocalFiles(folder, workdir, progress)
     try:
         yield local
     finally:
-        if local.upload():
-            shutil.rmtree(local.folder, ignore_errors=True)
+        local.end()
