@@ -499,3 +499,15 @@ def test_the_page_names_commands_and_options_that_exist(cloud):
         cloud.run(Path(script).name, *words[: words.index("--") if "--" in words else None], "--dry-run",
                   *(words[words.index("--") :] if "--" in words else []))  # fmt: skip
     assert not (cloud.folder / "calls").exists()
+
+
+def test_the_worker_finds_the_log_of_a_run_in_cloud_storage(tmp_path, monkeypatch):
+    """Where `bertjax.run.local_files` writes it: in a folder below TMPDIR."""
+    monkeypatch.syspath_prepend(str(TPU))
+    import worker
+
+    (prefix,) = re.findall(r'mkdtemp\(prefix="([\w-]+)"\)', Path("bertjax/run/local_files.py").read_text())
+    log = tmp_path / f"tmp/{prefix}abc/log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 12}\n{"step": 1')
+    assert worker.status(tmp_path)["step"] == 12
