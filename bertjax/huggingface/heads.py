@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from bertjax.errors import InputError
 from bertjax.huggingface.configuration import family_for
-from bertjax.huggingface.families import FAMILIES
+from bertjax.huggingface.families import FAMILIES, find_family
 from bertjax.huggingface.table import Config, head_of
 
 
@@ -28,11 +28,15 @@ def task_head(
 ) -> TaskHead:
     """Build the head `name` (published.TASKS) with this number of classes, for an encoder that came with `heads`.
 
+    An encoder that no family has, as one of the user's own, takes the head of BERT: a pooler of its first token.
     config: config.json of the folder that the encoder came from, or empty. architecture: as in `save_hf`. Raises
     InputError if the family has no such head.
     """
-    family = FAMILIES[config["model_type"]] if config else family_for(encoder, heads, architecture)
-    config = config or family.stated(encoder)
+    if not config and find_family(encoder, heads) is None:  # an encoder of the user's own
+        family, config = FAMILIES["bert"], {"model_type": "bert"}
+    else:
+        family = FAMILIES[config["model_type"]] if config else family_for(encoder, heads, architecture)
+        config = config or family.stated(encoder)
     head = next((head for head in family.heads if head.name == name and head.when(config)), None)
     if head is None:
         known = ", ".join(dict.fromkeys(head.name for head in family.heads))

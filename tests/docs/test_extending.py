@@ -19,7 +19,8 @@ from bertjax.config import load_experiment
 from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.families import family_of
-from bertjax.models.heads import Pooler
+from bertjax.huggingface.heads import task_head
+from bertjax.models.heads import PairHead, Pooler
 from bertjax.models.language import word_table
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
@@ -121,6 +122,7 @@ def test_an_encoder_of_ones_own_is_used_with_its_file(example, corpus, tmp_path,
     assert main(["predict", "fill-mask", *given, "the [MASK] is"]) == 0
     assert len(json.loads(capsys.readouterr().out)["masks"][0]) == 5
     assert family_of(run, ["bert"]) == ""
+    assert isinstance(task_head("classify", model.encoder, {}, 3, {}).module, PairHead)  # as BERT's
 
 
 def test_the_encoder_trains_as_a_masked_lm_and_keeps_documents_apart(example, corpus, tmp_path):
