@@ -109,6 +109,14 @@ def check_tree(home: Path, name: str | Path = "") -> None:
                 raise _not_plain(path)
 
 
+def user_cache() -> Path | None:
+    """Return the folder of bertjax's caches of this user; None without a home, as for many users of containers."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertjax"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return None
+
+
 def make_folder(home: Path, name: str | Path) -> Path:
     """Create a folder below `home`, and those between, unless they exist. Raises InputError where one is a link."""
     if in_cloud(home):

@@ -2,6 +2,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,3 +51,12 @@ def test_a_run_that_raises_ends_with_the_code_of_the_error(error, code, monkeypa
 def test_output_that_nobody_reads_changes_no_exit_code(where):
     command = f"{sys.executable} -m bertjax pretrain nothing --workdir x {where}; exit ${{PIPESTATUS[0]}}"
     assert subprocess.run(["bash", "-c", command]).returncode == 2
+
+
+def test_reads_that_go_on_after_a_failure_print_no_tracebacks(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    closed, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other"))
+    main._tell_of_unraisable(closed)
+    main._tell_of_unraisable(other)
+    assert told == [other]

@@ -18,7 +18,7 @@ import pytest
 from contract import V, make_batch, small_bert
 from texts import make_documents, wordpiece_files
 
-from bertjax import train
+from bertjax import exits, train
 from bertjax.amendments import Amendment
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
@@ -30,7 +30,7 @@ from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.templates import BERT
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.errors import Diverged, InputError
+from bertjax.errors import Diverged, InputError, exit_code_of
 from bertjax.flops import row_shapes
 from bertjax.inspect_batch import inspect_batch
 from bertjax.masking import Masking
@@ -234,6 +234,33 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, undi
     assert checkpoint.latest_step(tmp_path).name == "3"
     assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
     assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
+
+
+def test_a_stop_in_an_evaluation_saves_and_the_next_run_evaluates_first(experiment, undisturbed, tmp_path, monkeypatch):
+    def evaluator(objective, mesh, rows):
+        def evaluate(params, batches):
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(60)
+
+        return evaluate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluator", evaluator)
+        with pytest.raises(Interrupted, match="after step 2"):
+            fit(experiment, tmp_path, make_step=made_once)
+    assert "validation" not in (tmp_path / "log.jsonl").read_text()
+    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+    assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
+
+
+def test_an_error_in_the_data_ends_a_run_after_a_checkpoint(experiment, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTJAX_FAULT", "step:eio@4")
+    with pytest.raises(OSError, match="BERTJAX_FAULT") as found:
+        fit(experiment, tmp_path, make_step=made_once)
+    assert exit_code_of(found.value) == exits.FAILED and "the checkpoint of step 3 is saved" in found.value.__notes__[0]
+    monkeypatch.delenv("BERTJAX_FAULT")
+    assert checkpoint.latest_step(tmp_path).name == "3"
+    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
 
 
 def test_a_finished_run_is_unchanged_when_run_again(experiment, undisturbed):

@@ -146,8 +146,18 @@ def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: T
         "tokenizer": {name: base64.b64encode(content).decode() for name, content in files.items()},
         "fingerprint": "" if tokenizer is None else fingerprint(tokenizer),
         "checksums": {item: checksums(tree) for item, tree in arrays.items()},
-        "versions": {name: importlib.metadata.version(name) for name in ("bertjax", "jax", "flax", "optax")},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("bertjax", "jax", "jaxlib", "flax", "optax")}
+
+
+def other_versions(info: Mapping[str, Any]) -> str:
+    """Return the packages whose versions were others when a checkpoint was saved, as in "jax 0.10.1 (now 0.10.2)"."""
+    now, then = _versions(), info.get("versions", {})
+    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in now if then.get(name, now[name]) != now[name])
 
 
 def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if arguments is None:
         _occupy_standard_descriptors()
+        sys.unraisablehook = _tell_of_unraisable
     options = _parse(arguments)
     options.own_process = arguments is None
     if warning := without_foreign_programs():
@@ -76,6 +77,15 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+
+
+def _tell_of_unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that nobody can catch, but for those of reads that go on after one of them has failed.
+
+    A damaged checkpoint has a message of its own; TensorStore would print dozens of tracebacks before it.
+    """
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def _flush() -> None:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -349,9 +350,18 @@ def _start_worker(tokenizer_folder: Path, split_sentences: SplitSentences) -> No
     import signal
 
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C and stops the pool
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core, without threads of its own
     _worker = (saved_tokenizer(tokenizer_folder), split_sentences)
+
+
+def _end_with_parent() -> None:
+    """End this worker where the process that started it was killed, and can no longer end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(documents: list[tuple[Document, str]]) -> _Result:

@@ -6,7 +6,6 @@ starts; a file of the same size, time and inode as one that was hashed before is
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,11 +88,8 @@ def _exchanged(problems: list[Path]) -> InputError:
 
 def _memory_of(home: Path) -> Path | None:
     """Return the file of this user that remembers the hashes of a corpus; None where the user has no home."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # neither HOME nor an entry in the list of users
-        return None
-    return cache / "bertjax" / "corpora" / f"{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:32]}.json"
+    cache = files.user_cache()
+    return cache and cache / "corpora" / f"{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:32]}.json"
 
 
 def _remembered(memory: Path | None) -> dict[str, list[int | str]]:

@@ -197,7 +197,7 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
     huge_pages = root / "sys/kernel/mm/transparent_hugepage/enabled"
     cache = cache_folder()
     disks = (Path("/tmp"),) if in_cloud(folder) else (folder, Path("/tmp"))
-    files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()] if cache.is_dir() else []
+    files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()] if cache and cache.is_dir() else []
     return Facts(
         python=platform.python_version(),
         host=socket.gethostname(),
@@ -212,9 +212,9 @@ def collect(folder: Path, *, seconds: float = 60.0, root: Path = Path("/")) -> F
         holders=holders,
         lock_owner=_other_owner(lock),
         huge_pages=huge_pages.read_text().strip() if huge_pages.exists() else "",
-        cache=str(cache),
+        cache=str(cache or "none, since this user has no home folder: set JAX_COMPILATION_CACHE_DIR"),
         cache_bytes=sum(files),
-        cache_problem=cache_problem(cache),
+        cache_problem=cache_problem(cache) if cache else "",
         accelerator_expected=accelerator_expected(),
         devices=Devices(error="not asked, since a process is using them")
         if holders

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 
+from bertjax.files import user_cache
 from bertjax.machine.program_cache import cache_problem
 
 _GUIDE = "https://github.com/openxla/xla/blob/main/docs/flags_guidance.md"
@@ -85,14 +86,16 @@ def libtpu_init_args(generation: str, slices: int = 1) -> str:
     return " ".join(f"--{flag.name}={flag.value}" for flag in flags)
 
 
-def cache_folder() -> Path:
+def cache_folder() -> Path | None:
     """Return the compilation cache: JAX_COMPILATION_CACHE_DIR, else a folder of this user and this version of jaxlib.
+
+    None where the variable is not set, and the user has no home folder.
 
     JAX runs the programs in it, so nobody else may be able to write there.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen) if chosen else home / "bertjax" / f"jaxlib-{version('jaxlib')}"
+    cache = user_cache()
+    return Path(chosen) if chosen else cache and cache / f"jaxlib-{version('jaxlib')}"
 
 
 def keep_compiled_programs(say: Callable[[str], None]) -> None:
@@ -112,6 +115,9 @@ def keep_compiled_programs(say: Callable[[str], None]) -> None:
     if not accelerator_expected():
         return
     folder = cache_folder()
+    if folder is None:
+        say("compiled programs are not kept, since this user has no home folder: set JAX_COMPILATION_CACHE_DIR")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:  # the home folder is read-only: compile each time

@@ -104,7 +104,7 @@ def initial_state(
         with raising_on_all():
             found, problem = None, ""
             try:
-                found = _restore(like, tokenizer, data, mesh, newest)
+                found = _restore(like, tokenizer, data, mesh, newest, say)
             except Damaged as error:
                 problem = str(error)
         problems = allgather_text(problem) if jax.process_count() > 1 else {"": problem}
@@ -120,8 +120,12 @@ def initial_state(
     return state
 
 
-def _restore(like: State, tokenizer: Tokenizer, data: list[str], mesh: Mesh, newest: Path) -> State:
+def _restore(
+    like: State, tokenizer: Tokenizer, data: list[str], mesh: Mesh, newest: Path, say: Callable[[str], None]
+) -> State:
     info = checkpoint.read_info(newest)
+    if others := checkpoint.other_versions(info):
+        say(f"{newest} was saved by {others}: the run goes on, but its numbers may differ in the last digits")
     if info["fingerprint"] != fingerprint(tokenizer):
         raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
     if info["data"] != data:

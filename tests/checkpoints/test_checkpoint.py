@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import jax
@@ -131,3 +132,10 @@ def test_errors_that_are_not_damage_are_not_called_damage(saved, monkeypatch, tr
     monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "restore", fail)
     with pytest.raises(trouble, match="not enough"):
         checkpoint.restore(newest, "params", make_state()[0], info)
+
+
+def test_other_versions_of_packages_are_named():
+    now = checkpoint.other_versions({})
+    assert now == "" == checkpoint.other_versions({"versions": checkpoint._versions()})
+    then = checkpoint._versions() | {"jax": "0.1"}
+    assert re.fullmatch(r"jax 0\.1 \(now \S+\)", checkpoint.other_versions({"versions": then}))

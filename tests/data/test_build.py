@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -308,3 +313,27 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, tokenizer):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"cannot write to {tmp_path}/file/corpus"):
         build(mixed_documents(), tokenizer, Path(tmp_path / "file" / "corpus"), SETTINGS)
+
+
+WORKER = """
+import multiprocessing, os, threading, time
+from bertjax.data.build import _end_with_parent
+def work():
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    time.sleep(1000)
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+print(worker.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_workers_end_where_their_build_was_killed():
+    with subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) as build_process:
+        worker = int(build_process.stdout.readline())
+        os.kill(worker, 0)
+        build_process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}/stat").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

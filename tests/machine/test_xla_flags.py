@@ -60,6 +60,25 @@ def test_a_home_that_cannot_be_written_to_keeps_nothing(tmp_path, monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_a_user_without_a_home_keeps_nothing_and_is_told(monkeypatch):
+    """As in many containers: HOME is not set, and the user has no entry in the list of users."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(compiler, "accelerator_expected", lambda: True)
+    before, said = jax.config.jax_compilation_cache_dir, []
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compiler.keep_compiled_programs(said.append)
+        assert compiler.cache_folder() is jax.config.jax_compilation_cache_dir is None and "no home folder" in said[0]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def test_the_flags_can_be_had_by_a_script():
     command = [sys.executable, "-m", "bertjax.machine.xla_flags", "v4", "--slices", "1"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd())
