@@ -72,6 +72,7 @@ class Run:
     peak_tflops: float = 0.0  # peak of one device, for utilisation; 0: looked up by its name
     platform: str = ""  # the platform to require: tpu, gpu or cpu
     tolerance: int = 10  # skipped steps in a row after which the run ends as diverged
+    recompute_every: int = 0  # compute a gradient twice, to see whether the devices repeat it bit by bit; 0: never
     patience: float = 1800.0  # seconds for a step, without compilation, until the run ends as hung; 0: no limit
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
@@ -82,7 +83,8 @@ class Run:
             raise ValueError(f"keep={self.keep}: keep at least the newest checkpoint")
         if self.platform not in ("", "tpu", "gpu", "cpu"):
             raise ValueError(f"platform={self.platform!r} is none of tpu, gpu, cpu")
-        for name in ("log_every", "evaluate_every", "evaluate_batches", "checkpoint_every", "keep_every"):
+        intervals = ("log_every", "evaluate_every", "checkpoint_every", "keep_every", "recompute_every")
+        for name in (*intervals, "evaluate_batches"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: use 0 for never")
         if not self.patience >= 0:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -31,24 +31,27 @@ from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import Inputs, first_examples, local_batches, open_split, validation_batches
-from bertjax.run.checks import check_run
+from bertjax.run.checks import check_data, check_platform
 from bertjax.run.leaving import end
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
 from bertjax.run.processes import (
+    assert_equal_on_all,
     is_coordinator,
     locked_by_coordinator,
     messages_path,
     raise_together,
     raising_on_all,
     telling_others,
+    versions,
 )
 from bertjax.run.profiler import Profile
+from bertjax.run.replicas import check_repeatable, hashes_of
 from bertjax.run.saves import Saves
-from bertjax.run.state import State, describe_start, initial_state, state_shapes
+from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
 from bertjax.run.watch import COMPILATION, Watch
-from bertjax.run.workdir import record_experiment
+from bertjax.run.workdir import as_begun, record_experiment
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
@@ -153,6 +156,36 @@ def sharded_step(experiment: Experiment, phase: Phase, mesh: Mesh) -> Step:
     )
 
 
+def gradient_hashes(experiment: Experiment, phase: Phase, mesh: Mesh) -> Callable[[State, Batch, Key], Array]:
+    """Return a jitted function that hashes the gradient of one micro-batch of a batch: u32 [parameters]."""
+    loss, trained = partial(experiment.objective.loss, train=True), experiment.optimizer.trained
+
+    def hashes(state: State, batch: Batch, key: Key) -> Array:
+        params, frozen = partition(trained, state.params)
+        rows = {name: array[:: phase.accumulate] for name, array in batch.items() if name not in ("stop", "host")}
+        rng = jax.random.fold_in(key, state.step)
+
+        def one(params: Params) -> Array:
+            return loss(gather_params(combine(params, frozen)), rows, rng)[0]
+
+        return hashes_of(jax.grad(one)(params))
+
+    return jax.jit(hashes, out_shardings=replicated(mesh))
+
+
+def _recomputing(update: Step, experiment: Experiment, phase: Phase, mesh: Mesh, first: int) -> Step:
+    """Return the step with a check, at the interval of the run, that a gradient is the same when computed again."""
+    hashes, steps = gradient_hashes(experiment, phase, mesh), count(first)
+
+    def checked(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        step = next(steps)
+        if at_interval(step, experiment.run.recompute_every):
+            check_repeatable(partial(hashes, state, batch, key), step)
+        return update(state, batch, key)
+
+    return checked
+
+
 def accumulated_gradient(loss: Loss, params: Params, batch: Batch, rng: Key, parts: int) -> tuple[Params, Metrics]:
     """Compute the gradient of the loss of the whole batch from `parts` micro-batches, one at a time.
 
@@ -229,7 +262,14 @@ def fit(
         stop = stop or resources.enter_context(stop_requests(end=partial(end, progress), say=progress.note))
         stop.at_once = True
         resources.enter_context(telling_others())
-        experiment, mesh, tokenizer, data, start = check_run(experiment, workdir)
+        with raising_on_all():
+            check_platform(run.platform)
+            tokenizer, data = check_data(experiment)
+            # One mesh for all phases; built for each, to check that its batches divide over devices.
+            mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
+            experiment = as_begun(workdir, experiment)
+            start = load_start(experiment, workdir, tokenizer)
+        assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
         resources.enter_context(jax.set_mesh(mesh))
         check_lock = resources.enter_context(locked_by_coordinator(workdir))
         with raising_on_all():
@@ -243,10 +283,15 @@ def fit(
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         resources.enter_context(telling_others())  # before that
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params, progress.say)
+
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
         facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
-        before = (check_lock, local.upload)  # logs first, so that no step has a checkpoint but no line in the log
+
+        def before() -> None:
+            check_lock()
+            local.upload()  # first, so that no step has a checkpoint but no line in the log
+
         saves = Saves(workdir, manager, facts, key, before)
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)
@@ -298,6 +343,8 @@ def _train_phases(
                     step = int(state.step) + 1
                     loop.logger.amended([each for each in experiment.amend if each.step == step])
                     update = make_step(experiment.at(step), phase, mesh)
+                    if experiment.run.recompute_every:
+                        update = _recomputing(update, experiment, phase, mesh, step)
                     state = _train_phase(loop, phase, until, update, inputs, evaluation, state)
         first = end
     return state
@@ -373,6 +420,10 @@ def _evaluated(loop: _Loop, evaluate: Evaluate, step: int, state: State) -> bool
             values = evaluate(step, state.params)
     except KeyboardInterrupt:
         return False
+    except Exception as error:
+        if jax.process_count() > 1 and not getattr(error, "known_to_all", False):
+            raise  # the others may be in the middle of it: nothing can be saved together
+        _leave(loop, state, error)
     loop.logger.evaluated(step, values)
     loop.watch.now(f"step {step + 1}")
     return True
@@ -397,7 +448,7 @@ def _leave(loop: _Loop, state: State, error: BaseException | None = None) -> NoR
     if failure is not None:
         failure.exit_code = getattr(failure, "exit_code", exits.FAILED)  # type: ignore[attr-defined]
         failure.add_note(note)
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not getattr(failure, "known_to_all", False):
         raise_together(failure, f"; {note}")
     if failure is not None:
         raise failure
@@ -410,4 +461,12 @@ def _validation_loss(experiment: Experiment, phase: Phase, mesh: Mesh, progress:
     batches = validation_batches(phase, mesh, progress)
     if batches is None:
         return None
-    return lambda step, params: evaluate(params, islice(batches(), experiment.run.evaluate_batches or None))
+
+    def evaluated(step: int, params: Params) -> Mapping[str, float]:
+        unfailing = batches(experiment.run.evaluate_batches)
+        values = evaluate(params, unfailing)
+        if jax.process_count() > 1:
+            raise_together(unfailing.error)
+        return values
+
+    return evaluated

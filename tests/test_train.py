@@ -254,13 +254,28 @@ def test_a_stop_in_an_evaluation_saves_and_the_next_run_evaluates_first(experime
 
 
 def test_an_error_in_the_data_ends_a_run_after_a_checkpoint(experiment, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setenv("BERTJAX_FAULT", "step:eio@4")
+    monkeypatch.setenv("BERTJAX_FAULT", "batch:eio@4")
     with pytest.raises(OSError, match="BERTJAX_FAULT") as found:
         fit(experiment, tmp_path, make_step=made_once)
     assert exit_code_of(found.value) == exits.FAILED and "the checkpoint of step 3 is saved" in found.value.__notes__[0]
     monkeypatch.delenv("BERTJAX_FAULT")
     assert checkpoint.latest_step(tmp_path).name == "3"
     assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+
+
+def test_gradients_are_computed_again_by_choice_without_a_difference(short, undisturbed, tmp_path, monkeypatch):
+    found, check = [], train.check_repeatable
+
+    def checking(compute, step):
+        found.append(step)
+        check(compute, step)
+
+    monkeypatch.setattr(train, "check_repeatable", checking)
+    run = dataclasses.replace(short.run, recompute_every=2)
+    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
+    assert found == [2]
+    log = (tmp_path / "log.jsonl").read_text().splitlines()[:4]
+    assert log == (undisturbed[0] / "log.jsonl").read_text().splitlines()[:4]
 
 
 def test_a_finished_run_is_unchanged_when_run_again(experiment, undisturbed):

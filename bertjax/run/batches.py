@@ -1,7 +1,6 @@
 """The batches of a run: of training, with each process's request to stop, and of the validation split."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,7 +11,6 @@ from bertjax.data.source import Batch, Bucketed, ReportsDataIssues, Rows, Source
 from bertjax.description import to_json
 from bertjax.errors import EmptySplit
 from bertjax.faults import fault
-from bertjax.paths import in_cloud
 from bertjax.places import PLACES
 from bertjax.run.stop import StopRequest
 from bertjax.run.writers import Progress
@@ -44,11 +42,7 @@ def first_examples(experiment: Experiment, data: Sequence[str]) -> list[int]:
 def local_batches(phase: Phase, source: Source, mesh: Mesh, *, seed: int, start: int, first: int) -> Iterator[Batch]:
     """Return this process's rows of each batch of a phase from its step `start` on; see `training_batches`."""
     held = held_rows(mesh, phase.batch_size)
-    # Each row of a corpus in Cloud Storage is a request or two, tens of milliseconds of waiting, so many are under way.
-    threads = 64 if in_cloud(phase.rows.corpus) else 4
-    return training_batches(
-        source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held, threads=threads
-    )
+    return training_batches(source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held)
 
 
 class Inputs:
@@ -72,13 +66,13 @@ class Inputs:
         """Return the rows of the batch of a step; times: of this process in the last one."""
         batch = self._padding
         if self._several and self._bucketed:
-            fault("step", step)
+            fault("batch", step)
             batch = next(self._batches)
             self.error = KeyboardInterrupt() if self._stop.signal else None
         elif self.error is None:
             try:
                 with self._stop.raising():
-                    fault("step", step)
+                    fault("batch", step)
                     batch = next(self._batches)
             except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 the others wait for this process
                 self.error = error
@@ -91,8 +85,36 @@ class Inputs:
         return batch | {"stop": np.full(count, self.error is not None, np.int32), "host": host}
 
 
-def validation_batches(phase: Phase, mesh: Mesh, progress: Progress) -> Callable[[], Iterable[Batch]] | None:
-    """Return a function that reads the validation split of a phase from its start; None, with a notice, without one."""
+class Unfailing:
+    """Batches for what several processes compute together: after an error, which is kept, rows of padding to the end.
+
+    A process alone raises the error. count: of the batches, on every process. padding: None where the shape of the next
+    batch is not known without reading it; then the error is raised on this process alone.
+    """
+
+    def __init__(self, batches: Iterator[Batch], count: int, padding: Batch | None) -> None:
+        self._batches, self._count, self._padding = batches, count, padding
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self._count):
+            batch = self._padding
+            if batch is None or self.error is None:
+                try:
+                    fault("evaluation", number + 1)
+                    batch = next(self._batches)
+                except Exception as error:
+                    if jax.process_count() == 1 or self._padding is None:
+                        raise
+                    self.error, batch = error, self._padding
+            yield batch
+
+
+def validation_batches(phase: Phase, mesh: Mesh, progress: Progress) -> Callable[[int], Unfailing] | None:
+    """Return a function that reads the validation split of a phase from its start, so many batches, 0 for all.
+
+    None, with a notice, where there is no such split.
+    """
     rows, size = phase.rows, phase.batch_size // phase.accumulate
     if "validation" not in rows.splits():
         progress.say(f"{rows.corpus} has no validation split (of a corpus: --holdout 0): skipping evaluation")
@@ -102,4 +124,10 @@ def validation_batches(phase: Phase, mesh: Mesh, progress: Progress) -> Callable
     except EmptySplit as error:
         progress.say(f"skipping evaluation: {error}")
         return None
-    return partial(evaluation_batches, source, size, held=held_rows(mesh, size))
+    held, count = held_rows(mesh, size), -(-len(source) // size)
+    padding = None if isinstance(source, Bucketed) else source.padding(len(held))
+
+    def read(limit: int) -> Unfailing:
+        return Unfailing(evaluation_batches(source, size, held=held), min(count, limit or count), padding)
+
+    return read

@@ -6,6 +6,7 @@ equal parts are compared.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +40,21 @@ def check_replicas(tree: Any) -> None:
                 f"the replicas of {name} differ: that of {', '.join(odd)} is not as the others. Its memory or "
                 "arithmetic is at fault, and this state is not saved: run the same command again, without that device"
             )
+
+
+def check_repeatable(compute: Callable[[], Array], step: int) -> None:
+    """Raise ReplicasDiffer, on all processes, where a computation does not give the same array twice, bit by bit."""
+    first, second = (np.asarray(compute()).tobytes() for _ in range(2))
+    if first != second:
+        raise ReplicasDiffer(
+            f"the gradient of step {step} was computed twice, with two results: the arithmetic or memory of a device "
+            "is at fault (or an operation is not deterministic, as some of GPUs are: run.recompute_every=0)"
+        )
+
+
+def hashes_of(tree: Any) -> Array:
+    """Return a hash of each array: u32 [arrays]; to be traced into a program."""
+    return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 @lru_cache(maxsize=4)

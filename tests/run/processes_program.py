@@ -127,15 +127,16 @@ def main(corpus: str, folder: Path) -> None:
 
     # The data of process 1 fail: all leave after the same step. Then it is slow, and at last it hangs.
     odd = "BERTJAX_FAULT" if jax.process_index() == 1 else "NONE"
-    os.environ[odd] = "step:eio@3"
-    try:
-        fit(ours, folder / "failed")
-    except (OSError, ProcessFailed) as error:
-        found["failed"] = [exit_code_of(error), type(error).__name__, str(error)]
-    os.environ[odd] = "step:sleep=0.3"
+    for name, fault in {"unevaluated": "evaluation:eio@2", "failed": "batch:eio@3"}.items():
+        os.environ[odd] = fault
+        try:
+            fit(ours, folder / "failed")
+        except (OSError, ProcessFailed) as error:
+            found[name] = [exit_code_of(error), type(error).__name__, str(error)]
+    os.environ[odd] = "batch:sleep=0.3"
     fit(ours, folder / "failed", progress=Progress(shown=processes.is_coordinator()))
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
-    os.environ[odd] = "step:hang@4"
+    os.environ[odd] = "batch:hang@4"
     fit(replace(ours, run=replace(ours.run, patience=2)), folder / "hung")
 
 

@@ -171,9 +171,11 @@ def test_all_source_files_of_the_package_are_compared():
 
 
 def test_an_error_in_the_data_of_one_process_ends_all_after_the_same_step_with_a_checkpoint(two):
-    first, second = (json.loads((two / f"{n}.json").read_text())["failed"] for n in range(2))
-    assert first[:2] == [exits.FAILED, "ProcessFailed"] and second[:2] == [exits.FAILED, "OSError"]
-    assert re.search(r"process 1 on \S+: OSError: .*; the checkpoint of step 2 is saved", first[2])
+    for name in ("unevaluated", "failed"):  # in the validation data, in those of training
+        first, second = (json.loads((two / f"{n}.json").read_text())[name] for n in range(2))
+        assert first[:2] == [exits.FAILED, "ProcessFailed"] and second[:2] == [exits.FAILED, "OSError"]
+        assert re.search(r"process 1 on \S+: OSError: ", first[2])
+    assert "; the checkpoint of step 2 is saved" in first[2]
     assert (two / "failed/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 

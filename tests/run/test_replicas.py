@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.errors import ReplicasDiffer
-from bertjax.run.replicas import check_replicas
+from bertjax.run.replicas import check_repeatable, check_replicas
 from bertjax.run.saves import Saves
 from bertjax.run.state import State
 from bertjax.sharding.mesh import MeshShape
@@ -38,7 +38,7 @@ def test_a_state_whose_replicas_differ_is_not_saved(tmp_path):
     params = {"a": placed(PartitionSpec(), flipped={2})}
     state = State(np.int32(3), params, {})
     with pytest.raises(ReplicasDiffer, match="params/a differ: that of device 2 of process 0"):
-        Saves(tmp_path, None, {}, None, before=[lambda: pytest.fail("saved")]).save(state)
+        Saves(tmp_path, None, {}, None, before=lambda: pytest.fail("saved")).save(state)
 
 
 def test_without_a_majority_all_are_named():
@@ -50,3 +50,10 @@ def test_without_a_majority_all_are_named():
 
 def test_parts_without_a_copy_differ_as_they_like():
     check_replicas([jax.device_put(jnp.arange(8.0), NamedSharding(MESH, PartitionSpec(("data", "fsdp"))))])
+
+
+def test_a_computation_with_two_results_is_found():
+    results = iter([np.uint32([1, 2]), np.uint32([1, 2]), np.uint32([1, 2]), np.uint32([1, 3])])
+    check_repeatable(lambda: next(results), 6)
+    with pytest.raises(ReplicasDiffer, match="the gradient of step 7 was computed twice, with two results"):
+        check_repeatable(lambda: next(results), 7)

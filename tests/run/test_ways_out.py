@@ -48,7 +48,7 @@ def test_a_run_whose_reader_goes_away_is_done_as_any_other(corpus, tmp_path):
 
 
 def test_a_stop_in_a_blocked_input_saves_and_the_next_run_goes_on(corpus, tmp_path):
-    run = subprocess.Popen(command(corpus, tmp_path, "steps=6"), env=environment(BERTJAX_FAULT="step:hang@5"))
+    run = subprocess.Popen(command(corpus, tmp_path, "steps=6"), env=environment(BERTJAX_FAULT="batch:hang@5"))
     wait_for_step(tmp_path, 3, run)
     time.sleep(0.5)
     for _ in range(3):
