@@ -33,7 +33,9 @@ EXITS = {
     NOT_FITTING: Exit("`plan`: the step does not fit the memory of its devices", False),
     FAILED: Exit("an error that bertjax does not expect, on this host or another; the message says if it saved", True),
     SAVE_FAILED: Exit("checkpoints cannot be saved, also after several attempts", True),
-    PEERS_MISSING: Exit("other processes of the run did not connect, or are gone", True),
+    PEERS_MISSING: Exit(
+        "other processes of the run did not connect or are gone, or Cloud Storage did not answer", True
+    ),
     STOPPED: Exit("stopped by a signal before a checkpoint could be saved", True),
     HUNG: Exit("no step within `run.patience` seconds; the log has the stacks of all threads", True),
     REPLICAS_DIFFER: Exit("replicas of a parameter differ, as after a flipped bit; this state is not saved", True),

@@ -31,27 +31,25 @@ from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import Inputs, first_examples, local_batches, open_split, validation_batches
-from bertjax.run.checks import check_data, check_platform
+from bertjax.run.checks import check_run
 from bertjax.run.leaving import end
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
 from bertjax.run.processes import (
-    assert_equal_on_all,
     is_coordinator,
     locked_by_coordinator,
     messages_path,
     raise_together,
     raising_on_all,
     telling_others,
-    versions,
 )
 from bertjax.run.profiler import Profile
 from bertjax.run.replicas import check_repeatable, hashes_of
 from bertjax.run.saves import Saves
-from bertjax.run.state import State, describe_start, initial_state, load_start, state_shapes
+from bertjax.run.state import State, describe_start, initial_state, state_shapes
 from bertjax.run.stop import Interrupted, StopRequest, stop_requests
 from bertjax.run.watch import COMPILATION, Watch
-from bertjax.run.workdir import as_begun, record_experiment
+from bertjax.run.workdir import record_experiment
 from bertjax.run.writers import Progress
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
@@ -262,14 +260,7 @@ def fit(
         stop = stop or resources.enter_context(stop_requests(end=partial(end, progress), say=progress.note))
         stop.at_once = True
         resources.enter_context(telling_others())
-        with raising_on_all():
-            check_platform(run.platform)
-            tokenizer, data = check_data(experiment)
-            # One mesh for all phases; built for each, to check that its batches divide over devices.
-            mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
-            experiment = as_begun(workdir, experiment)
-            start = load_start(experiment, workdir, tokenizer)
-        assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
+        experiment, mesh, tokenizer, data, start = check_run(experiment, workdir)
         resources.enter_context(jax.set_mesh(mesh))
         check_lock = resources.enter_context(locked_by_coordinator(workdir))
         with raising_on_all():
@@ -283,15 +274,10 @@ def fit(
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         resources.enter_context(telling_others())  # before that
         state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params, progress.say)
-
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
         facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
-
-        def before() -> None:
-            check_lock()
-            local.upload()  # first, so that no step has a checkpoint but no line in the log
-
+        before = (check_lock, local.upload)  # logs first, so that no step has a checkpoint but no line in the log
         saves = Saves(workdir, manager, facts, key, before)
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)

@@ -16,7 +16,11 @@ from bertjax.config import Experiment, load_experiment
 from bertjax.finetuning.recipe import FineTuning
 
 README = Path("README.md")
-PAGES = [README, *(Path(name) for name in ("CONTRIBUTING.md", "CHANGELOG.md")), *sorted(Path("docs").glob("*.md"))]
+PAGES = [
+    README,
+    *(Path(name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted(Path("docs").glob("*.md")),
+]
 PAGES += [Path(folder, "README.md") for folder in ("experiments", "benchmarks", "tpu")]
 ALL = pytest.mark.parametrize("page", PAGES, ids=str)
 NEEDED = ("data", "init", "teacher")  # folders that are not there

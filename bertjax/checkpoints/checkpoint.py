@@ -269,7 +269,7 @@ def latest_step(run: Path) -> Path:
     with explained(run):
         if (run / "info").is_dir():
             return run
-        folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+        folder = _checkpoints_of(run) if (run / "checkpoints").is_dir() else run
         steps = finished_steps(folder)
     if not steps:
         raise InputError(
@@ -286,7 +286,15 @@ def latest_step(run: Path) -> Path:
 def has_checkpoint(run: Path) -> bool:
     """Tell whether a run has a finished checkpoint to resume from."""
     with explained(run):
-        return bool(finished_steps(run / "checkpoints"))
+        return bool(finished_steps(_checkpoints_of(run)))
+
+
+def _checkpoints_of(run: Path) -> Path:
+    """Return the folder of a run's checkpoints. Raises InputError where it is a link that leads out of the run."""
+    folder = run / "checkpoints"
+    if not in_cloud(folder) and folder.is_symlink():
+        files.real_path(run, folder.name)
+    return folder
 
 
 def finished_steps(folder: Path) -> list[Path]:

@@ -41,6 +41,11 @@ def add(commands: Any) -> None:
     inspect = command(data, "inspect", _inspect, "print statistics of a corpus", "bertjax data inspect corpus/")
     inspect.add_argument("corpus", metavar="DIR")
     takes_json(inspect)
+    copy = command(data, "copy", _copy, "copy a corpus to a disk or to Cloud Storage, verified",
+                   "bertjax data copy gs://mine/wiki /mnt/disk/wiki")  # fmt: skip
+    copy.add_argument("corpus", metavar="DIR", help="the corpus, on a disk or gs://…")
+    copy.add_argument("out", metavar="OUT", help="a new folder, or one with an unfinished copy")
+    takes_json(copy)
     verify = command(data, "verify", _verify, "compare all files of a corpus with the hashes in its manifest",
                      "bertjax data verify corpus/")  # fmt: skip
     verify.add_argument("corpus", metavar="DIR")
@@ -158,6 +163,13 @@ def _verify(options: argparse.Namespace) -> None:
     from bertjax.data.verify import verify_corpus
 
     print_result(options, verify_corpus(options.corpus))
+
+
+def _copy(options: argparse.Namespace) -> None:
+    from bertjax.data.copy import copy_corpus
+    from bertjax.run.writers import Progress
+
+    print_result(options, {"bytes": copy_corpus(options.corpus, options.out, report=Progress().line)})
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:

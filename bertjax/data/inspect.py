@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.data.records import DOCUMENT, TokenReader, corpus_tokenizer, read_manifest, shard_name
+from bertjax.errors import InputError
 from bertjax.paths import path_of
 
 
 def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str, Any]:
     """Return counts, unknown rate, fertility (tokens per word), and the decoded beginning of a document."""
     manifest = read_manifest(folder)
+    if not manifest.total("tokens") or not manifest.total("sentences"):
+        raise InputError(f"corpus {folder} holds no text: build it again")
     tokenizer = corpus_tokenizer(folder)
     split = next(iter(sorted(name for name, shards in manifest.splits.items() if shards)))
     shards = manifest.splits[split]

@@ -25,6 +25,7 @@ from bertjax import files
 from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.held_out import Split
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
+from bertjax.data.tokenizer_bounds import MOST_IDS
 from bertjax.errors import InputError
 from bertjax.paths import in_cloud, path_of, storage_problem
 from bertjax.typed_json import typed
@@ -146,11 +147,23 @@ def read_manifest(folder: str | Path) -> Manifest:
         described.pop("totals", None)  # for people
         manifest = typed(described, Manifest, "it")
         typed(described["splits"], dict[Split, Any], "splits")  # which become names of files
+        _check_counts(manifest)
         return manifest
     except (ValueError, KeyError) as error:
         if isinstance(error, InputError) and str(path) in str(error):
             raise
         raise InputError(f"{path} is damaged ({error}): build the corpus again") from error
+
+
+def _check_counts(manifest: Manifest) -> None:
+    """Raise ValueError for counts that no corpus has."""
+    v = manifest.vocabulary
+    if not 0 < v.size <= MOST_IDS or not all(0 <= index < v.size for index in v[1:]):
+        raise ValueError(f"its vocabulary is {v}")
+    shards = [shard for found in manifest.splits.values() for shard in found]
+    counts = [count for shard in shards for count in (shard.tokens, shard.sentences, shard.documents)]
+    if min((manifest.words, manifest.unknown, *counts)) < 0:
+        raise ValueError("it has negative counts")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -227,7 +240,8 @@ class TokenReader:
     def __init__(self, path: Path, dtype: Any) -> None:
         self._path, self._dtype = path, dtype
         try:
-            files.real_path(path.parent, path.name)
+            if not files.real_path(path.parent, path.name).is_file():  # a FIFO would wait for ever
+                raise InputError(f"{path} is not a regular file: build the corpus again")
             # These options are ArrayRecord's own advice for random access.
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
         except InputError:
@@ -272,6 +286,8 @@ def decode_record(record: bytes) -> tuple[bytes, bytes]:
         name, feature = _fields(entry)
         ((value,),) = (_fields(bytes_list) for bytes_list in _fields(feature))
         found[name] = value
+    if found.keys() != {b"tokens", b"flags"}:
+        raise ValueError("not a record of tokens and flags")
     return found[b"tokens"], found[b"flags"]
 
 
@@ -285,14 +301,21 @@ def _field(number: int, payload: bytes) -> bytes:
 
 
 def _fields(message: bytes) -> list[bytes]:
-    """Split a message into the payloads of its fields, all of them length-delimited."""
+    """Split a message into the payloads of its fields, all length-delimited. Raises ValueError where it ends early."""
     payloads, position = [], 0
     while position < len(message):
         size, shift, position = 0, 0, position + 1
-        while message[position] > 127:
+        while position < len(message) and message[position] > 127 and shift < _LONGEST_SIZE:
             size |= (message[position] & 127) << shift
             shift, position = shift + 7, position + 1
+        if position == len(message) or shift == _LONGEST_SIZE:
+            raise ValueError("a field has no size")
         size |= message[position] << shift
         payloads.append(message[position + 1 : position + 1 + size])
         position += 1 + size
+    if position > len(message):
+        raise ValueError("the last field ends after its record")
     return payloads
+
+
+_LONGEST_SIZE = 63  # bits of a size in protobuf

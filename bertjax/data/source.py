@@ -271,15 +271,16 @@ def training_batches(
     start: int = 0,
     first: int = 0,
     held: np.ndarray | None = None,
+    threads: int = 4,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps start .. steps, prefetched by threads; batch s does not depend on `start`.
+    """Yield the batches of steps start .. steps, prefetched by `threads`; batch s depends on neither, nor on `start`.
 
     first: the running number of the first example of step 0, a multiple of the rows' `group_size`. held: the rows of
     each batch that this process reads; all by default. Rows in buckets are taken in the same order,
     POOL batches at a time, and sorted by length among themselves. Raises EmptySplit where there are no rows.
     """
     _check(source, batch_size, "the corpus gives no row of this kind: use more text, or other rows")
-    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(16, threads))
     batches = _Steps(source, batch_size, steps, seed, first, np.arange(batch_size) if held is None else held)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
     set_next_index(iterator, start)

@@ -14,7 +14,7 @@ _CLASSES = ("type", "pythonClassName", "python_class_name", "proto_cls")
 
 
 def check_data_set(name: str, data_dir: str | None) -> None:
-    """Raise InputError where the folders of a data set name classes of other modules than TFDS's, or link elsewhere.
+    """Raise InputError where a data set names classes of other modules than TFDS's or files elsewhere, or links there.
 
     name: of the data set, with or without its configuration. data_dir: of TFDS, by default its own.
     """
@@ -25,6 +25,8 @@ def check_data_set(name: str, data_dir: str | None) -> None:
 
         for path in epath.Path(home, below).rglob("features.json"):
             _check_classes(path.read_bytes(), f"{path}")
+        for path in epath.Path(home, below).rglob("dataset_info.json"):
+            _check_names_of_files(path.read_bytes(), f"{path}")
         return
     folder = Path(home).expanduser() / below
     if not below or not folder.is_dir():
@@ -32,6 +34,19 @@ def check_data_set(name: str, data_dir: str | None) -> None:
     check_tree(folder)
     for path in sorted(folder.rglob("features.json")):
         _check_classes(read_inside(folder, path.relative_to(folder)), f"{path}")
+    for path in sorted(folder.rglob("dataset_info.json")):
+        _check_names_of_files(read_inside(folder, path.relative_to(folder)), f"{path}")
+
+
+def _check_names_of_files(content: bytes, where: str) -> None:
+    """Raise InputError where the files of a split would be elsewhere."""
+    described = parse(content, where)
+    splits = described.get("splits") if isinstance(described, dict) else None
+    for split in splits if isinstance(splits, list) else []:
+        named = [split.get(key) for key in ("name", "filepathTemplate")] if isinstance(split, dict) else []
+        outside = next((each for each in named if isinstance(each, str) and ("/" in each or "\\" in each)), "")
+        if outside:
+            raise InputError(f"{where} names files {outside!r:.100}: only files beside it are read")
 
 
 def _check_classes(content: bytes, where: str) -> None:

@@ -11,8 +11,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +22,13 @@ import sentencepiece
 import tokenizers
 
 from bertjax.bounded_json import LARGE, parse_object
-from bertjax.data.tokenizer_bounds import check_growth
+from bertjax.data.tokenizer_bounds import (
+    check_lines,
+    check_pieces,
+    check_sentencepiece,
+    check_tokenizer,
+    panics_refused,
+)
 from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFIG, NAMED
 from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
 from bertjax.data.word_starts import WordRule, word_rule
@@ -87,7 +92,6 @@ class Tokenizer(Protocol):
 _VOCABULARIES = (JSON, "vocab.txt", "vocab.json")
 _SETTINGS = (CONFIG, MAP, ADDED, MODEL_CONFIG)
 _LARGEST = LARGE.bytes  # of a tokenizer file; real ones have up to 40 million
-_MOST_PIECES = 2**19  # of a vocab.txt; LaBSE has 501,153
 _PARSE, _MASK_ONLY = "parse_special_tokens", "mask"  # a key of ours in tokenizer_config.json, and one of its values
 
 
@@ -183,8 +187,9 @@ def _from_folder(files: Mapping[str, bytes], origin: str) -> Tokenizer:
         alone = sentencepiece_folder(files, origin)
         if alone is not None:
             return SentencePieceTokenizer(alone.files, origin, alone.reading)
-        compiled = compile_folder(files, origin)
-        return _fast(compiled.files, origin, compiled.reading)
+        with panics_refused(origin):
+            compiled = compile_folder(files, origin)
+            return _fast(compiled.files, origin, compiled.reading)
     except InputError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more exact
@@ -203,7 +208,8 @@ def tokenizer_from_files(files: Mapping[str, bytes], *, origin: str) -> Tokenize
         if any(name.endswith(".model") for name in files) and JSON not in files:
             return SentencePieceTokenizer(files, origin)
         if JSON in files:
-            return _fast(files, origin)
+            with panics_refused(origin):
+                return _fast(files, origin)
         if "vocab.json" in files:
             reading = Reading("byte-level BPE, as openai/gpt-2 and fairseq read it", tuple(files))
             return FastTokenizer(_read_byte_level(files, origin), files, origin, reading)
@@ -287,19 +293,6 @@ def same_tokenizer(a: Tokenizer, b: Tokenizer) -> bool:
 _PROBE = "The Quick-Brown FÖX cost 1,234.50 (or £9), didn't it? ``Naïve'' 東京 ﬁne … Straße\tİstanbul  end. 21,219"
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Explain a panic of the library, which is no Exception: a pattern of a `tokenizer.json` gives up on some texts."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise InputError(
-            f"the tokenizer fails on a text ({str(error)[:200]}): use another one, or leave it out"
-        ) from error
-
-
 class FastTokenizer:
     """Run WordPiece, BPE or any `tokenizer.json` on the `tokenizers` library."""
 
@@ -315,6 +308,7 @@ class FastTokenizer:
     ) -> None:
         self.library = rust  # its own type, for who wants more of it
         self.files = files
+        self._origin = origin
         self.reading = reading
         found = rust.get_vocab()
         size = max(found.values(), default=-1) + 1
@@ -328,13 +322,13 @@ class FastTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """See Tokenizer.encode."""
-        with _explained():
+        with panics_refused(self._origin):  # an expression of the folder may give up on a text
             encoded = self.library.encode(text, add_special_tokens=False)
         return _encoding(encoded.ids, encoded.offsets, self.word_rule)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer.ids."""
-        with _explained():
+        with panics_refused(self._origin):
             return [encoded.ids for encoded in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -357,6 +351,7 @@ class SentencePieceTokenizer:
     def __init__(self, files: Mapping[str, bytes], origin: str, reading: Reading | None = None) -> None:
         name, content = next((name, content) for name, content in files.items() if name.endswith(".model"))
         self.templates: tuple[Template, Template] | None = None
+        check_sentencepiece(content, origin)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
@@ -467,9 +462,7 @@ def _read_wordpiece(files: Mapping[str, bytes], origin: str) -> tuple[tokenizers
     `do_lower_case` comes from tokenizer_config.json; without one, a vocabulary with capitals is cased. Words of over
     200 characters become unknown, as in google-research/bert tokenization.py.
     """
-    size = files["vocab.txt"].count(b"\n")
-    if size > _MOST_PIECES:
-        raise InputError(f"{origin} has {size:,} pieces: no real vocabulary of WordPiece has over {_MOST_PIECES:,}")
+    check_lines(files["vocab.txt"], origin)
     lines = files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
     pieces = [line.strip() or line for line in lines]
     if "" in pieces:
@@ -502,7 +495,9 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
     lines = files["merges.txt"].decode("utf-8").splitlines()
     pairs = (line.partition(" ") for line in lines if line and not line.startswith("#version"))
     merges = [(left, right) for left, _, right in pairs]
-    rust = tokenizers.Tokenizer(tokenizers.models.BPE(parse_object(files["vocab.json"], origin, LARGE), merges))
+    vocabulary = parse_object(files["vocab.json"], origin, LARGE)
+    check_pieces(vocabulary, origin)
+    rust = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
     rust.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = tokenizers.decoders.ByteLevel()
     return rust
@@ -511,8 +506,8 @@ def _read_byte_level(files: Mapping[str, bytes], origin: str) -> tokenizers.Toke
 def _fast(files: Mapping[str, bytes], origin: str, reading: Reading | None = None) -> FastTokenizer:
     """Build the tokenizer of a `tokenizer.json`, compiled or as it was found."""
     described = parse_object(files[JSON], f"{JSON} of {origin}", LARGE)
+    check_tokenizer(described, f"{JSON} of {origin}")
     config = parse_object(files.get(CONFIG, b"{}"), f"{CONFIG} of {origin}")
-    check_growth(described, origin)
     rust = _read_json(described, config)
     templates = _templates(rust, config) if "read_as" in config else None
     reading = reading or Reading(config.get("read_as", f"{JSON} as it stands"), tuple(files))
@@ -618,6 +613,9 @@ def _find_specials(
             )
         found[role] = ids[present[0]]
     found.setdefault("unk", found["pad"])
+    beyond = next((role for role, index in found.items() if index >= size), "")
+    if beyond:
+        raise InputError(f"{origin}: its {beyond} token has the id {found[beyond]:,}, but the last piece {size - 1:,}")
     return Vocabulary(size, **found)
 
 

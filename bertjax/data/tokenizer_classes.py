@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from bertjax.bounded_json import LARGE, parse_object
+from bertjax.data.tokenizer_bounds import check_lines, check_pieces
 from bertjax.errors import InputError
 
 JSON, CONFIG, MAP, ADDED, MODEL_CONFIG = (
@@ -124,6 +125,7 @@ def _wordpiece(opened: Opened) -> dict[str, int]:
     if opened.json:
         vocabulary: dict[str, int] = opened.json["model"]["vocab"]
         return vocabulary
+    check_lines(opened.files["vocab.txt"], f"vocab.txt of {opened.origin}")
     lines = opened.files["vocab.txt"].decode("utf-8").removesuffix("\n").split("\n")
     return {line.rstrip(_SPACE): index for index, line in enumerate(lines)}
 
@@ -135,7 +137,9 @@ def _bpe(opened: Opened) -> tuple[dict[str, int], list[tuple[str, str]]]:
         return model["vocab"], [(left, right) for left, right in pairs]
     lines = opened.files["merges.txt"].decode("utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return parse_object(opened.files["vocab.json"], "vocab.json", LARGE), [(left, right) for left, right in pairs]
+    vocabulary = parse_object(opened.files["vocab.json"], "vocab.json", LARGE)
+    check_pieces(vocabulary, f"vocab.json of {opened.origin}")
+    return vocabulary, [(left, right) for left, right in pairs]
 
 
 def _unigram(opened: Opened) -> list[tuple[str, float]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 from bertjax.bounded_json import LARGE, parse_object
-from bertjax.data.tokenizer_bounds import MOST_ADDED, check_growth
+from bertjax.data.tokenizer_bounds import MOST_ADDED, check_tokenizer
 from bertjax.data.tokenizer_classes import (
     ADDED,
     CLS,
@@ -112,7 +112,7 @@ def _inputs(opened: Opened, usual: tuple[str, ...]) -> list[str]:
 
 def _open(files: Mapping[str, bytes], origin: str) -> Opened:
     described, config, model_config = (_parsed(files, name, origin) for name in (JSON, CONFIG, MODEL_CONFIG))
-    check_growth(described, origin)
+    check_tokenizer(described, f"{JSON} of {origin}")
     return Opened(origin, described, config, model_config, files, dict(config), dict.fromkeys(config, CONFIG))
 
 

@@ -215,7 +215,8 @@ def make_config(
 
     labels, predicts: of the head, see Published.
     """
-    config = {"dtype": "float32", TIE: True, **without_places(original)}
+    carried = {key: value for key, value in original.items() if key not in _NAMING_CODE}
+    config = {"dtype": "float32", TIE: True, **without_places(carried)}
     config = dict(family.stated(encoder)) | config if not original else config
     config |= {"model_type": family.model_type, "architectures": [class_name]}
     for entry in family.config_keys:
@@ -237,6 +238,10 @@ def make_config(
         config["problem_type"] = predicts
     _set_dropout(family, encoder, config, heads)
     return config
+
+
+_NAMING_CODE = {"auto_map", "custom_pipelines", "trust_remote_code"}
+"""Keys that are not carried on: who opens the new folder would run code of who made the old one."""
 
 
 def _set_labels(config: dict[str, Any], heads: Mapping[str, nn.Module], labels: tuple[str, ...]) -> None:

@@ -195,7 +195,7 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged: {name} has no dtype, shape and data_offsets") from error
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise InputError(f"{path}: {name} has an unknown dtype {dtype!r}")
+        raise InputError(f"{path}: {name} has an unknown dtype {dtype!r:.80}")
     numbers = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MOST_AXES else [None]
     if not all(type(number) is int and 0 <= number <= 2**63 for number in numbers):
         raise InputError(f"{path} is damaged: {name} has shape {str(shape)[:80]} at {str((begin, end))[:80]}")

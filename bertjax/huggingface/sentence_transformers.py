@@ -251,6 +251,8 @@ def _read_pooling(folder: Path, module: _Module) -> tuple[tuple[Pooling, ...], b
         or not all(isinstance(mode, str) and mode in _POOLING for mode in modes)
     ):
         raise InputError(f"{path}: pooling_mode={modes!r} is not supported, only {', '.join(_POOLING)}")
+    if len(set(modes)) < len(modes):
+        raise InputError(f"{path}: pooling_mode names one of {', '.join(_POOLING)} twice: name each once")
     return tuple(_POOLING[mode] for mode in modes), bool(include_prompt)
 
 

@@ -69,7 +69,10 @@ def write_tokenizer(
             assert isinstance(tokenizer, FastTokenizer)
             described = _fast(tokenizer, templates.text, templates.pair, segments)
     if longest is not None:
-        written["model_max_length"] = min(longest, written.get("model_max_length") or longest)
+        stated = written.get("model_max_length")
+        if not isinstance(stated, int | float) or stated <= 0:  # of whatever type, in a folder of others
+            stated = longest
+        written["model_max_length"] = min(longest, stated)
     if described:
         write(folder / JSON, described)
     write(folder / CONFIG, json.dumps(written, indent=2, ensure_ascii=False) + "\n")

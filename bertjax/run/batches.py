@@ -11,6 +11,7 @@ from bertjax.data.source import Batch, Bucketed, ReportsDataIssues, Rows, Source
 from bertjax.description import to_json
 from bertjax.errors import EmptySplit
 from bertjax.faults import fault
+from bertjax.paths import in_cloud
 from bertjax.places import PLACES
 from bertjax.run.stop import StopRequest
 from bertjax.run.writers import Progress
@@ -42,7 +43,11 @@ def first_examples(experiment: Experiment, data: Sequence[str]) -> list[int]:
 def local_batches(phase: Phase, source: Source, mesh: Mesh, *, seed: int, start: int, first: int) -> Iterator[Batch]:
     """Return this process's rows of each batch of a phase from its step `start` on; see `training_batches`."""
     held = held_rows(mesh, phase.batch_size)
-    return training_batches(source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held)
+    # Each row of a corpus in Cloud Storage is a request or two, tens of milliseconds of waiting, so many are under way.
+    threads = 64 if in_cloud(phase.rows.corpus) else 4
+    return training_batches(
+        source, phase.batch_size, phase.steps, seed, start=start, first=first, held=held, threads=threads
+    )
 
 
 class Inputs:

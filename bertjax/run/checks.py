@@ -1,14 +1,20 @@
-"""Check, before anything is compiled, that platform, data and vocabulary fit the experiment."""
+"""Check, before anything is compiled, that platform, data, vocabulary and other processes fit the experiment."""
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
+from bertjax.checkpoints.warm_start import Start
 from bertjax.config import Experiment
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.description import to_json
 from bertjax.errors import InputError
+from bertjax.run.processes import assert_equal_on_all, raising_on_all, versions
+from bertjax.run.state import load_start
+from bertjax.run.workdir import as_begun
 
 
 def check_platform(wanted: str) -> None:
@@ -58,3 +64,26 @@ def _fields_named(name: str, described: Any) -> Iterator[int]:
             if key == name:
                 yield value
             yield from _fields_named(name, value)
+
+
+class CheckedRun(NamedTuple):
+    """An experiment as its work directory has begun it, its mesh, the tokenizer and digests of its data, its start."""
+
+    experiment: Experiment
+    mesh: Mesh
+    tokenizer: Tokenizer
+    data: list[str]
+    start: Start
+
+
+def check_run(experiment: Experiment, workdir: Path) -> CheckedRun:
+    """Check that the machine, the data and `init` fit the experiment, and that all processes have the same."""
+    with raising_on_all():
+        check_platform(experiment.run.platform)
+        tokenizer, data = check_data(experiment)
+        # One mesh for all phases; built for each, to check that its batches divide over devices.
+        mesh, *_ = [experiment.mesh.mesh(phase.batch_size // phase.accumulate) for phase in experiment.phases]
+        experiment = as_begun(workdir, experiment)
+        start = load_start(experiment, workdir, tokenizer)
+    assert_equal_on_all({"the experiment": to_json(experiment), "the data": data} | versions())
+    return CheckedRun(experiment, mesh, tokenizer, data, start)

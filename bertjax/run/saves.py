@@ -1,7 +1,7 @@
 """Save the states of a run, with the facts that describe it, and keep what a look at a diverged run needs."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bertjax.types import Key
 class Saves:
     """Where the states of a run are saved, and with which facts.
 
-    facts: experiment, tokenizer, data and model, see `checkpoint.save`. key: of the run. before: called before each
+    facts: experiment, tokenizer, data and model, see `checkpoint.save`. key: of the run. before: are called before each
     save. recent: the last two steps with this process's rows, since metrics are read one step late. newest: the step of
     the newest checkpoint, none at first.
     """
@@ -28,7 +28,7 @@ class Saves:
     manager: checkpoint.Saves
     facts: dict[str, Any]
     key: Key
-    before: Callable[[], None]
+    before: Sequence[Callable[[], object]]
     recent: deque[tuple[int, Batch]] = field(default_factory=lambda: deque(maxlen=2))
     newest: deque[int] = field(default_factory=lambda: deque(maxlen=1))
 
@@ -41,7 +41,8 @@ class Saves:
         if step in self.newest:
             return
         check_replicas({"params": state.params, "optimizer": state.opt})
-        self.before()
+        for call in self.before:
+            call()
         facts = self.facts | {"skips": state.skips.described()}
         checkpoint.save(self.manager, step, state.params, state.opt, **facts)
         self.newest.append(step)

@@ -25,6 +25,7 @@ from bertjax.checkpoints.export import convert
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.data.build import BuildSettings, build
+from bertjax.data.copy import copy_corpus
 from bertjax.data.corpus import find_files, split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import TokenReader, read_manifest
@@ -186,6 +187,29 @@ def test_a_build_that_was_killed_resumes_and_another_one_is_refused(place, token
         build(make_documents(200), tokenizer, out, SETTINGS)
     build(make_documents(200), tokenizer, out, SETTINGS)
     assert contents(out) == files_of(local_corpus)
+
+
+def test_a_corpus_is_copied_verified_and_what_is_there_is_not_copied_again(
+    corpus, local_corpus, place, tmp_path, cloud
+):
+    size = sum(len(content) for content in files_of(local_corpus).values())
+    assert copy_corpus(corpus, tmp_path / "copy") == size
+    assert files_of(tmp_path / "copy") == files_of(local_corpus)
+    assert copy_corpus(corpus, tmp_path / "copy") == 0
+    shard = max((tmp_path / "copy").glob("*array_record*"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 1
+    shard.write_bytes(content)  # of an interrupted copy
+    (tmp_path / "copy" / "manifest.json").unlink()
+    assert len(content) < copy_corpus(corpus, tmp_path / "copy") < size
+    assert main(["data", "copy", str(tmp_path / "copy"), f"{place}/corpus", "--json"]) == 0
+    assert contents(f"{place}/corpus") == files_of(local_corpus)
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=f"{shard.name} is damaged"):
+        copy_corpus(tmp_path / "copy", f"{place}/other")
+    files.write(path_of(place) / "filled" / "text", "x")
+    with pytest.raises(InputError, match=r"is not empty .text."):
+        copy_corpus(corpus, f"{place}/filled")
 
 
 def test_damaged_objects_of_a_corpus_are_refused(place, corpus):

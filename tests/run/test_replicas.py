@@ -38,7 +38,7 @@ def test_a_state_whose_replicas_differ_is_not_saved(tmp_path):
     params = {"a": placed(PartitionSpec(), flipped={2})}
     state = State(np.int32(3), params, {})
     with pytest.raises(ReplicasDiffer, match="params/a differ: that of device 2 of process 0"):
-        Saves(tmp_path, None, {}, None, before=lambda: pytest.fail("saved")).save(state)
+        Saves(tmp_path, None, {}, None, before=[lambda: pytest.fail("saved")]).save(state)
 
 
 def test_without_a_majority_all_are_named():

@@ -12,7 +12,7 @@ import zstandard
 
 from bertjax.data.text_files import Unreadable, open_bytes
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.data.tokenizer_bounds import check_growth
+from bertjax.data.tokenizer_bounds import check_tokenizer
 from bertjax.errors import InputError
 
 from .bombs import BOMBS, MEGABYTES, SECONDS, tokenizer
@@ -48,7 +48,7 @@ def test_what_real_tokenizers_do_to_texts_is_allowed():
     spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
     quotes = [{"type": "Replace", "pattern": {"String": mark}, "content": '"'} for mark in ("``", "''")]
     marks = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    check_growth({"normalizer": {"type": "Sequence", "normalizers": [*quotes, spaces, marks] * 2},
+    check_tokenizer({"normalizer": {"type": "Sequence", "normalizers": [*quotes, spaces, marks] * 2},
                   "decoder": {"type": "Sequence", "decoders": [marks]}}, "a tokenizer")  # fmt: skip
 
 
@@ -57,5 +57,5 @@ def test_a_panic_of_the_tokenizers_library_is_explained(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(tokenizer(pre_tokenizer=split))
     found = load_tokenizer(tmp_path)
     for encode in (found.encode, lambda text: found.ids([text])):
-        with pytest.raises(InputError, match="the tokenizer fails on a text"):
+        with pytest.raises(InputError, match=r"the tokenizer of .* fails"):
             encode("a" * 40 + "b")
