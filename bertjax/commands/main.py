@@ -47,6 +47,8 @@ def _ending(code: int) -> int:
     from bertjax.run.leaving import decide, end_within
 
     code = decide(code)
+    if code == exits.STOPPED:  # Python may end with 130 after a KeyboardInterrupt that an extension has seen
+        os._exit(code)
     # A writer may send its last values; others ask process 0 why it ends; those that are gone ask nothing.
     end_within({exits.DONE: 600, exits.PEERS_MISSING: 1}.get(code, 10), code)
     return code
