@@ -9,6 +9,7 @@ In Cloud Storage there are neither links nor special files, and an object appear
 functions only read and write.
 """
 
+import io
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from bertjax.errors import InputError
 from bertjax.paths import explained, file_system, in_cloud
@@ -303,7 +304,7 @@ def _opened_object(path: Path, most: int | None) -> BinaryIO:
             raise InputError(f"{path} is a folder: a file is needed there")
         if most is not None and found["size"] > most:
             raise _too_large(path, found["size"], most)
-        return cast(BinaryIO, path.open("rb"))
+        return io.BufferedReader(cast(Any, path.open("rb")))  # whose readline() takes no limit
 
 
 def _located(home: Path, name: str | Path) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ class Proxy:
     """A server that passes requests on to `target`, host:port, unless `fault` says otherwise; `requests` lists them."""
 
     def __init__(self, target: str) -> None:  # noqa: C901, the methods of the handler see the proxy
+        self.target = target
         self.fault: Fault = passing
         self.requests: list[tuple[str, str]] = []
         proxy = self

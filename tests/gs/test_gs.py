@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -294,10 +295,40 @@ def test_commands_read_and_write_models_in_cloud_storage(run, corpus, place, tmp
     assert not same(load(f"{place}/warm").params, load(run).params)
 
 
-def test_two_processes_train_in_one_place_are_killed_and_go_on_bit_equal(corpus, place):
+def test_texts_tokenizers_and_labelled_data_are_read_there_and_models_are_fine_tuned_there(run, place, capsys):
+    home = path_of(place)
+    files.write(home / "text" / "a.txt", "der der\n")
+    files.write(home / "text" / "b.txt.gz", gzip.compress(b"der die\n" * 3))
+    files.write(home / "text" / ".hidden", "no text")
+    vocabulary = ["tokenizer", "train", f"{place}/text", "--format", "plain", "--size", "12", "--out", f"{place}/words"]
+    assert main(["convert", f"{run}:encoder", f"{place}/hf", "--to", "huggingface"]) == 0
+    capsys.readouterr()
+    assert main(vocabulary) == 0
+    assert {path.name for path in files.files_below(home / "words")} >= {"vocab.txt"}
+    capsys.readouterr()
+    built = ["data", "build", f"{place}/text", "--format", "plain", "--tokenizer", f"{place}/hf", "--workers", "0"]
+    assert main([*built, "--holdout", "0", "--out", f"{place}/corpus", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 2
+    rows = "sentence\tlabel\n" + "der die\t1\ndie\t0\n" * 4
+    for name in ("train", "dev"):
+        files.write(home / "glue" / "SST-2" / f"{name}.tsv", rows)
+    tuned = ["finetune", "glue", "task=sst2", f"init={place}/hf", f"data={place}/glue", "seeds=1", "epochs=1"]
+    assert main([*tuned, "batch_size=8", "length=16", "--workdir", f"{place}/tuned", "--json"]) in (0, 1)
+    accuracy = json.loads(capsys.readouterr().out)["seeds"][0]["best"]["metrics"]["accuracy"]
+    assert (
+        main(["evaluate", "task", "sst2", "--model", f"{place}/tuned/best", "--data", f"{place}/glue", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+    files.write(home / "lines.txt", "der\n")
+    assert main(["predict", "classify", "--model", tuned, "--input", f"{place}/lines.txt"]) == 0
+
+
+def test_two_processes_train_in_one_place_are_killed_and_go_on_bit_equal(corpus, place, cloud):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = os.environ | {
+    service = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
+    environment = os.environ | dict.fromkeys(service, f"http://{cloud.target}")  # without faults, so without the proxy
+    environment |= {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_COMPILATION_CACHE_DIR": os.environ["BERTJAX_TEST_PROGRAMS"],
