@@ -320,7 +320,7 @@ def test_texts_tokenizers_and_labelled_data_are_read_there_and_models_are_fine_t
     )
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
     files.write(home / "lines.txt", "der\n")
-    assert main(["predict", "classify", "--model", tuned, "--input", f"{place}/lines.txt"]) == 0
+    assert main(["predict", "classify", "--model", f"{place}/tuned/best", "--input", f"{place}/lines.txt"]) == 0
 
 
 def test_two_processes_train_in_one_place_are_killed_and_go_on_bit_equal(corpus, place, cloud):
