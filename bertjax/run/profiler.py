@@ -7,6 +7,7 @@ compilation. `tensorboard --logdir <run>/profile` shows the trace where xprof is
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,10 @@ from bertjax.run.writers import Progress
 
 
 class Profile:
-    """Trace steps (first, last) of a run, or none where `steps` is empty; the loop calls `before` and `after` each."""
+    """Trace steps (first, last) of a run, or none where `steps` is empty; the loop calls `before` and `after` each.
+
+    A trace that cannot be made or written, as on a full disk, is given up with a message: it ends no run.
+    """
 
     def __init__(self, folder: Path, steps: tuple[int, ...], progress: Progress) -> None:
         self._folder, self._progress = folder / "profile", progress
@@ -32,8 +36,9 @@ class Profile:
         """
         if not self._from and self._first <= step <= self._last and jax.process_index() == 0:
             jax.block_until_ready(pending)
-            self._from = step
-            jax.profiler.start_trace(str(files.make_folder(self._folder.parent, self._folder.name)))
+            with self._given_up_at_an_error():
+                jax.profiler.start_trace(str(files.make_folder(self._folder.parent, self._folder.name)))
+                self._from = step
 
     def after(self, step: int, result: Any) -> bool:
         """Return whether this was the last step to trace; then wait for its `result`, and write trace and summary."""
@@ -46,16 +51,26 @@ class Profile:
     def close(self) -> None:
         """Stop a trace that is still running, where the run ends before the last step to trace."""
         if self._from:
-            jax.profiler.stop_trace()
             self._from = 0
+            with self._given_up_at_an_error():
+                jax.profiler.stop_trace()
 
     def _stop(self, step: int) -> None:
         begin, self._from = self._from, 0
-        jax.profiler.stop_trace()
-        operations = read_trace(self._folder)
-        text = summarise(operations, steps=step - begin + 1)
-        files.write(self._folder / "summary.txt", text)
-        self._progress.say(f"profile of steps {begin} to {step} in {self._folder}\n{text.rstrip()}")
+        with self._given_up_at_an_error():
+            jax.profiler.stop_trace()
+            operations = read_trace(self._folder)
+            text = summarise(operations, steps=step - begin + 1)
+            files.write(self._folder / "summary.txt", text)
+            self._progress.say(f"profile of steps {begin} to {step} in {self._folder}\n{text.rstrip()}")
+
+    @contextmanager
+    def _given_up_at_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 whatever the profiler raises
+            self._first = self._last = 0
+            self._progress.say(f"no profile, training goes on: {type(error).__name__}: {error}")
 
 
 class Operation(NamedTuple):

@@ -56,6 +56,22 @@ def test_a_run_that_ends_early_leaves_no_trace_running(tmp_path):
     jax.profiler.stop_trace()
 
 
+@pytest.mark.parametrize("function", ["start_trace", "stop_trace"])
+def test_a_trace_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys, function):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    monkeypatch.setattr(jax.profiler, function, full)
+    profile = Profile(tmp_path, (2, 3), Progress())
+    for step in (1, 2, 3, 4):
+        profile.before(step, ())
+        profile.after(step, ())
+    profile.close()
+    assert capsys.readouterr().err.count("no profile, training goes on: OSError") == 1
+
+
 def test_nested_operations_are_not_counted_twice():
     line = SimpleNamespace(
         name="XLA Ops",
