@@ -83,6 +83,10 @@ INPUTS = {
         ),
         _OPENS,
     ),
+    "a class of an experiment file in the folder": Hostile(_instead({"type": "experiment_evil.Objective"}), _OPENS),
+    "a function of an experiment file in the folder": Hostile(
+        _called("experiment_evil.head", "{given}/evil.py"), _OPENS
+    ),
     "a process as a head": Hostile(_called("bertjax.machine.doctor.ask_devices", ["/bin/sh"]), _SOME),
     "a writer of files as a head": Hostile(_called("bertjax.huggingface.folder.write_folder", "{secret}/x"), _SOME),
     "a reader of files as a head": Hostile(

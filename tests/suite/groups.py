@@ -14,6 +14,7 @@ LONGEST = (
     "tests/test_train.py",
     "tests/run/test_processes.py",
     "tests/commands/test_main.py",
+    "tests/security/test_hostile.py",
     "tests/objectives/test_use.py",
     "tests/finetuning/test_finetune_run.py",
     "tests/test_contract.py",
