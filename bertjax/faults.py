@@ -4,7 +4,8 @@
 
 Each fault is `point:action@times`, with `=number` after an action that takes one. The times are steps at points that
 belong to a step, else passes through the point in this process, from 1 on: `17`, `2-4`, `9-` for all from 9 on, and all
-without `@`. The points are those that this file's functions are called with: `grep -rn 'faults\\.' bertjax`.
+without `@`. By step: `step` before a process reads its rows, `update` before the update; `loss`, `gradient` (nan, inf,
+scale). Counted: `checkpoint.begin`, `.write`, `.written` (before it is read back), `.commit`, `.delete`, `.read`.
 """
 
 import errno

@@ -362,7 +362,7 @@ def _train_phase(
             waited = time.perf_counter() - waiting
             program = (end, *(array.shape for array in batch.values()))
             watch.step(step + 1, program, logger.read_step)
-            fault("step", step + 1)
+            fault("update", step + 1)
             state, metrics = update(state, batch, key)
             step += 1
             if profile.after(step, metrics):
