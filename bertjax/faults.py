@@ -1,11 +1,12 @@
 """Inject faults at named points, to try how a run survives them: a no-op unless BERTJAX_FAULT is set.
 
-    BERTJAX_FAULT="checkpoint.write:enospc@2-4,step:kill@17,gradient:nan@37"
+    BERTJAX_FAULT="checkpoint.write:enospc@2-4,update:kill@17,gradient:nan@37"
 
 Each fault is `point:action@times`, with `=number` after an action that takes one. The times are steps at points that
 belong to a step, else passes through the point in this process, from 1 on: `17`, `2-4`, `9-` for all from 9 on, and all
-without `@`. By step: `step` before a process reads its rows, `update` before the update; `loss`, `gradient` (nan, inf,
-scale). Counted: `checkpoint.begin`, `.write`, `.written` (before it is read back), `.commit`, `.delete`, `.read`.
+without `@`. By step: `batch` before a process reads its rows, `update` before the update; `loss`, `gradient` (nan, inf,
+scale). By number: `evaluation`, of its batches. Counted: `checkpoint.begin`, `.write`, `.written` (before it is read
+back), `.commit`, `.delete`, `.read`.
 """
 
 import errno

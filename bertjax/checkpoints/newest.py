@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ Read = TypeVar("Read")
 _DELETION = 0.2
 """Seconds after which a checkpoint that is being deleted, and looks damaged meanwhile, is gone."""
 
+_LISTINGS = 4
+
 
 def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], None]) -> tuple[Read, Path, list[Path]]:
     """Return what `read` returns for the newest checkpoint that it can read, its folder, and those that are damaged.
@@ -25,7 +28,7 @@ def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], No
     damaged: dict[Path, str] = {}
     deleted: set[Path] = set()
     while True:
-        first = latest_step(run)  # raises an error where there is none
+        first = _latest(run)
         steps = [first] if not first.name.isdigit() else finished_steps(first.parent)
         left = [path for path in steps if path not in damaged and path not in deleted]
         if not left:
@@ -51,6 +54,15 @@ def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], No
         if damaged:
             say(f"using {path} instead")
         return found, path, list(damaged)
+
+
+def _latest(run: Path) -> Path:
+    """Return the newest checkpoint; the folder is listed again where it has gone meanwhile, and another has come."""
+    for _ in range(_LISTINGS if (run / "checkpoints").is_dir() else 0):
+        with suppress(InputError):
+            return latest_step(run)
+        time.sleep(_DELETION / _LISTINGS)
+    return latest_step(run)  # raises an error where there is none
 
 
 def check_not_emptied(run: Path, every: int) -> None:

@@ -307,7 +307,7 @@ def deleted_while_read(count: int, *, protected: bool = True) -> Trials:
             else:
                 read(checkpoint.latest_step(folder))
             passed += not told
-        except InputError:
+        except (InputError, OSError):
             pass
     ended.set()
     writer.join()
