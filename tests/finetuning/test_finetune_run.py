@@ -180,7 +180,7 @@ def test_seeds_share_data_and_programs_and_each_is_as_if_trained_alone(tuning, f
         finetune(dataclasses.replace(short, data=str(other)), tmp_path / "both")
     # What one run found, the next one of more or fewer seeds keeps; `best` is the best of all.
     assert finetune(dataclasses.replace(short, seeds=1, first_seed=1), tmp_path / "both") == both
-    monkeypatch.setattr("bertjax.finetuning.run.load", lambda path: shifted(load(path)))
+    monkeypatch.setattr("bertjax.finetuning.run.load", lambda path, *_: shifted(load(path)))
     with pytest.raises(InputError, match=r"both has seeds from .* other parameters than"):
         finetune(short, tmp_path / "both")
     for seed in (0, 1):  # also where no seed was done with
