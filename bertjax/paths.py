@@ -94,12 +94,12 @@ def file_system() -> Any:
 
 
 def _explaining(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of the file system, whose first argument is a path, with its errors explained."""
+    """Return a method of the file system with its errors explained: of its arguments the first in Cloud Storage."""
 
     @wraps(method)
     def explaining(*arguments: Any, **options: Any) -> Any:
-        text = f"{arguments[0]}" if arguments else ""
-        with explained(text if in_cloud(text) else f"{CLOUD}{text}"):
+        texts = [each for each in map(str, arguments[:2]) if in_cloud(each)] or [f"{CLOUD}{arguments[0]}"]
+        with explained(texts[0]):
             return method(*arguments, **options)
 
     return explaining

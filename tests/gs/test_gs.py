@@ -163,6 +163,8 @@ def test_a_bucket_that_may_be_read_but_not_written_is_refused_before_training(cl
     cloud.fault = lambda method, path: 403 if method == "POST" else None
     with pytest.raises(InputError, match=f"no permission for {place}/run/lock: .*Storage Object User"):
         fit(experiment(corpus), f"{place}/run")
+    with pytest.raises(InputError, match=f"no permission for {place}/text: .*Storage Object User"):
+        files.write(path_of(place) / "text", "x")
 
 
 # Corpora
