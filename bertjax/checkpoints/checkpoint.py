@@ -359,8 +359,9 @@ def _damaged(step_folder: Path, reason: object) -> InputError:
         )
     text = str(reason).strip().splitlines()
     others = [path.name for path in finished_steps(step_folder.parent) if path.name != step_folder.name]
-    rest = f"go on from step {max(others, key=int)}" if others else "start again"
+    remedy = "there is no other one, so start again in another --workdir"
+    if others:
+        remedy = f"move that folder away to go on from step {max(others, key=int)}"
     return Damaged(
-        f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): "
-        f"move that folder away to {rest}"
+        f"checkpoint {step_folder} is damaged ({text[0][:200] if text else type(reason).__name__}): {remedy}"
     )

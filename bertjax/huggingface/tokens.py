@@ -33,7 +33,8 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], V: int) -> Tokenizer
     if not any(folder.glob("*.model")) and not any((folder / name).is_file() for name in _FILES):
         return None
     if not any((folder / name).exists() for name in _FILES if name != "vocab.txt"):
-        size = read_inside(folder, "vocab.txt", LARGE.bytes).count(b"\n") if (folder / "vocab.txt").exists() else 0
+        content = read_inside(folder, "vocab.txt", LARGE.bytes) if (folder / "vocab.txt").exists() else b"\n"
+        size = content.count(b"\n") + (not content.endswith(b"\n"))
         if size > V + 1:  # before a tokenizer is built of them
             raise InputError(f"{folder}: the tokenizer has {size} ids, vocab_size is only {V}")
     tokenizer = load_tokenizer(folder)

@@ -243,9 +243,11 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(built, tmp_path, capsys):
     content[len(content) // 2] ^= 4
     data.write_bytes(content)
     command = ["pretrain", *TINY, f"data={built[1]}", "--workdir", work]
-    fails(capsys, r"checkpoints/4 is damaged .*move that folder away to start again", *command)
+    fails(capsys, r"checkpoints/4 is damaged .*no other one, so start again in another --workdir", *command)
     fails(capsys, "is damaged", "predict", "fill-mask", "--model", work, "[MASK]")
     shutil.rmtree(work / "checkpoints" / "4")
+    fails(capsys, r"is empty, but the run had saved step 4: .*to begin again at step 0, delete .*run$", *command)
+    shutil.rmtree(work)
     assert run(capsys, *command)[0] == 0
 
 

@@ -146,6 +146,7 @@ def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, mo
         installed = [("jax", "0.10.2"), ("numpy", numpy), (None, None)]  # the last as where METADATA is missing
         packages = [SimpleNamespace(name=name, version=version) for name, version in installed]
         monkeypatch.setattr(processes.importlib.metadata, "distributions", lambda: packages)
+        processes.versions.cache_clear()
         return {"the data": list(data), "the work directory": folder} | processes.versions()
 
     assert not processes.disagreement({"process 0": facts(), "process 1": facts(), "process 2": facts()})

@@ -1,0 +1,1 @@
+"""Experiments and models as JSON, and JSON of others read within bounds."""
