@@ -24,6 +24,7 @@ os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 import jax
 import pytest
 from contract import OBJECTIVES
+from runs import shared_programs
 from suite import groups, skips, termination
 
 from bertjax.data.build import BuildSettings, build
@@ -77,6 +78,13 @@ def corpus(tmp_path_factory, tokenizer):
     settings = BuildSettings(split_sentences, holdout=0.1, shard_tokens=8000)
     build(make_documents(300), tokenizer, folder, settings)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Let the runs of a module share what they compile."""
+    with shared_programs():
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from bertjax.data.rows import DocumentSentences, FullSentences, PackedDocuments
 from bertjax.data.templates import BERT
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import Diverged, InputError, exit_code_of
-from bertjax.flops import row_shapes
 from bertjax.inspect_batch import inspect_batch
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
@@ -50,25 +48,7 @@ from bertjax.train import fit, sharded_step
 from bertjax.types import Mean
 
 STEPS = 6
-STEPS_MADE = {}
-
-
-def made_once(experiment, phase, mesh):
-    """Make a step as `fit` does by itself, but once for all runs of the same program."""
-    shapes = tuple(row_shapes(phase.rows, phase.batch_size).items())
-    program = (experiment.objective, experiment.optimizer, experiment.phases[0].rows.length, phase.accumulate, shapes)
-    if program not in STEPS_MADE:
-        STEPS_MADE[program] = sharded_step(experiment, phase, mesh)
-    return STEPS_MADE[program]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def evaluated_by_one_program():
-    """Compile the evaluation of an objective once for all runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "evaluator", cache(train.evaluator))
-        yield
-    STEPS_MADE.clear()
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +69,7 @@ def experiment(corpus, tokenizer):
 def undisturbed(experiment, tmp_path_factory):
     """Run the experiment from beginning to end, in one go: its folder and its final state. Tests change neither."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, fit(experiment, folder, make_step=made_once)
+    return folder, fit(experiment, folder)
 
 
 @pytest.fixture
@@ -134,9 +114,9 @@ def test_a_run_killed_after_every_step_ends_bit_equal_to_an_undisturbed_one(
         with monkeypatch.context() as patch:
             die_after(patch, step - begun)
             with pytest.raises(Killed):
-                fit(experiment, tmp_path, make_step=made_once)
+                fit(experiment, tmp_path)
         assert log.startswith((tmp_path / "log.jsonl").read_bytes())
-    assert same(fit(experiment, tmp_path, make_step=made_once), state)
+    assert same(fit(experiment, tmp_path), state)
     assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
@@ -161,17 +141,17 @@ def test_a_phase_on_equal_rows_goes_on_where_the_last_one_stopped_also_where_it_
     Path(tmp_path / "moved").symlink_to(phase.rows.corpus)
     moved = dataclasses.replace(phase, rows=dataclasses.replace(phase.rows, corpus=str(tmp_path / "moved")))
     two = dataclasses.replace(short, phases=(phase, moved))
-    state = fit(two, tmp_path / "whole", make_step=made_once)
+    state = fit(two, tmp_path / "whole")
     whole = list(served)
     assert len(whole) == 6 and len(set(chain(*whole))) == 6 * 16
     served.clear()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_after(patch, 5)
-        fit(two, tmp_path / "killed", make_step=made_once)
+        fit(two, tmp_path / "killed")
     assert served == whole[:5]
-    assert same(fit(two, tmp_path / "killed", make_step=made_once), state) and served[5:] == whole[4:]
+    assert same(fit(two, tmp_path / "killed"), state) and served[5:] == whole[4:]
     served.clear()
-    fit(dataclasses.replace(two, counters=Restarted()), tmp_path / "former", make_step=made_once)
+    fit(dataclasses.replace(two, counters=Restarted()), tmp_path / "former")
     assert served == 2 * whole[:3]
 
 
@@ -182,21 +162,21 @@ def test_a_run_from_a_model_has_streams_of_its_own_and_one_of_a_former_version_k
     parent = tmp_path / "parent"
     shutil.copytree(undisturbed[0], parent)
     staged = dataclasses.replace(short, init=str(parent))
-    fit(short, tmp_path / "first", make_step=made_once)
+    fit(short, tmp_path / "first")
     first, states = list(served), {}
     for name, counters in (("staged", Continued()), ("former", Restarted())):
         served.clear()
-        states[name] = fit(dataclasses.replace(staged, counters=counters), tmp_path / name, make_step=made_once)
+        states[name] = fit(dataclasses.replace(staged, counters=counters), tmp_path / name)
         assert (served == first) == (name == "former")
         assert ("drawn anew for this model" in capsys.readouterr().err) == (name == "staged")
     for name, counters in (("staged", Continued()), ("former", Restarted())):
         folder = tmp_path / f"killed {name}"
         with monkeypatch.context() as patch, pytest.raises(Killed):
             die_after(patch, 2)
-            fit(dataclasses.replace(staged, counters=counters), folder, make_step=made_once)
+            fit(dataclasses.replace(staged, counters=counters), folder)
     shutil.rmtree(parent)
     for name in states:
-        assert same(fit(staged, tmp_path / f"killed {name}", make_step=made_once), states[name])
+        assert same(fit(staged, tmp_path / f"killed {name}"), states[name])
 
 
 def test_seeds_share_a_compiled_step_and_draw_different_dropout(experiment):
@@ -229,10 +209,10 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(experiment, undi
     with monkeypatch.context() as patch:
         patch.setattr(train, "place_batch", interrupting)
         with pytest.raises(Interrupted, match=r"after step 3.*run the same command again"):
-            fit(experiment, tmp_path, make_step=made_once)
+            fit(experiment, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.latest_step(tmp_path).name == "3"
-    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+    assert same(fit(experiment, tmp_path), undisturbed[1])
     assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
 
 
@@ -247,20 +227,20 @@ def test_a_stop_in_an_evaluation_saves_and_the_next_run_evaluates_first(experime
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluator", evaluator)
         with pytest.raises(Interrupted, match="after step 2"):
-            fit(experiment, tmp_path, make_step=made_once)
+            fit(experiment, tmp_path)
     assert "validation" not in (tmp_path / "log.jsonl").read_text()
-    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+    assert same(fit(experiment, tmp_path), undisturbed[1])
     assert (tmp_path / "log.jsonl").read_bytes() == (undisturbed[0] / "log.jsonl").read_bytes()
 
 
 def test_an_error_in_the_data_ends_a_run_after_a_checkpoint(experiment, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("BERTJAX_FAULT", "batch:eio@4")
     with pytest.raises(OSError, match="BERTJAX_FAULT") as found:
-        fit(experiment, tmp_path, make_step=made_once)
+        fit(experiment, tmp_path)
     assert exit_code_of(found.value) == exits.FAILED and "the checkpoint of step 3 is saved" in found.value.__notes__[0]
     monkeypatch.delenv("BERTJAX_FAULT")
     assert checkpoint.latest_step(tmp_path).name == "3"
-    assert same(fit(experiment, tmp_path, make_step=made_once), undisturbed[1])
+    assert same(fit(experiment, tmp_path), undisturbed[1])
 
 
 def test_gradients_are_computed_again_by_choice_without_a_difference(short, undisturbed, tmp_path, monkeypatch):
@@ -272,7 +252,7 @@ def test_gradients_are_computed_again_by_choice_without_a_difference(short, undi
 
     monkeypatch.setattr(train, "check_repeatable", checking)
     run = dataclasses.replace(short.run, recompute_every=2)
-    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(short, run=run), tmp_path)
     assert found == [2]
     log = (tmp_path / "log.jsonl").read_text().splitlines()[:4]
     assert log == (undisturbed[0] / "log.jsonl").read_text().splitlines()[:4]
@@ -281,7 +261,7 @@ def test_gradients_are_computed_again_by_choice_without_a_difference(short, undi
 def test_a_finished_run_is_unchanged_when_run_again(experiment, undisturbed):
     folder, state = undisturbed
     before = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
-    assert same(fit(experiment, folder, make_step=made_once), state)
+    assert same(fit(experiment, folder), state)
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("*")}
 
 
@@ -297,7 +277,7 @@ def test_a_damaged_newest_checkpoint_and_a_renamed_one_are_passed_over_by_name(
     shutil.copytree(folder / "2", folder / "37")
     with pytest.warns(UserWarning, match="passed over: .*37 is that of step 2"):
         assert load(tmp_path / "run").params
-    assert same(fit(experiment, tmp_path / "run", make_step=made_once), state)
+    assert same(fit(experiment, tmp_path / "run"), state)
     said = capsys.readouterr().err
     assert "37 is that of step 2, under another name" in said and "6 is damaged" in said and "4 instead" in said
     names = sorted(path.name for path in folder.iterdir())
@@ -311,7 +291,7 @@ def test_an_amendment_takes_effect_from_its_step_is_recorded_and_resumes_exactly
 ):
     straight = log_of(undisturbed[0])
     amended = dataclasses.replace(experiment, amend=(Amendment("optimizer.learning_rate.peak", "2e-2", 4),))
-    whole = fit(amended, tmp_path / "whole", make_step=made_once)
+    whole = fit(amended, tmp_path / "whole")
     lines = log_of(tmp_path / "whole")
     (place,) = (number for number, line in enumerate(lines) if "amend" in line)
     assert lines[place] == {"step": 4, "amend": "optimizer.learning_rate.peak:2e-2@4"}
@@ -320,16 +300,16 @@ def test_an_amendment_takes_effect_from_its_step_is_recorded_and_resumes_exactly
     np.testing.assert_allclose(rates, [0, 5e-3, *(1e-2 * np.array([2 / 3, 1, 2 / 3, 1 / 3]))], rtol=1e-6)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_after(patch, 3)
-        fit(experiment, tmp_path / "killed", make_step=made_once)
+        fit(experiment, tmp_path / "killed")
     late = dataclasses.replace(amended, amend=(Amendment("optimizer.learning_rate.peak", "2e-2", 2),))
     refused(late, tmp_path / "killed", "step 2 is done, the newest checkpoint is that of step 2: amend from step 3 on")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_after(patch, 3)  # after step 5
-        fit(amended, tmp_path / "killed", make_step=made_once)
+        fit(amended, tmp_path / "killed")
     other = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, clip=0.5))
     refused(other, tmp_path / "killed", "clip is 1.0 there, 0.5 here.*amend=optimizer")
     # What is recorded stays in force without being asked for again.
-    assert same(fit(experiment, tmp_path / "killed", make_step=made_once), whole)
+    assert same(fit(experiment, tmp_path / "killed"), whole)
     assert (tmp_path / "killed" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
@@ -346,7 +326,7 @@ def test_a_damaged_description_of_the_experiment_is_taken_from_a_checkpoint_or_r
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     refused(dataclasses.replace(experiment, seed=1), tmp_path / "run", "belongs to another experiment: seed is 0")
-    fit(experiment, tmp_path / "run", make_step=made_once)
+    fit(experiment, tmp_path / "run")
     assert path.read_bytes() == whole
     path.write_bytes(damage(whole))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -358,7 +338,7 @@ def test_a_damaged_log_is_mended_and_states_what_is_lost(experiment, undisturbed
     path = tmp_path / "run" / "log.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b'{"step": \xff\n', *lines[2:]]))
-    fit(experiment, tmp_path / "run", make_step=made_once)
+    fit(experiment, tmp_path / "run")
     mended = path.read_bytes().splitlines(keepends=True)
     assert json.loads(mended.pop(1)) == {"step": 1, "lost": "1 line after step 1 could not be read"}
     assert mended == [lines[0], *lines[2:]]
@@ -368,7 +348,7 @@ def test_a_damaged_log_is_mended_and_states_what_is_lost(experiment, undisturbed
 def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(short, tmp_path):
     """Saving runs in the background while the update reuses the memory of what is saved."""
     run = Run(log_every=1, checkpoint_every=1, keep=STEPS, evaluate_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(short, run=run), tmp_path)
     for step in range(1, short.steps + 1):
         assert load(tmp_path / "checkpoints" / str(step)).params  # verifies every checksum
 
@@ -376,7 +356,7 @@ def test_every_checkpoint_holds_the_state_of_its_step_while_training_goes_on(sho
 def test_old_checkpoints_go_and_the_asked_ones_stay(experiment, tmp_path):
     phases = (dataclasses.replace(experiment.phases[0], steps=5),)
     run = Run(checkpoint_every=1, keep=1, keep_every=3, evaluate_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(experiment, phases=phases, run=run), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(experiment, phases=phases, run=run), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "5"]
 
 
@@ -398,7 +378,7 @@ def test_the_log_has_the_metrics_of_every_step(undisturbed):
 
 def test_utilisation_is_reported_against_a_named_peak(short, tmp_path):
     run = dataclasses.replace(short.run, peak_tflops=0.01)
-    fit(dataclasses.replace(short, run=run), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(short, run=run), tmp_path)
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert 0 < timing[-1]["utilisation"] < 1
 
@@ -419,7 +399,7 @@ def test_nothing_is_read_back_from_the_device_inside_a_step(experiment, tmp_path
     monkeypatch.setattr(MetricLogger, "flush", flushing)
     monkeypatch.setattr(train, "place_batch", placing)
     run = Run(evaluate_every=0, checkpoint_every=0, evaluate_batches=1)
-    fit(dataclasses.replace(experiment, run=run), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(experiment, run=run), tmp_path)
     reads = [(number, step) for number, (kind, step) in enumerate(events) if kind == "read" and step]
     for number, step in reads[:-1]:
         assert sum(kind == "place" for kind, _ in events[:number]) == step + 1
@@ -506,14 +486,14 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(short, tmp_path):
 def test_rows_of_every_kind_train(experiment, corpus, tmp_path, rows):
     objective = dataclasses.replace(experiment.objective, pair=False)
     phases = (Phase(2, 8, rows(corpus, 32)),)
-    fit(dataclasses.replace(experiment, objective=objective, phases=phases), tmp_path, make_step=made_once)
+    fit(dataclasses.replace(experiment, objective=objective, phases=phases), tmp_path)
 
 
 def test_a_corpus_without_a_validation_split_trains_without_evaluation(experiment, tokenizer, tmp_path, capsys):
     folder = tmp_path / "corpus"
     build(make_documents(40), tokenizer, folder, BuildSettings(split_sentences, holdout=0.0))
     phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
-    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run", make_step=made_once)
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
     assert "has no validation split (of a corpus: --holdout 0): skipping evaluation" in capsys.readouterr().err
 
 
@@ -524,7 +504,7 @@ def test_a_single_document_held_out_gives_no_pairs_and_no_evaluation(experiment,
         if sum(shard.documents for shard in manifest.splits.get("validation", ())) == 1:
             break
     phases = (Phase(2, 8, NextSentencePairs(str(folder), 16)),)
-    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run", make_step=made_once)
+    fit(dataclasses.replace(experiment, phases=phases), tmp_path / "run")
     assert "skipping evaluation: next-sentence pairs need at least two documents" in capsys.readouterr().err
 
 
@@ -540,7 +520,7 @@ def test_a_work_folder_of_another_experiment_is_refused_and_left_alone(experimen
     refused(other, folder, r"another experiment: seed is 0 there, 1 here\. Choose another --workdir")
     assert (folder / "experiment.json").read_bytes() == before
     logged = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, log_every=7))
-    fit(logged, folder, make_step=made_once)
+    fit(logged, folder)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(short, tmp_path):
@@ -601,11 +581,11 @@ def test_resuming_with_another_corpus_is_refused(experiment, tokenizer, tmp_path
     with monkeypatch.context() as patch:
         die_after(patch, 3)
         with pytest.raises(Killed):
-            fit(runs[0], tmp_path / "run", make_step=made_once)
+            fit(runs[0], tmp_path / "run")
     refused(runs[1], tmp_path / "run", "trained on another corpus")
     folders[0].rename(tmp_path / "moved")
     moved = dataclasses.replace(runs[0], phases=(Phase(4, 8, NextSentencePairs(str(tmp_path / "moved"), 16)),))
-    assert int(fit(moved, tmp_path / "run", make_step=made_once).step) == 4
+    assert int(fit(moved, tmp_path / "run").step) == 4
 
 
 def test_a_writer_that_the_coordinator_lacks_is_an_error_on_all_processes(short, tmp_path, monkeypatch):
@@ -623,13 +603,13 @@ def test_a_writer_that_the_coordinator_lacks_is_an_error_on_all_processes(short,
     monkeypatch.setattr(train, "raising_on_all", raising)
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(InputError, match="needs the extra"):
-        fit(dataclasses.replace(short, run=Run(tensorboard=True)), tmp_path / "run", make_step=made_once)
+        fit(dataclasses.replace(short, run=Run(tensorboard=True)), tmp_path / "run")
     assert len(raised) == 1
 
 
 def test_training_works_outside_the_main_thread(short, tmp_path):
     found = []
-    thread = threading.Thread(target=lambda: found.append(fit(short, tmp_path, make_step=made_once)))
+    thread = threading.Thread(target=lambda: found.append(fit(short, tmp_path)))
     thread.start()
     thread.join()
     assert int(found[0].step) == short.steps

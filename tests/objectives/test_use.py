@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from contract import replace_fields, small_bert, small_generator, small_xlnet
 
+from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.segments import Segments
 from bertjax.data.windows import Windows
+from bertjax.description import to_json
 from bertjax.errors import InputError
+from bertjax.flops import batch_shapes
 from bertjax.inference.fill_mask import fill_mask
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
@@ -26,6 +29,7 @@ from bertjax.permutation import Permutation
 from bertjax.rules import name_of
 from bertjax.train import fit
 
+pytestmark = pytest.mark.usefixtures("programs")
 QUIET = Run(log_every=1, evaluate_every=0, checkpoint_every=1)
 
 
@@ -53,26 +57,27 @@ def recipes(corpus, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def trained(recipes, tmp_path_factory):
-    """Train each for two steps; return the work folders."""
-    folders = {name: tmp_path_factory.mktemp("run") for name in recipes}
+def trained(recipes, tokenizer, tmp_path_factory):
+    """Train each for two steps, but for one that is written as if it had been; return the folders."""
+    folders = {name: tmp_path_factory.mktemp("run") / name.split()[0] for name in recipes}
     for name, folder in folders.items():
-        fit(recipes[name], folder)
+        if name != "deberta sharing":
+            fit(recipes[name], folder)
+    whole, rng = recipes["deberta sharing"], np.random.default_rng(0)
+    shapes = jax.eval_shape(whole.objective.init, jax.random.key(0), batch_shapes(8, 32, ()))
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    checkpoint.export(folders["deberta sharing"], params, experiment=to_json(whole), tokenizer=tokenizer)
     return folders
 
 
 @pytest.mark.parametrize("name", ["electra", "xlnet"])
 def test_a_stopped_run_resumes_bit_for_bit(name, recipes, trained, tmp_path):
-    whole = recipes[name]
-    fit(dataclasses.replace(whole, phases=(dataclasses.replace(whole.phases[0], steps=1),)), tmp_path / "part")
-    first = tmp_path / "part" / "checkpoints" / "1"
-    again = tmp_path / "again"
-    (again / "checkpoints").mkdir(parents=True)
-    first.rename(again / "checkpoints" / "1")
-    state = fit(whole, again)
+    again = shutil.copytree(trained[name], tmp_path / "again")
+    shutil.rmtree(again / "checkpoints" / "2")
+    state = fit(recipes[name], again)
     for a, b in zip(jax.tree.leaves(load(trained[name]).params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (again / "log.jsonl").read_bytes() == (trained[name] / "log.jsonl").read_bytes().split(b"\n", 1)[1]
+    assert (again / "log.jsonl").read_bytes() == (trained[name] / "log.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["electra", "deberta sharing", "xlnet"])
