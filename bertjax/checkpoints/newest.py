@@ -29,7 +29,7 @@ def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], No
     deleted: set[Path] = set()
     while True:
         first = _latest(run)
-        steps = [first] if not first.name.isdigit() else finished_steps(first.parent)
+        steps = [first] if first == run else finished_steps(first.parent)
         left = [path for path in steps if path not in damaged and path not in deleted]
         if not left:
             raise InputError(
