@@ -20,11 +20,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from bertjax.amendments import Amendment
 from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
-from bertjax.description import EXPERIMENT, Code, field_names, own_names, to_json
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.skipping import Spikes
+from bertjax.serialization.description import EXPERIMENT, Code, field_names, own_names, to_json
 from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
 from bertjax.types import Objective
 

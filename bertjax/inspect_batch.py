@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from bertjax.checkpoints import checkpoint
-from bertjax.closed_set import OBJECTIVES
-from bertjax.description import from_json
 from bertjax.optim.skipping import total_loss
-from bertjax.paths import path_of
 from bertjax.rules import name_of
 from bertjax.run.bad_batch import FOLDER, read_bad_batch
+from bertjax.serialization.closed_set import OBJECTIVES
+from bertjax.serialization.description import from_json
 from bertjax.sharding.mesh import DATA_PARALLEL
+from bertjax.storage.paths import path_of
 from bertjax.train import accumulated_gradient
 from bertjax.types import Array, Batch, Key, Metrics, Params
 

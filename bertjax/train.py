@@ -22,12 +22,10 @@ from bertjax import exits
 from bertjax.checkpoints import checkpoint
 from bertjax.config import Experiment, Phase
 from bertjax.data.source import Source
-from bertjax.description import to_json
 from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
 from bertjax.faults import fault, poisoned
 from bertjax.optim.skipping import Spikes, judge, total_loss
-from bertjax.paths import path_of
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import Inputs, first_examples, local_batches, open_split, validation_batches
@@ -51,8 +49,10 @@ from bertjax.run.stop import Interrupted, StopRequest, stop_requests
 from bertjax.run.watch import COMPILATION, Watch
 from bertjax.run.workdir import record_experiment
 from bertjax.run.writers import Progress
+from bertjax.serialization.description import to_json
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
+from bertjax.storage.paths import path_of
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
 
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]

@@ -414,6 +414,7 @@ CONTRACT = {
     "spans": task(
         small_bert(N=1), labelled.spans, "span", TokenHead(32, 2, INIT, "float32"), ("loss/span",), labels=some_spans,
         initial=lambda batch: {"loss/span": uniform_end(batch)}, devices=False,
+        bfloat16=False,  # what all positions share cancels in a softmax over them; for its sum see test_heads.py
     ),
     "beam spans": task(
         small_bert(N=1), BeamSpans(), "beams", electra_span_head(small_bert(), 0), ("loss/span", "loss/answerable"),

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from texts import with_spaces_in_pieces
 
 from bertjax.checkpoints.trained import Model, load
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES
 from bertjax.masking import Masking
@@ -24,6 +23,7 @@ from bertjax.models.published import Published
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
 from bertjax.permutation import Permutation
+from bertjax.serialization.description import to_json
 
 CONFIG = {
     "model_type": "bert", "architectures": ["BertForSequenceClassification"], "vocab_size": 20, "hidden_size": 8,

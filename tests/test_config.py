@@ -9,10 +9,10 @@ from bertjax import config
 from bertjax.config import Experiment, Phase, load_experiment
 from bertjax.data.rows import FullSentences
 from bertjax.data.windows import Windows
-from bertjax.description import dump, from_json, to_json
 from bertjax.errors import InputError
 from bertjax.masking import ngrams, words
 from bertjax.models import layers
+from bertjax.serialization.description import dump, from_json, to_json
 
 BERT, ALBERT = "experiments/bert.py", "experiments/albert.py"
 

@@ -267,7 +267,7 @@ def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_flo
     binary = {name: array for name, array in batch.items() if name in ("pair", "answerable")}
     binary |= {name: array for name, array in batch.items() if name == "labels" and array.dtype == jnp.float32}
     batch |= {name: jnp.ones_like(array) for name, array in binary.items()}
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(0)
 
     def widened(leaf, like):  # the case's own, but for longer tables of positions
         drawn = np.std(leaf) * rng.normal(size=like.shape)

@@ -16,9 +16,9 @@ from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.held_out import by_number
 from bertjax.data.rows import FullSentences
-from bertjax.description import from_json, to_json, up_to_date
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import Schedule
+from bertjax.serialization.description import from_json, to_json, up_to_date
 from bertjax.train import fit
 
 FORMER = Path(__file__).parent / "former"

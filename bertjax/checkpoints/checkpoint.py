@@ -23,18 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bertjax import files
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.checkpoints.info import checked_info
 from bertjax.checkpoints.saving import BackgroundSaves
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
-from bertjax.description import up_to_date
 from bertjax.errors import InputError
 from bertjax.faults import fault
-from bertjax.paths import absolute, explained, in_cloud, storage_problem
-from bertjax.places import without_places
 from bertjax.random import hash_bits
 from bertjax.rules import name_of
+from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.serialization.description import up_to_date
+from bertjax.serialization.places import without_places
+from bertjax.storage import files
+from bertjax.storage.paths import absolute, explained, in_cloud, storage_problem
 from bertjax.types import Array
 
 # Failures that are not damage. Orbax and TensorStore report damage by exceptions of any kind.

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from bertjax import files
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model, encoder_alone, load, load_notes, without_sentence_head
 from bertjax.errors import InputError
@@ -13,7 +12,8 @@ from bertjax.huggingface.sentence_transformers import write_modules
 from bertjax.models.heads import Pooler
 from bertjax.models.published import Published
 from bertjax.models.sentence import SENTENCE, sentence_head
-from bertjax.paths import path_of
+from bertjax.storage import files
+from bertjax.storage.paths import path_of
 
 Format = Literal["bertjax", "huggingface", "sentence-transformers"]
 

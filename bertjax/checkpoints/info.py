@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from bertjax.huggingface.configuration import family_of
-from bertjax.typed_json import typed
+from bertjax.serialization.typed_json import typed
 
 
 class Notes(TypedDict):

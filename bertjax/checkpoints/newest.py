@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from bertjax import files
-from bertjax.bounded_json import parse_object
 from bertjax.checkpoints.checkpoint import Damaged, finished_steps, latest_step
 from bertjax.errors import InputError
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.storage import files
 
 Read = TypeVar("Read")
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bertjax import files
 from bertjax.errors import SaveFailed
 from bertjax.faults import fault
+from bertjax.storage import files
 
 Arrays = Mapping[str, Any]
 """Trees of arrays by item: params, optimizer."""

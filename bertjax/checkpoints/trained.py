@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.newest import read_newest
 from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
-from bertjax.closed_set import ENCODERS, ROWS, TRAINED, Names
 from bertjax.config import own_code
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.description import NO_CODE, Code, from_json, own_names, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
 from bertjax.huggingface.convert import Found, read_encoder, read_folder, without_heads
@@ -26,7 +24,9 @@ from bertjax.huggingface.sentence_transformers import has_modules, read_modules,
 from bertjax.huggingface.tensors import some
 from bertjax.models.published import Published
 from bertjax.models.sentence import SENTENCE
-from bertjax.paths import path_of
+from bertjax.serialization.closed_set import ENCODERS, ROWS, TRAINED, Names
+from bertjax.serialization.description import NO_CODE, Code, from_json, own_names, to_json
+from bertjax.storage.paths import path_of
 from bertjax.types import Array, Batch, Params
 
 

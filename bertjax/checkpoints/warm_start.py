@@ -11,10 +11,10 @@ import numpy as np
 from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
 from bertjax.checkpoints.trained import ENCODER, Model, load_notes, load_with
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
-from bertjax.description import NO_CODE, Code, field_names, to_json
 from bertjax.errors import InputError
 from bertjax.models.sentence import SENTENCE
 from bertjax.rules import STACKED, VOCABULARY, name_of
+from bertjax.serialization.description import NO_CODE, Code, field_names, to_json
 from bertjax.types import Array, Objective, Params
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -7,7 +7,7 @@ from typing import Any
 from bertjax import exits
 from bertjax.commands.arguments import command, print_result, takes_code, takes_experiment, takes_json, tell
 from bertjax.errors import InputError
-from bertjax.paths import path_of
+from bertjax.storage.paths import path_of
 from bertjax.terminal import show, show_json
 
 

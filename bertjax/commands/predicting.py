@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from bertjax import terminal
 from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell, threshold
 from bertjax.errors import InputError
-from bertjax.files import open_given
-from bertjax.paths import in_cloud, path_of
+from bertjax.storage.files import open_given
+from bertjax.storage.paths import in_cloud, path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show_json
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model, tell
 from bertjax.errors import InputError
-from bertjax.paths import path_of
+from bertjax.storage.paths import path_of
 from bertjax.terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _text_input(parser: argparse.ArgumentParser) -> None:
 def _documents(options: argparse.Namespace) -> tuple["Iterator[Document | Bad]", list[Any], int]:
     """Open the input: return its documents, its identity, and its size in bytes, 0 if unknown."""
     from bertjax.data import corpus
-    from bertjax.files import version_of
+    from bertjax.storage.files import version_of
 
     if options.format == "tfds":
         names = [corpus.tfds(name, options.text_field, options.data_dir) for name in options.input]

@@ -20,7 +20,7 @@ from bertjax.commands.arguments import (
     threshold,
 )
 from bertjax.errors import Diverged, InputError
-from bertjax.paths import path_of
+from bertjax.storage.paths import path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
 
@@ -206,12 +206,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     """Load the model to evaluate, and open the split that it is evaluated on. Raises InputError if they do not fit."""
     from bertjax.checkpoints.trained import load_with
-    from bertjax.closed_set import ROWS
     from bertjax.config import own_code
     from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
-    from bertjax.description import from_json
-    from bertjax.paths import path_of
+    from bertjax.serialization.closed_set import ROWS
+    from bertjax.serialization.description import from_json
+    from bertjax.storage.paths import path_of
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 

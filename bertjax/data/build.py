@@ -22,8 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax import files
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.held_out import DocumentKey, Repeats, Split, by_number, by_text, split_of, text_hash
 from bertjax.data.records import (
@@ -39,9 +37,11 @@ from bertjax.data.records import (
 )
 from bertjax.data.tokenizer import Tokenizer, fingerprint, save_tokenizer, saved_tokenizer
 from bertjax.errors import InputError
-from bertjax.lease import leased
-from bertjax.paths import in_cloud
-from bertjax.typed_json import typed
+from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.serialization.typed_json import typed
+from bertjax.storage import files
+from bertjax.storage.lease import leased
+from bertjax.storage.paths import in_cloud
 
 _LOCK = "lock"  # the object that locks a build in Cloud Storage
 _SAFE_PATH = "PYTHONSAFEPATH"  # as python -P

@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bertjax import files
 from bertjax.data.records import Manifest, file_digest, index_name, manifest_digest, read_manifest, shard_name
 from bertjax.errors import InputError
-from bertjax.paths import path_of
+from bertjax.storage import files
+from bertjax.storage.paths import path_of
 
 _PIECE = 2**22  # bytes
 

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from bertjax.bounded_json import Limits, parse
 from bertjax.data.text_files import open_bytes
 from bertjax.data.tfds_folders import check_data_set
 from bertjax.errors import InputError
-from bertjax.files import files_below, real_path
-from bertjax.paths import in_cloud, path_of
+from bertjax.serialization.bounded_json import Limits, parse
+from bertjax.storage.files import files_below, real_path
+from bertjax.storage.paths import in_cloud, path_of
 
 _LONGEST_DOCUMENT = 2**22  # characters after which the next line starts a new document
 _MOST_LINES = 2**20  # of a document, likewise

@@ -10,7 +10,7 @@ from bertjax.data.source import Batch, Corpus, empty_batch
 from bertjax.data.tokenizer import Tokenizer, fingerprint
 from bertjax.data.verify import verify_shards
 from bertjax.errors import InputError
-from bertjax.paths import in_cloud
+from bertjax.storage.paths import in_cloud
 
 
 class CutFromCorpus(Protocol):

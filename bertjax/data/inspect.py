@@ -5,7 +5,7 @@ from typing import Any
 
 from bertjax.data.records import DOCUMENT, TokenReader, corpus_tokenizer, read_manifest, shard_name
 from bertjax.errors import InputError
-from bertjax.paths import path_of
+from bertjax.storage.paths import path_of
 
 
 def inspect_corpus(folder: str | Path, *, sample_tokens: int = 120) -> dict[str, Any]:

@@ -21,14 +21,14 @@ from typing import Any, cast
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from bertjax import files
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.held_out import Split
 from bertjax.data.tokenizer import Tokenizer, Vocabulary, saved_tokenizer
 from bertjax.data.tokenizer_bounds import MOST_IDS
 from bertjax.errors import InputError
-from bertjax.paths import in_cloud, path_of, storage_problem
-from bertjax.typed_json import typed
+from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.serialization.typed_json import typed
+from bertjax.storage import files
+from bertjax.storage.paths import in_cloud, path_of, storage_problem
 
 FORMAT = 1
 CHUNK = 1024  # tokens a record: a row of 128 or 512 touches one or two

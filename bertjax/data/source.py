@@ -14,11 +14,11 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle, set_next_index
 
-from bertjax import files
 from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import EmptySplit, InputError
-from bertjax.paths import path_of
+from bertjax.storage import files
+from bertjax.storage.paths import path_of
 
 Batch = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from bertjax.files import open_given
+from bertjax.storage.files import open_given
 
 _PIECE = 2**10  # compressed bytes that are decompressed at once
 _WINDOW = 2**26  # bytes; `zstd -21` uses as many

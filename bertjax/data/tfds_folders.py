@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bertjax.bounded_json import parse
 from bertjax.errors import InputError
-from bertjax.files import check_tree, read_inside
+from bertjax.serialization.bounded_json import parse
+from bertjax.storage.files import check_tree, read_inside
 
 _CLASSES = ("type", "pythonClassName", "python_class_name", "proto_cls")
 """The keys of features.json whose values are names of classes (TFDS, core/features/feature.py, from_json)."""

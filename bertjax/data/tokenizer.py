@@ -21,7 +21,6 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer_bounds import (
     check_lines,
     check_pieces,
@@ -33,8 +32,9 @@ from bertjax.data.tokenizer_classes import ADDED, CONFIG, JSON, MAP, MODEL_CONFI
 from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_folder, sentencepiece_folder
 from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
-from bertjax.files import make_folder, read_given, read_inside, real_path, write
-from bertjax.paths import path_of
+from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.storage.files import make_folder, read_given, read_inside, real_path, write
+from bertjax.storage.paths import path_of
 
 Template = tuple[tuple[str, int], ...]
 """The parts of a row in order, as (part, segment): `cls` and `sep` are special tokens, `a` and `b` the texts."""

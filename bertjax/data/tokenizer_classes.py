@@ -12,9 +12,9 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, Unigram, WordPiece
 
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer_bounds import check_lines, check_pieces
 from bertjax.errors import InputError
+from bertjax.serialization.bounded_json import LARGE, parse_object
 
 JSON, CONFIG, MAP, ADDED, MODEL_CONFIG = (
     "tokenizer.json",

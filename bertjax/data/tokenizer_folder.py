@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.tokenizer_bounds import MOST_ADDED, check_tokenizer
 from bertjax.data.tokenizer_classes import (
     ADDED,
@@ -32,6 +31,7 @@ from bertjax.data.tokenizer_classes import (
     content_of,
 )
 from bertjax.errors import InputError
+from bertjax.serialization.bounded_json import LARGE, parse_object
 
 SENTENCEPIECE = "SentencePiece, by its own library"
 

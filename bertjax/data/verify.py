@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bertjax import files
-from bertjax.bounded_json import parse_object
 from bertjax.data.records import corpus_tokenizer, file_digest, index_name, read_manifest, shard_name
 from bertjax.data.tokenizer import fingerprint
 from bertjax.errors import InputError
-from bertjax.paths import path_of
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.storage import files
+from bertjax.storage.paths import path_of
 
 _THREADS = 4
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
-from bertjax import files
 from bertjax.data.corpus import Bad, Document
 from bertjax.data.tokenizer import tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.paths import in_cloud
+from bertjax.storage import files
+from bertjax.storage.paths import in_cloud
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

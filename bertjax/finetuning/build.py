@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 
 from bertjax.checkpoints.export import architecture_of
 from bertjax.checkpoints.trained import Model
-from bertjax.description import to_json
 from bertjax.finetuning.labels import NEW
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.huggingface.heads import TaskHead, task_head
@@ -18,6 +17,7 @@ from bertjax.objectives import supervised
 from bertjax.objectives.sift import SiFT
 from bertjax.objectives.supervised import BeamSpans, Score, Supervised
 from bertjax.rules import Rules
+from bertjax.serialization.description import to_json
 from bertjax.types import Objective
 
 _SCORES: Mapping[str, tuple[str, Score]] = {

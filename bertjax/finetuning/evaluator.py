@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import jax
 
-from bertjax import files
 from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.finetuning.prepare import Prepared
@@ -15,6 +14,7 @@ from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import read_best, write_json, write_predictions
 from bertjax.rules import name_of
 from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
+from bertjax.storage import files
 from bertjax.tasks.scoring import Evaluated, evaluate_rows
 from bertjax.types import Params
 

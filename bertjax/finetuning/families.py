@@ -8,11 +8,11 @@ from bertjax.checkpoints.export import architecture_of
 from bertjax.checkpoints.newest import read_newest
 from bertjax.checkpoints.protocols import Wrapping, served
 from bertjax.checkpoints.trained import Model, part_of
-from bertjax.closed_set import ENCODERS, TRAINED, Names
-from bertjax.description import from_json, own_names
 from bertjax.huggingface import configuration
 from bertjax.huggingface.folder import is_huggingface, read_config
 from bertjax.huggingface.table import Family
+from bertjax.serialization.closed_set import ENCODERS, TRAINED, Names
+from bertjax.serialization.description import from_json, own_names
 
 
 def family_of(path: str | Path, among: Container[str]) -> str:

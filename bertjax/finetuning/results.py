@@ -12,14 +12,14 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from bertjax import files
-from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.serialization.typed_json import typed
+from bertjax.storage import files
 from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import Evaluated
 from bertjax.tasks.task import Task
-from bertjax.typed_json import typed
 
 Result = dict[str, Any]
 

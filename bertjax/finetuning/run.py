@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bertjax import files
 from bertjax.checkpoints.trained import load
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.evaluator import TaskEvaluator
 from bertjax.finetuning.labels import with_labels_of
@@ -34,7 +32,6 @@ from bertjax.finetuning.results import (
     write_json,
 )
 from bertjax.inference.compatible import check_tokenizer
-from bertjax.paths import path_of
 from bertjax.run.processes import (
     assert_equal_on_all,
     from_coordinator,
@@ -45,6 +42,9 @@ from bertjax.run.processes import (
 from bertjax.run.stop import StopRequest
 from bertjax.run.workdir import record_experiment
 from bertjax.run.writers import Progress
+from bertjax.serialization.description import to_json
+from bertjax.storage import files
+from bertjax.storage.paths import path_of
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import constant_answer
 from bertjax.train import fit

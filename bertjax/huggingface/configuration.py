@@ -11,13 +11,13 @@ from typing import Any, cast, get_args
 import flax.linen as nn
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.description import field_names
 from bertjax.errors import InputError
 from bertjax.huggingface.families import FAMILIES, default_family
 from bertjax.huggingface.folder import Tensor
 from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout, head_of
 from bertjax.models.published import LABELLED, ProblemType
-from bertjax.places import without_places
+from bertjax.serialization.description import field_names
+from bertjax.serialization.places import without_places
 
 _OTHERS = {
     "eurobert": ", an encoder with RMS norms and grouped queries",

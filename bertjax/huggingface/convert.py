@@ -12,8 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.bounded_json import parse_object
-from bertjax.closed_set import LARGEST
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.data.tokenizer_classes import CONFIG as TOKENIZER_CONFIG
 from bertjax.errors import InputError
@@ -51,6 +49,8 @@ from bertjax.huggingface.tokens import read_tokenizer, write_tokenizer
 from bertjax.models.heads import LanguageHead, Pooler
 from bertjax.models.published import LABELLED, ProblemType, Published
 from bertjax.rules import name_of
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.serialization.closed_set import LARGEST
 from bertjax.types import Params
 
 

@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from bertjax.bounded_json import SMALL, parse, parse_object
 from bertjax.errors import InputError
-from bertjax.files import open_inside, read_inside, real_path, write, written_by_name
+from bertjax.serialization.bounded_json import SMALL, parse, parse_object
+from bertjax.storage.files import open_inside, read_inside, real_path, write, written_by_name
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 MODULES = "modules.json"  # of sentence-transformers

@@ -14,7 +14,6 @@ import flax.linen as nn
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.files import write
 from bertjax.huggingface.folder import (
     CONFIG,
     MODULES,
@@ -28,6 +27,7 @@ from bertjax.huggingface.folder import (
 from bertjax.models import layers, sentence
 from bertjax.models.layers import Norm
 from bertjax.models.sentence import Pooling, Projection, SentenceEmbedding, UnitLength
+from bertjax.storage.files import write
 from bertjax.types import Params
 
 SETTINGS = "config_sentence_transformers.json"

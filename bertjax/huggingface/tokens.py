@@ -11,14 +11,14 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.data.templates import Template, templates_for
 from bertjax.data.tokenizer import FastTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from bertjax.data.tokenizer_classes import CONFIG, GENERAL, JSON, NO_SEGMENTS, SEGMENTS
 from bertjax.errors import InputError
-from bertjax.files import read_inside, write
 from bertjax.huggingface.table import Family
 from bertjax.huggingface.unigram import differs, tokenizer_json
+from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.storage.files import read_inside, write
 
 _FILES = (JSON, "vocab.txt", "vocab.json")
 _ROLES = ("pad", "unk", "cls", "sep", "mask")

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.bounded_json import LARGE, parse_object
 from bertjax.checkpoints.trained import Model
 from bertjax.data.templates import framed, specials
 from bertjax.data.tokenizer import Template, Tokenizer, tokenizer_from_files
@@ -23,6 +22,7 @@ from bertjax.errors import InputError
 from bertjax.inference.template_of import templates_of
 from bertjax.models.layers import apply
 from bertjax.models.sentence import SentenceEmbedding, sentence_head
+from bertjax.serialization.bounded_json import LARGE, parse_object
 from bertjax.types import Array, Params
 
 _UNLIMITED = 1 << 31

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from bertjax.machine.program_cache import cache_problem
 from bertjax.machine.topology import CHIPS
 from bertjax.machine.xla_flags import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
-from bertjax.paths import in_cloud
+from bertjax.storage.paths import in_cloud
 
 LOCK = Path("/tmp/libtpu_lockfile")
 _VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")

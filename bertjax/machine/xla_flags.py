@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import jax
 
-from bertjax.files import user_cache
 from bertjax.machine.program_cache import cache_problem
+from bertjax.storage.files import user_cache
 
 _GUIDE = "https://github.com/openxla/xla/blob/main/docs/flags_guidance.md"
 _MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/main"

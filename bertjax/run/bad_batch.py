@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bertjax import files
-from bertjax.bounded_json import parse_object
 from bertjax.data.source import Batch
 from bertjax.errors import InputError
 from bertjax.run.processes import is_coordinator
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.storage import files
 from bertjax.types import Key
 
 FOLDER = "diverged"

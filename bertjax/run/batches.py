@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 
 from bertjax.config import Experiment, Phase
 from bertjax.data.source import Batch, Bucketed, ReportsDataIssues, Rows, Source, evaluation_batches, training_batches
-from bertjax.description import to_json
 from bertjax.errors import EmptySplit
 from bertjax.faults import fault
-from bertjax.paths import in_cloud
-from bertjax.places import PLACES
 from bertjax.run.stop import StopRequest
 from bertjax.run.writers import Progress
+from bertjax.serialization.description import to_json
+from bertjax.serialization.places import PLACES
 from bertjax.sharding.mesh import held_rows
+from bertjax.storage.paths import in_cloud
 
 
 def open_split(rows: Rows, split: str, progress: Progress) -> Source:

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from bertjax.checkpoints.warm_start import Start
 from bertjax.config import Experiment
 from bertjax.data.tokenizer import Tokenizer, fingerprint
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.run.processes import assert_equal_on_all, raising_on_all, versions
 from bertjax.run.state import load_start
 from bertjax.run.workdir import as_begun
+from bertjax.serialization.description import to_json
 
 
 def check_platform(wanted: str) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertjax import files
 from bertjax.errors import InputError
-from bertjax.paths import in_cloud
 from bertjax.run.processes import is_coordinator, messages_path
 from bertjax.run.writers import Progress
+from bertjax.storage import files
+from bertjax.storage.paths import in_cloud
 
 _CONTINUED = ("log.jsonl", "timing.jsonl", "wandb_id")  # which process 0 of a resumed run reads or appends to
 

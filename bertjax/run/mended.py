@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 
-from bertjax.bounded_json import parse_object
+from bertjax.serialization.bounded_json import parse_object
 
 
 def mended(lines: Iterable[bytes], step: int, every: int) -> Iterator[tuple[bytes, str]]:

@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 from bertjax.amendments import Amendment
 from bertjax.config import Experiment, Phase
-from bertjax.description import to_json
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
 from bertjax.optim.skipping import LARGEST_LOSS
 from bertjax.run.hosts import slow, slowest_host, step_times
@@ -28,6 +27,7 @@ from bertjax.run.writers import (
     tensorboard_writer,
     wandb_writer,
 )
+from bertjax.serialization.description import to_json
 from bertjax.types import Metrics
 
 

@@ -24,11 +24,11 @@ from jax.experimental import multihost_utils
 
 from bertjax import exits
 from bertjax.errors import InputError, PassingError, ProcessFailed, ReplicasDiffer, exit_code_of
-from bertjax.paths import in_cloud
 from bertjax.run import leaving
 from bertjax.run.roll_call import roll_call
 from bertjax.run.stop import Interrupted, catch_again
 from bertjax.run.workdir import differences, lock_text, lock_workdir
+from bertjax.storage.paths import in_cloud
 
 _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.profiler import ProfileData
 
-from bertjax import files
 from bertjax.run.writers import Progress
+from bertjax.storage import files
 
 
 class Profile:

@@ -16,13 +16,13 @@ from bertjax.checkpoints.newest import check_not_emptied, read_newest
 from bertjax.checkpoints.warm_start import Start, warm_start
 from bertjax.config import Experiment, code_behind
 from bertjax.data.tokenizer import Tokenizer, fingerprint
-from bertjax.description import own_names, to_json
 from bertjax.errors import InputError
 from bertjax.flops import abstract_params, row_shapes
 from bertjax.optim.skipping import Skips
 from bertjax.random import stream
 from bertjax.rules import name_of, partition
 from bertjax.run.processes import allgather_text, is_coordinator, raising_on_all
+from bertjax.serialization.description import own_names, to_json
 from bertjax.sharding.mesh import replicated
 from bertjax.sharding.placement import storage_shardings
 from bertjax.types import Array, Key, Params

@@ -16,20 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bertjax import files
 from bertjax.amendments import Amendment
-from bertjax.bounded_json import parse_object
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.info import Described
 from bertjax.checkpoints.newest import read_newest
-from bertjax.closed_set import COUNTERS
 from bertjax.config import Experiment, sources
-from bertjax.description import dump, from_json, to_json, up_to_date
 from bertjax.errors import InputError
-from bertjax.lease import leased, owner_of
-from bertjax.paths import in_cloud, path_of
-from bertjax.places import PLACES
-from bertjax.typed_json import typed
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.serialization.closed_set import COUNTERS
+from bertjax.serialization.description import dump, from_json, to_json, up_to_date
+from bertjax.serialization.places import PLACES
+from bertjax.serialization.typed_json import typed
+from bertjax.storage import files
+from bertjax.storage.lease import leased, owner_of
+from bertjax.storage.paths import in_cloud, path_of
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def lock_workdir(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """Create the directory if need be, and lock it. Raises InputError where it is locked or cannot be written.
 
     Yields a function that raises InputError where another process has taken the lock over, which can happen in Cloud
-    Storage alone: see `bertjax.lease`.
+    Storage alone: see `bertjax.storage.lease`.
     """
     folder = path_of(workdir)
     if in_cloud(folder):

@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from bertjax import files
 from bertjax.errors import InputError
-from bertjax.places import without_places
 from bertjax.run.mended import mended
+from bertjax.serialization.places import without_places
+from bertjax.storage import files
 from bertjax.terminal import escaped, message
 
 Writer = Callable[[int, Mapping[str, float]], None]

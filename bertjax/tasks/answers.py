@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax import files
+from bertjax.storage import files
 from bertjax.tasks.examples import Question
 from bertjax.tasks.rows import Encoded
 

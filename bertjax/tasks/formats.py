@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from bertjax.errors import InputError
-from bertjax.files import real_path
+from bertjax.storage.files import real_path
 from bertjax.tasks.examples import Answer, Example, Question, Texts, Words
 from bertjax.tasks.reading import (
     Notes,

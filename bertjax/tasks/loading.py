@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, cast
 
 from bertjax.data.corpus import open_split
 from bertjax.errors import InputError
-from bertjax.files import open_given, real_path
-from bertjax.paths import path_of
+from bertjax.storage.files import open_given, real_path
+from bertjax.storage.paths import path_of
 from bertjax.tasks.examples import Example, Texts, Words
 from bertjax.tasks.formats import ManyFiles
 from bertjax.tasks.reading import Notes

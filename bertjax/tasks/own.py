@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertjax.errors import InputError
-from bertjax.files import real_path
-from bertjax.paths import path_of
+from bertjax.storage.files import real_path
+from bertjax.storage.paths import path_of
 from bertjax.tasks.choices import JsonChoices, Options
 from bertjax.tasks.examples import Choice, Example, Texts, Words
 from bertjax.tasks.formats import Conll, JsonLines, JsonQuestions, JsonWords, Squad, Table

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bertjax.bounded_json import Limits, parse_object
 from bertjax.data.text_files import Unreadable, open_bytes
 from bertjax.errors import InputError
-from bertjax.files import files_below
+from bertjax.serialization.bounded_json import Limits, parse_object
+from bertjax.storage.files import files_below
 
 Notes = Counter[str]
 """Numbers of repaired, truncated or dropped items, by description."""

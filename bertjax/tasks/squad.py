@@ -12,9 +12,9 @@ from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertjax.bounded_json import Limits, parse_object
 from bertjax.errors import InputError
-from bertjax.files import read_given
+from bertjax.serialization.bounded_json import Limits, parse_object
+from bertjax.storage.files import read_given
 
 
 def normalised(text: str) -> list[str]:

@@ -16,7 +16,6 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.config import load_experiment
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.families import family_of
 from bertjax.huggingface.heads import task_head
@@ -24,6 +23,7 @@ from bertjax.models.heads import PairHead, Pooler
 from bertjax.models.language import word_table
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
+from bertjax.serialization.description import to_json
 from bertjax.tasks.reading import Notes
 from bertjax.types import total
 

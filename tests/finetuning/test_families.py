@@ -15,9 +15,9 @@ from contract import (
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import load
-from bertjax.description import to_json
 from bertjax.finetuning.families import family_of
 from bertjax.models.published import Published
+from bertjax.serialization.description import to_json
 
 NAMES = (
     "bert", "roberta", "deberta", "deberta-large", "deberta-v2", "deberta-v3-small", "deberta-v3-large", "modernbert",

@@ -16,7 +16,6 @@ from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.config import Run
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.build import build
 from bertjax.finetuning.evaluator import TaskEvaluator
@@ -30,6 +29,7 @@ from bertjax.models.heads import Pooler
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.rules import STACKED, match
+from bertjax.serialization.description import to_json
 from bertjax.tasks.own import own_task
 from bertjax.tasks.rows import TaskRows
 from bertjax.tasks.tags import iob2_labels

@@ -15,8 +15,8 @@ from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
-from bertjax.paths import path_of
 from bertjax.run import processes
+from bertjax.storage.paths import path_of
 
 
 def experiment(corpus: str) -> Experiment:

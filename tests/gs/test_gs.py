@@ -21,7 +21,7 @@ from corpora import files_of
 from gs_program import experiment
 from texts import make_documents
 
-from bertjax import files, lease, paths, train
+from bertjax import train
 from bertjax.checkpoints.export import convert
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
@@ -31,8 +31,9 @@ from bertjax.data.corpus import find_files, split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import TokenReader, read_manifest
 from bertjax.errors import InputError
-from bertjax.paths import path_of
 from bertjax.run.workdir import lock_workdir
+from bertjax.storage import files, lease, paths
+from bertjax.storage.paths import path_of
 from bertjax.train import fit, sharded_step
 
 HERE = Path(__file__).parent

@@ -15,10 +15,10 @@ from texts import wordpiece_files
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import Model
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.description import to_json
 from bertjax.models.heads import PairHead, TokenHead
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
+from bertjax.serialization.description import to_json
 
 STORED = Path(__file__).with_suffix(".json")
 TEXTS = [

@@ -16,7 +16,6 @@ from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import fingerprint
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.inference import checked as infer
 from bertjax.inference import predict
@@ -26,6 +25,7 @@ from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.sift import SiFT
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
+from bertjax.serialization.description import to_json
 from bertjax.train import fit
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_foreign_code_is_refused_by_the_name_of_its_class(traine
     mine = Mine(experiment.objective.encoder, experiment.objective.masking, pair=True)
     described = to_json(dataclasses.replace(experiment, objective=mine))
     checkpoint.export(tmp_path / "model", state.params, experiment=described, tokenizer=tokenizer)
-    with pytest.raises(InputError, match=r"cannot rebuild .*Mine.*load it with its own code"):
+    with pytest.raises(InputError, match=r"Mine.* is not of bertjax, .*name the experiment file that has it"):
         load(tmp_path / "model")
 
 

@@ -9,12 +9,12 @@ import pytest
 from bertjax.checkpoints.export import save_hf
 from bertjax.checkpoints.trained import Model
 from bertjax.commands.main import main
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.inference.embed import embed
 from bertjax.masking import Masking
 from bertjax.models.encoder import Encoder
 from bertjax.objectives.mlm import MaskedLM
+from bertjax.serialization.description import to_json
 
 
 @pytest.fixture(scope="module")

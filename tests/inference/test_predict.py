@@ -11,7 +11,6 @@ from contract import small_bert, small_xlnet
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model
 from bertjax.commands.main import main
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.inference.checked import answer, choose, classify, score, tag
 from bertjax.inference.compatible import check_tokenizer
@@ -19,6 +18,7 @@ from bertjax.models.heads import PairHead, TokenHead
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.models.span_heads import xlnet_span_head
+from bertjax.serialization.description import to_json
 from bertjax.tasks.own import own_task
 from bertjax.tasks.table import find_task
 

@@ -11,7 +11,6 @@ from contract import make_batch, small_crammed, small_modernbert, small_mosaicbe
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run, load_experiment
 from bertjax.data.rows import PackedDocuments
-from bertjax.description import from_json, to_json
 from bertjax.masking import Masking
 from bertjax.models import layers
 from bertjax.models.language import word_table
@@ -22,6 +21,7 @@ from bertjax.optim.optimizer import stable_adamw
 from bertjax.optim.schedules import Schedule
 from bertjax.plan.step import plan
 from bertjax.rules import name_of
+from bertjax.serialization.description import from_json, to_json
 from bertjax.train import fit
 
 KEY = jax.random.key(0)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.description import from_json, to_json
 from bertjax.models import layers
 from bertjax.models.sentence import (
     Projection,
@@ -18,6 +17,7 @@ from bertjax.models.sentence import (
     mean_tokens,
     weighted_mean,
 )
+from bertjax.serialization.description import from_json, to_json
 
 # The tokens of one row [n, D], and their numbers in it [n] -> [D].
 IN_NUMPY = {

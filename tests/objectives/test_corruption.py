@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from contract import MASKING, B, make_batch, small_bert, small_generator
 
-from bertjax.description import from_json, to_json
 from bertjax.masking import Masked, mask_tokens, mask_with_replacement
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.rtd import ReplacedTokenDetection
+from bertjax.serialization.description import from_json, to_json
 
 KEY = jax.random.key(0)
 

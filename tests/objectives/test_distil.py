@@ -16,7 +16,6 @@ from bertjax.checkpoints.warm_start import warm_start
 from bertjax.commands.main import main
 from bertjax.config import Experiment, Phase, Run, load_experiment
 from bertjax.data.rows import FullSentences
-from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, model_flops
 from bertjax.masking import Masking, mask_tokens
@@ -26,6 +25,7 @@ from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import ElectraLinear
 from bertjax.plan.step import plan
 from bertjax.rules import name_of
+from bertjax.serialization.description import from_json, to_json
 from bertjax.train import fit
 
 pytestmark = pytest.mark.usefixtures("programs")

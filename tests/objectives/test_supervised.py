@@ -5,13 +5,13 @@ import pytest
 from contract import small_albert, small_bert, small_deberta, small_modernbert, small_xlnet, supervised
 from flax.traverse_util import flatten_dict
 
-from bertjax.description import from_json, to_json
 from bertjax.models.heads import PairHead, TokenHead
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
 from bertjax.models.span_heads import Beams, SpanLogits, electra_span_head, xlnet_span_head
 from bertjax.objectives import supervised as labelled
 from bertjax.objectives.supervised import BeamSpans, Supervised
+from bertjax.serialization.description import from_json, to_json
 
 KEY, B, L = jax.random.key(0), 3, 6
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])

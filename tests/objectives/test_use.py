@@ -15,7 +15,6 @@ from bertjax.commands.main import main
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.segments import Segments
 from bertjax.data.windows import Windows
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes
 from bertjax.inference.fill_mask import fill_mask
@@ -27,6 +26,7 @@ from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
 from bertjax.permutation import Permutation
 from bertjax.rules import name_of
+from bertjax.serialization.description import to_json
 from bertjax.train import fit
 
 pytestmark = pytest.mark.usefixtures("programs")

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.description import from_json, to_json
 from bertjax.optim.schedules import (
     BertLinear,
     ElectraLinear,
@@ -15,6 +14,7 @@ from bertjax.optim.schedules import (
     linear,
     one_minus_sqrt,
 )
+from bertjax.serialization.description import from_json, to_json
 
 PEAK, END, START, WARMUP, TOTAL, DECAY = 6e-4, 2e-5, 1.5e-4, 13, 140, 80
 STEPS = np.arange(TOTAL, dtype=np.int32)

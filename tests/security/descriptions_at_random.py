@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import bertjax
-from bertjax.closed_set import ALL
-from bertjax.description import FORMER_FIELDS, FORMER_NAMES, _find, _hints, field_names
+from bertjax.serialization.closed_set import ALL
+from bertjax.serialization.description import FORMER_FIELDS, FORMER_NAMES, _find, _hints, field_names
 
 PACKAGE = Path(bertjax.__file__).parent
 
@@ -30,7 +30,8 @@ def _defined():
 ALLOWED = sorted(ALL.types | ALL.functions)
 FORBIDDEN = [name for name in _defined() if name not in ALLOWED] + [
     "os.system", "subprocess.run", "builtins.eval", "builtins.exec", "importlib.import_module", "antigravity.x",
-    "bertjax.description.importlib.import_module", "bertjax.models.layers.nn.Dense", "bertjax.files.os.remove", "",
+    "bertjax.serialization.description.importlib.import_module", "bertjax.models.layers.nn.Dense",
+    "bertjax.storage.files.os.remove", "",
     ".", "bertjax", "bertjax.", "bertjax..x", "bertjax.models.encoder.Encoder.init", "bertjax/config", "\0", "é" * 100,
     "optax._src.transform.scale_by_lion", "optax.scale_by_adam", "jax.numpy.load", "pickle.loads",
 ]  # fmt: skip
@@ -175,7 +176,7 @@ def calls():
         name = f"{module}.{frame.f_code.co_qualname.split('.<locals>')[0]}"
         owner = name.rpartition(".")[0]
         if (
-            module not in ("bertjax.description", "bertjax.closed_set")
+            module not in ("bertjax.serialization.description", "bertjax.serialization.closed_set")
             and owner not in ALL.types
             and name not in _CHECKS
         ):

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from bertjax.bounded_json import LARGE, SMALL, Limits, parse, parse_object
 from bertjax.errors import InputError
+from bertjax.serialization.bounded_json import LARGE, SMALL, Limits, parse, parse_object
 
 SIZE = 2**22 - 100
 BOMBS = {

@@ -12,11 +12,9 @@ from contract import ENCODERS, OBJECTIVES
 from hub_folders import family_of_row
 
 from bertjax.checkpoints.trained import _param_shapes
-from bertjax.closed_set import ALL, FOUND_AT, HELD, TRAINED
 from bertjax.config import Experiment, Phase, load_described, own_code
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import FullSentences
-from bertjax.description import _checked, _Field, _hints, field_names, from_json, to_json
 from bertjax.errors import InputError
 from bertjax.experiment_files import experiment_files
 from bertjax.finetuning.recipe import FineTuning
@@ -28,6 +26,8 @@ from bertjax.models.sentence import Projection, SentenceEmbedding, UnitLength, i
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import Schedule
+from bertjax.serialization.closed_set import ALL, FOUND_AT, HELD, TRAINED
+from bertjax.serialization.description import _checked, _Field, _hints, field_names, from_json, to_json
 
 from .descriptions_at_random import FORBIDDEN, Trees, audited, built_of_allowed, calls
 

@@ -9,7 +9,6 @@ import stat
 import numpy as np
 import pytest
 
-from bertjax import files
 from bertjax.checkpoints.checkpoint import open_checkpoints
 from bertjax.checkpoints.trained import load
 from bertjax.data.records import corpus_tokenizer
@@ -20,6 +19,7 @@ from bertjax.finetuning.results import read_json, write_json
 from bertjax.huggingface.folder import write_folder
 from bertjax.run.workdir import lock_workdir
 from bertjax.run.writers import Log, Timing
+from bertjax.storage import files
 from bertjax.tasks.loading import load_examples
 from bertjax.tasks.own import own_task
 from bertjax.tasks.table import find_task

@@ -20,7 +20,6 @@ from bertjax.data.corpus import split_sentences
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.description import to_json
 from bertjax.errors import InputError
 from bertjax.finetuning.results import last_metrics, read_best, read_result, timing
 from bertjax.masking import Masking
@@ -31,6 +30,7 @@ from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import Schedule
 from bertjax.run.workdir import record_experiment
+from bertjax.serialization.description import to_json
 
 ROWS = FullSentences("corpus", 16)
 

@@ -15,12 +15,12 @@ from bertjax.checkpoints.export import convert
 from bertjax.commands.main import main
 from bertjax.config import Experiment, Phase
 from bertjax.data.rows import FullSentences
-from bertjax.description import to_json
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
-from bertjax.places import without_places
+from bertjax.serialization.description import to_json
+from bertjax.serialization.places import without_places
 
 
 def test_places_are_taken_out_of_a_description_and_nothing_else():

@@ -19,9 +19,9 @@ from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import tokenizer_from_files
-from bertjax.description import to_json
 from bertjax.optim.optimizer import bert_adam
 from bertjax.optim.schedules import BertLinear
+from bertjax.serialization.description import to_json
 
 VOCABULARY = wordpiece_files()["vocab.txt"]
 V = len(VOCABULARY.split(b"\n"))

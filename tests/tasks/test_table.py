@@ -10,8 +10,8 @@ import pytest
 from corpora import write_tfds
 from task_files import write
 
-from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
+from bertjax.serialization.description import from_json, to_json
 from bertjax.tasks import loading
 from bertjax.tasks.examples import Answer, Choice, Question, Texts, Words
 from bertjax.tasks.loading import available, digest, load_examples

@@ -9,9 +9,9 @@ from texts import with_spaces_in_pieces
 from bertjax.data.source import Bucketed, ReportsDataIssues, evaluation_batches, training_batches
 from bertjax.data.templates import BERT, ROBERTA, XLNET
 from bertjax.data.tokenizer import save_tokenizer
-from bertjax.description import from_json, to_json
 from bertjax.errors import InputError
 from bertjax.flops import row_shapes
+from bertjax.serialization.description import from_json, to_json
 from bertjax.tasks.encode.questions import sliding_windows
 from bertjax.tasks.examples import Answer, Choice, Question, Texts, Words
 from bertjax.tasks.rows import TaskRows, bucket_lengths, encode_examples

@@ -20,9 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertjax.bounded_json import parse_object
 from bertjax.errors import InputError
-from bertjax.paths import CLOUD, explained
+from bertjax.serialization.bounded_json import parse_object
+from bertjax.storage.paths import CLOUD, explained
 
 SECONDS = 60.0
 """How long a lock holds that is not renewed."""

@@ -13,7 +13,8 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from bertjax.closed_set import (
+from bertjax.errors import InputError
+from bertjax.serialization.closed_set import (
     ALL,
     FOUND_AT,
     HELD,
@@ -25,7 +26,6 @@ from bertjax.closed_set import (
     ONE_OF,
     Names,
 )
-from bertjax.errors import InputError
 
 FORMER_MODULES = {
     "bertjax.data.choices": "bertjax.tasks.choices",

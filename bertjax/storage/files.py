@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TextIO, cast
 
 from bertjax.errors import InputError
-from bertjax.paths import explained, file_system, in_cloud
+from bertjax.storage.paths import explained, file_system, in_cloud
 
 LARGEST_TEXT = 2**22
 """Bytes of a description, a config, an index or a header; real ones have a few hundred thousand."""
