@@ -132,7 +132,8 @@ class BackgroundSaves:
         if not problem:
             if self._failures:
                 self._report(f"the checkpoint of step {job.step} is saved, after {self._failures} failed attempts")
-            self._job, self._failures = None, 0
+            self._job = None if self._job is job else self._job  # a newer one may have come while this one was written
+            self._failures = 0
             return 0.0
         self._failures += 1
         failed = f"the checkpoint of step {job.step} was not saved ({problem})"

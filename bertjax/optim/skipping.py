@@ -78,7 +78,8 @@ def judge(skips: Skips, loss: Array, norm: Array, spikes: Spikes | None = None) 
     the norm is a spike. A finite norm in float32 means that the square of every element is finite too, hence moments.
     """
     first = jnp.where(skips.first_loss == 0, loss, skips.first_loss).astype(jnp.float32)
-    usable = jnp.isfinite(norm) & (jnp.abs(loss) <= LARGEST_LOSS * jnp.maximum(1, jnp.abs(first)))
+    within = jnp.abs(loss) <= LARGEST_LOSS * jnp.maximum(1, jnp.abs(first))  # also of an infinite first loss
+    usable = jnp.isfinite(loss) & jnp.isfinite(norm) & within
     if spikes is not None:
         usable &= (skips.updates < spikes.window) | (norm <= spikes.multiple * skips.norm)
     share = 1 / jnp.minimum(skips.updates + 1, spikes.window if spikes else 1).astype(jnp.float32)

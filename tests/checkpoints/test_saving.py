@@ -149,3 +149,33 @@ def test_an_old_checkpoint_goes_only_after_the_new_one_was_read_back(opened):
     with open_saves(verify=look, keep=1) as saves:
         saves.save(2, {"w": np.ones(2)}, {})
     assert seen == [["1", "2.saving"]] and names(folder) == ["2"]
+
+
+def test_a_state_that_comes_while_an_older_one_is_tried_again_is_saved_after_it(opened, monkeypatch):
+    open_saves, folder, said = opened
+    monkeypatch.setattr(saving, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(saving, "LONGEST_PAUSE", 0.2)
+    again, handed_over, attempts = threading.Event(), threading.Event(), []
+
+    class Large:
+        """An array whose copy takes until the older state is tried again."""
+
+        def __array__(self, dtype=None, copy=None):
+            assert again.wait(5)
+            return np.full(2, 2)
+
+    def fail_once(folder, arrays, info):
+        attempts.append(int(arrays["w"][0]))
+        if len(attempts) == 1:
+            raise OSError(28, "No space left on device")
+        again.set()
+        assert handed_over.wait(5)
+        write(folder, arrays, info)
+
+    with open_saves(write=fail_once) as saves:
+        saves.save(1, {"w": np.full(2, 1)}, {})
+        while not said:
+            time.sleep(0.002)
+        saves.save(2, {"w": Large()}, {})
+        handed_over.set()
+    assert attempts == [1, 1, 2] and names(folder) == ["1", "2"] and saved(folder) == 2

@@ -40,7 +40,7 @@ def test_which_steps_are_skipped(loss, norm, spikes, usable):
 
 
 def test_the_first_loss_of_an_update_is_the_measure():
-    for loss, usable in ((1e12, True), (math.nan, False)):
+    for loss, usable in ((1e12, True), (math.nan, False), (math.inf, False), (-math.inf, False)):
         found, after = judge(Skips(), jnp.float32(loss), jnp.float32(1))
         assert bool(found) == usable and after.first_loss == (loss if usable else 0)
     assert not judge(Skips(first_loss=np.float32(0.001)), jnp.float32(2e3), jnp.float32(1))[0]
