@@ -191,31 +191,47 @@ def load_described(path: str | Path, overrides: Sequence[str], kind: type[Descri
 def own_code(path: str | Path) -> Code:
     """Import an experiment file, and return its classes and functions by the names that descriptions give them.
 
-    Those that the file imports are among them, but for those of bertjax and of Python's own library, which no model is
-    built of. Raises InputError where there is no such file.
+    Those that the file imports are among them, by themselves or with a module of the user's own, but for those of
+    bertjax and of Python's own library, which no model is built of. Raises InputError where there is no such file.
     """
-    return _code_of(_imported(find_experiment(path)))
+    module = _imported(find_experiment(path))
+    imported = [each for each in vars(module).values() if isinstance(each, types.ModuleType) and _file_of(each)]
+    return {name: each for one in (module, *imported) for name, each in _code_of(one).items()}
 
 
 def code_behind(experiment: Any) -> Code:
     """Return the classes and functions of the experiment files that the parts of an experiment come from."""
-    modules = {name.rpartition(".")[0] for name in own_names(to_json(experiment))}
-    found = [sys.modules[name] for name in sorted(modules & sys.modules.keys())]
-    return {name: each for module in found for name, each in _code_of(module).items()}
+    return {name: each for module in _modules_behind(experiment) for name, each in _code_of(module).items()}
 
 
 def sources(experiment: Any) -> dict[str, str]:
-    """Return the text of the experiment files that the parts of an experiment come from: {"my_objective.py": …}."""
-    modules = {name.rpartition(".")[0] for name in own_names(to_json(experiment))}
-    files = [Path(sys.modules[name].__file__ or "") for name in sorted(modules & sys.modules.keys())]
-    return {path.name: path.read_text() for path in files if path.is_file()}
+    """Return the text of the user's own files that the parts of an experiment come from: {"my_objective.py": …}.
+
+    Of several files of one name the first is among them.
+    """
+    files = [path for module in _modules_behind(experiment) if (path := _file_of(module))]
+    return {path.name: path.read_text() for path in reversed(files)}
+
+
+def _modules_behind(experiment: Any) -> list[types.ModuleType]:
+    names = {name.rpartition(".")[0] for name in own_names(to_json(experiment))}
+    return [sys.modules[name] for name in sorted(names & sys.modules.keys())]
+
+
+def _file_of(module: types.ModuleType) -> Path | None:
+    """Return the file of a module of the user's own, None for one of Python, of bertjax or of an installed package."""
+    path = Path(getattr(module, "__file__", None) or "")
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return path if path.is_file() and not installed and module.__name__.partition(".")[0] not in _CLOSED else None
+
+
+_CLOSED = {"bertjax", *sys.stdlib_module_names}
 
 
 def _code_of(module: types.ModuleType) -> Code:
     found = [each for each in vars(module).values() if callable(each) and hasattr(each, "__qualname__")]
     named = {f"{each.__module__}.{each.__qualname__}": each for each in found}
-    closed = {"bertjax", *sys.stdlib_module_names}
-    return {name: each for name, each in named.items() if name.partition(".")[0] not in closed}
+    return {name: each for name, each in named.items() if name.partition(".")[0] not in _CLOSED}
 
 
 def _imported(path: Path) -> types.ModuleType:

@@ -211,7 +211,7 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
     from bertjax.serialization.closed_set import ROWS
     from bertjax.serialization.description import from_json
-    from bertjax.storage.paths import path_of
+    from bertjax.storage.paths import in_cloud, path_of
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
@@ -226,6 +226,11 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows", code)
     if isinstance(rows, TaskRows):
         raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
+    if not options.data and in_cloud(rows.corpus) and not in_cloud(options.model):
+        raise InputError(
+            f"the corpus of {options.model} is {rows.corpus}: pass --data {rows.corpus} to read it there, if you trust "
+            "who made this model"
+        )
     if not options.data and not (path_of(rows.corpus or ".") / "manifest.json").is_file():
         raise InputError(f"the corpus of {options.model}, {rows.corpus!r}, is not here: pass --data DIR")
     rows = dataclasses.replace(rows, corpus=options.data or rows.corpus)

@@ -12,7 +12,7 @@ from contract import ENCODERS, OBJECTIVES
 from hub_folders import family_of_row
 
 from bertjax.checkpoints.trained import _param_shapes
-from bertjax.config import Experiment, Phase, load_described, own_code
+from bertjax.config import Experiment, Phase, load_described, own_code, sources
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import FullSentences
 from bertjax.errors import InputError
@@ -104,18 +104,35 @@ def test_the_closed_set_names_what_there_is_and_says_what_every_field_may_hold()
                 assert "no description may set this field" not in str(error), (name, field)
 
 
-def test_of_a_file_of_ones_own_the_classes_and_functions_count_and_nothing_of_the_standard_library(tmp_path):
+def test_of_a_file_of_ones_own_the_classes_and_functions_count_and_nothing_of_the_standard_library(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "mine.py"
     path.write_text(
         "from dataclasses import dataclass\nfrom os import system\nfrom pathlib import Path\n"
         "def swish(x):\n    return x\n@dataclass(frozen=True)\nclass Mine:\n    size: int\n    encoder: object = None\n"
     )
+    (tmp_path / "own_library_of_tests.py").write_text("def relish(x):\n    return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path.write_text("import subprocess, jax, own_library_of_tests\n" + path.read_text())
     code = own_code(path)
+    given = changed(ENCODER, activation={"function": "own_library_of_tests.relish"})
+    encoder = from_json(given, code=code)
+    assert encoder.activation is code["own_library_of_tests.relish"]
+    assert sources(encoder).keys() == {"own_library_of_tests.py"} and not sources(ENCODERS["bert"]())
     mine = {"type": "experiment_mine.Mine", "size": 2**40, "encoder": ENCODER}
     assert from_json(mine, code=code).encoder == ENCODERS["bert"]()
     given = changed(ENCODER, activation={"function": "experiment_other.swish"})
     assert from_json(given, code=code).activation is code["experiment_mine.swish"]
-    for name in ("posix.system", "os.system", "pathlib.Path", "experiment_mine.system", "experiment_mine.Mine.encoder"):
+    for name in (
+        "subprocess.run",
+        "jax.jit",
+        "posix.system",
+        "os.system",
+        "pathlib.Path",
+        "experiment_mine.system",
+        "experiment_mine.Mine.encoder",
+    ):
         for described in (changed(ENCODER, activation={"function": name}), changed(mine, encoder={"function": name})):
             with pytest.raises(InputError, match="is not of bertjax"):
                 from_json(described, code=code)
