@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -263,7 +264,7 @@ def test_a_run_without_quota_at_first_and_preempted_later_ends_as_any_other(clou
     home = str(cloud.folder / "slices/bert/worker-0")
     assert given["words"] == ["pretrain", "experiments/bert.py", "steps=30", "data=gs://mine/wiki",
                               "--workdir", "gs://mine/run"]  # fmt: skip
-    assert given["flags"] == "--flags -m bertjax.machine.xla_flags v5e --slices 1" and given["began"] == 10
+    assert given["flags"] == "--flags -P -m bertjax.machine.xla_flags v5e --slices 1" and given["began"] == 10
     soft, most = given["stack"]
     assert soft == most or most != resource.RLIM_INFINITY
     assert given["cache"] == f"{home}/bertjax-runs/bert/cache"
@@ -511,3 +512,54 @@ def test_the_worker_finds_the_log_of_a_run_in_cloud_storage(tmp_path, monkeypatc
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 12}\n{"step": 1')
     assert worker.status(tmp_path)["step"] == 12
+
+
+def test_variables_are_deleted_also_where_the_run_is_refused(cloud):
+    secrets, home = cloud.folder / "variables.json", {"HOME": str(cloud.folder)}
+    for name, message in (("bert", "several hosts need one work directory"), ("a b", "is not a slice name")):
+        secrets.write_text('{"A": "b"}')
+        command = [sys.executable, "-S", str(TPU / "worker.py"), "start", name, "--hosts=2", "--generation=v4"]
+        done = subprocess.run([*command, "--environment=variables.json", "e.py"], env=os.environ | home, text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.returncode and message in done.stderr and not secrets.exists()
+
+
+@pytest.fixture
+def stubborn(tmp_path, monkeypatch):
+    """A training that ignores SIGTERM, and whose supervisor is gone; the state of its run, and its process."""
+    monkeypatch.syspath_prepend(str(TPU))
+    import worker
+
+    trains = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(100)"
+    supervises = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', {trains!r}]); print(p.pid)"
+    command = [sys.executable, "-S", "-c", supervises]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as gone:
+        child = int("".join(gone.stdout.readline() for _ in range(2)))
+    state = {"state": "running", "supervisor": gone.pid, "child": child, "child_started": ticks(child)}
+    worker._record(tmp_path, **state)
+    yield worker, state
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def ticks(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19])
+
+
+def runs(process):
+    path = Path(f"/proc/{process}/stat")
+    return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_training_without_a_supervisor_is_killed_after_the_seconds(stubborn, tmp_path):
+    worker, state = stubborn
+    assert worker.status(tmp_path)["state"] == "lost" and runs(state["child"])
+    begun = time.monotonic()
+    assert worker.stop(tmp_path, 0.3) == 0 and time.monotonic() - begun >= 0.3 and not runs(state["child"])
+    assert worker.stop(tmp_path, 0.3) == 0
+
+
+def test_a_process_that_has_the_number_of_a_former_run_is_left_alone(stubborn, tmp_path):
+    worker, state = stubborn
+    worker._record(tmp_path, **state | {"child_started": state["child_started"] - 1})
+    assert worker.stop(tmp_path, 0.1) == 0 and runs(state["child"])

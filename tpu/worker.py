@@ -27,15 +27,17 @@ from pathlib import Path
 from words import checked, printable, steps_among
 
 SETUP_FAILED = 75  # exit code of a run that did not start: EX_TEMPFAIL of sysexits.h
+KILL_SECONDS = 30.0  # for the system to end killed processes, which let go of their chips first
 
 
 def main() -> int:
     """Run one command."""
     options = _parse()
+    variables = _taken(options.environment) if options.command == "start" else "{}"  # before anything is refused
     run = Path.home() / "bertjax-runs" / checked("slice name", options.name)
     os.umask(0o077)  # what a run writes is of this user alone
     if options.command == "start":
-        return start(run, options)
+        return start(run, options, variables)
     if options.command == "supervise":
         return supervise(run, options)
     if options.command == "stop":
@@ -63,8 +65,22 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start(run: Path, options: argparse.Namespace) -> int:
-    """Start `supervise` with the same arguments in a new session, which outlives the ssh connection."""
+def _taken(name: str) -> str:
+    """Return the text of a file in the home folder, which holds secrets, and delete it."""
+    if not name:
+        return "{}"
+    path = Path.home() / name
+    try:
+        return path.read_text()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def start(run: Path, options: argparse.Namespace, variables: str) -> int:
+    """Start `supervise` with the same arguments in a new session, which outlives the ssh connection.
+
+    variables: those of the run, as JSON.
+    """
     if status(run)["state"] in ("starting", "running"):
         print(f"{run.name} is running already", file=sys.stderr)
         return 2
@@ -74,11 +90,6 @@ def start(run: Path, options: argparse.Namespace) -> int:
     run.mkdir(parents=True, exist_ok=True)
     run.chmod(0o700)
     (run / "state.json").unlink(missing_ok=True)
-    variables = "{}"
-    if options.environment:
-        path = Path.home() / options.environment
-        variables = path.read_text()
-        path.unlink()
     words = [sys.executable, __file__, "supervise", *sys.argv[2:]]
     with (run / "output.log").open("a") as log:
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
@@ -95,7 +106,7 @@ def start(run: Path, options: argparse.Namespace) -> int:
 def supervise(run: Path, options: argparse.Namespace) -> int:
     """Train, and record the exit code and the step of the newest checkpoint."""
     variables: dict[str, str] = json.load(sys.stdin)
-    known = {"supervisor": os.getpid(), "hosts": options.hosts}
+    known = {"supervisor": os.getpid(), "supervisor_started": _started(os.getpid()), "hosts": options.hosts}
     _record(run, state="starting", **known)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a machine that shuts down signals the training too
     workdir, code = options.gcs or str(run / "work"), SETUP_FAILED
@@ -108,7 +119,7 @@ def supervise(run: Path, options: argparse.Namespace) -> int:
         variables = environment(options, run, variables)
         child = subprocess.Popen(command, cwd=Path.home() / "bertjax", env=variables, stdin=subprocess.DEVNULL,
                                  preexec_fn=_before_exec)  # fmt: skip
-        _record(run, state="running", child=child.pid, **known)
+        _record(run, state="running", child=child.pid, child_started=_started(child.pid), **known)
         code = child.wait()
         known["step"] = max([-1, *_checkpoints(workdir)])
     except (OSError, subprocess.SubprocessError) as error:
@@ -129,7 +140,7 @@ def environment(options: argparse.Namespace, run: Path, variables: dict[str, str
     variables = os.environ | variables
     if "LIBTPU_INIT_ARGS" not in variables:
         python = str(Path.home() / "bertjax-venv/bin/python")
-        words = [python, "-m", "bertjax.machine.xla_flags", options.generation, "--slices", str(options.slices)]
+        words = [python, "-P", "-m", "bertjax.machine.xla_flags", options.generation, "--slices", str(options.slices)]
         variables["LIBTPU_INIT_ARGS"] = _output(*words).strip()
     variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(run / "cache"))
     return variables | {"TMPDIR": str(run / "tmp")}  # where `status` finds the log
@@ -148,27 +159,41 @@ def status(run: Path) -> dict[str, object]:
     state = json.loads(path.read_text())
     found |= {"state": state["state"]} | {key: state[key] for key in ("code", "hosts") if key in state}
     found["step"] = max(found["step"], state.get("step", -1))
-    if state["state"] != "ended" and not (state["boot"] == _boot() and _alive(state["supervisor"])):
+    if state["state"] != "ended" and not _alive(state, "supervisor"):
         found["state"] = "lost"
     return found
 
 
 def stop(run: Path, seconds: float) -> int:
-    """Stop the training after a checkpoint, and kill the run after `seconds`."""
+    """Stop the training after a checkpoint, and kill the run after `seconds`, also where its supervisor is gone.
+
+    Returns 0 when both are gone, 1 where the system has not ended them: the devices are not free then.
+    """
     path = run / "state.json"
     if not path.exists():
         return 0
     state = json.loads(path.read_text())
-    if state["state"] not in ("starting", "running") or state["boot"] != _boot():
+    if state["state"] not in ("starting", "running"):
         return 0
-    if "child" in state and _alive(state["child"]):
-        os.kill(state["child"], signal.SIGTERM)
-        end = time.monotonic() + seconds
-        while _alive(state["supervisor"]) and time.monotonic() < end:
-            time.sleep(0.1)
-    if _alive(state["supervisor"]):
-        os.killpg(state["supervisor"], signal.SIGKILL)  # the leader of the session of the training
+    if _alive(state, "child"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state["child"], signal.SIGTERM)
+        _wait(state, seconds)
+    if _any_alive(state):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(state["supervisor"], signal.SIGKILL)  # the leader of the session of the training
+        _wait(state, KILL_SECONDS)
+    if _any_alive(state):
+        print(f"{run.name} has not ended {KILL_SECONDS:g} s after it was killed", file=sys.stderr)
+        return 1
     return 0
+
+
+def _wait(state: dict, seconds: float) -> None:
+    """Wait until the processes of a run are gone, for `seconds` at most."""
+    end = time.monotonic() + seconds
+    while _any_alive(state) and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _record(run: Path, **state: object) -> None:
@@ -181,11 +206,25 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
+def _any_alive(state: dict) -> bool:
+    return _alive(state, "supervisor") or _alive(state, "child")
+
+
+def _alive(state: dict, name: str) -> bool:
+    """Return whether a process that the state records is there: of the same boot and start, as numbers are reused."""
+    if name not in state or state["boot"] != _boot():
         return False
+    started = _started(state[name])
+    return started is not None and started == state.get(f"{name}_started", started)  # older versions record none
+
+
+def _started(process: int) -> int | None:
+    """Return when a process started, in clock ticks since the boot; None where it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()  # from the third on
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _checkpoints(workdir: str) -> list[int]:
