@@ -1,8 +1,12 @@
+import dataclasses
+import json
+
 import pytest
 
 from bertjax.amendments import Amendment
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
+from bertjax.run.workdir import as_begun, record_experiment
 
 BERT = ["size=tiny", "steps=100", "warmup=10"]
 
@@ -37,3 +41,43 @@ def test_an_amendment_is_given_on_the_command_line():
 def test_everything_else_is_refused(given, message):
     with pytest.raises(InputError, match=message):
         load_experiment("bert", [*BERT, f"amend={given}"])
+
+
+@pytest.fixture(scope="module")
+def amended():
+    return load_experiment("bert", [*BERT, "amend=optimizer.clip:0.5@90"])
+
+
+def test_an_experiment_that_earlier_amendments_do_not_fit_is_another_one(amended, tmp_path):
+    record_experiment(tmp_path, amended)
+    shorter = load_experiment("bert", ["size=tiny", "steps=80", "warmup=10"])
+    with pytest.raises(InputError, match=r"belongs to another experiment: .*steps is 90 there, 72 here"):
+        as_begun(tmp_path, shorter)
+    again = dataclasses.replace(amended, amend=())
+    assert as_begun(tmp_path, again) == amended
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"step": None}, "experiment.json is damaged .*step is None, not an integer.*delete"),
+        ({"step": "90"}, "experiment.json is damaged"),
+        ({"value": 0.5}, "experiment.json is damaged"),
+        ({"more": 1}, "experiment.json is damaged"),
+        ({"name": "optimizer.clop"}, "did you mean 'clip'.*Mend `amend` in its experiment.json"),
+        ({"step": 900}, "none of the steps 1 to 100.*Mend `amend`"),
+        ({"name": "seed"}, "experiment.json is damaged .*nothing else of an experiment may change"),
+    ],
+)
+def test_a_damaged_record_of_an_amendment_is_refused_by_name(amended, tmp_path, damage, message):
+    record_experiment(tmp_path, amended)
+    path = tmp_path / "experiment.json"
+    described = json.loads(path.read_text())
+    described["amend"][0] |= damage
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match=message):
+        as_begun(tmp_path, dataclasses.replace(amended, amend=()))
+    described["amend"] = [{"name": "optimizer.clip"}]
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match="json is damaged"):
+        as_begun(tmp_path, amended)

@@ -29,6 +29,15 @@ class DescribedPhase(TypedDict):
     accumulate: NotRequired[int]
 
 
+class DescribedAmendment(TypedDict):
+    """The description of an `Amendment`."""
+
+    name: str
+    value: str
+    step: int
+    type: NotRequired[str]
+
+
 class Described(TypedDict):
     """The description of an experiment, or of a model alone. What is Any is rebuilt by `from_json` or not used."""
 
@@ -41,7 +50,7 @@ class Described(TypedDict):
     mesh: NotRequired[dict[str, Any] | None]
     run: NotRequired[dict[str, Any] | None]
     counters: NotRequired[dict[str, Any]]
-    amend: NotRequired[list[dict[str, Any]]]
+    amend: NotRequired[list[DescribedAmendment]]
     architecture: NotRequired[str]
     part_of: NotRequired[str]
     huggingface: NotRequired[Notes]

@@ -87,13 +87,13 @@ def as_begun(folder: Path, experiment: Experiment) -> Experiment:
     """Return the experiment as the run in the directory goes on with it, if there is one.
 
     That is with the rule for counters that it began with, and with all amendments so far. Raises InputError where a new
-    one is for a step that is done.
+    one is for a step that is done, and where those so far do not fit the experiment, which is another one then.
     """
     there = recorded(folder)
     if there is None:
         return experiment
     counters = from_json(there["counters"], COUNTERS, "counters")
-    begun = tuple(Amendment(each["name"], each["value"], each["step"]) for each in there.get("amend", ()))
+    begun = _amendments(there)
     new = [each for each in experiment.amend if each not in begun]
     replaced = {(each.name, each.step) for each in new}
     done = max((int(path.name) for path in checkpoint.finished_steps(folder / "checkpoints")), default=0)
@@ -105,7 +105,18 @@ def as_begun(folder: Path, experiment: Experiment) -> Experiment:
             )
     kept = [each for each in begun if (each.name, each.step) not in replaced]
     amend = tuple(sorted([*kept, *new], key=lambda each: (each.step, each.name)))
-    return dataclasses.replace(experiment, counters=counters, amend=amend)
+    try:
+        return dataclasses.replace(experiment, counters=counters, amend=amend)
+    except ValueError as error:
+        _check_same(folder, there, dataclasses.replace(experiment, counters=counters))
+        raise InputError(
+            f"the amendments of the run in {folder} do not fit: {error}. Mend `amend` in its experiment.json, or "
+            "choose another --workdir"
+        ) from error
+
+
+def _amendments(described: dict[str, Any]) -> tuple[Amendment, ...]:
+    return tuple(Amendment(each["name"], each["value"], each["step"]) for each in described.get("amend", ()))
 
 
 def recorded(folder: Path) -> dict[str, Any] | None:
@@ -119,6 +130,7 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     if path.exists():
         try:
             there: dict[str, Any] = {**typed(_read(folder, path.name), Described, str(path))}
+            _amendments(there)  # raises InputError for one of another form
             if "counters" in there and there.get("phases"):
                 return there
             problem = f"{path} is no description of an experiment"
@@ -145,19 +157,23 @@ def record_experiment(folder: Path, experiment: Experiment) -> None:
     experiment, path = as_begun(folder, experiment), folder / "experiment.json"
     saved = recorded(folder)
     if saved is not None:
-        there, here = _computed(saved), _computed(to_json(experiment))
-        found = differences(there, here)
-        changes = [f"{name} is {json.dumps(a):.200} there, {json.dumps(b):.200} here" for name, a, b in found]
-        if changes:
-            more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
-            raise InputError(
-                f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
-                "--workdir, or use the settings of this one; a number of the optimiser may change from a step on "
-                "(amend=optimizer.FIELD:VALUE@STEP)"
-            )
+        _check_same(folder, saved, experiment)
     files.write(path, dump(experiment))
     for name, source in sources(experiment).items():
         files.write(folder / name, source)
+
+
+def _check_same(folder: Path, saved: dict[str, Any], experiment: Experiment) -> None:
+    """Raise InputError where the recorded description of a work directory is of another experiment."""
+    found = differences(_computed(saved), _computed(to_json(experiment)))
+    changes = [f"{name} is {json.dumps(a):.200} there, {json.dumps(b):.200} here" for name, a, b in found]
+    if changes:
+        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
+        raise InputError(
+            f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
+            "--workdir, or use the settings of this one; a number of the optimiser may change from a step on "
+            "(amend=optimizer.FIELD:VALUE@STEP)"
+        )
 
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
