@@ -34,4 +34,4 @@ class Amendment:
         """Parse NAME:VALUE@STEP. Raises InputError for another form."""
         name, _, rest = text.strip().partition(":")
         value, _, step = rest.rpartition("@")
-        return Amendment(name, value, int(step) if step.isdigit() else -1)
+        return Amendment(name, value, int(step) if step.isdecimal() else -1)

@@ -30,6 +30,7 @@ def test_an_amendment_is_given_on_the_command_line():
         ("seed:3@5", "nothing else of an experiment may change"),
         ("phases.0.batch_size:8@5", "nothing else of an experiment may change"),
         ("optimizer.clip:1", "is not of type|nothing else"),
+        ("optimizer.clip:1@²", "nothing else"),
         ("optimizer.clip:1@0", "none of the steps 1 to 100"),
         ("optimizer.clip:1@101", "none of the steps 1 to 100"),
         ("optimizer.clop:1@5", "did you mean 'clip'"),

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import importlib.metadata
 import json
-import re
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bertjax.checkpoints.info import checked_info
-from bertjax.checkpoints.saving import BackgroundSaves
+from bertjax.checkpoints.saving import STEP, BackgroundSaves
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.faults import fault
@@ -169,13 +168,17 @@ def _described(arrays: Mapping[str, Any], info: Mapping[str, Any]) -> Any:
 
 
 def read_info(step_folder: Path) -> dict[str, Any]:
-    """Read the `info` of a checkpoint. Raises Damaged if it is damaged, or its folder has the name of another step."""
+    """Read the `info` of a checkpoint.
+
+    Raises Damaged if it is damaged, and if it has the name of another step among the checkpoints of a run.
+    """
     info = _read_json(step_folder)
     try:
         info = checked_info(info | {"experiment": up_to_date(info["experiment"])}, step_folder)
     except Exception as error:
         raise _damaged(step_folder, error) from error
-    if step_folder.name.isdigit() and info.get("step", int(step_folder.name)) != int(step_folder.name):
+    of_run = step_folder.parent.name == "checkpoints" and STEP.fullmatch(step_folder.name)  # a copy has any name
+    if of_run and info.get("step", int(step_folder.name)) != int(step_folder.name):
         raise Damaged(
             f"checkpoint {step_folder} is that of step {info['step']}, under another name: rename it to {info['step']}"
         )
@@ -303,11 +306,10 @@ def finished_steps(folder: Path) -> list[Path]:
     Unfinished ones have other names, on a disk. In Cloud Storage nothing is renamed: there the last object of a
     checkpoint says that it is finished.
     """
-    steps = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    steps = [path for path in folder.iterdir() if STEP.fullmatch(path.name)] if folder.is_dir() else []
     return [path for path in steps if (path / _COMMITTED).exists()] if in_cloud(folder) else steps
 
 
-_STEP = re.compile(r"[0-9]{1,15}")  # the name of a checkpoint; isdigit() holds for ² too
 _COMMITTED = "commit_success.txt"
 """What Orbax writes last."""
 

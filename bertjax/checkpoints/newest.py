@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bertjax.checkpoints.checkpoint import Damaged, finished_steps, latest_step
+from bertjax.checkpoints.saving import STEP
 from bertjax.errors import InputError
 from bertjax.serialization.bounded_json import parse_object
 from bertjax.storage import files
@@ -35,7 +36,7 @@ def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], No
             raise InputError(
                 "; ".join([*damaged.values()] or [f"the checkpoints of {run} are deleted as they are read"])
             )
-        path = max(left, key=lambda path: (path.name.isdigit() and int(path.name), path.name))
+        path = max(left, key=lambda path: int(path.name) if STEP.fullmatch(path.name) else -1)
         try:
             files.real_path(path.parent, path.name)
             found = read(path)
@@ -71,8 +72,9 @@ def check_not_emptied(run: Path, every: int) -> None:
     every: steps between checkpoints. Runs before version 0.3 have no saved.json, so their log is asked.
     """
     folder = run / "checkpoints"
-    aside = sorted(path.name for path in folder.iterdir() if path.name[:1].isdigit()) if folder.is_dir() else []
-    aside = [name for name in aside if name.split(".")[1:2] in (["damaged"], ["diverged"])]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    parts = [(name, *name.split(".")) for name in names]
+    aside = [name for name, step, *rest in parts if STEP.fullmatch(step) and rest[:1] in (["damaged"], ["diverged"])]
     remedy = f"put them back, or choose another --workdir; to begin again at step 0, delete {run}"
     if aside:
         raise InputError(f"{folder} holds no checkpoint to resume from, only {', '.join(aside)}: {remedy}")
@@ -93,7 +95,9 @@ def _last_logged(log: Path) -> int | None:
     """Return the step of the last line of a log that can be read; None where there is none."""
     for line in reversed(files.read_inside(log.parent, log.name, _LARGEST_LOG).splitlines()):
         try:
-            return int(parse_object(line, str(log), constants=True)["step"])
-        except (InputError, KeyError, TypeError, ValueError):
+            step = parse_object(line, str(log), constants=True).get("step")
+        except InputError:
             continue
+        if type(step) is int:  # nor true, NaN or Infinity
+            return step
     return None

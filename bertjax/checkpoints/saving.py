@@ -8,9 +8,11 @@ then renamed; an old one goes after that. So neither a full disk nor a kill ever
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,9 @@ ATTEMPTS = 8
 """Failed attempts in a row after which a run stops."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 32.0  # seconds between attempts, doubled each time: a minute for all of them
+
+STEP = re.compile(r"[0-9]{1,15}")
+"""The name of a checkpoint; isdigit() holds for ² too."""
 
 _UNFINISHED = ("*.saving*", "*.deleting", "*.orbax-checkpoint-tmp*")
 
@@ -131,7 +136,7 @@ class BackgroundSaves:
         """Count the outcome of an attempt; return the seconds until the next one, 0 where none is needed."""
         if not problem:
             if self._failures:
-                self._report(f"the checkpoint of step {job.step} is saved, after {self._failures} failed attempts")
+                self._tell(f"the checkpoint of step {job.step} is saved, after {self._failures} failed attempts")
             self._job = None if self._job is job else self._job  # a newer one may have come while this one was written
             self._failures = 0
             return 0.0
@@ -145,7 +150,7 @@ class BackgroundSaves:
             )
             return 0.0
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._failures - 1))
-        self._report(f"{failed}: attempt {self._failures} of {ATTEMPTS}, the next in {pause:g} s; training goes on")
+        self._tell(f"{failed}: attempt {self._failures} of {ATTEMPTS}, the next in {pause:g} s; training goes on")
         return pause
 
     def _attempt(self, job: _Job) -> str:
@@ -164,8 +169,9 @@ class BackgroundSaves:
                 self._delete(final)
             saving.rename(final)
             _flush(self._folder)
-        except Exception as error:  # noqa: BLE001 libraries report a full disk by exceptions of any kind
-            self._remove_unfinished(job.step)
+        except BaseException as error:  # noqa: BLE001 of any kind; without this thread the run would wait for ever
+            with suppress(Exception):  # the next attempt does it too, and reports why it cannot
+                self._remove_unfinished(job.step)
             return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         self._note(job.step)
         self._delete_old()
@@ -178,19 +184,29 @@ class BackgroundSaves:
     def _note(self, step: int | None) -> None:
         try:
             files.write(self._folder.parent / "saved.json", json.dumps({"step": step}))
-        except OSError as error:
-            self._report(f"warning: {self._folder.parent / 'saved.json'} was not written: {error}")
+        except Exception as error:  # noqa: BLE001 the checkpoint is there all the same
+            self._tell(f"warning: {self._folder.parent / 'saved.json'} was not written: {error}")
+
+    def _tell(self, text: str) -> None:
+        with suppress(Exception):  # output that has gone away must not end the thread
+            self._report(text)
 
     def _finished(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.name), path) for path in self._folder.iterdir() if path.name.isdigit())
+        return sorted((int(path.name), path) for path in self._folder.iterdir() if STEP.fullmatch(path.name))
 
     def _delete_old(self) -> None:
-        for step, path in self._finished()[: -self._keep]:
+        """Delete old checkpoints. What fails is reported, and tried again after the next checkpoint."""
+        try:
+            old = self._finished()[: -self._keep]
+        except Exception as error:  # noqa: BLE001 the new checkpoint is there all the same
+            self._tell(f"warning: the old checkpoints in {self._folder} were not deleted: {error}")
+            return
+        for step, path in old:
             if not self._keep_every or step % self._keep_every:
                 try:
                     self._delete(path)
-                except OSError as error:
-                    self._report(f"warning: the old checkpoint {path} was not deleted: {error}")
+                except Exception as error:  # noqa: BLE001 as above
+                    self._tell(f"warning: the old checkpoint {path} was not deleted: {error}")
 
     def _delete(self, path: Path) -> None:
         """Delete a checkpoint: it is gone at once, so that no reader finds a part of it."""

@@ -134,6 +134,15 @@ def test_errors_that_are_not_damage_are_not_called_damage(saved, monkeypatch, tr
         checkpoint.restore(newest, "params", make_state()[0], info)
 
 
+def test_the_name_of_a_step_counts_among_the_checkpoints_of_a_run_alone(saved, tmp_path):
+    newest = checkpoint.latest_step(saved)
+    for name in ("²", "2024"):
+        copy = shutil.copytree(newest, tmp_path / "copies" / name)
+        assert checkpoint.read_info(copy) == checkpoint.read_info(newest)
+    with pytest.raises(InputError, match="is that of step 10, under another name"):
+        checkpoint.read_info(shutil.copytree(newest, tmp_path / "checkpoints" / "2024"))
+
+
 def test_other_versions_of_packages_are_named():
     now = checkpoint.other_versions({})
     assert now == "" == checkpoint.other_versions({"versions": checkpoint._versions()})

@@ -90,3 +90,15 @@ def test_a_run_without_its_checkpoints_does_not_begin_again(tmp_path, saved, log
             check_not_emptied(tmp_path, 10)
     else:
         check_not_emptied(tmp_path, 10)
+
+
+@pytest.mark.parametrize("last", ['{"step": Infinity}', '{"step": NaN}', '{"step": true}', '{"step": 25.5}', "[]"])
+def test_a_log_that_names_no_step_is_read_before_it(tmp_path, last):
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 31}}\n{last}\n')
+    with pytest.raises(InputError, match="had saved step 30"):
+        check_not_emptied(tmp_path, 10)
+
+
+def test_a_checkpoint_may_have_any_name_elsewhere(tmp_path):
+    (tmp_path / "²" / "info").mkdir(parents=True)
+    assert read_newest(tmp_path / "²", damaged(), print)[0] == "²"

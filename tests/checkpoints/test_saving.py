@@ -179,3 +179,38 @@ def test_a_state_that_comes_while_an_older_one_is_tried_again_is_saved_after_it(
         saves.save(2, {"w": Large()}, {})
         handed_over.set()
     assert attempts == [1, 1, 2] and names(folder) == ["1", "2"] and saved(folder) == 2
+
+
+@pytest.mark.parametrize("kind", ["listing", "removing", "report", "exit"])
+def test_no_error_ends_the_thread_and_hangs_the_run(opened, monkeypatch, kind):
+    open_saves, folder, said = opened
+    for name in ("1", "2", "²"):
+        (folder / name).mkdir()
+
+    def fail(*arguments):
+        raise SystemExit("a library") if kind == "exit" else OSError(116, "Stale file handle")
+
+    saves = open_saves(write=fail if kind != "listing" else write, keep=1)
+    if kind in ("listing", "removing"):
+        monkeypatch.setattr(saves, "_finished" if kind == "listing" else "_remove_unfinished", fail)
+    if kind == "report":
+        monkeypatch.setattr(saves, "_report", fail)
+    saves.save(3, {"w": np.ones(2)}, {})
+    saves._thread.join(0.2)
+    assert saves._thread.is_alive()
+    if kind == "listing":
+        saves.close()
+        assert names(folder) == ["1", "2", "3", "²"] and "old checkpoints in" in said[0] and "Stale" in said[0]
+    else:
+        with pytest.raises(SaveFailed, match="step 3 was not saved"):
+            saves.close()
+
+
+def test_a_folder_of_another_name_is_no_checkpoint(opened):
+    open_saves, folder, said = opened
+    for name in ("1", "2", "²"):
+        (folder / name).mkdir()
+    with open_saves(keep=1) as saves:
+        assert saved(folder) == 2
+        saves.save(3, {"w": np.ones(2)}, {})
+    assert names(folder) == ["3", "²"] and not said
