@@ -10,6 +10,7 @@ from typing import Any, TextIO
 _ACTING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]"
 )
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _LONGEST_MESSAGE = 4000  # characters
 
 
@@ -32,11 +33,13 @@ def show(text: str, file: TextIO | None = None) -> None:
 
 
 def show_json(value: Any) -> None:
-    r"""Print a value as JSON on one line, at once: exactly, but on a terminal with \u001b for what it would act on."""
+    r"""Print a value as JSON on one line, at once: exactly, but on a terminal with \u001b for what it would act on.
+
+    Halves of surrogate pairs, which no encoding has, are always written as \ud800.
+    """
     text = json.dumps(value, ensure_ascii=False)
-    if sys.stdout.isatty():
-        text = _ACTING.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-    print(text, flush=True)
+    spelled = _ACTING if sys.stdout.isatty() else _SURROGATES
+    print(spelled.sub(lambda found: f"\\u{ord(found.group()):04x}", text), flush=True)
 
 
 def _escape(character: str) -> str:

@@ -27,6 +27,7 @@ from bertjax.models.sentence import SENTENCE
 from bertjax.serialization.closed_set import ENCODERS, ROWS, TRAINED, Names
 from bertjax.serialization.description import NO_CODE, Code, from_json, own_names, to_json
 from bertjax.storage.paths import path_of
+from bertjax.terminal import message
 from bertjax.types import Array, Batch, Params
 
 
@@ -113,7 +114,12 @@ def load_with(path: str | Path, code: Code) -> Model:
         config = {"objective": to_json(found.model), "huggingface": found.notes}
         model = Model(found.model, found.params, found.tokenizer, config)
         return encoder_alone(model) if part else model
-    return read_newest(folder, partial(_read, folder, part, code), say=partial(warnings.warn, stacklevel=3))[0]
+    return read_newest(folder, partial(_read, folder, part, code), _warn)[0]
+
+
+def _warn(text: str) -> None:
+    """Warn of what was read in a folder of others: Python prints the text of a warning as it is."""
+    warnings.warn(message(text), stacklevel=4)
 
 
 def _read(folder: Path, part: str, code: Code, step: Path) -> Model:

@@ -63,7 +63,7 @@ def _container(value: Any, origin: type, arguments: tuple[Any, ...], at: str) ->
             raise _refused(value, at, "an object")
         keys, values = arguments
         return {
-            _typed(key, keys, f"a key of {at}"): _typed(each, values, f"{at}.{key!s:.80}")
+            _typed(key, keys, f"a key of {at}"): _typed(each, values, f"{at}.{key!r:.80}")
             for key, each in value.items()
         }
     if not isinstance(value, list):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from security import world as w
-from security.world import SECRET, VOCABULARY, Hostile, World, copied, forged, with_file, with_link
+from security.world import SECRET, VOCABULARY, Hostile, World, copied, forged, restate, with_file, with_link
 
 _B64 = base64.b64encode(VOCABULARY).decode()
 
@@ -57,6 +57,17 @@ def _numbered(*names: str) -> Callable[[World], None]:
         shutil.copytree(world.honest.run, folder / "1")
         for name in names:
             (folder / name).mkdir()
+
+    return write
+
+
+def _newest_is_damaged(array: str) -> Callable[[World], None]:
+    """Put one whose description names an array so after an honest checkpoint: it is passed over, with a warning."""
+
+    def write(world: World) -> None:
+        for step in ("1", "2"):
+            shutil.copytree(world.honest.run, world.given / "checkpoints" / step)
+        restate(world.given / "checkpoints/2", lambda info: info["checksums"]["params"].update({array: 7}))
 
     return write
 
@@ -163,6 +174,7 @@ INPUTS = {
     "a step elsewhere": Hostile(_step_is_a_link, _OPENS),
     "steps that are digits but no numbers": Hostile(_numbered("²", "①"), _SOME, harmless=True),
     "a step beyond numbers": Hostile(_numbered("9" * 250), _SOME, harmless=True),
+    "a newest checkpoint that is passed over": Hostile(_newest_is_damaged("\x1b]0;owned\x07"), _SOME, harmless=True),
     "an array of another kind": Hostile(_leaves(value_type="evil.Type"), _SOME, harmless=True),
     "an array as a text": Hostile(_leaves(value_type="string"), _SOME, harmless=True),
     "an array that is skipped": Hostile(_leaves(skip_deserialize=True), _SOME, harmless=True),

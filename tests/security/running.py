@@ -1,8 +1,11 @@
 """Run commands on a hostile folder, under the watch."""
 
 import re
+import sys
 import traceback
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import bertjax
 from bertjax.commands.main import main
@@ -38,7 +41,9 @@ def run(world: World, command: Command, capsys, limit: float = 300, *, into: boo
     partial = world.out.with_name(f"{world.out.name}.orbax-checkpoint-tmp")  # becomes the output folder
     writable = (world.given,) if into else (world.out, partial)
     capsys.readouterr()
-    with watching(writable, world.secret, world.given.parent / "cwd", limit) as watch:
+    with warnings.catch_warnings(), watching(writable, world.secret, world.given.parent / "cwd", limit) as watch:
+        warnings.showwarning = _show
+        warnings.simplefilter("always", UserWarning)
         try:
             code = _load(words[1]) if words[0] == "load" else main(words)
         except TooLong:
@@ -47,6 +52,11 @@ def run(world: World, command: Command, capsys, limit: float = 300, *, into: boo
             code, trace = RAISED, traceback.format_exc()
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err, watch, trace)
+
+
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    """Print a warning as Python does; pytest would keep it."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _load(folder: str) -> int:

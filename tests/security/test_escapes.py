@@ -1,5 +1,6 @@
 """What a terminal would act on is printed as text, wherever it comes from."""
 
+import io
 import json
 import re
 import struct
@@ -36,6 +37,14 @@ def test_json_is_exact_and_harmless_on_a_terminal(capsys, monkeypatch):
     shown = capsys.readouterr().out
     harmless(shown)
     assert json.loads(shown) == json.loads(exact) and "é" in shown
+
+
+def test_json_into_a_pipe_has_no_half_of_a_pair(monkeypatch):
+    pipe = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr("sys.stdout", pipe)
+    terminal.show_json({"a\ud800": "\udfff東"})
+    written = pipe.buffer.getvalue().decode()
+    assert written == '{"a\\ud800": "\\udfff東"}\n' and json.loads(written) == {"a\ud800": "\udfff東"}
 
 
 def weights(folder):

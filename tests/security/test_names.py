@@ -94,6 +94,8 @@ EDITS = {
     "a list for the tokenizer": (lambda info: info.update(tokenizer=[]), "info.tokenizer is a list"),
     "no base64": (lambda info: info["tokenizer"].update({"vocab.txt": "é"}), "a file of its tokenizer"),
     "numbers for checksums": (lambda info: info.update(checksums={"params": {"x": 1}}), "is 1, not a text"),
+    "escapes for the name of an array": (
+        lambda info: info.update(checksums={"params": {"\x1b]0;\u202e": 1}}), r"'\\x1b\]0;\\u202e' is 1, not a text"),
     "no checksums": (lambda info: info.update(checksums={}), "the checksum of .* does not fit"),
     "an unknown entry": (lambda info: info.update(x=1), "info has 'x'"),
     "an unknown entry of the experiment": (lambda info: info["experiment"].update(x=1), "experiment has 'x'"),
@@ -205,7 +207,7 @@ def test_the_result_of_a_seed_names_its_own_folder_and_is_of_its_types(tmp_path)
         ({"best": {"step": 1}}, "best"),
         ({"best": {"step": 1, "metrics": {"f1": "x"}}}, "best"),
         ({"last": []}, "last is a list"),
-        ({"last": {"f1": "../x"}}, "last.f1 is '../x'"),
+        ({"last": {"f1": "../x"}}, "last.'f1' is '../x'"),
         ({"last": {}}, "has no f1"),
         ({"x": 1}, "has 'x'"),
     ):
@@ -222,7 +224,7 @@ def test_logs_that_are_not_of_their_types_are_refused(tmp_path):
     with pytest.raises(InputError, match="step_ms is 'x'"):
         timing(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"step": 1, "validation/f1": ["x"]}\n')
-    with pytest.raises(InputError, match="f1 is a list"):
+    with pytest.raises(InputError, match="'f1' is a list"):
         last_metrics(tmp_path)
 
 

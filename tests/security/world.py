@@ -171,12 +171,17 @@ def forged(change: Callable[[dict[str, Any], World], object]) -> Callable[[World
     """Return a function that writes a checkpoint of ours with another `info`, whose digest fits."""
 
     def forge(world: World) -> None:
-        path = copied("run")(world) / "info" / "metadata"
-        info = json.loads(path.read_text())["info"]
-        info = change(info, world) or info
-        path.write_text(json.dumps({"digest": checkpoint._digest(info), "info": info}))
+        restate(copied("run")(world), lambda info: change(info, world))
 
     return forge
+
+
+def restate(step_folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the `info` of a checkpoint, whose digest fits."""
+    path = step_folder / "info" / "metadata"
+    info = json.loads(path.read_text())["info"]
+    info = change(info) or info
+    path.write_text(json.dumps({"digest": checkpoint._digest(info), "info": info}))
 
 
 def in_json(source: str, name: str, **changed: Any) -> Callable[[World], None]:
