@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from bertjax.errors import InputError
 from bertjax.serialization.bounded_json import SMALL, parse, parse_object
-from bertjax.storage.files import open_inside, read_inside, real_path, write, written_by_name
+from bertjax.storage.files import open_inside, read_inside, real_path, resolved, write, written_by_name
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 MODULES = "modules.json"  # of sentence-transformers
@@ -84,7 +84,8 @@ def read_json(folder: Path, name: str, kind: type[Parsed]) -> Parsed:
 def folder_inside(home: Path, path: str) -> Path:
     """Return a folder by its path inside `home`, whether or not it exists. Raises InputError for one outside."""
     folder = home / path
-    if folder.resolve() != home.resolve() and home.resolve() not in folder.resolve().parents:
+    inner, outer = resolved(folder), resolved(home)
+    if inner != outer and outer not in inner.parents:
         raise InputError(f"{folder} is outside of {home}: copy the folder there instead")
     return folder
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertjax.errors import InputError
 from bertjax.run.processes import is_coordinator, messages_path
 from bertjax.run.writers import Progress
 from bertjax.storage import files
@@ -44,7 +43,7 @@ class LocalFiles:
                     if self._uploaded.get(path) != version:
                         files.upload(path, self._workdir / path.relative_to(self.folder).as_posix())
                         self._uploaded[path] = version
-        except (InputError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 gcsfs raises several kinds that have no common class
             if pattern == "*":
                 self._progress.say(f"warning: the logs in {self.folder} were not uploaded: {error}")
             return False

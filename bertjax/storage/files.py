@@ -37,6 +37,14 @@ def real_path(home: Path, name: str | Path) -> Path:
     return Path(*_located(home, name))
 
 
+def resolved(path: Path) -> Path:
+    """Return where a path leads. Raises InputError for a circle of links, and for a NUL in the name."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # for a circle RuntimeError until Python 3.12
+        raise InputError(f"{str(path)!r} cannot be opened: {error}") from error
+
+
 def open_inside(home: Path, name: str | Path, most: int | None = None) -> BinaryIO:
     """Open a file of a folder for reading; `name` is its path below `home`.
 
@@ -68,7 +76,7 @@ def open_given(path: Path, most: int | None = None) -> BinaryIO:
     """Open a file that the user names, links included. Raises InputError unless it is a regular file, as above."""
     if in_cloud(path):
         return open_inside(path.parent, path.name, most)
-    real = path.resolve()
+    real = resolved(path)
     return open_inside(real.parent, real.name, most)
 
 
@@ -198,8 +206,10 @@ def upload(local: Path, path: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder on a disk to write to: `folder` itself, or one that is uploaded to it when the block ends.
 
-    Nothing is uploaded after an error. Raises InputError where the folder exists and is not empty.
+    A link is followed. Nothing is uploaded after an error. Raises InputError where the folder exists and is not empty.
     """
+    if not in_cloud(folder) and folder.is_symlink():
+        folder = resolved(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder")
     if in_cloud(folder):
@@ -309,11 +319,8 @@ def _opened_object(path: Path, most: int | None) -> BinaryIO:
 
 def _located(home: Path, name: str | Path) -> tuple[str, ...]:
     """Return the real folder that is opened, and the components of the real path below it."""
-    path, base = home / name, home.resolve()
-    try:
-        real = path.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL in the name
-        raise InputError(f"{str(path)!r} cannot be opened: {error}") from error
+    path, base = home / name, resolved(home)
+    real = resolved(path)
     if not os.path.lexists(real):
         raise InputError(f"{path} is missing")
     for allowed in (base, *_blobs(base)):

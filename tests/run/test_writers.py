@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from bertjax.errors import InputError
+from bertjax.run.local_files import LocalFiles
 from bertjax.run.writers import (
     Lines,
     Log,
@@ -255,3 +256,18 @@ def test_a_writer_that_raises_is_dropped_with_a_message(at):
     write(1, {})
     write(2, {})
     assert len(said) == 1 and "nothing more is written to W&B" in said[0] and calls == [1] * (at == "used")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError, InputError])
+def test_logs_that_are_not_uploaded_end_no_run(tmp_path, monkeypatch, error):
+    def fail(*arguments):
+        raise error("checksum")
+
+    said = []
+    monkeypatch.setattr("bertjax.run.local_files.files.upload", fail)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "log.jsonl").write_text("{}")
+    local = LocalFiles(tmp_path / "local", tmp_path / "workdir", SimpleNamespace(say=said.append))
+    assert not local.upload("messages*.log") or not said
+    local.end()
+    assert "were not uploaded: checksum" in said[0] and (tmp_path / "local" / "log.jsonl").exists()

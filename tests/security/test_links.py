@@ -152,6 +152,26 @@ def test_a_folder_is_made_where_no_link_leads_out(home, secret):
         files.make_folder(home, "a/link/c")
 
 
+def test_circles_of_links_are_named(home):
+    (home / "circle").symlink_to("circle")
+    with pytest.raises(InputError, match=r"circle' cannot be opened|circle is missing|circle is not"):
+        files.open_given(home / "circle")
+    with pytest.raises(InputError, match=r"circle' cannot be opened|circle/x is missing"):
+        files.read_inside(home / "circle", "x")
+    with pytest.raises(InputError, match="circle"), files.new_folder(home / "circle"):
+        pytest.fail("it is written")
+
+
+def test_a_new_folder_may_be_a_link_of_the_user(home):
+    (home / "link").symlink_to("below")
+    with files.new_folder(home / "link") as folder:
+        folder.mkdir()
+        (folder / "written").touch()
+    assert (home / "link").is_symlink() and os.listdir(home / "below") == ["written"]
+    with pytest.raises(InputError, match="is not empty"), files.new_folder(home / "link"):
+        pytest.fail("it is written")
+
+
 def test_files_have_the_modes_that_the_umask_gives(home):
     def by_name():
         with files.written_by_name(home / "named") as partial:
