@@ -28,16 +28,18 @@ class Exit(NamedTuple):
 
 EXITS = {
     DONE: Exit("done; of a run: the checkpoint of its last step is on disk", False),
-    DIVERGED: Exit("diverged: loss or gradient were not finite; earlier checkpoints are kept", False),
+    DIVERGED: Exit(
+        "diverged: steps in a row were of no use, or the validation loss; or no seed of a fine-tuning learned", False
+    ),
     MISTAKE: Exit("a mistake in the command or its input", False),
     NOT_FITTING: Exit("`plan`: the step does not fit the memory of its devices", False),
     FAILED: Exit("an error that bertjax does not expect, on this host or another; the message says if it saved", True),
-    SAVE_FAILED: Exit("checkpoints cannot be saved, also after several attempts", True),
+    SAVE_FAILED: Exit("checkpoints of one process cannot be saved on its disk, also after several attempts", True),
     PEERS_MISSING: Exit(
         "other processes of the run did not connect or are gone, or Cloud Storage did not answer", True
     ),
     STOPPED: Exit("stopped by a signal before a checkpoint could be saved", True),
-    HUNG: Exit("no step within `run.patience` seconds; the log has the stacks of all threads", True),
+    HUNG: Exit("no step within `run.patience` seconds; `messages.log` has the stacks of all threads", True),
     REPLICAS_DIFFER: Exit("replicas of a parameter differ, as after a flipped bit; this state is not saved", True),
     INTERRUPTED: Exit("stopped by Ctrl-C after a checkpoint; the same command resumes the run", True),
     PREEMPTED: Exit("stopped by SIGTERM, SIGHUP or SIGUSR1 after a checkpoint; the same command resumes it", True),

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 
 from bertjax.checkpoints import checkpoint
+from bertjax.config import own_code
 from bertjax.optim.skipping import total_loss
 from bertjax.rules import name_of
 from bertjax.run.bad_batch import FOLDER, read_bad_batch
 from bertjax.serialization.closed_set import OBJECTIVES
-from bertjax.serialization.description import from_json
+from bertjax.serialization.description import NO_CODE, from_json
 from bertjax.sharding.mesh import DATA_PARALLEL
 from bertjax.storage.paths import path_of
 from bertjax.train import accumulated_gradient
@@ -26,17 +27,19 @@ from bertjax.types import Array, Batch, Key, Metrics, Params
 _SHOWN = 5
 
 
-def inspect_batch(run: str | Path) -> dict[str, Any]:
+def inspect_batch(run: str | Path, experiment: str | Path = "") -> dict[str, Any]:
     """Return what the batch that a run has kept gives: losses, norms of the gradient, and its worst rows with texts.
 
     run: its work folder, or the folder `diverged` in it. Rows are told apart by the loss of each alone, with the random
-    draws that it had in the batch. Raises InputError where a run has kept none.
+    draws that it had in the batch. experiment: the file of its own classes and functions; it is executed. Raises
+    InputError where a run has kept none.
     """
     folder = path_of(run)
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     why, rows = read_bad_batch(folder)
     info = checkpoint.read_info(folder / "state")
-    objective: Any = from_json(info["experiment"]["objective"], OBJECTIVES, "objective")
+    code = own_code(experiment) if experiment else NO_CODE
+    objective: Any = from_json(info["experiment"]["objective"], OBJECTIVES, "objective", code)
     rng = jax.random.fold_in(jax.random.wrap_key_data(jnp.array(why["key"], jnp.uint32)), why["step"] - 1)
     batch = {name: jnp.asarray(array) for name, array in rows.items()}
     phase = _phase_of(info["experiment"]["phases"], why["step"])

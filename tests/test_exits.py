@@ -1,6 +1,7 @@
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 from bertjax import exits
 from bertjax.commands import main, training
 from bertjax.errors import InputError, PassingError, ProcessFailed
+from bertjax.run import leaving, processes
 
 
 def test_every_code_is_in_the_table_of_the_docs_and_in_that_of_the_watcher():
@@ -60,3 +62,28 @@ def test_reads_that_go_on_after_a_failure_print_no_tracebacks(monkeypatch):
     main._tell_of_unraisable(closed)
     main._tell_of_unraisable(other)
     assert told == [other]
+
+
+@pytest.mark.parametrize("given", [["evaluate", "--model", "x"], ["evaluate", "task", "sst2", "--model", "x"]])
+def test_an_evaluation_that_fails_on_one_of_two_processes_tells_the_others_and_ends(given, monkeypatch):
+    def fails(*arguments, **more):
+        raise ZeroDivisionError("the rows of this process")
+
+    told, ended = [], []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(processes, "join", lambda: None)
+    monkeypatch.setattr(processes, "raising_on_all", nullcontext)
+    monkeypatch.setattr(processes, "_publish_failure", lambda code, text: told.append((code, text)))
+    monkeypatch.setattr("bertjax.sharding.mesh.held_rows", fails)
+    monkeypatch.setattr("bertjax.inference.predict.score", fails)
+    monkeypatch.setattr("bertjax.checkpoints.trained.load", lambda *arguments: None)
+    monkeypatch.setattr("bertjax.inference.compatible.check_tokenizer", lambda *arguments: None)
+    monkeypatch.setattr("bertjax.machine.xla_flags.keep_compiled_programs", lambda say: None)
+    monkeypatch.setattr(training, "_model_and_rows", lambda options: (None, None))
+    monkeypatch.setattr(leaving, "_decided", [])
+    monkeypatch.setattr(leaving, "end_within", lambda seconds, code: ended.append((seconds, code)))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(sys, "argv", ["bertjax", *given, *(["--data", "x"] if "task" in given else [])])
+    assert main.main() == 70
+    assert [code for code, _ in told] == [70] and "the rows of this process" in told[0][1]
+    assert ended == [(10, 70)]

@@ -39,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 an unknown one has an exit code and a traceback
         code = _failed(error)
     _flush()
-    return _ending(code) if arguments is None and options.run in training.TRAIN else code
+    return _ending(code) if arguments is None and options.run in training.TOGETHER else code
 
 
 def _ending(code: int) -> int:
-    """Return the exit code of a run, which is to end now, whatever its threads and other processes do."""
+    """Return the exit code of a command that is to end now, whatever its threads and other processes do."""
     from bertjax.run.leaving import decide, end_within
 
     code = decide(code)

@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
     look = command(commands, "inspect-batch", _inspect_batch, "look at the batch on which a run diverged",
                    "bertjax inspect-batch runs/base")  # fmt: skip
     look.add_argument("run_folder", metavar="DIR", help="work directory of the run")
+    takes_code(look)
     takes_json(look)
 
     evaluate = command(commands, "evaluate", _evaluate, "evaluate a model on held-out text or a task, or predictions",
@@ -117,7 +118,7 @@ def _add_squad(scored: Any) -> None:
 def _inspect_batch(options: argparse.Namespace) -> None:
     from bertjax.inspect_batch import inspect_batch
 
-    print_result(options, inspect_batch(options.run_folder))
+    print_result(options, inspect_batch(options.run_folder, options.experiment))
 
 
 def _pretrain(options: argparse.Namespace) -> None:
@@ -193,12 +194,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError("nothing to evaluate: pass --model DIR, or score predictions (bertjax evaluate squad --help)")
     processes.join()
     keep_compiled_programs(tell)
-    with processes.raising_on_all():
-        model, source = _model_and_rows(options)
-        mesh = DATA_PARALLEL.mesh(options.batch_size)
-    held = held_rows(mesh, options.batch_size)
-    batches = evaluation_batches(source, options.batch_size, held=held)
-    values = evaluator(model.objective, mesh, options.batch_size)(model.params, batches)
+    with processes.telling_others():
+        with processes.raising_on_all():
+            model, source = _model_and_rows(options)
+            mesh = DATA_PARALLEL.mesh(options.batch_size)
+        held = held_rows(mesh, options.batch_size)
+        batches = evaluation_batches(source, options.batch_size, held=held)
+        values = evaluator(model.objective, mesh, options.batch_size)(model.params, batches)
     if processes.is_coordinator():
         print_result(options, values)
 
@@ -254,19 +256,20 @@ def _evaluate_task(options: argparse.Namespace) -> None:
 
     processes.join()
     keep_compiled_programs(tell)
-    with processes.raising_on_all():
-        if options.name == "own":
-            columns = tuple(filter(None, options.columns.split(",")))
-            task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
-                            tags=options.tags, split=options.split)  # fmt: skip
-        else:
-            task = find_task(options.name)
-        model = load(options.model, options.experiment)
-        check_tokenizer(model, options.model)
-    found = score(model, task, options.data, options.split, threshold=options.threshold,
-                  labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
-                  batch_size=options.batch_size, max_length=options.max_length,
-                  say=tell if processes.is_coordinator() else lambda sentence: None)  # fmt: skip
+    with processes.telling_others():
+        with processes.raising_on_all():
+            if options.name == "own":
+                columns = tuple(filter(None, options.columns.split(",")))
+                task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
+                                tags=options.tags, split=options.split)  # fmt: skip
+            else:
+                task = find_task(options.name)
+            model = load(options.model, options.experiment)
+            check_tokenizer(model, options.model)
+        found = score(model, task, options.data, options.split, threshold=options.threshold,
+                      labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
+                      batch_size=options.batch_size, max_length=options.max_length,
+                      say=tell if processes.is_coordinator() else lambda sentence: None)  # fmt: skip
     if processes.is_coordinator():
         print_result(options, found.metrics)
 
@@ -290,3 +293,6 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
 
 TRAIN = (_pretrain, _finetune)
 """The commands that print no results while they run: output that nobody reads does not end them."""
+
+TOGETHER = (*TRAIN, _evaluate, _evaluate_task)
+"""The commands that may run as several processes: they end within a bound, whatever the other processes do."""

@@ -138,7 +138,7 @@ def read_result(path: Path, metric: str) -> Result:
 
     Raises InputError where it is damaged, or lacks the metric that selects the best seed.
     """
-    found = read_json(path)
+    found = read_json(path, _again(path))
     try:
         result: Result = {**typed(found, _Result, path.name)}
         if path.parent.name != f"seed-{result['seed']}":
@@ -150,25 +150,33 @@ def read_result(path: Path, metric: str) -> Result:
         ):
             raise InputError(f"it has no {metric}")
     except InputError as error:
-        raise InputError(f"{path} is damaged: delete it to run its seed again ({error})") from error
+        raise InputError(f"{path} is damaged: {_again(path)} ({error})") from error
     return result
+
+
+def _again(path: Path) -> str:
+    """Return the remedy for a damaged file of a seed: without its folder it is run again, as if it had not been run."""
+    return f"delete the folder {path.parent}, and the same command runs this seed again"
 
 
 def read_best(path: Path) -> Best | None:
     """Load best.json, None if it does not exist. Raises InputError where it is damaged."""
-    found = read_json(path)
-    return typed(found, Best, f"{path}") if found else None
+    found = read_json(path, _again(path))
+    try:
+        return typed(found, Best, path.name) if found else None
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {_again(path)} ({error})") from error
 
 
-def read_json(path: Path) -> Result:
-    """Load a JSON file of results, {} if it does not exist."""
+def read_json(path: Path, remedy: str) -> Result:
+    """Load a JSON file of results, {} if it does not exist. remedy: for the InputError that is raised if damaged."""
     if not path.exists():
         return {}
     content = files.read_inside(path.parent, path.name)
     try:
         return parse_object(content, f"{path}", constants=True)
     except InputError as error:
-        raise InputError(f"{path} is damaged: delete it to run its seed again ({error})") from error
+        raise InputError(f"{path} is damaged: {remedy} ({error})") from error
 
 
 def _readable(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,11 @@
 """Fine-tune a trained model on a task: several seeds through `fit`, each evaluated by the metrics of the task.
 
 <workdir>/tokenizer/        the model's, which encodes the texts
+          inputs.json       the digest of data and initial parameters, which all seeds share
+          lock              locked while a run is going on
           seed-0/, …        one run each: see bertjax.run.workdir; its checkpoints are deleted once it has a result
           seed-0/result.json   metrics of its best and its last evaluation
+          seed-0/best.json     its best evaluation so far
           seed-0/predictions/  of its best model, on each validation split
           best/             the best model of all seeds, to be loaded
           results.json      all results: median and quartiles over seeds, and the seeds that failed
@@ -100,7 +103,8 @@ def _earlier(tuning: FineTuning, prepared: Prepared, workdir: Path) -> list[Resu
     The digest of the inputs is written before the first seed is trained, so that it guards killed seeds as well.
     """
     path_of_inputs, inputs = workdir / "inputs.json", {"inputs": prepared.digest}
-    if any(workdir.glob("seed-*")) and read_json(path_of_inputs) != inputs:
+    seeds = any(workdir.glob("seed-*"))
+    if seeds and read_json(path_of_inputs, f"choose another --workdir, or delete {workdir}") != inputs:
         raise InputError(
             f"{workdir} has seeds from other data than {tuning.data} or other parameters than {tuning.init}: "
             "choose another --workdir"

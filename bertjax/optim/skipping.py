@@ -21,7 +21,8 @@ that of a uniform guess, about 10 for a vocabulary, and no model that learns doe
 class Skips(NamedTuple):
     """The counters of skipped steps, and what later steps are judged by; part of a run's state.
 
-    norm: the running mean of the norms of the gradients of the updates made.
+    norm: the running mean of the norms of the gradients of the updates made; kept without `Spikes` too, over their
+    default window, since an amendment may turn them on.
     """
 
     total: Any = np.int32(0)  # i32: steps skipped
@@ -82,7 +83,7 @@ def judge(skips: Skips, loss: Array, norm: Array, spikes: Spikes | None = None) 
     usable = jnp.isfinite(loss) & jnp.isfinite(norm) & within
     if spikes is not None:
         usable &= (skips.updates < spikes.window) | (norm <= spikes.multiple * skips.norm)
-    share = 1 / jnp.minimum(skips.updates + 1, spikes.window if spikes else 1).astype(jnp.float32)
+    share = 1 / jnp.minimum(skips.updates + 1, (spikes or Spikes()).window).astype(jnp.float32)
     made = usable.astype(jnp.int32)
     return usable, Skips(
         total=skips.total + 1 - made,

@@ -38,7 +38,8 @@ def keep_bad_batch(workdir: Path, step: int, batch: Batch, key: Key, write_state
         folder.mkdir(parents=True, exist_ok=True)
     write_state(folder / "state")  # which waits for all processes
     content = io.BytesIO()
-    np.savez(content, **{name: array for name, array in batch.items() if name != "stop"})  # type: ignore[arg-type]
+    rows = {name: array for name, array in batch.items() if name not in ("stop", "host")}
+    np.savez(content, **rows)  # type: ignore[arg-type]
     files.write(folder / f"batch-{jax.process_index()}.npz", content.getvalue())
     if is_coordinator():
         words = np.asarray(jax.random.key_data(key)).tolist()

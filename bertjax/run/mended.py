@@ -9,8 +9,8 @@ from bertjax.serialization.bounded_json import parse_object
 def mended(lines: Iterable[bytes], step: int, every: int) -> Iterator[tuple[bytes, str]]:
     """Yield the lines of a log up to a step, each with "", and a line of its own for what is lost, with its text.
 
-    every: steps between lines, where there are too few to tell; 0 for never. What a kill leaves, a part of a last line
-    after the checkpoint, is no loss, since the run writes that line again.
+    every: steps between lines from now on, 0 for never; earlier ones may be closer, or farther apart. What a kill
+    leaves, a part of a last line after the checkpoint, is no loss, since the run writes that line again.
     """
     last, regular, unread = 0, list[int](), 0
     for line in lines:
@@ -27,7 +27,7 @@ def mended(lines: Iterable[bytes], step: int, every: int) -> Iterator[tuple[byte
         last = max(last, here[0])
         if here[1]:
             regular.append(here[0])
-    between = regular[-1] - regular[-2] if len(regular) > 1 else every
+    between = max(regular[-1] - regular[-2], every) if every and len(regular) > 1 else every
     if between > 0 and last + between <= step:
         reason = " and could not be read" if unread else ""
         yield _lost(step, f"the lines after step {last}, up to step {step}, are missing{reason}")

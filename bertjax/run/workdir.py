@@ -1,8 +1,12 @@
 """Guard the work directory of a run: one run at a time, always the same experiment.
 
-<run>/experiment.json    the description of the experiment     checkpoints/   see bertjax.checkpoints.checkpoint
-      log.jsonl          metrics                               timing.jsonl   speed
-      lock               locked while a run is going on
+<run>/experiment.json     the description of the experiment     NAME.py        a copy of each own experiment file in it
+      checkpoints/        see bertjax.checkpoints.checkpoint    saved.json     see bertjax.checkpoints.saving
+      log.jsonl           metrics                               timing.jsonl   speed
+      log.jsonl.damaged   the log before it was mended          messages.log   of process N: messages-N.log
+      diverged/           see bertjax.run.bad_batch             profile/       traces
+      tensorboard/        events                                wandb/         with wandb_id, the name of the run
+      lock                locked while a run is going on
 """
 
 import dataclasses

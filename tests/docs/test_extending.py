@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bertjax.models.heads import PairHead, Pooler
 from bertjax.models.language import word_table
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
+from bertjax.run.bad_batch import keep_bad_batch, read_bad_batch
 from bertjax.serialization.description import to_json
 from bertjax.tasks.reading import Notes
 from bertjax.types import total
@@ -92,11 +94,25 @@ def used(run, path, capsys):
     return model, moved
 
 
+def looked_at(run, path, capsys):
+    """Look at a batch of a run of one's own, with its file, as if it had diverged there as one of several processes."""
+    rows = {"tokens": np.full((8, 16), 5), "mask": np.ones((8, 16), int), "example": np.arange(8)}
+    state = next(checkpoint for checkpoint in (run / "checkpoints").iterdir() if checkpoint.name.isdigit())
+    of_all = {"stop": np.zeros(8), "host": np.zeros((8, 3))}
+    keep_bad_batch(run, 1, rows | of_all, KEY, lambda folder: shutil.copytree(state, folder))
+    assert read_bad_batch(run / "diverged")[1].keys() == rows.keys()
+    assert main(["inspect-batch", str(run)]) == 2
+    assert "--experiment FILE" in capsys.readouterr().err
+    assert main(["inspect-batch", str(run), "--experiment", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] > 0
+
+
 def test_an_objective_of_ones_own_is_used_with_its_file_and_its_encoder_without(example, corpus, tmp_path, capsys):
     path, _ = example("extending-objective.md", "diffusion.py")
     run = tmp_path / "run"
     pretrained(path, corpus, run)
     assert "of your own files: experiment_diffusion.Diffusion" in capsys.readouterr().err
+    looked_at(run, path, capsys)
     model, moved = used(run, path, capsys)
     assert type(model.objective).__name__ == "MaskedDiffusion"
     alone = load(f"{run}:encoder")  # bertjax's own

@@ -363,7 +363,13 @@ def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, finished, toke
         finetune(dataclasses.replace(tuning, init=changed), tmp_path / "run")
     assert contents() == before
     (tmp_path / "run/seed-1/result.json").write_text("{")
-    with pytest.raises(InputError, match=r"seed-1/result\.json is damaged: delete it"):
+    with pytest.raises(InputError, match=r"seed-1/result\.json is damaged: delete the folder .*run/seed-1, and"):
+        finetune(tuning, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/seed-1")
+    again = finetune(tuning, tmp_path / "run")
+    assert again["metrics"] == finished[1]["metrics"] and (tmp_path / "run/seed-1/result.json").exists()
+    (tmp_path / "run/inputs.json").write_text("{")
+    with pytest.raises(InputError, match=r"inputs\.json is damaged: choose another --workdir, or delete"):
         finetune(tuning, tmp_path / "run")
 
 

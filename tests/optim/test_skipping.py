@@ -55,6 +55,14 @@ def test_the_running_mean_is_that_of_all_norms_until_the_window_is_full():
     assert skips.norm == 5
 
 
+def test_spikes_that_are_turned_on_on_the_way_judge_by_the_mean_of_the_updates_before():
+    skips = Skips()
+    for norm in (1.0, 1.0, 1.0, 1.0, 1.0, 0.01):  # the last one alone would make a spike of each after it
+        _, skips = judge(skips, jnp.float32(1), jnp.float32(norm))
+    np.testing.assert_allclose(skips.norm, 5.01 / 6, rtol=1e-6)
+    assert judge(skips._replace(updates=np.int32(200)), jnp.float32(1), jnp.float32(1), Spikes(10))[0]
+
+
 def test_counters_are_kept_exactly_and_those_of_earlier_versions_begin_at_zero():
     skips = START._replace(norm=np.float32(0.1), first_loss=np.float32(1 / 3))
     assert Skips.of(skips.described()) == skips

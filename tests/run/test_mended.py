@@ -41,6 +41,22 @@ def test_what_is_lost_is_said_and_nothing_else_is(lines, step, lost):
     assert len(found) == len(lost) and all(text.startswith(begin) for text, begin in zip(found, lost, strict=True))
 
 
+TENS = [line(step) for step in range(10, 101, 10)]
+
+
+@pytest.mark.parametrize(
+    ("every", "lost"),
+    [
+        (1000, []),  # log_every was 10, and was raised at step 100
+        (0, []),
+        (10, ["the lines after step 100, up to step 900, are missing"]),
+        (800, ["the lines after step 100, up to step 900, are missing"]),
+    ],
+)
+def test_lines_that_are_written_less_often_now_are_not_lost(every, lost):
+    assert mend(TENS, 900, every)[1] == lost
+
+
 def test_lines_after_a_damaged_one_are_kept_and_a_mended_log_is_mended_once():
     once = [text + b"\n" for text, _ in mended([LINES[0], b"\xff\n", *LINES[2:]], 4, 1)]
     assert [json.loads(text)["step"] for text in once] == [1, 1, 2, 3, 4]

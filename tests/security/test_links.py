@@ -328,7 +328,7 @@ def test_a_run_is_read_through_no_link(tmp_path, secret):
         load(folder)
     (folder / "result.json").symlink_to(secret)
     with pytest.raises(InputError, match="outside the folder"):
-        read_json(folder / "result.json")
+        read_json(folder / "result.json", "delete it")
 
 
 def test_exported_files_have_equal_modes(tmp_path):

@@ -212,13 +212,13 @@ def test_the_result_of_a_seed_names_its_own_folder_and_is_of_its_types(tmp_path)
         ({"x": 1}, "has 'x'"),
     ):
         path.write_text(json.dumps(result | changes))
-        with pytest.raises(InputError, match=rf"is damaged: delete it.*{re.escape(problem)}"):
+        with pytest.raises(InputError, match=rf"is damaged: delete the folder .*seed-1, and .*{re.escape(problem)}"):
             read_result(path, "f1")
 
 
 def test_logs_that_are_not_of_their_types_are_refused(tmp_path):
     (tmp_path / "best.json").write_text('{"step": "../x", "metrics": {}}')
-    with pytest.raises(InputError, match="step is"):
+    with pytest.raises(InputError, match=r"best\.json is damaged: delete the folder .*, and the same .*step is"):
         read_best(tmp_path / "best.json")
     (tmp_path / "timing.jsonl").write_text('{"step_ms": "x"}\n')
     with pytest.raises(InputError, match="step_ms is 'x'"):
