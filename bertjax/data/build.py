@@ -131,20 +131,24 @@ def build(
     Raises InputError for bad input unless `skip_bad`, if there is nothing to tokenise, and if `out` contains another
     corpus or an unfinished build with other input or settings.
     """
-    with _held(out) as scratch:
-        return _build(documents, tokenizer, out, scratch, settings, identity, report)
+    with _held(out) as (scratch, check):
+        return _build(documents, tokenizer, out, scratch, settings, identity, report, check)
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[Path]:
+def _held(out: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Create the folder and lock it: two builds in one folder would write the same files.
 
     Yields the folder in which shards are made: the same, or one on a disk from which they are uploaded one by one,
-    because ArrayRecord writes to no object store.
+    because ArrayRecord writes to no object store. And a function that raises InputError where another process has taken
+    the lock over.
     """
     if in_cloud(out):
-        with leased(out / _LOCK, "build"), tempfile.TemporaryDirectory(prefix="bertjax-build-") as scratch:
-            yield Path(scratch)
+        with (
+            leased(out / _LOCK, "build") as lease,
+            tempfile.TemporaryDirectory(prefix="bertjax-build-") as scratch,
+        ):
+            yield Path(scratch), lease.check
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,7 @@ def _held(out: Path) -> Iterator[Path]:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another folder for the corpus") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
-        yield out
+        yield out, lambda: None  # the system keeps the lock
     except BlockingIOError as error:
         raise InputError(f"another build is running in {out}: wait for it, or choose another folder") from error
     finally:
@@ -168,6 +172,7 @@ def _build(
     settings: BuildSettings,
     identity: object,
     report: Callable[[int, int], None],
+    check_lock: Callable[[], None],
 ) -> Manifest:
     tokenizer_id, settings = fingerprint(tokenizer), _with_begun_key(out, settings)
     progress = _begin(out, tokenizer, {"tokenizer": tokenizer_id, "input": identity} | _described(settings))
@@ -180,7 +185,9 @@ def _build(
 
     def finish_shards() -> None:
         progress.shards.append({split: writer.close() for split, writer in writers.items()})
+        check_lock()
         _upload_shards(writers, out)
+        check_lock()
         progress.read, progress.words, progress.unknown, progress.dropped = read, words, unknown, dict(dropped)
         progress.save(out)
         writers.clear()
@@ -202,6 +209,7 @@ def _build(
         finish_shards()
     if not written:
         raise InputError(f"no documents to build from: {sum(dropped.values())} were skipped as unreadable or empty")
+    check_lock()
     manifest = Manifest(
         tokenizer=tokenizer_id,
         vocabulary=tokenizer.vocabulary,
@@ -212,6 +220,7 @@ def _build(
         split_key=settings.key.__name__,
         repeats=repeats.count(),
     )
+    check_lock()
     write_manifest(out, manifest)
     (out / "progress.json").unlink()
     return manifest

@@ -19,6 +19,8 @@ from bertjax.storage.paths import in_cloud
 
 _CONTINUED = ("log.jsonl", "timing.jsonl", "wandb_id")  # which process 0 of a resumed run reads or appends to
 
+_LARGEST = 2**30  # bytes of a log that is continued: a line of ours has some 500, a run some ten thousand lines
+
 _EACH = 2.0  # seconds between uploads of messages
 
 
@@ -71,7 +73,8 @@ def local_files(workdir: Path, progress: Progress) -> Iterator[LocalFiles]:
         folder = Path(tempfile.mkdtemp(prefix="bertjax-run-"))
         for name in (*(_CONTINUED if is_coordinator() else ()), messages_path(folder).name):
             if (workdir / name).exists():
-                files.write(folder / name, (workdir / name).read_bytes())
+                with files.open_inside(workdir, name, _LARGEST) as file, files.writing(folder / name) as copy:
+                    shutil.copyfileobj(file, copy)
     local = LocalFiles(folder, workdir, progress)
     try:
         yield local

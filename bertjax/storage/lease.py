@@ -35,13 +35,20 @@ class Lease:
 
     def __init__(self, path: Path, text: str, generation: int) -> None:
         self._path, self._text, self._generation = path, text, generation
+        self._renewed = time.monotonic()  # when the last renewal that succeeded began
         self._ended = threading.Event()
         self._taken_by = ""
         self._thread = threading.Thread(target=self._renew, daemon=True, name=f"renew {path}")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise InputError where another process has taken the lock over, because it was not renewed in time."""
+        """Raise InputError where another process has taken the lock over, because it was not renewed in time.
+
+        Where no renewal has succeeded for that long, the lock is read again.
+        """
+        if not self._taken_by and time.monotonic() - self._renewed > SECONDS:
+            with suppress(Exception):  # then what is to be saved will not be taken either, and is tried again
+                self._look()
         if self._taken_by:
             raise InputError(
                 f"{self._path} was taken over ({self._taken_by}), since this process did not renew it for over "
@@ -58,16 +65,27 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(_EACH) and not self._taken_by:
+            begun = time.monotonic()
             try:
-                self._generation = _written(self._path, self._text, self._generation)
-            except _Refused:
-                found = _read(self._path)
-                if found is None or found.text != self._text:
-                    self._taken_by = _owner(found.text) if found else "it was deleted"
-                else:
-                    self._generation = found.generation  # a request that was repeated had succeeded
+                self._generation = self._rewritten()
             except Exception:  # noqa: BLE001, of requests, of google-auth and of the service: the next may succeed
                 continue
+            self._renewed = begun
+
+    def _rewritten(self) -> int:
+        """Write the lock again, unless it was taken over; return its generation."""
+        try:
+            return _written(self._path, self._text, self._generation)
+        except _Refused:
+            return self._look()  # of a request that was repeated, and had succeeded
+
+    def _look(self) -> int:
+        """Read who holds the lock; return its generation if that is this process."""
+        found = _read(self._path)
+        if found is None or found.text != self._text:
+            self._taken_by = _owner(found.text) if found else "it was deleted"
+            return self._generation
+        return found.generation
 
 
 @contextmanager
@@ -97,6 +115,7 @@ def owner_of(path: Path) -> str:
 
 
 _TIMEOUT = (10, 30)  # seconds to connect, and for the answer
+_LARGEST = 2**16  # bytes of a lock: ours have some 300
 
 
 class _Refused(Exception):
@@ -168,13 +187,15 @@ def _written(path: Path, text: str, generation: int) -> int:
 
 
 def _read(path: Path) -> _Found | None:
-    """Read the lock; None where there is none."""
+    """Read the lock; None where there is none. One that is too large to be ours is as if it were empty."""
     from google.api_core.exceptions import NotFound
 
     blob = _blob(path)
     try:
         blob.reload(timeout=_TIMEOUT)
-        content = blob.download_as_bytes(timeout=_TIMEOUT)  # of the generation that was just seen
+        content = b""
+        if blob.size <= _LARGEST:  # raw, since what is compressed may become larger
+            content = blob.download_as_bytes(timeout=_TIMEOUT, raw_download=True)  # of the generation just seen
     except NotFound:
         return None
     return _Found(content.decode(errors="replace"), int(blob.generation), blob.updated)
@@ -182,7 +203,7 @@ def _read(path: Path) -> _Found | None:
 
 def _owner(text: str) -> str:
     with suppress(ValueError, KeyError, TypeError):
-        return str(parse_object(text, "the lock")["owner"])
+        return str(parse_object(text, "the lock")["owner"]) or "an unknown process"
     return "an unknown process"
 
 

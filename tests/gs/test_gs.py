@@ -31,6 +31,7 @@ from bertjax.data.corpus import find_files, split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import TokenReader, read_manifest
 from bertjax.errors import InputError
+from bertjax.run import local_files
 from bertjax.run.workdir import lock_workdir
 from bertjax.storage import files, lease, paths
 from bertjax.storage.paths import path_of
@@ -208,6 +209,7 @@ def test_a_corpus_is_copied_verified_and_what_is_there_is_not_copied_again(
     assert len(content) < copy_corpus(corpus, tmp_path / "copy") < size
     assert main(["data", "copy", str(tmp_path / "copy"), f"{place}/corpus", "--json"]) == 0
     assert contents(f"{place}/corpus") == files_of(local_corpus)
+    assert main(["data", "verify", f"{place}/corpus"]) == 0
     shard.write_bytes(content)
     with pytest.raises(InputError, match=f"{shard.name} is damaged"):
         copy_corpus(tmp_path / "copy", f"{place}/other")
@@ -374,6 +376,58 @@ def test_the_lock_names_its_owner_is_taken_over_when_it_ends_and_a_run_that_lost
     with lock_workdir(place):  # of an owner that does not renew it
         assert 0.5 < time.monotonic() - begun < 6
     assert not lock.exists()
+
+
+def test_a_build_that_lost_its_lock_writes_nothing_more(place, tokenizer, monkeypatch):
+    out, lost = path_of(f"{place}/corpus"), []
+
+    def check(self):
+        lost.append(sorted(path.name for path in files.files_below(out)))
+        raise InputError("was taken over")
+
+    monkeypatch.setattr(lease.Lease, "check", check)
+    with pytest.raises(InputError, match="was taken over"):
+        build(make_documents(200), tokenizer, out, SETTINGS)
+    assert lost[0] and not any(name.endswith((".partial", ".npy", "manifest.json")) for name in lost[0])
+    assert "manifest.json" not in contents(out)
+
+
+def test_renewal_goes_on_after_any_error_and_a_lock_not_renewed_for_long_is_read_again(place, monkeypatch):
+    monkeypatch.setattr(lease, "_EACH", 0.05)
+    written, read, refusals = lease._written, lease._read, iter([True])
+
+    def refused(path, text, generation):
+        if next(refusals, False):
+            raise lease._Refused(None)
+        return written(path, text, generation)
+
+    lock = path_of(place) / "lock"
+    with lease.leased(lock) as held:
+        first = files.version_of(lock)[1]
+        monkeypatch.setattr(lease, "_read", lambda path: (_ for _ in ()).throw(ConnectionError))
+        monkeypatch.setattr(lease, "_written", refused)
+        deadline = time.monotonic() + 5
+        while files.version_of(lock)[1] == first and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert files.version_of(lock)[1] != first
+        monkeypatch.setattr(lease, "_read", read)
+        monkeypatch.setattr(held, "_rewritten", lambda: 1 / 0)
+        time.sleep(0.2)
+        files.write(lock, json.dumps({"owner": "another one"}))
+        held.check()  # it was renewed a moment ago
+        monkeypatch.setattr(lease, "SECONDS", 0.1)
+        with pytest.raises(InputError, match=r"was taken over .another one"):
+            held.check()
+
+
+def test_a_lock_or_a_log_that_is_too_large_is_not_read(place, monkeypatch, cloud):
+    files.write(path_of(place) / "lock", b" " * (2**16 + 1))
+    assert lease.owner_of(path_of(place) / "lock") == "an unknown process"
+    assert not [path for path in map(str, cloud.requests) if "alt=media" in path]
+    monkeypatch.setattr(local_files, "_LARGEST", 100)
+    files.write(path_of(place) / "log.jsonl", "x" * 101)
+    with pytest.raises(InputError, match=r"log.jsonl has 101 bytes"):
+        local_files.local_files(path_of(place), None).__enter__()
 
 
 def test_the_lock_of_a_killed_process_of_this_machine_is_free(place):
