@@ -1,5 +1,6 @@
 """Write and read corpora by hand: what is written is given token by token, what is read is parsed by protobuf."""
 
+import hashlib
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -67,6 +68,20 @@ def write_corpus(folder, splits, vocabulary=VOCABULARY):
         written[split] = tuple(found)
     write_manifest(Path(folder), Manifest("0" * 64, vocabulary, written, words=1, unknown=0, dropped={}))
     return str(folder)
+
+
+def restate(folder, **counts):
+    """Write into the manifest the hashes of the files of the first shard of train, and `counts` in place of its own."""
+    path = Path(folder) / "manifest.json"
+    stated = json.loads(path.read_text())
+    shards = stated["splits"]["train"]
+    names = [shard_name("train", 0, len(shards))]
+    names += [index_name("train", 0, len(shards), what) for what in ("sentences", "documents")]
+    shards[0] |= {
+        "sha256": [hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names],
+        **counts,
+    }
+    path.write_text(json.dumps(stated))
 
 
 def read_shards(folder, split):

@@ -7,28 +7,40 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bertjax.data.records import Manifest, file_digest, index_name, manifest_digest, read_manifest, shard_name
+from bertjax.data.records import (
+    Manifest,
+    corpus_tokenizer,
+    file_digest,
+    index_name,
+    manifest_digest,
+    read_manifest,
+    shard_name,
+)
+from bertjax.data.tokenizer import fingerprint, save_tokenizer
 from bertjax.errors import InputError
 from bertjax.storage import files
 from bertjax.storage.paths import path_of
 
 _PIECE = 2**22  # bytes
+_FOR_TFDS = ("dataset_info.json", "features.json")
 
 
 def copy_corpus(source: str | Path, folder: str | Path, *, report: Callable[[str], None] = lambda name: None) -> int:
     """Copy a corpus to another folder, its manifest last, and return the bytes that were copied; 0 if it is there.
 
-    report: is called with the name of each file. Raises InputError where a file is not what the manifest says, and
-    where the folder holds anything else.
+    Files that are not of a corpus stay behind. report: is called with the name of each shard's files. Raises InputError
+    where a file or the tokenizer is not what the manifest says, and where the folder holds anything else.
     """
     home, to, manifest = path_of(source), path_of(folder), read_manifest(source)
     if (to / "manifest.json").exists() and manifest_digest(folder) == manifest_digest(source):
         return 0
-    wanted = dict(_shards(manifest))
-    small = [path.relative_to(home).as_posix() for path in files.files_below(home)]
-    small = [name for name in small if name not in wanted and name != "manifest.json" and name != "lock"]
+    wanted, tokenizer = dict(_shards(manifest)), corpus_tokenizer(source)
+    if fingerprint(tokenizer) != manifest.tokenizer:
+        raise InputError(f"{home}/tokenizer is not the tokenizer that the corpus was built with: build it again")
+    small = [name for name in _FOR_TFDS if (home / name).exists()]
+    known = {*wanted, *small, *(f"tokenizer/{name}" for name in tokenizer.files)}
     there = {path.relative_to(to).as_posix() for path in files.files_below(to)} if to.exists() else set()
-    if others := there - {*wanted, *small, *(f"{name}.partial" for name in (*wanted, *small))}:
+    if others := there - known - {f"{name}.partial" for name in known}:
         raise InputError(f"{to} is not empty ({min(others)}): choose another folder for the copy")
     copied = 0
     for name, digest in wanted.items():
@@ -39,6 +51,8 @@ def copy_corpus(source: str | Path, folder: str | Path, *, report: Callable[[str
         if found != digest:
             raise InputError(f"{home / name} is damaged: build the corpus again, and delete {to}")
         copied += size
+    save_tokenizer(tokenizer, to / "tokenizer")  # the one that was compared, whatever is in its place by now
+    copied += sum(map(len, tokenizer.files.values()))
     for name in (*small, "manifest.json"):
         copied += _copy(home, to, name)[0]
     return copied

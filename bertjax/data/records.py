@@ -234,6 +234,9 @@ class ShardWriter:
         return Shard(self.count, len(sentences), len(documents), digests)
 
 
+_LEAST = 40  # bytes of a record in a file: the header of its chunk in Riegeli's format
+
+
 class TokenReader:
     """A reader of slices of the token stream of one shard. Raises InputError if the file is damaged."""
 
@@ -244,6 +247,9 @@ class TokenReader:
                 raise InputError(f"{path} is not a regular file: build the corpus again")
             # These options are ArrayRecord's own advice for random access.
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+            self.records = int(self._reader.num_records())  # as the file says
+            if self.records * _LEAST > files.version_of(path)[0]:
+                raise ValueError(f"{self.records} records in a file of this size")
         except InputError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
@@ -256,16 +262,25 @@ class TokenReader:
         """Return tokens and flags [length] from position `start`."""
         first, last = start // CHUNK, (start + length - 1) // CHUNK
         try:
-            records = [decode_record(record) for record in self._reader.read(list(range(first, last + 1)))]
+            found = [self._decoded(record) for record in self._reader.read(list(range(first, last + 1)))]
+            if any(len(tokens) != CHUNK for tokens, _ in found[: self.records - 1 - first]):
+                raise ValueError("a record within the shard is not full")
         except (RuntimeError, ValueError, IndexError) as error:
             message = f"{self._path} is damaged around token {start}: build the corpus again"
             raise self._problem(error, message) from error
-        tokens = np.frombuffer(b"".join(tokens for tokens, _ in records), self._dtype)
-        flags = np.frombuffer(b"".join(flags for _, flags in records), np.uint8)
+        tokens = np.concatenate([np.zeros(0, self._dtype), *(tokens for tokens, _ in found)])
+        flags = np.concatenate([np.zeros(0, np.uint8), *(flags for _, flags in found)])
         begin = start - first * CHUNK
         if begin + length > len(tokens):
             raise InputError(f"{self._path} ends before token {start + length}: build the corpus again")
         return tokens[begin : begin + length], flags[begin : begin + length]
+
+    def _decoded(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and flags of a record. Raises ValueError unless these are as many, and at most CHUNK."""
+        tokens, flags = map(np.frombuffer, decode_record(record), (self._dtype, np.uint8))
+        if len(tokens) != len(flags) or len(tokens) > CHUNK:
+            raise ValueError(f"a record has {len(tokens)} tokens and {len(flags)} flags")
+        return tokens, flags
 
 
 def encode_record(tokens: np.ndarray, flags: np.ndarray) -> bytes:

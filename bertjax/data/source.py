@@ -4,6 +4,7 @@ So a run resumes from one integer, on any number of threads or hosts. `Rows` des
 once; the order of an epoch is a permutation computed index by index (Grain), never stored.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,16 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle, set_next_index
 
-from bertjax.data.records import Manifest, TokenReader, file_digest, index_name, read_manifest, shard_name
+from bertjax.data.records import (
+    CHUNK,
+    Manifest,
+    Shard,
+    TokenReader,
+    file_digest,
+    index_name,
+    read_manifest,
+    shard_name,
+)
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import EmptySplit, InputError
 from bertjax.storage import files
@@ -130,37 +140,55 @@ class Corpus:
         shards = self.manifest.splits.get(split, ())
         if not shards:
             raise InputError(f"corpus {folder} has no {split} split: build it with another --holdout")
-        self.shards = []
-        for index, shard in enumerate(shards):
-            counts = {}
-            for what, digest in zip(("sentences", "documents"), shard.sha256[1:], strict=True):
-                path = home / index_name(split, index, len(shards), what)
-                if not path.is_file() or file_digest(path) != digest:
-                    raise InputError(f"{path} is missing or damaged: build the corpus again")
-                counts[what] = _read_counts(path, getattr(shard, what))
-            path = home / shard_name(split, index, len(shards))
-            if not path.is_file():
-                raise InputError(f"{path} is missing: build the corpus again")
-            bounds = {what: np.concatenate([[0], np.cumsum(count, dtype=np.int64)]) for what, count in counts.items()}
-            reader = TokenReader(path, self.manifest.dtype)
-            self.shards.append(ShardIndex(bounds["sentences"], bounds["documents"], reader))
+        self.shards = [self._opened(home, index, len(shards), shard) for index, shard in enumerate(shards)]
+
+    def _opened(self, home: Path, index: int, count: int, shard: Shard) -> ShardIndex:
+        """Open a shard. What is read into memory is bounded by the number of its records, so by their file's size."""
+        path = home / shard_name(self.split, index, count)
+        if not path.is_file():
+            raise InputError(f"{path} is missing: build the corpus again")
+        reader = TokenReader(path, self.manifest.dtype)
+        if not shard.documents <= shard.sentences <= shard.tokens <= CHUNK * reader.records:
+            raise InputError(
+                f"{path} has {reader.records:,} records of at most {CHUNK:,} tokens, but manifest.json says "
+                f"{shard.tokens:,} tokens, {shard.sentences:,} sentences and {shard.documents:,} documents: "
+                "build the corpus again"
+            )
+        bounds = []
+        for what, total, digest in zip(
+            ("sentences", "documents"), (shard.tokens, shard.sentences), shard.sha256[1:], strict=True
+        ):
+            path = home / index_name(self.split, index, count, what)
+            if not path.is_file() or file_digest(path) != digest:
+                raise InputError(f"{path} is missing or damaged: build the corpus again")
+            counts = _read_counts(path, getattr(shard, what))
+            if (counts < 1).any() or counts.sum(dtype=np.int64) != total:
+                raise InputError(
+                    f"the numbers in {path} are not positive or do not add up to {total:,}, as manifest.json says: "
+                    "build the corpus again"
+                )
+            bounds.append(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+        sentences, documents = bounds
+        return ShardIndex(sentences, documents, reader)
+
+
+_HEADER = re.compile(rb"\{'descr': '<i4', 'fortran_order': False, 'shape': \((\d{1,19}),\), \} *\n")
 
 
 def _read_counts(path: Path, count: int) -> np.ndarray:
-    """Read an index file of i32 numbers, as many as the manifest says: memory is taken for what the file holds.
+    """Read an index file of i32 numbers, as many as the manifest says. Raises InputError for anything else.
 
-    Raises InputError for anything else.
+    NumPy would parse its header as Python, of which not all ends in an error of one kind.
     """
     with files.open_inside(path.parent, path.name) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: build the corpus again ({str(error)[:200]})") from error
-        content = file.read(4 * count + 1)
-    if version != (1, 0) or shape != (count,) or dtype != np.int32 or len(content) != 4 * count:
+        magic, length = file.read(8), int.from_bytes(file.read(2), "little")
+        header = _HEADER.fullmatch(file.read(length))
+        size = 10 + length + 4 * count
+        fits = magic == b"\x93NUMPY\x01\x00" and header and int(header[1]) == count
+        content = file.read(4 * count) if fits and files.version_of(path)[0] == size else b""
+    if not fits or len(content) != 4 * count:
         raise InputError(f"{path} does not hold {count:,} numbers, as manifest.json says: build the corpus again")
-    return np.frombuffer(content, np.int32)
+    return np.frombuffer(content, "<i4")
 
 
 def cut_sentences(shard: ShardIndex, room: int) -> ShardIndex:

@@ -51,7 +51,7 @@ def verify_corpus(folder: str | Path) -> dict[str, int]:
         raise _exchanged(problems)
     if fingerprint(corpus_tokenizer(home)) != manifest.tokenizer:
         raise InputError(f"{home}/tokenizer is not the tokenizer that the corpus was built with: build it again")
-    return {"files": len(expected), "bytes": sum((home / name).stat().st_size for name in expected)}
+    return {"files": len(expected), "bytes": sum(files.version_of(home / name)[0] for name in expected)}
 
 
 def _digests(home: Path, *, records_only: bool = False) -> dict[str, str]:

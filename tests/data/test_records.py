@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from corpora import FIRST, VOCABULARY, numbered, read_documents, read_shards, write_corpus
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +108,20 @@ def test_reading_past_the_end_of_a_shard_is_an_error_and_not_fewer_tokens(shard)
         reader.read(N + CHUNK, 1)
     with pytest.raises(InputError):
         reader.read(N - 10, 20)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[(2047, 1024)], [(2048, 1023)], [(2048, 1025)], [(2050, 1025)], [(1000, 500), (2048, 1024)], [(4, 9)]],
+)
+def test_records_of_other_sizes_are_damage_and_not_other_tokens(tmp_path, sizes):
+    """Each has bytes of tokens, of two each, and flags."""
+    writer = ArrayRecordWriter(str(tmp_path / "shard"), "group_size:1")
+    for tokens, flags in sizes:
+        writer.write(encode_record(np.ones(tokens, np.uint8), np.ones(flags, np.uint8)))
+    writer.close()
+    with pytest.raises(InputError, match=f"{tmp_path / 'shard'} is damaged around token 0"):
+        TokenReader(tmp_path / "shard", np.uint16).read(0, 2 if len(sizes) == 1 else 1200)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.uint32)])

@@ -2,7 +2,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
-from corpora import VOCABULARY, numbered, write_corpus
+from corpora import VOCABULARY, numbered, restate, write_corpus
 
 from bertjax.data.rows import FullSentences, PackedDocuments
 from bertjax.data.source import (
@@ -152,6 +152,30 @@ def test_a_file_that_is_missing_or_changed_is_named(folder, tmp_path, what):
             Corpus(folder, "train")
     path.unlink()
     with pytest.raises(InputError, match=f"{path.name} is missing"):
+        Corpus(folder, "train")
+
+
+MANY = [2**31 - 1] * 100
+
+
+@pytest.mark.parametrize(
+    ("what", "index", "stated", "message"),
+    [
+        ("sentences", MANY, {"sentences": 100}, "1 records .* 12 tokens, 100 sentences"),
+        ("sentences", MANY, {"sentences": 100, "tokens": sum(MANY)}, "1 records .* 214,748,364,700 tokens"),
+        ("sentences", [2**31 - 1] * 3, {}, "sentences.npy are not positive or do not add up to 12"),
+        ("sentences", [-5, 10, 7], {}, "sentences.npy are not positive"),
+        ("sentences", [0, 5, 7], {}, "sentences.npy are not positive"),
+        ("documents", [2, 200], {}, "documents.npy are not positive or do not add up to 3"),
+        ("documents", [], {"documents": 0}, "documents.npy are not positive or do not add up to 3"),
+        ("sentences", [4, 3, 2000], {"tokens": 2007}, "1 records .* 2,007 tokens"),
+    ],
+)
+def test_an_index_that_does_not_fit_the_manifest_or_the_records_is_refused(folder, what, index, stated, message):
+    name = f"corpus-train-00000-of-00002.{what}.npy"
+    np.save(f"{folder}/{name}", np.array(index, np.int32))
+    restate(folder, **stated)
+    with pytest.raises(InputError, match=f"{message}.*build the corpus again"):
         Corpus(folder, "train")
 
 

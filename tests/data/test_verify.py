@@ -5,6 +5,7 @@ import pytest
 
 from bertjax.commands.main import main
 from bertjax.data import verify
+from bertjax.data.copy import copy_corpus
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.verify import verify_corpus
 from bertjax.errors import InputError
@@ -44,7 +45,7 @@ def test_shards_are_hashed_once_and_again_where_they_have_changed(copied):
 
 @pytest.mark.parametrize("remembered", [True, False])
 def test_swapped_shards_are_refused_also_where_their_hashes_are_remembered(copied, remembered, monkeypatch):
-    """Without the protection, tried too, they are other text."""
+    """Without the protection, tried too, only their sizes tell: of shards of one size nothing would."""
     folder, _ = copied
     rows = NextSentencePairs(str(folder), 16)
     if remembered:
@@ -55,7 +56,8 @@ def test_swapped_shards_are_refused_also_where_their_hashes_are_remembered(copie
         with pytest.raises(InputError, match=f"{first.name} and 1 more: .*exchanged"):
             rows.digest()
     monkeypatch.setattr("bertjax.data.corpus_rows.verify_shards", lambda folder: None)
-    rows.digest()
+    with pytest.raises(InputError, match=f"{first.name} has 2 records of at most 1,024 tokens"):
+        rows.digest()
 
 
 def test_no_home_and_a_damaged_memory_only_cost_time(copied, monkeypatch, tmp_path):
@@ -83,3 +85,17 @@ def test_data_verify_reads_everything(copied, capsys):
     index.unlink()
     with pytest.raises(InputError, match=f"lacks {index.name}"):
         verify_corpus(folder)
+
+
+def test_a_copy_has_the_files_of_a_corpus_alone_and_another_tokenizer_is_refused(copied, tmp_path):
+    folder, _ = copied
+    for name in ("secret", "tokenizer/secret", "features.json.orig"):
+        (folder / name).write_text("of somebody else")
+    copy_corpus(folder, tmp_path / "copy")
+    verify_corpus(tmp_path / "copy")
+    assert not [path for path in (tmp_path / "copy").rglob("*") if {"secret", "features.json.orig"} & {path.name}]
+    (path,) = folder.glob("tokenizer/vocab.txt")
+    path.write_bytes(path.read_bytes() + b"another\n")
+    with pytest.raises(InputError, match="is not the tokenizer that the corpus was built with"):
+        copy_corpus(folder, tmp_path / "other")
+    assert not (tmp_path / "other" / "manifest.json").exists()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from corpora import restate
 
 from security import world as w
 from security.run_folders import in_place, sparse
@@ -76,11 +77,21 @@ def _objects(world: World) -> bytes:
     return npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickled(world))
 
 
-def _index(name: str, array: Any) -> Callable[[World], None]:
+def _stated(write: Callable[[World], None], **counts: int) -> Callable[[World], None]:
+    """Return a function that writes a corpus whose manifest has the hashes of what was written, and these counts."""
+
+    def write_both(world: World) -> None:
+        write(world)
+        restate(world.given, **counts)
+
+    return write_both
+
+
+def _index(name: str, array: Any, **counts: int) -> Callable[[World], None]:
     def write(world: World) -> None:
         np.save(copied("corpus")(world) / name, array)
 
-    return write
+    return _stated(write, **{"sentences" if name == _SENTENCES else "documents": len(array)} | counts)
 
 
 def _empty(world: World) -> None:
@@ -133,30 +144,40 @@ INPUTS = {
     "a tokenizer of another digest": Hostile(
         _manifest(lambda stated: stated.update(tokenizer="0" * 64)), _SOME, harmless=True
     ),
-    "an index of pickles": Hostile(with_file("corpus", _SENTENCES, _objects), _PLANNED),
+    "an index of pickles": Hostile(_stated(with_file("corpus", _SENTENCES, _objects), sentences=1), _PLANNED),
     "an index of 10^15 numbers": Hostile(
-        with_file("corpus", _SENTENCES, npy(f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({10**15},), }}")),
+        _stated(
+            with_file("corpus", _SENTENCES, npy(f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({10**15},), }}")),
+            sentences=10**15,
+        ),
         _PLANNED,
     ),
     "an index of many megabytes of nothing": Hostile(
-        in_place(
-            _SENTENCES,
-            lambda path: (
-                path.write_bytes(npy(f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({2**25},), }}")),
-                os.truncate(path, 2**27 + 128),
+        _stated(
+            in_place(
+                _SENTENCES,
+                lambda path: (
+                    path.write_bytes(npy(f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({2**25},), }}")),
+                    os.truncate(path, 2**27 + 128),
+                ),
+                "corpus",
             ),
-            "corpus",
+            sentences=2**25,
         ),
         _PLANNED,
     ),
     "an index whose header is code": Hostile(
-        with_file("corpus", _SENTENCES, npy("__import__('os').system('id')")), _PLANNED
+        _stated(with_file("corpus", _SENTENCES, npy("__import__('os').system('id')"))), _PLANNED
     ),
-    "an index whose header is brackets": Hostile(with_file("corpus", _SENTENCES, npy("(" * 9000)), _PLANNED),
+    "an index whose header is brackets": Hostile(_stated(with_file("corpus", _SENTENCES, npy("(" * 9000))), _PLANNED),
     "an index of fractions": Hostile(_index(_SENTENCES, np.ones(50)), _PLANNED),
     "an index of two dimensions": Hostile(_index(_SENTENCES, np.ones((50, 2), np.int32)), _PLANNED),
     "negative lengths": Hostile(_index(_SENTENCES, np.full(100, -5, np.int32)), _PLANNED),
     "lengths that overflow": Hostile(_index(_SENTENCES, np.full(100, 2**31 - 1, np.int32)), _PLANNED),
+    "lengths that the manifest has too": Hostile(
+        _index(_SENTENCES, np.full(100, 2**31 - 1, np.int32), tokens=100 * (2**31 - 1)), _PLANNED
+    ),
+    "documents beyond the sentences": Hostile(_index(_DOCUMENTS, np.full(2, 1000, np.int32)), _PLANNED),
     "documents that overflow": Hostile(_index(_DOCUMENTS, np.full(100, 2**31 - 1, np.int32)), _PLANNED),
     "no sentences": Hostile(_index(_SENTENCES, np.zeros(0, np.int32)), _PLANNED),
     "an index that is a queue": Hostile(in_place(_SENTENCES, os.mkfifo, "corpus"), _PLANNED),
