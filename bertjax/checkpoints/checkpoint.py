@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from bertjax.checkpoints.info import checked_info
 from bertjax.checkpoints.saving import STEP, BackgroundSaves
+from bertjax.checkpoints.shared import SharedSaves
 from bertjax.data.tokenizer import Tokenizer, fingerprint, tokenizer_from_files
 from bertjax.errors import InputError
 from bertjax.faults import fault
@@ -44,7 +45,7 @@ class Damaged(InputError):
     """A checkpoint that cannot be restored as it was saved."""
 
 
-Saves: TypeAlias = BackgroundSaves | ocp.CheckpointManager
+Saves: TypeAlias = BackgroundSaves | SharedSaves
 
 
 def open_checkpoints(
@@ -64,7 +65,8 @@ def open_checkpoints(
         max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True, create=True
     )
     with explained(folder):
-        return ocp.CheckpointManager(absolute(folder), options=options)
+        manager = ocp.CheckpointManager(absolute(folder), options=options)
+        return SharedSaves(manager, folder, lambda: [int(path.name) for path in finished_steps(folder)], report)
 
 
 def save(

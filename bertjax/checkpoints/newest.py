@@ -69,7 +69,7 @@ def _latest(run: Path) -> Path:
 def check_not_emptied(run: Path, every: int) -> None:
     """Raise InputError where a run without checkpoints had some: to begin at step 0 would overwrite its log.
 
-    every: steps between checkpoints. Runs before version 0.3 have no saved.json, so their log is asked.
+    every: steps between checkpoints. Where a run has no saved.json, as those of earlier versions, its log is asked.
     """
     folder = run / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
