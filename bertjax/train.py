@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from bertjax import exits
 from bertjax.checkpoints import checkpoint
 from bertjax.config import Experiment, Phase
+from bertjax.data.source import Batch as HostBatch
 from bertjax.data.source import Source
 from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
@@ -258,7 +259,7 @@ def fit(
     with ExitStack() as resources:
         watch = resources.enter_context(closing(Watch(run.patience, progress)))
         stop = stop or resources.enter_context(stop_requests(end=partial(end, progress), say=progress.note))
-        stop.at_once = True
+        stop.at_once, stop.saving = True, False
         resources.enter_context(telling_others())
         experiment, mesh, tokenizer, data, start = check_run(experiment, workdir)
         resources.enter_context(jax.set_mesh(mesh))
@@ -281,12 +282,11 @@ def fit(
         saves = Saves(workdir, manager, facts, key, before)
         for line in describe_start(experiment, state, mesh, start):
             progress.say(line)
-        if int(state.step):  # it comes from a checkpoint
-            saves.newest.append(int(state.step))
+        saves.resumed(state)
         if start.params:
             saves.save(state)  # so that a resumed run does not read `init`, which may have changed
         with raising_on_all():  # only the coordinator writes metrics
-            logger = MetricLogger(experiment, local.folder, int(state.step), progress)
+            logger = MetricLogger(experiment, local.folder, int(state.step), progress, int(state.skips.in_a_row))
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
         loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves)
         examples = first_examples(experiment, data)
@@ -321,8 +321,8 @@ def _train_phases(
                     batches = local_batches(phase, rows, mesh, seed=seed, start=start, first=example)
             except KeyboardInterrupt:
                 _leave(loop, state)
-            if evaluate_first and evaluation is not None and not _evaluated(loop, evaluation, begun, state):
-                _leave(loop, state)
+            if evaluate_first and evaluation is not None:
+                _evaluate_first(loop, evaluation, begun, state)
             inputs = Inputs(batches, rows, phase, mesh, loop.stop)
             for until in _segments(experiment, first, end):
                 if int(state.step) < until:
@@ -336,6 +336,14 @@ def _train_phases(
     return state
 
 
+def _evaluate_first(loop: _Loop, evaluate: Evaluate, step: int, state: State) -> None:
+    try:
+        if not _evaluated(loop, evaluate, step, state):
+            _leave(loop, state)
+    except FloatingPointError as error:
+        _diverged(loop, state, error)
+
+
 def _segments(experiment: Experiment, first: int, end: int) -> list[int]:
     """Return the last steps of the parts of a phase that an amendment divides; the phase has steps first + 1 … end."""
     return sorted({end, *(each.step - 1 for each in experiment.amend if first < each.step - 1 < end)})
@@ -347,16 +355,13 @@ def _train_phase(
     """Run the steps of a phase that are left after `state`, up to step `end`."""
     # Long, since it is the loop: each line is one of the things that happen in a step, in their order.
     experiment, mesh, key, stop, watch, logger, profile, saves = loop
-    run, step, due = experiment.run, int(state.step), False
+    run, step = experiment.run, int(state.step)
     logger.start_phase(phase)
     try:
         while step < end:
             profile.before(step + 1, state)
             waiting = time.perf_counter()
-            try:
-                rows = inputs.next(step + 1, logger.times)
-            except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 whatever it is, the state is worth saving
-                _leave(loop, state, error)
+            rows = _next_rows(loop, inputs, step + 1, state)
             saves.recent.append((step + 1, rows))
             batch = place_batch(rows, mesh, phase.batch_size)
             waited = time.perf_counter() - waiting
@@ -372,9 +377,9 @@ def _train_phase(
             stop.step_seconds = logger.times[0]
             last = step == experiment.steps
             stopping = jax.process_count() == 1 and stop.signal > 0
-            due |= at_interval(step, run.checkpoint_every)
+            saves.due |= at_interval(step, run.checkpoint_every)
             evaluating = evaluate if _evaluation_due(experiment, step) else None
-            if last or stopping or due or evaluating:
+            if step == end or stopping or saves.due or evaluating:  # each part of a phase reads its own metrics
                 logger.flush()
             if evaluating and not (stopping or logger.withdrawn):
                 stopping = not _evaluated(loop, evaluating, step, state)
@@ -382,16 +387,38 @@ def _train_phase(
                 _leave(loop, state, inputs.error)
             if last:
                 logger.check_end(step)
-            if last or (due and not logger.in_a_row):  # else nothing shows yet that these parameters are good
+                stop.saving = True  # until it is on disk: the run is over, whatever signals come
+            if last or (saves.due and not logger.in_a_row):  # else nothing shows yet that these parameters are good
                 watch.now("saving", COMPILATION)
                 saves.save(state)
-                due = False
                 logger.restart(step)
                 watch.now(f"step {step + 1}")
     except FloatingPointError as error:
-        kept = saves.keep_diverged(state, logger.read_step, logger.good_step)
-        raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {kept}") from error
+        _diverged(loop, state, error)
     return state
+
+
+def _next_rows(loop: _Loop, inputs: Inputs, step: int, state: State) -> HostBatch:
+    try:
+        return inputs.next(step, loop.logger.times)
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the state is worth saving
+        if jax.process_count() > 1:
+            raise  # by this process alone: the others are in the step, so nothing can be saved together
+        _leave(loop, state, error)
+
+
+def _diverged(loop: _Loop, state: State, error: FloatingPointError) -> NoReturn:
+    """Keep the batch and the state of a run that has diverged, and raise Diverged, also where they cannot be kept."""
+    try:
+        with telling_others():  # they may wait for this process, and end as it does
+            try:
+                kept = loop.saves.keep_diverged(state, loop.logger.read_step, loop.logger.good_step)
+            except Exception as problem:
+                problem.exit_code = exits.DIVERGED  # type: ignore[attr-defined]
+                raise
+    except Exception as problem:  # noqa: BLE001 whatever it is, the run has diverged
+        raise Diverged(f"{error}. Its batch and state could not be kept: {problem}") from error
+    raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {kept}") from error
 
 
 def _evaluation_due(experiment: Experiment, step: int) -> bool:

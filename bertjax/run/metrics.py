@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def at_interval(step: int, every: int) -> bool:
 
 _REMEDY = "try a lower learning rate or a longer warm-up"
 
+_TIMED = 1000
+"""Steps of which times are kept, the last ones; every logged step begins anew."""
+
 
 class MetricLogger:
     """Read metrics one step late, log them, show progress, report skipped steps, and end a run that has diverged.
@@ -45,20 +49,22 @@ class MetricLogger:
     Nothing here runs on the device, where it would be queued behind the step that is running.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, start: int, progress: Progress) -> None:
+    def __init__(self, experiment: Experiment, folder: Path, start: int, progress: Progress, in_a_row: int = 0) -> None:
+        """Log from step `start` on, before which so many steps `in_a_row` were skipped."""
         run = experiment.run
         self._experiment, self._folder, self._progress = experiment, folder, progress
         self._pending: tuple[int, Metrics, int] | None = None
         self._waited, self._seen = 0.0, 0
-        self._ended, self._steps = time.perf_counter(), list[float]()  # the end of the last step, times of steps
-        self._hosts: list[np.ndarray] = []
+        self._ended = time.perf_counter()  # the end of the last step
+        self._steps: deque[float] = deque(maxlen=_TIMED)  # times of steps
+        self._hosts: deque[np.ndarray] = deque(maxlen=_TIMED)
         self._names = list(allgather_text("")) if jax.process_count() > 1 else []
         self.times = (0.0, 0.0)  # seconds that this process needed by itself for the last step, and for its data
         self._checked = False  # whether the first batch was seen to have its targets
         self.withdrawn = False  # whether a process had to stop, so that the last steps were not made
-        self.in_a_row = 0  # steps skipped since the last update, as of the step read last
+        self.in_a_row = in_a_row  # steps skipped since the last update, as of the step read last
         self.read_step = start  # whose metrics were read last
-        self.good_step = start - 1  # the newest step whose parameters are known to give a loss of use
+        self.good_step = start - 1 - in_a_row  # the newest step whose parameters are known to give a loss of use
         self._loss = 1.0  # the last one of an update
         self._writers: list[Writer] = []
         self._log: Log | None = None
@@ -189,7 +195,9 @@ class MetricLogger:
     def restart(self, step: int) -> None:
         """Time from here on: evaluation and saving do not count as time of a step."""
         self._timed, self._waited, self._seen = (step, time.perf_counter()), 0.0, 0
-        self._ended, self._steps, self._hosts = self._timed[1], [], []
+        self._ended = self._timed[1]
+        self._steps.clear()
+        self._hosts.clear()
 
     def _time(self, step: int, values: Mapping[str, float], logged: bool) -> None:
         since, at = self._timed
@@ -207,7 +215,7 @@ class MetricLogger:
             }
             if self._peak:
                 speed["utilisation"] = round(self._flops / self._tokens * tokens_per_second / self._peak, 4)
-            hosts = slowest_host(self._hosts, self._names) if logged else {}
+            hosts = slowest_host(list(self._hosts), self._names) if logged else {}
             left = duration(seconds * (self._experiment.steps - step))
             used = f"  {100 * speed['utilisation']:.0f}% of peak" if self._peak else ""
             self._progress.line(
@@ -216,7 +224,7 @@ class MetricLogger:
                 f"{slow(hosts, speed['step_ms'])}"
             )
             if logged:
-                steps = self._steps
+                steps = list(self._steps)
                 self.restart(step)
                 if is_coordinator():
                     self._timing(step, speed | step_times(steps) | hosts)

@@ -15,13 +15,13 @@ from bertjax.run.state import State
 from bertjax.types import Key
 
 
-@dataclass(frozen=True)
+@dataclass
 class Saves:
     """Where the states of a run are saved, and with which facts.
 
     facts: experiment, tokenizer, data and model, see `checkpoint.save`. key: of the run. before: are called before each
     save. recent: the last two steps with this process's rows, since metrics are read one step late. newest: the step of
-    the newest checkpoint, none at first.
+    the newest checkpoint, none at first. due: whether one is to be saved, once a step shows that the state is good.
     """
 
     workdir: Path
@@ -31,13 +31,19 @@ class Saves:
     before: Sequence[Callable[[], object]]
     recent: deque[tuple[int, Batch]] = field(default_factory=lambda: deque(maxlen=2))
     newest: deque[int] = field(default_factory=lambda: deque(maxlen=1))
+    due: bool = False
+
+    def resumed(self, state: State) -> None:
+        """Take a state for that of the newest checkpoint, also of step 0, where the run has one."""
+        if checkpoint.has_checkpoint(self.workdir):
+            self.newest.append(int(state.step))
 
     def save(self, state: State) -> None:
         """Save a state as the newest checkpoint, in the background, unless it is that already.
 
         Raises ReplicasDiffer where it is not the same on all devices.
         """
-        step = int(state.step)
+        step, self.due = int(state.step), False
         if step in self.newest:
             return
         check_replicas({"params": state.params, "optimizer": state.opt})
@@ -52,10 +58,12 @@ class Saves:
 
         good: the newest step whose parameters are known to be good; later checkpoints get names that no run resumes.
         """
-        self.manager.wait_until_finished()
         with raising_on_all():
-            if is_coordinator():
-                checkpoint.set_aside_later(self.workdir, good, "diverged")
+            try:
+                self.manager.wait_until_finished()
+            finally:  # also where the newest could not be saved: an older one may hold the same parameters
+                if is_coordinator():
+                    checkpoint.set_aside_later(self.workdir, good, "diverged")
 
         def write(folder: Path) -> None:
             facts = self.facts | {"skips": state.skips.described()}
