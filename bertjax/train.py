@@ -418,7 +418,8 @@ def _diverged(loop: _Loop, state: State, error: FloatingPointError) -> NoReturn:
                 raise
     except Exception as problem:  # noqa: BLE001 whatever it is, the run has diverged
         raise Diverged(f"{error}. Its batch and state could not be kept: {problem}") from error
-    raise Diverged(f"{error}. Its batch and state: bertjax inspect-batch {kept}") from error
+    where = f"Its batch and state: bertjax inspect-batch {kept}" if loop.saves.recent else f"Its state: {kept}"
+    raise Diverged(f"{error}. {where}") from error
 
 
 def _evaluation_due(experiment: Experiment, step: int) -> bool:

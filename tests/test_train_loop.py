@@ -3,11 +3,13 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from bertjax import train
 from bertjax.errors import Diverged, InputError, SaveFailed
+from bertjax.run.bad_batch import keep_bad_batch, read_bad_batch
 from bertjax.run.metrics import MetricLogger
 from bertjax.run.saves import Saves
 from bertjax.run.state import State
@@ -149,8 +151,14 @@ def test_a_first_evaluation_that_has_diverged_keeps_its_state(saved, tmp_path, m
     monkeypatch.setattr(Saves, "keep_diverged", lambda *_: Path("kept"))
     monkeypatch.setattr(train, "local_batches", lambda *_, **__: None)
     loop = make_loop(tmp_path, logger, evaluate_every=3)
-    with pytest.raises(Diverged, match="inspect-batch kept"):
+    with pytest.raises(Diverged, match=r"Its state: kept$"):
         train._train_phases(loop, 0, [0], "rows", None, lambda step, params: {}, Progress(), at(3))
+
+
+def test_a_state_that_was_kept_without_a_batch_is_named_as_such(tmp_path):
+    keep_bad_batch(tmp_path, 3, {}, jax.random.key(0), lambda folder: None)
+    with pytest.raises(InputError, match="a state without a batch"):
+        read_bad_batch(tmp_path / "diverged")
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_of_step_0_does_not_save_it_again(saved, tmp_path):
