@@ -63,12 +63,9 @@ def read_bad_batch(folder: Path) -> tuple[dict[str, Any], Batch]:
                 raise ValueError(f"batch-{index}.npz expands to over {_LARGEST:,} bytes")
             with np.load(content, allow_pickle=False) as arrays:
                 parts.append(dict(arrays))
-        if not parts[0]:
-            raise InputError(
-                f"{folder} holds a state without a batch: its run diverged in an evaluation, before a step"
-            )
-        return why, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except InputError:
-        raise
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder} is damaged ({error}): run the same command again, which writes it anew") from error
+    if not rows:
+        raise InputError(f"{folder} holds a state without a batch: the run diverged in an evaluation, before its steps")
+    return why, rows
