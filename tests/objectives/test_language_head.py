@@ -83,7 +83,7 @@ def test_a_head_is_a_language_head_by_its_calls_and_its_parameters_alike(head):
 
 def test_a_warm_start_leaves_no_part_of_it_out_under_any_name(monkeypatch, tokenizer):
     source, ours = (Denoising(MaskedLM(small_bert(tied_head=tied), MASKING)) for tied in (False, True))
-    monkeypatch.setattr(starting, "load", lambda path: Model(source, random_params(source), None, {}))
+    monkeypatch.setattr(starting, "load_with", lambda path, code: Model(source, random_params(source), None, {}))
     monkeypatch.setattr(starting, "load_notes", lambda path, model: [])
     taken = starting.warm_start("x", source, jax.eval_shape(source.init, KEY, make_batch()), tokenizer).params
     assert "head/denoise/decoder" in taken

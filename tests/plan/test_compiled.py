@@ -25,6 +25,7 @@ from bertjax.plan.costs import collectives, lookups, products
 from bertjax.plan.hlo import Program, cycles
 from bertjax.plan.roofline import moved_by_kind
 from bertjax.plan.step import compile_step
+from bertjax.run.state import State
 from bertjax.sharding.mesh import MeshShape
 
 WORDS, ROWS, WIDTH = 4098, 16, 256
@@ -136,7 +137,7 @@ def test_the_new_state_takes_the_place_of_the_old_one(step):
     phase = experiment.phases[0]
     shapes = batch_shapes(phase.batch_size, phase.rows.length, phase.rows.features)
     params = jax.eval_shape(experiment.objective.init, jax.random.key(0), shapes)
-    state = (np.int32(0), params, jax.eval_shape(experiment.optimizer.transform().init, params))
+    state = State(np.int32(0), params, jax.eval_shape(experiment.optimizer.transform().init, params))
     assert program.aliased == len(jax.tree.leaves(state))
 
 
