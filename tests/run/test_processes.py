@@ -139,7 +139,14 @@ def test_the_held_out_loss_of_two_processes_is_that_of_one(two, capsys):
         np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, monkeypatch):
+@pytest.fixture
+def versions_again():
+    """Let versions be read again after a test that has changed them."""
+    yield
+    processes.versions.cache_clear()
+
+
+def test_the_process_that_differs_is_named_with_the_differing_facts(tmp_path, monkeypatch, versions_again):
     def facts(code="x = 1", numpy="2.0", data=("aa",), folder="process 7 on a"):
         (tmp_path / "odd.py").write_text(code)
         monkeypatch.setattr(processes, "__file__", str(tmp_path / "run" / "processes.py"))
