@@ -177,7 +177,7 @@ def read_info(step_folder: Path) -> dict[str, Any]:
     info = _read_json(step_folder)
     try:
         info = checked_info(info | {"experiment": up_to_date(info["experiment"])}, step_folder)
-    except Exception as error:
+    except (InputError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(step_folder, error) from error
     of_run = step_folder.parent.name == "checkpoints" and STEP.fullmatch(step_folder.name)  # a copy has any name
     if of_run and info.get("step", int(step_folder.name)) != int(step_folder.name):
