@@ -15,6 +15,7 @@ of one sentence is split in the middle instead of being paired with a random doc
 
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.pairs import SentenceOrderPairs
 from bertjax.data.records import read_manifest
@@ -36,8 +37,9 @@ PUBLISHED = Vocabulary(30000, pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 def experiment(
-    size: Literal["base", "large", "xlarge", "xxlarge"] = "base",
+    size: Literal["auto", "base", "large", "xlarge", "xxlarge"] = "auto",  # that of init, or base
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 125_000,
     warmup: int = 3125,
     batch_size: int = 4096,
@@ -49,13 +51,14 @@ def experiment(
     v = read_manifest(data).vocabulary if data else PUBLISHED
     encoder = Encoder(
         V=v.size, E=128, shared=True, activation=gelu_tanh, dropout=dropout, attention_dropout=dropout, dtype=dtype,
-        **SIZES[size],
+        **SIZES[size_of(size, SIZES, init, "base")],
     )  # fmt: skip
     masking = Masking(
         mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), unit=ngrams(3), max_predictions=20, seed=12345
     )
     return Experiment(
-        objective=MaskedLM(encoder, masking, pair=True),
+        objective=sized_as(init, MaskedLM(encoder, masking, pair=True)),
         optimizer=lamb(BertLinear(1.76e-3, warmup, steps)),
         phases=(Phase(steps, batch_size, SentenceOrderPairs(data, length, duplicates=40)),),
+        init=init,
     )

@@ -16,6 +16,7 @@ weights, where the repository has since moved to the tanh form; corpus and vocab
 from dataclasses import replace
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import read_manifest
@@ -40,8 +41,9 @@ CASED = Vocabulary(28996, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
 def experiment(
-    size: Literal["tiny", "mini", "small", "medium", "base", "large"] = "base",
+    size: Literal["auto", "tiny", "mini", "small", "medium", "base", "large"] = "auto",  # that of init, or base
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     cased: bool = False,  # which published vocabulary to plan with, where there is no corpus
     steps: int = 1_000_000,
     long: float = 0.1,  # share of the steps at length 512
@@ -59,11 +61,12 @@ def experiment(
     at_512 = round(long * steps)
     phases = [Phase(steps - at_512, batch_size, NextSentencePairs(data, length=128))] if at_512 < steps else []
     phases += [Phase(at_512, batch_size, NextSentencePairs(data, length=512))] if at_512 else []
-    encoder = Encoder(V=v.size, dtype=dtype, **SIZES[size])
+    encoder = Encoder(V=v.size, dtype=dtype, **SIZES[size_of(size, SIZES, init, "base")])
     if kernel:
         encoder = replace(encoder, attend=fused_attend)
     return Experiment(
-        objective=MaskedLM(encoder, masking, pair=True),
+        objective=sized_as(init, MaskedLM(encoder, masking, pair=True)),
         optimizer=bert_adam(BertLinear(learning_rate, warmup, steps)),
         phases=tuple(phases),
+        init=init,
     )

@@ -17,6 +17,7 @@ fixed for each row, where the original fixes it for 128 rows in total.
 
 from typing import Literal
 
+from bertjax.checkpoints.described import sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
@@ -34,6 +35,7 @@ PUBLISHED = Vocabulary(32768, pad=0, unk=1, cls=2, sep=3, mask=4)
 
 def experiment(
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 10_000,  # not published: what a day holds depends on the device
     batch_size: int = 8192,
     accumulate: int = 1,
@@ -50,7 +52,8 @@ def experiment(
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), rate=0.25)
     schedule = Schedule(learning_rate, round(0.75 * steps), steps, start=learning_rate / 4)
     return Experiment(
-        objective=MaskedLM(encoder, masking),
+        objective=sized_as(init, MaskedLM(encoder, masking)),
         optimizer=Optimizer(schedule, b2=0.98, eps=1e-12, clip=0.5),
         phases=(Phase(steps, batch_size, FullSentences(data, length), accumulate),),
+        init=init,
     )

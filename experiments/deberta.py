@@ -22,6 +22,7 @@ own.
 
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
@@ -62,10 +63,11 @@ SPARE = Vocabulary(128100, pad=0, unk=3, cls=1, sep=2, mask=128000)
 
 def experiment(
     size: Literal[
-        "tiny", "v1-base", "v1-large", "v1-xlarge", "v2-xlarge", "v2-xxlarge", "v3-xsmall", "v3-small", "v3-base",
-        "v3-large", "mdeberta",
-    ] = "v3-base",
+        "auto", "tiny", "v1-base", "v1-large", "v1-xlarge", "v2-xlarge", "v2-xxlarge", "v3-xsmall", "v3-small",
+        "v3-base", "v3-large", "mdeberta",
+    ] = "auto",  # that of init, or v3-base
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 1_000_000,
     batch_size: int | None = None,  # none: as published for the size; so are the next two
     learning_rate: float | None = None,
@@ -75,6 +77,7 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:  # fmt: skip
     """Build the experiment."""
+    size = size_of(size, {name: fields for name, (_, fields, *_) in SIZES.items()}, init, "v3-base")
     v = read_manifest(data).vocabulary if data else PUBLISHED.get(size.split("-")[0], SPARE)
     guessed, fields, *published = SIZES[size]
     given = (batch_size, learning_rate, warmup)
@@ -92,7 +95,8 @@ def experiment(
             discriminator_weight=discriminator_weight, discriminator_head=deberta_discriminator_head,
         )  # fmt: skip
     return Experiment(
-        objective=objective,
+        objective=sized_as(init, objective),
         optimizer=bert_adam(Schedule(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size, FullSentences(data, length)),),
+        init=init,
     )

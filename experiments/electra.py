@@ -19,6 +19,7 @@ drawn twice the larger sample is kept (objectives/rtd.py); corpus and vocabulary
 
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.segments import Segments
@@ -51,8 +52,9 @@ UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 
 
 def experiment(
-    size: Literal["tiny", "small", "base", "large"] = "small",
+    size: Literal["auto", "tiny", "small", "base", "large"] = "auto",  # that of init, or small
     data: str = "",
+    init: str = "",  # a run of both models to start from, of which the sizes are taken
     sharing: Literal["shared", "separate", "disentangled"] = "shared",
     replacement: bool = True,  # positions may be drawn twice, as published; else they are distinct
     released: bool = False,  # a generator as wide as the discriminator, as in the released small weights
@@ -65,6 +67,7 @@ def experiment(
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else UNCASED
+    size = size_of(size, {name: widths for name, (widths, *_) in SIZES.items()}, init, "small")
     widths, fraction, *published, rate = SIZES[size]
     given = (batch_size, length, steps, learning_rate)
     batch_size, length, steps, learning_rate = (p if g is None else g for g, p in zip(given, published, strict=True))
@@ -77,14 +80,16 @@ def experiment(
         mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep, v.mask), rate=rate, masked=0.85, random=0.0,
         max_predictions=int((rate + 0.005) * length),
     )  # fmt: skip
+    objective = ReplacedTokenDetection(
+        Encoder(**both, **generator),
+        Encoder(**both, **widths),
+        masking,
+        SHARING[sharing],
+        mask_with_replacement if replacement else mask_tokens,
+    )
     return Experiment(
-        objective=ReplacedTokenDetection(
-            Encoder(**both, **generator),
-            Encoder(**both, **widths),
-            masking,
-            SHARING[sharing],
-            mask_with_replacement if replacement else mask_tokens,
-        ),
+        objective=sized_as(init, objective),
         optimizer=bert_adam(ElectraLinear(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size, Segments(data, length)),),
+        init=init,
     )

@@ -24,6 +24,7 @@ is not reduced with the update (optim.py); Ettin did not pack, and its long rows
 
 from typing import Literal, NamedTuple
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import PackedDocuments
@@ -67,10 +68,10 @@ STAGES = ("pretrain", "extend", "decay")
 
 
 def experiment(
-    size: Literal["base", "large", "17m", "32m", "68m", "150m", "400m", "1b"] = "base",
+    size: Literal["auto", "base", "large", "17m", "32m", "68m", "150m", "400m", "1b"] = "auto",  # of init, or base
     stage: Literal["pretrain", "extend", "decay"] = "pretrain",
     data: str = "",
-    init: str = "",  # the model that the stage before left
+    init: str = "",  # the model that the stage before left, of which the sizes are taken
     steps: int | None = None,  # none: as published for the size and stage; so are the next two
     batch_size: int | None = None,
     length: int | None = None,
@@ -78,6 +79,7 @@ def experiment(
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else PUBLISHED
+    size = size_of(size, {name: recipe.widths for name, recipe in RECIPES.items()}, init, "base")
     recipe, number = RECIPES[size], STAGES.index(stage)
     length = length or (1024, 8192, 8192)[number]
     batch_size = batch_size or recipe.rows[number]
@@ -94,7 +96,7 @@ def experiment(
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), rate=rate)
     schedule, peak, decay = schedule_of(size, stage, steps, batch_size * length)
     return Experiment(
-        objective=MaskedLM(encoder, masking),
+        objective=sized_as(init, MaskedLM(encoder, masking)),
         optimizer=stable_adamw(schedule, b2=0.98, weight_decay=decay / peak),
         phases=(Phase(steps, batch_size, PackedDocuments(data, length)),),
         init=init,

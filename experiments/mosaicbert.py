@@ -14,6 +14,7 @@ the original truncates them; corpus and vocabulary are your own.
 
 from typing import Literal
 
+from bertjax.checkpoints.described import sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import DocumentSentences
@@ -32,6 +33,7 @@ PUBLISHED = Vocabulary(30528, pad=0, unk=100, cls=101, sep=102, mask=103)  # 305
 
 def experiment(
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 70_000,
     batch_size: int = 4096,
     length: int = 128,
@@ -49,7 +51,8 @@ def experiment(
     masking = Masking(mask_id=v.mask, random_ids=(0, v.size), specials=(v.cls, v.sep), rate=0.3)
     schedule = Schedule(learning_rate, round(0.06 * steps), steps, end=0.02 * learning_rate)
     return Experiment(
-        objective=MaskedLM(encoder, masking),
+        objective=sized_as(init, MaskedLM(encoder, masking)),
         optimizer=Optimizer(schedule, b2=0.98, weight_decay=1e-5 / learning_rate, clip=0.0, decayed=EVERYTHING),
         phases=(Phase(steps, batch_size, DocumentSentences(data, length)),),
+        init=init,
     )

@@ -17,6 +17,7 @@ vocabulary are your own.
 
 from typing import Literal
 
+from bertjax.checkpoints.described import sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import DocumentSentences
@@ -36,7 +37,7 @@ STAGES = {"pretrain": (1_000_000, 2048, 1024), "extend": (50_000, 512, 4096)}  #
 def experiment(
     stage: Literal["pretrain", "extend"] = "pretrain",
     data: str = "",
-    init: str = "",  # the model that the stage before left
+    init: str = "",  # the model that the stage before left, of which the sizes are taken
     steps: int | None = None,  # none: as published for the stage; so are the next two
     batch_size: int | None = None,
     length: int | None = None,
@@ -60,7 +61,7 @@ def experiment(
     if stage == "extend":
         schedule = Schedule(end, 0, steps, decay=0)
     return Experiment(
-        objective=MaskedLM(encoder, masking),
+        objective=sized_as(init, MaskedLM(encoder, masking)),
         optimizer=Optimizer(schedule, b2=0.95, eps=1e-8, weight_decay=0.1, decayed=EVERYTHING),
         phases=(Phase(steps, batch_size, DocumentSentences(data, length)),),
         init=init,

@@ -14,6 +14,7 @@ Deviations: fairseq initialises the row of the padding piece with zeros; sentenc
 from dataclasses import replace
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import FullSentences
@@ -36,8 +37,9 @@ PUBLISHED = Vocabulary(50265, pad=1, unk=3, cls=0, sep=2, mask=50264)
 
 
 def experiment(
-    size: Literal["base", "large"] = "base",
+    size: Literal["auto", "base", "large"] = "auto",  # that of init, or base
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 500_000,
     warmup: int | None = None,  # none: as published for the size
     batch_size: int = 8192,
@@ -47,6 +49,7 @@ def experiment(
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else PUBLISHED
+    size = size_of(size, SIZES, init, "base")
     peak, published = RATES[size]
     encoder = Encoder(
         V=v.size, positions=514, first_position=2, types=0, norm_eps=1e-5, initializer=Normal(0.02), dtype=dtype,
@@ -59,7 +62,8 @@ def experiment(
     masking = Masking(mask_id=v.mask, random_ids=(leading, v.size), count=stochastically_rounded)
     schedule = Schedule(peak, published if warmup is None else warmup, steps)
     return Experiment(
-        objective=MaskedLM(encoder, masking),
+        objective=sized_as(init, MaskedLM(encoder, masking)),
         optimizer=Optimizer(schedule, b2=0.98, clip=0.0, decayed=EVERYTHING),
         phases=(Phase(steps, batch_size, FullSentences(data, length)),),
+        init=init,
     )

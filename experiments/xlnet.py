@@ -16,6 +16,7 @@ example, as in the published data); relative positions have no dropout (models/x
 
 from typing import Literal
 
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import corpus_tokenizer, read_manifest
 from bertjax.data.tokenizer import Vocabulary
@@ -35,8 +36,9 @@ PUBLISHED, EOD = Vocabulary(32000, pad=5, unk=0, cls=3, sep=4, mask=6), 7
 
 
 def experiment(
-    size: Literal["tiny", "base", "large"] = "base",
+    size: Literal["auto", "tiny", "base", "large"] = "auto",  # that of init, or base
     data: str = "",
+    init: str = "",  # a model to start from, of which the sizes are taken
     steps: int = 500_000,
     batch_size: int = 8192,  # windows; the paper's first version: 2048
     windows: int = 8,  # in a row
@@ -60,10 +62,12 @@ def experiment(
     v, boundary = (read_manifest(data).vocabulary, end_of_document(data)) if data else (PUBLISHED, EOD)
     permutation = Permutation(functional=(v.sep, v.cls), parts=(window // 2, window // 2), targets=targets)
     rows = Windows(data, reuse=window // 2, length=windows * window, window=window, boundary=boundary)
+    encoder = XLNet(V=v.size, dtype=dtype, **SIZES[size_of(size, SIZES, init, "base")])
     return Experiment(
-        objective=PermutationLM(XLNet(V=v.size, dtype=dtype, **SIZES[size]), permutation, memory),
+        objective=sized_as(init, PermutationLM(encoder, permutation, memory)),
         optimizer=bert_adam(Schedule(learning_rate, warmup, steps)),
         phases=(Phase(steps, batch_size // windows, rows),),
+        init=init,
     )
 
 

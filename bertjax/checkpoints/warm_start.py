@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from bertjax.checkpoints.described import other_fields
 from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
 from bertjax.checkpoints.trained import ENCODER, Model, load_notes, load_with
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
@@ -50,7 +51,7 @@ def warm_start(source: str, objective: Objective, like: Params, tokenizer: Token
         parts = [f"{source}:{part}" for part in model.params] if isinstance(model.objective, InParts) else []
         hint = f": try one of its parts, {', '.join(parts)}" if parts else ""
         raise InputError(f"init={source} has no parameter that this experiment has, such as {next(iter(shapes))}{hint}")
-    return Start(taken, _explain(source, model, reinitialised), _digest(taken))
+    return Start(taken, _explain(source, model, objective, reinitialised), _digest(taken))
 
 
 def _digest(params: Mapping[str, Array]) -> str:
@@ -101,16 +102,22 @@ def _check_shapes(
     different = {name: (leaf.shape, shapes[name]) for name, leaf in taken.items() if leaf.shape != lower[name]}
     if different:
         name, (given, wanted) = next(iter(different.items()))
-        fix = _other_vocabulary(objective, different, tokenizer) or "make the model as large as that one"
+        fix = _other_vocabulary(objective, different, tokenizer) or (
+            "make the model as large as that one, or leave its sizes out: experiments of bertjax take them from init"
+        )
         raise InputError(f"init={source} has {name} of shape {given}, this experiment {wanted}: {fix}")
 
 
-def _explain(source: str, model: Model, reinitialised: int) -> str:
+def _explain(source: str, model: Model, objective: Objective, reinitialised: int) -> str:
     """Return the note of `Start`."""
+    *_, inner = wrapped(objective)
+    both = (getattr(inner, ENCODER, None), getattr(model.objective, ENCODER, None))
+    different = other_fields(*both) if None not in both else []
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
     note += f"; the top {reinitialised} layers are freshly initialised" if reinitialised else ""
     if SENTENCE in getattr(model.objective, "heads", {}):
         note += f"; its head/{SENTENCE} is left out: embeddings of the new model are the mean of all tokens"
+    note += f"; it computes otherwise: {', '.join(different)}" if different else ""
     return note + "".join(f"; {each}" for each in load_notes(source, model))
 
 

@@ -25,6 +25,7 @@ from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
 
 if TYPE_CHECKING:
+    from bertjax.config import Experiment
     from bertjax.run.stop import StopRequest
     from bertjax.run.writers import Progress
 
@@ -123,7 +124,6 @@ def _inspect_batch(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     with _training() as (stop, progress):
-        from bertjax.config import load_experiment
         from bertjax.machine.xla_flags import keep_compiled_programs
         from bertjax.run import processes
         from bertjax.train import fit
@@ -131,13 +131,31 @@ def _pretrain(options: argparse.Namespace) -> None:
         processes.join()
         keep_compiled_programs(tell)
         with processes.telling_others(), processes.raising_on_all():  # one without the corpus fails on all
-            experiment = load_experiment(options.experiment, options.override)
+            experiment = _loaded(options)
         progress.shown = processes.is_coordinator()
         try:
             state = fit(experiment, options.workdir, progress=progress, stop=stop)
         except FloatingPointError as error:
             raise Diverged(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
         progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+
+
+def _loaded(options: argparse.Namespace) -> "Experiment":
+    """Build the experiment. A run that has begun reads sizes from its own checkpoint where the model in `init` is gone.
+
+    It does not read that model's parameters again, so its folder may have been deleted.
+    """
+    from bertjax.checkpoints.checkpoint import has_checkpoint
+    from bertjax.checkpoints.described import Init
+    from bertjax.checkpoints.trained import part_of
+    from bertjax.config import load_experiment
+
+    *_, given = "", *(text.removeprefix("init=") for text in options.override if text.startswith("init="))
+    if not given or part_of(Init.parse(given).source)[0].exists() or not has_checkpoint(path_of(options.workdir)):
+        return load_experiment(options.experiment, options.override)
+    others = [text for text in options.override if not text.startswith("init=")]
+    experiment = load_experiment(options.experiment, [*others, f"init={options.workdir}"])
+    return dataclasses.replace(experiment, init=given)
 
 
 def _finetune(options: argparse.Namespace) -> None:
