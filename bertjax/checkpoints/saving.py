@@ -22,6 +22,7 @@ import numpy as np
 from bertjax.errors import SaveFailed
 from bertjax.faults import fault
 from bertjax.storage import files
+from bertjax.wording import counted
 
 Arrays = Mapping[str, Any]
 """Trees of arrays by item: params, optimizer."""
@@ -136,7 +137,9 @@ class BackgroundSaves:
         """Count the outcome of an attempt; return the seconds until the next one, 0 where none is needed."""
         if not problem:
             if self._failures:
-                self._tell(f"the checkpoint of step {job.step} is saved, after {self._failures} failed attempts")
+                self._tell(
+                    f"the checkpoint of step {job.step} is saved, after {counted(self._failures, 'failed attempts')}"
+                )
             self._job = None if self._job is job else self._job  # a newer one may have come while this one was written
             self._failures = 0
             return 0.0

@@ -17,6 +17,7 @@ from bertjax.models.sentence import SENTENCE
 from bertjax.rules import STACKED, VOCABULARY, name_of
 from bertjax.serialization.description import NO_CODE, Code, field_names, to_json
 from bertjax.types import Array, Objective, Params
+from bertjax.wording import counted
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -114,7 +115,7 @@ def _explain(source: str, model: Model, objective: Objective, reinitialised: int
     both = (getattr(inner, ENCODER, None), getattr(model.objective, ENCODER, None))
     different = other_fields(*both) if None not in both else []
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
-    note += f"; the top {reinitialised} layers are freshly initialised" if reinitialised else ""
+    note += f"; freshly initialised: the top {counted(reinitialised, 'layers')}" if reinitialised else ""
     if SENTENCE in getattr(model.objective, "heads", {}):
         note += f"; its head/{SENTENCE} is left out: embeddings of the new model are the mean of all tokens"
     note += f"; it computes otherwise: {', '.join(different)}" if different else ""

@@ -17,6 +17,7 @@ from bertjax.storage.files import open_given
 from bertjax.storage.paths import in_cloud, path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show_json
+from bertjax.wording import counted
 
 CHUNK = 16
 """Maximum number of batches that are read, sorted by length and predicted at once."""
@@ -118,7 +119,7 @@ def _predict(
         for result in run(model, given):
             show_json(plain(result)) if options.json else terminal.show(show(result))
     for note, count in (+notes).items():
-        tell(f"{count:,} {note}")
+        tell(counted(count, note))
 
 
 def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -135,9 +136,7 @@ def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[s
                 if len(line) > LONGEST_LINE:
                     raise InputError(f"{where}:{number}: a line of over {LONGEST_LINE:,} characters: split it")
                 if number == 1 and line.startswith("\ufeff"):
-                    notes["byte order marks removed"] += 1
                     line = line[1:]
-                notes["lines that end in CRLF"] += line.endswith("\r\n")
                 yield f"{where}:{number}", _checked_utf8(f"{where}:{number}", line.rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
@@ -214,11 +213,11 @@ def _embed(options: argparse.Namespace) -> None:
     def show(result: dict[str, Any]) -> str:
         numbers = result["embedding"]
         shown = " ".join(f"{number:+.4f}" for number in numbers[:8])
-        return f"{result['text']}\n    {shown} … ({len(numbers)} numbers)"
+        return f"{result['text']}\n    {shown} … ({counted(len(numbers), 'numbers')})"
 
     _predict(options, run, lambda origin, text: (text,), show)  # blank ones too: line n has vector n
     for note, count in (+notes).items():
-        tell(f"{count:,} {note}")
+        tell(counted(count, note))
 
 
 def _classify(options: argparse.Namespace) -> None:

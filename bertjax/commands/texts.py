@@ -11,6 +11,7 @@ from bertjax.commands.arguments import command, plain, print_result, readable, t
 from bertjax.errors import InputError
 from bertjax.storage.paths import path_of
 from bertjax.terminal import show, show_json
+from bertjax.wording import counted
 
 if TYPE_CHECKING:
     from bertjax.data.corpus import Bad, Document
@@ -145,7 +146,7 @@ def _build(options: argparse.Namespace) -> None:
 
     def report(read: int, tokens: int) -> None:
         rate = tokens / max(1e-9, time.monotonic() - begun)
-        progress.line(f"{read:,} documents  {tokens:,} tokens  {rate:,.0f} tokens/s")
+        progress.line(f"{counted(read, 'documents')}  {counted(tokens, 'tokens')}  {rate:,.0f} tokens/s")
 
     manifest = build(documents, tokenizer, out, settings, identity=identity, report=report)
     totals: dict[str, Any] = {count: manifest.total(count) for count in ("documents", "sentences", "tokens")}

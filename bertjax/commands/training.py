@@ -23,6 +23,7 @@ from bertjax.errors import Diverged, InputError
 from bertjax.storage.paths import path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
+from bertjax.wording import counted
 
 if TYPE_CHECKING:
     from bertjax.config import Experiment
@@ -137,7 +138,7 @@ def _pretrain(options: argparse.Namespace) -> None:
             state = fit(experiment, options.workdir, progress=progress, stop=stop)
         except FloatingPointError as error:
             raise Diverged(f"{error}; earlier checkpoints are kept in {options.workdir}") from error
-        progress.say(f"done: {int(state.step):,} steps, model in {options.workdir}")
+        progress.say(f"done: {counted(int(state.step), 'steps')}, model in {options.workdir}")
 
 
 def _loaded(options: argparse.Namespace) -> "Experiment":

@@ -29,6 +29,7 @@ from bertjax.serialization.bounded_json import LARGE, parse_object
 from bertjax.serialization.typed_json import typed
 from bertjax.storage import files
 from bertjax.storage.paths import in_cloud, path_of, storage_problem
+from bertjax.wording import counted
 
 FORMAT = 1
 CHUNK = 1024  # tokens a record: a row of 128 or 512 touches one or two
@@ -249,7 +250,7 @@ class TokenReader:
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
             self.records = int(self._reader.num_records())  # as the file says
             if self.records * _LEAST > files.version_of(path)[0]:
-                raise ValueError(f"{self.records} records in a file of this size")
+                raise ValueError(f"{counted(self.records, 'records')} in a file of this size")
         except InputError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
@@ -279,7 +280,7 @@ class TokenReader:
         """Return tokens and flags of a record. Raises ValueError unless these are as many, and at most CHUNK."""
         tokens, flags = map(np.frombuffer, decode_record(record), (self._dtype, np.uint8))
         if len(tokens) != len(flags) or len(tokens) > CHUNK:
-            raise ValueError(f"a record has {len(tokens)} tokens and {len(flags)} flags")
+            raise ValueError(f"a record has {counted(len(tokens), 'tokens')} and {counted(len(flags), 'flags')}")
         return tokens, flags
 
 

@@ -29,6 +29,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import EmptySplit, InputError
 from bertjax.storage import files
 from bertjax.storage.paths import path_of
+from bertjax.wording import counted
 
 Batch = dict[str, np.ndarray]
 
@@ -150,7 +151,7 @@ class Corpus:
         reader = TokenReader(path, self.manifest.dtype)
         if not shard.documents <= shard.sentences <= shard.tokens <= CHUNK * reader.records:
             raise InputError(
-                f"{path} has {reader.records:,} records of at most {CHUNK:,} tokens, but manifest.json says "
+                f"{path} has {counted(reader.records, 'records')} of at most {CHUNK:,} tokens, but manifest.json says "
                 f"{shard.tokens:,} tokens, {shard.sentences:,} sentences and {shard.documents:,} documents: "
                 "build the corpus again"
             )

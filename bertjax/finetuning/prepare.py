@@ -29,6 +29,7 @@ from bertjax.tasks.rows import Encoded, TaskRows
 from bertjax.tasks.scoring import require_labels
 from bertjax.train import Step, sharded_step
 from bertjax.types import Objective, Params
+from bertjax.wording import counted
 
 MakeStep = Callable[[Experiment, Phase, jax.sharding.Mesh], Step]
 
@@ -82,7 +83,7 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
         if split != "train":
             require_labels(encoded.examples)
         for note, count in encoded.notes.items():
-            progress.say(f"{tuning.task.name}, {split}: {count:,} {note}")
+            progress.say(f"{tuning.task.name}, {split}: {counted(count, note)}")
         where = f"{tuning.task.name}, {split}: "
         check_texts(source, every_text(evenly(encoded.examples)), progress.say, where=where)
     if not len(splits["train"]):

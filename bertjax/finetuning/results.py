@@ -20,6 +20,7 @@ from bertjax.tasks.answers import write_answers
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import Evaluated
 from bertjax.tasks.task import Task
+from bertjax.wording import counted
 
 Result = dict[str, Any]
 
@@ -83,7 +84,10 @@ def table(summary: Mapping[str, Any]) -> str:
     for what in ("median", "q1", "q3"):
         cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
         lines.append(f"| {what} | {' | '.join(cells)} | | | |")
-    lines += ["", f"{len(summary['seeds'])} seeds, {len(summary['failed'])} failed; metrics of the last evaluation."]
+    lines += [
+        "",
+        f"{counted(len(summary['seeds']), 'seeds')}, {len(summary['failed'])} failed; metrics of the last evaluation.",
+    ]
     lengths = ", ".join(f"{split} {count}" for split, count in summary["programs"].items())
     lines += [f"Row lengths, each with a compiled program of its own: {lengths}."]
     return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ from bertjax.huggingface.table import TIE, ConfigKey, Family, Head, head_dropout
 from bertjax.models.published import LABELLED, ProblemType
 from bertjax.serialization.description import field_names
 from bertjax.serialization.places import without_places
+from bertjax.wording import counted
 
 _OTHERS = {
     "eurobert": ", an encoder with RMS norms and grouped queries",
@@ -176,7 +177,7 @@ def label_notes(config: Mapping[str, Any], heads: Iterable[Head]) -> list[str]:
         return []
     notes, count = [], _count_classes(config)
     if count != len(given):
-        notes.append(f"id2label is not read: it names {len(given)} classes, num_labels={count} holds")
+        notes.append(f"id2label is not read: it names {counted(len(given), 'classes')}, num_labels={count} holds")
     elif not labels_of(config):
         notes.append(f"id2label does not name classes 0 to {count - 1} by strings: they are numbered")
     other = config.get("label2id")

@@ -52,6 +52,7 @@ from bertjax.rules import name_of
 from bertjax.serialization.bounded_json import parse_object
 from bertjax.serialization.closed_set import LARGEST
 from bertjax.types import Params
+from bertjax.wording import counted
 
 
 @runtime_checkable
@@ -131,7 +132,10 @@ def _read(folder: Path, opened: _Opened, heads: list[Head], ignored: dict[str, s
     encoder = make_encoder(family, config, folder, heads)
     stacked = encoder.groups * encoder.inner if getattr(encoder, "shared", False) else encoder.N
     if len(tensors) < stacked or encoder.N > MOST_LAYERS:
-        raise InputError(f"{folder}: config.json says {encoder.N:,} layers, the weights have {len(tensors)} tensors")
+        raise InputError(
+            f"{folder}: config.json says {counted(encoder.N, 'layers')}, the weights have "
+            f"{counted(len(tensors), 'tensors')}"
+        )
     modules = tuple((head.name, make_head(head, encoder, config, folder)) for head in heads)
     labels = labels_of(config) if {head.name for head in heads} & LABELLED else ()
     problem_type, unstated = _problem_type(heads, config, folder)

@@ -24,6 +24,7 @@ from bertjax.models.layers import apply
 from bertjax.models.sentence import SentenceEmbedding, sentence_head
 from bertjax.serialization.bounded_json import LARGE, parse_object
 from bertjax.types import Array, Params
+from bertjax.wording import counted
 
 _UNLIMITED = 1 << 31
 
@@ -60,7 +61,7 @@ def embed(
     notes: Counter[str] = Counter()
     yield from embed_and_count(model, texts, notes, prompt=prompt, max_length=max_length, batch_size=batch_size)
     for note, count in (+notes).items():
-        say(f"{count:,} {note}")
+        say(counted(count, note))
 
 
 def embed_and_count(
@@ -102,7 +103,7 @@ def _reader(model: Model, head: SentenceEmbedding, prompt: str | None, max_lengt
     template = templates_of(model).text
     if limit < specials(template):
         raise InputError(
-            f"{limit} tokens have no room for the special tokens of a text: allow at least {specials(template)}"
+            f"{counted(limit, 'tokens')}: a text has {specials(template)} special ones alone, so allow more"
         )
     tokenizer = _lowercased(model.text) if head.lowercase else model.text
     config = parse_object(model.text.files.get(CONFIG, b"{}"), CONFIG)
@@ -137,7 +138,7 @@ def _row(reader: _Reader, text: str, notes: Counter[str]) -> tuple[np.ndarray, n
             f"--max-length {reader.limit}, or shorten {text[:60]!r}…"
         )
     notes[f"texts truncated to {reader.limit} tokens"] += len(ids) > room
-    notes["texts are blank: their vectors are those of special tokens alone"] += not ids
+    notes["blank texts, embedded by their special tokens alone"] += not ids
     kept = ids[len(ids) - room :] if reader.from_left and len(ids) > room else ids[:room]
     row = framed(reader.template, reader.tokenizer.vocabulary, kept)
     return row.tokens, row.types

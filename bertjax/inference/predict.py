@@ -42,6 +42,7 @@ from bertjax.tasks.scoring import (
 )
 from bertjax.tasks.tags import IOB, WORDS, Scheme, entities, scheme_of, to_iob2
 from bertjax.tasks.task import Kind, Task
+from bertjax.wording import counted
 
 Say = Callable[[str], None]
 """Takes a note or a warning for the user."""
@@ -137,7 +138,7 @@ def classify(
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     for number, pair in enumerate(pairs, 1):
         if not 1 <= len(pair) <= 2:
-            raise InputError(f"text {number} has {len(pair)} parts: give one text or a pair")
+            raise InputError(f"text {number} has {counted(len(pair), 'parts')}: give one text or a pair")
     predicts, labels = _predicts(model), _labels(model, _head(model, "classify").C)
     limits_C = thresholds_of(model, threshold)
     if not pairs:
@@ -243,7 +244,7 @@ def _tag_pieces(
     tokenized = encode_pieces(texts, model.text, notes, templates=rows.templates, length=rows.length)
     encoded = Encoded(rows, model.text.vocabulary.pad, list(examples), *tokenized, notes=+notes)
     for note, count in encoded.notes.items():
-        say(f"{count:,} {note}")
+        say(counted(count, note))
     logits = logits_of_words(model.logits, encoded, _batch_size(encoded, batch_size))
     for text, encoding, logits_TC in zip(texts, encoded.contexts, logits, strict=True):
         pieces = _tagged(text, encoding.offsets.tolist(), logits_TC, labels)
@@ -396,11 +397,12 @@ def _to_score(
         task = _matched(model, task, with_labels(task, _labels(model, head.C), pairs), say)
     elif task.kind == "regress" and head.C != 1:
         raise InputError(
-            f"the model has {head.C} classes, but task {task.name} predicts a number: fine-tune a model on it"
+            f"the model has {counted(head.C, 'classes')}, but task {task.name} predicts a number: fine-tune a model on "
+            "it"
         )
     loaded = load_examples(task, data, split)
     for note, count in loaded.notes.items():
-        say(f"{task.name}, {split}: {count:,} {note}")
+        say(f"{task.name}, {split}: {counted(count, note)}")
     if task.kind == "tag":
         return _to_score_tags(model, task, loaded.examples, pairs, scheme, max_length, say)
     encoded = _encoded(model, task, loaded.examples, max_length, say)
@@ -512,7 +514,7 @@ def _encoded(model: Model, task: Task, examples: Sequence[Example], max_length: 
     rows = _rows(model, task, max_length)
     encoded = encode_examples(rows, examples, model.text)
     for note, count in encoded.notes.items():
-        say(f"{count:,} {note}")
+        say(counted(count, note))
     return encoded
 
 

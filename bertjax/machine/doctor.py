@@ -24,6 +24,7 @@ from bertjax.machine.program_cache import cache_problem
 from bertjax.machine.topology import CHIPS
 from bertjax.machine.xla_flags import TPU_FLAGS, accelerator_expected, cache_folder, libtpu_init_args
 from bertjax.storage.paths import in_cloud
+from bertjax.wording import counted
 
 LOCK = Path("/tmp/libtpu_lockfile")
 _VARIABLES = re.compile(r"JAX_|XLA_|LIBTPU_|TPU_|MEGASCALE_|NPROC$|CUDA_VISIBLE_DEVICES$")
@@ -362,7 +363,7 @@ def _rows(facts: Facts) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version}" for name, version in facts.packages.items()),
         "devices": devices.error
         or f"{devices.platform}: {', '.join(f'{count} × {kind}' for kind, count in kinds.items())}; "
-        f"{devices.total} in {devices.processes} process(es)",
+        f"{devices.total} in {counted(devices.processes, 'processes')}",
         "device memory": ", ".join(f"{size / _GIB:.1f} GiB" for size in dict.fromkeys(devices.memory) if size),
         "TPU chips": f"{len(facts.chips)} × {_generation(facts)}" if facts.chips else "",
         "memory": f"{facts.memory / _GIB:.1f} GiB, {facts.memory_available / _GIB:.1f} available",

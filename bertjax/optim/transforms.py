@@ -8,6 +8,7 @@ import optax
 
 from bertjax.rules import STACKED, Rules, match
 from bertjax.types import Array
+from bertjax.wording import counted
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -88,7 +89,9 @@ def scale_by_rules(rates: Rules) -> optax.GradientTransformation:
         if not isinstance(rate, tuple):
             return update * rate
         if update.shape[0] not in (len(rate), len(rate) - 1):
-            raise ValueError(f"{len(rate)} rates for {update.shape[0]} layers: give one for each")
+            raise ValueError(
+                f"{counted(len(rate), 'rates')} for {counted(update.shape[0], 'layers')}: give one for each"
+            )
         each = jnp.array(rate[len(rate) - update.shape[0] :], update.dtype)
         return update * each.reshape(-1, *(1,) * (update.ndim - 1))
 

@@ -6,6 +6,7 @@ from typing import Any
 from bertjax.errors import InputError
 from bertjax.machine.topology import Slice
 from bertjax.plan.picture import memory_picture
+from bertjax.wording import counted
 
 CAVEAT = (
     "An estimate from the compiler's cycles and the vendor's peaks, not a measurement: a chip is slower. It has no "
@@ -18,7 +19,7 @@ def explained(planned: Mapping[str, Any], on: Slice) -> list[str]:
     chip = on.chip
     lines = [
         f"parameters       {planned['params']:,}, {planned['trained']:,} of them trained",
-        f"slice            {planned['topology']}, mesh {planned['mesh']}: {planned['devices']} devices of "
+        f"slice            {planned['topology']}, mesh {planned['mesh']}: {counted(planned['devices'], 'devices')} of "
         f"{chip.tflops / chip.devices:,.1f} bfloat16 TFLOP/s, {chip.available:g} GiB of HBM at "
         f"{chip.hbm_rate / chip.devices:,.0f} GB/s",
     ]
@@ -27,7 +28,10 @@ def explained(planned: Mapping[str, Any], on: Slice) -> list[str]:
     for name, place in planned["split"].items():
         lines.append(f"  {name} {place['shape']}: stored: {place['stored']}; in computation: {place['used']}")
     for phase in planned["phases"]:
-        lines += ["", f"{phase['steps']:,} steps of {phase['batch_size']} rows of {phase['length']}"]
+        lines += [
+            "",
+            f"{counted(phase['steps'], 'steps')} of {counted(phase['batch_size'], 'rows')} of {phase['length']}",
+        ]
         lines += [f"  {line}" for line in _of_phase(phase, on)]
     return [*lines, "", CAVEAT]
 
@@ -114,5 +118,5 @@ def pictured(planned: Mapping[str, Any], on: Slice) -> str:
             raise InputError("--picture: no remat policy fits, so there is nothing to draw")
         named = [(f"remat={one['remat']}, {one['rows_per_device']:g} rows", one) for one in planned["found"]]
     else:
-        named = [(f"{one['batch_size']} rows of {one['length']}", one) for one in planned["phases"]]
+        named = [(f"{counted(one['batch_size'], 'rows')} of {one['length']}", one) for one in planned["phases"]]
     return memory_picture([(name, one["bytes_per_device"]) for name, one in named], f"Memory of a device of {on}")

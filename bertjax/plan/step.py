@@ -27,6 +27,7 @@ from bertjax.run.state import state_shapes
 from bertjax.sharding.mesh import BATCH_AXES, by_row, replicated
 from bertjax.sharding.placement import compute_spec, storage_spec
 from bertjax.train import sharded_step
+from bertjax.wording import counted
 
 Say = Callable[[str], None]
 
@@ -80,7 +81,7 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
     """
     planned = plan(experiment)
     for number, phase in enumerate(planned["phases"]):
-        say(f"compiling {phase['batch_size']} rows of {phase['length']} for {on}")
+        say(f"compiling {counted(phase['batch_size'], 'rows')} of {phase['length']} for {on}")
         phase |= compiled_phase(experiment, experiment.phases[number], on, phase["flops_per_token"])
     most = max(planned["phases"], key=lambda phase: phase["bytes_per_device"]["peak"] or math.inf)
     whole = {name: most[name] for name in OF_A_PHASE} | {"fits": all(phase["fits"] for phase in planned["phases"])}
@@ -258,7 +259,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
             continue  # no part of it can rematerialise
 
         def attempt(rows: int, objective: Any = objective, policy: str = policy) -> dict[str, Any]:
-            say(f"compiling {rows} rows of {phase.rows.length} a device, remat={policy}, for {on}")
+            say(f"compiling {counted(rows, 'rows')} of {phase.rows.length} a device, remat={policy}, for {on}")
             batch_size = rows * shards * phase.accumulate
             trial = dataclasses.replace(phase, batch_size=batch_size)
             changed = dataclasses.replace(experiment, objective=objective, phases=(trial,))

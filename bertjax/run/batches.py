@@ -16,6 +16,7 @@ from bertjax.serialization.description import to_json
 from bertjax.serialization.places import PLACES
 from bertjax.sharding.mesh import held_rows
 from bertjax.storage.paths import in_cloud
+from bertjax.wording import counted
 
 
 def open_split(rows: Rows, split: str, progress: Progress) -> Source:
@@ -23,7 +24,7 @@ def open_split(rows: Rows, split: str, progress: Progress) -> Source:
     source = rows.open(split)
     if isinstance(source, ReportsDataIssues):
         for issue, count in source.notes.items():
-            progress.say(f"{rows.corpus}, {split}: {count:,} {issue}")
+            progress.say(f"{rows.corpus}, {split}: {counted(count, issue)}")
     return source
 
 

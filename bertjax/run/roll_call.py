@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bertjax.errors import PassingError
+from bertjax.wording import counted
 
 TOKEN = "BERTJAX_JOIN_TOKEN"
 """The environment variable with the secret that the processes of a run share."""
@@ -64,7 +65,9 @@ def roll_call(address: str, count: int, index: int, timeout: float) -> None:
         missing, refused = _answer_calls(host, int(port), count, token, addresses(hosts), deadline)
     if missing:
         names = [f"{n} ({hosts[n]})" if len(hosts) == count else str(n) for n in missing]
-        others = f"; {refused} connections were refused: other {TOKEN}, number of processes, or address" * bool(refused)
+        others = f"; refused {counted(refused, 'connections')}: other {TOKEN}, number of processes, or address" * bool(
+            refused
+        )
         raise PassingError(
             f"{'process' if len(names) == 1 else 'processes'} {', '.join(names)} of {count} never connected: start the "
             f"same command on every host, and check that they reach port {port} of process 0{others}"

@@ -175,7 +175,7 @@ def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Star
     )
     yield (
         f"{count:,} parameters{f', {frozen:,} of them frozen,' if frozen else ''} on {mesh.size} "
-        f"{mesh.devices.flat[0].device_kind} device(s), from step {int(state.step)}"
+        f"{mesh.devices.flat[0].device_kind} {'device' if mesh.size == 1 else 'devices'}, from step {int(state.step)}"
     )
     if own := own_names(to_json(experiment)):
         yield (

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from bertjax.errors import InputError
 from bertjax.types import Array
+from bertjax.wording import counted
 
 AXES = ("slice", "data", "fsdp", "tensor")
 
@@ -71,11 +72,13 @@ class MeshShape:
         rest, left = divmod(len(devices), self.slices * self.fsdp * self.tensor)
         data = self.data or rest
         if left or data != rest:
-            raise InputError(f"a mesh of {self} does not fit {len(devices)} devices: its sizes must multiply to that")
+            raise InputError(
+                f"a mesh of {self} does not fit {counted(len(devices), 'devices')}: its sizes must multiply to that"
+            )
         shards = self.slices * data * self.fsdp
         if rows % shards:
             raise InputError(
-                f"a batch of {rows} rows does not divide over {shards} devices: use a multiple of {shards}"
+                f"a batch of {counted(rows, 'rows')} does not divide over {shards} devices: use a multiple of {shards}"
             )
         # Plain Linen needs the compiler to choose intermediate layouts; JAX's new default, Explicit, breaks it.
         auto = (AxisType.Auto,) * len(AXES)

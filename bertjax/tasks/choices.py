@@ -7,6 +7,7 @@ from typing import Any
 from xml.parsers import expat
 
 from bertjax.errors import InputError
+from bertjax.tasks.cells import label_of
 from bertjax.tasks.examples import Choice, Example
 from bertjax.tasks.reading import (
     Notes,
@@ -22,6 +23,7 @@ from bertjax.tasks.reading import (
     texts_of,
     whole_text,
 )
+from bertjax.wording import counted
 
 LETTERS = "ABCDEFGH"
 
@@ -87,14 +89,14 @@ class Options:
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
-        for origin, row in table(path, (), self.delimiter, quoted=self.quoted, notes=notes):
-            require_columns(origin, row, (self.context, self.beginning, *self.endings, self.label))
+        needed = (self.context, self.beginning, *self.endings, self.label)
+        for origin, row in table(path, (), self.delimiter, quoted=self.quoted, notes=notes, needed=needed):
             if None in row.values():
                 raise InputError(f"{origin}: {describe_defect(row, self.endings)}")
             begun = f"{row[self.beginning]} " if self.beginning else ""
             require_endings(origin, tuple(row[name] or "" for name in self.endings))
             endings = tuple(f"{begun}{row[name]}" for name in self.endings)
-            yield chosen(origin, row[self.context] or "", endings, row[self.label] or "" if self.label else "")
+            yield chosen(origin, row[self.context] or "", endings, label_of(row[self.label]) if self.label else "")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class JsonChoices:
         for origin, record in json_lines(path, notes):
             require_columns(origin, record, (self.context, self.endings, self.label))
             context = text_of(origin, record, self.context) if self.context else ""
-            label = str(record[self.label]) if self.label else ""
+            label = label_of(record[self.label]) if self.label else ""
             yield chosen(origin, context, texts_of(origin, record, self.endings), label)
 
 
@@ -147,7 +149,7 @@ class Arc:
         for number, cells in cells_of(path, ",", quoted=True, notes=notes):
             if len(cells) < 4:
                 raise InputError(
-                    f"{path}:{number}: {len(cells)} cells: a question, its options and a letter are needed"
+                    f"{path}:{number}: {counted(len(cells), 'cells')}: a question, its options and a letter are needed"
                 )
             key = LETTERS.find(cells[-1]) if not cells[-1].isdecimal() else int(cells[-1]) - 1
             if len(cells[-1]) != 1 or key < 0:
@@ -253,4 +255,6 @@ def chosen(origin: str, context: str, endings: tuple[str, ...], label: str) -> C
 def require_endings(origin: str, endings: tuple[str, ...]) -> None:
     """Raise InputError if there are fewer than two endings, or one is empty."""
     if len(endings) < 2 or not all(ending.strip() for ending in endings):
-        raise InputError(f"{origin}: {len(endings)} options, or an empty one: give at least two, each with a text")
+        raise InputError(
+            f"{origin}: {counted(len(endings), 'options')}, or an empty one: give at least two, each with a text"
+        )

@@ -3,7 +3,6 @@
 A format is a frozen dataclass that reads one file, or a folder, into examples. Those of choices are in choices.py.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from bertjax.errors import InputError
 from bertjax.storage.files import real_path
+from bertjax.tasks.cells import MISSING, label_of
 from bertjax.tasks.examples import Answer, Example, Question, Texts, Words
 from bertjax.tasks.reading import (
     Notes,
@@ -28,6 +28,7 @@ from bertjax.tasks.reading import (
     texts_of,
     whole_text,
 )
+from bertjax.wording import counted
 
 INCOMPLETE = "rows dropped for lack of a text"
 
@@ -69,7 +70,9 @@ class Table:
 
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
-        for origin, row in table(path, self.columns, self.delimiter, quoted=self.quoted, notes=notes):
+        needed = () if self.columns else (*self.texts, self.label)
+        rows = table(path, self.columns, self.delimiter, quoted=self.quoted, notes=notes, needed=needed)
+        for origin, row in rows:
             yield from self.texts_of_row(origin, row, notes)
 
     def texts_of_row(self, origin: str, row: Mapping[str, str | None], notes: Notes) -> Iterator[Texts]:
@@ -77,10 +80,12 @@ class Table:
         require_columns(origin, row, (*self.texts, self.label))
         texts = tuple((row[name] or "").strip() for name in self.texts)
         complete = None not in row.values() and all(texts)
-        label = (row[self.label] or "").strip() if self.label else ""
+        cell = (row[self.label] or "").strip() if self.label else ""
+        label = label_of(cell, notes)
         if complete and self.separator:
-            given = [each.strip() for each in label.split(self.separator)]
-            yield Texts(origin, texts, labels=tuple(filter(None, given)) if self.label else None)
+            given = [label_of(each) for each in label.split(self.separator)]
+            known = self.label and cell not in MISSING
+            yield Texts(origin, texts, labels=tuple(filter(None, given)) if known else None)
         elif complete:
             yield Texts(origin, texts, label)
         elif self.skip_incomplete:
@@ -145,9 +150,9 @@ class JsonLines:
                 yield Texts(origin, texts, labels=self._labels(origin, record))
                 continue
             label = record[self.label] if self.label else ""
-            if isinstance(label, list | dict | None):
+            if isinstance(label, list | dict):
                 raise InputError(f"{origin}: {self.label!r} is {label!r}: a label must be a text or a number")
-            yield Texts(origin, texts, _as_label(label))
+            yield Texts(origin, texts, label_of(label, notes))
 
     def _labels(self, origin: str, record: Mapping[str, Any]) -> tuple[str, ...] | None:
         if not self.label:
@@ -157,12 +162,7 @@ class JsonLines:
             raise InputError(
                 f"{origin}: {self.label!r} is {given!r}: write a list of texts or numbers, [] for no label"
             )
-        return tuple(filter(None, map(_as_label, given)))
-
-
-def _as_label(label: Any) -> str:
-    """Return a label of JSON as text."""
-    return label.strip() if isinstance(label, str) else json.dumps(label)
+        return tuple(filter(None, map(label_of, given)))
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,12 @@ class JsonWords:
         """See Format.read."""
         for number, (origin, record) in enumerate(json_lines(path, notes)):
             require_columns(origin, record, (self.words, self.tags))
+            given = record[self.tags] if self.tags else ()
+            if isinstance(given, list) and any(isinstance(tag, int) for tag in given):
+                raise InputError(
+                    f"{origin}: {self.tags!r} holds numbers: write the names of the tags (of a data set of Hugging "
+                    "Face its features' int2str gives them)"
+                )
             words, tags = (texts_of(origin, record, name) if name else () for name in (self.words, self.tags))
             yield tagged(origin, words, tags, number)
 
@@ -229,7 +235,7 @@ class Squad:
     def read(self, path: Path, notes: Notes) -> Iterator[Example]:
         """See Format.read."""
         seen: set[str] = set()
-        for article in entries(path, json_file(path, notes), "data"):
+        for article in entries(path, _articles(path, notes), "data"):
             for paragraph in entries(path, article, "paragraphs"):
                 context = text_of(f"{path}", paragraph, "context")
                 for entry in entries(path, paragraph, "qas"):
@@ -260,6 +266,20 @@ class Squad:
         lost = sum(answer.start < 0 for answer in answers)
         notes["answers not at their place in the context, not trained on"] += lost
         return question._replace(answers=answers, labelled=question.labelled and (lost < len(answers) or not answers))
+
+
+def _articles(path: Path, notes: Notes) -> dict[str, Any]:
+    """Read SQuAD's JSON. Raises InputError for JSON lines, as Hugging Face writes them also to files named .json."""
+    by_line = f"{path}: questions as JSON lines, as Hugging Face writes them: name the file .jsonl"
+    try:
+        content = json_file(path, notes)
+    except InputError as error:
+        first = next((line for _, line in lines(path, notes, 2**26)), "")
+        one_record = re.fullmatch(r'\{.*"question".*\}\s*', first) and '"data"' not in first
+        raise InputError(by_line) if one_record else error from None
+    if "question" in content and "data" not in content:
+        raise InputError(by_line)
+    return content
 
 
 @dataclass(frozen=True)
@@ -344,5 +364,7 @@ def tagged(origin: str, words: tuple[str, ...], tags: tuple[str, ...], document:
     if not words:
         raise InputError(f"{origin}: the sentence has no words")
     if tags and len(tags) != len(words):
-        raise InputError(f"{origin}: {len(words)} words but {len(tags)} tags: give one tag for each word")
+        raise InputError(
+            f"{origin}: {counted(len(words), 'words')} but {counted(len(tags), 'tags')}: give one tag for each word"
+        )
     return Words(origin, words, tags, document)

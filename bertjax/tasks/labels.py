@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bertjax.errors import InputError
+from bertjax.tasks.cells import label_of
 from bertjax.tasks.tags import IOB, Scheme, scheme_of
 from bertjax.tasks.task import Task
 
@@ -51,7 +52,7 @@ def match_labels(ours: Sequence[str], theirs: Sequence[str], pairs: Mapping[str,
 
 
 def _letters(label: str) -> str:
-    return re.sub(r"[\W_]", "", label).casefold()
+    return re.sub(r"[\W_]", "", label_of(label)).casefold()
 
 
 class Matched(NamedTuple):

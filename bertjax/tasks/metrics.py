@@ -10,6 +10,7 @@ import numpy as np
 
 from bertjax.tasks.tags import Entity, entities, strict_entities
 from bertjax.tasks.task import Metric
+from bertjax.wording import counted
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -134,7 +135,8 @@ def score_rows(metrics: Sequence[str | Metric], labels: np.ndarray, predictions:
     """
     if len(labels) != len(predictions) or not len(labels):
         raise ValueError(
-            f"{len(labels)} labels and {len(predictions)} predictions: as many of both are needed, at least one"
+            f"{counted(len(labels), 'labels')} and {counted(len(predictions), 'predictions')}: as many of both are "
+            "needed, at least one"
         )
     functions = [_BY_NAME[metric] if isinstance(metric, str) else metric for metric in metrics]
     return {function.__name__: function(labels, predictions) for function in functions}
@@ -173,11 +175,11 @@ def count_entities(
     sentence differ in number.
     """
     if len(gold) != len(predicted):
-        raise ValueError(f"{len(gold)} sentences and {len(predicted)} predictions")
+        raise ValueError(f"{counted(len(gold), 'sentences')} and {counted(len(predicted), 'predictions')}")
     sides: tuple[set[tuple[int, Entity]], ...] = (set(), set())
     for number, pair in enumerate(zip(gold, predicted, strict=True)):
         if len(pair[0]) != len(pair[1]):
-            raise ValueError(f"sentence {number} has {len(pair[0])} tags, but {len(pair[1])} were predicted")
+            raise ValueError(f"sentence {number} has {counted(len(pair[0]), 'tags')}, but {len(pair[1])} predicted")
         for side, tags in zip(sides, pair, strict=True):
             read = strict_entities(tags, scheme) if scheme else entities(tags)
             side.update((number, entity) for entity in read)

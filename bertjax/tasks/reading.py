@@ -1,13 +1,16 @@
 """Read lines, tables and JSON of labelled data, each item with its place in the file.
 
-Unreadable data raise an InputError with file and line. Known defects are repaired and counted in `notes`, which are
-printed: a byte order mark is removed, CRLF ends a line as LF does, quotes in a TSV are text (GLUE has unbalanced ones).
+Unreadable data raise an InputError with file and line. A byte order mark is left out, and CRLF ends a line as LF does;
+other defects are repaired and counted in `notes`, which are printed: quotes in a TSV are text (GLUE has unbalanced
+ones).
 """
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +45,24 @@ def lines(path: Path, notes: Notes, longest: int = _LINE.bytes, most: int | None
                 if len(raw) > longest:
                     raise InputError(f"{path}:{number}: a line of over {longest:,} bytes: is this a text file?")
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
-                    notes["byte order marks removed"] += 1
                     raw = raw[3:]
-                if raw.endswith(b"\r\n"):
-                    notes["lines that end in CRLF"] += 1
                 try:
                     text = raw.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    bad = raw[error.start]
-                    raise InputError(f"{path}:{number}: not UTF-8 (byte {bad:#04x}): convert it with iconv") from error
+                    bad, hint = raw[error.start], "" if number > 1 else _encoding(raw)
+                    raise InputError(
+                        f"{path}:{number}: not UTF-8 (byte {bad:#04x}): convert it with iconv{hint}"
+                    ) from error
                 if "\0" in text:
                     raise InputError(f"{path}:{number}: a NUL byte: is this a text file?")
                 yield number, text.rstrip("\r\n")
     except Unreadable as error:
         raise InputError(f"{path}:{number}: the rest cannot be read: {error}") from error
+
+
+def _encoding(raw: bytes) -> str:
+    """Return the option of iconv for a file that begins so, as spreadsheets export "Unicode text"."""
+    return " -f UTF-16 -t UTF-8" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
 
 
 def whole_text(path: Path, notes: Notes) -> str:
@@ -68,8 +75,14 @@ def whole_text(path: Path, notes: Notes) -> str:
     return "\n".join(gathered)
 
 
-def cells_of(path: Path, delimiter: str, *, quoted: bool, notes: Notes) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row of a table, with the number of its first line; blank lines are skipped."""
+def cells_of(
+    path: Path, delimiter: str, *, quoted: bool, notes: Notes, needed: tuple[str, ...] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row of a table, with the number of its first line; blank lines are skipped.
+
+    needed: names in the header. Where they are not separated by the delimiter, but by another one that spreadsheets
+    export, that is the delimiter of a quoted table.
+    """
     if not quoted:
         for number, line in lines(path, notes):
             if not line.strip(" "):
@@ -77,16 +90,35 @@ def cells_of(path: Path, delimiter: str, *, quoted: bool, notes: Notes) -> Itera
             notes["lines with unbalanced quotes, kept as text"] += line.count('"') % 2
             yield number, _bounded(path, number, line, delimiter).split(delimiter)
         return
-    checked = (_bounded(path, number, line, delimiter) for number, line in lines(path, notes))
+    found = lines(path, notes)
+    first = next(found, (1, ""))
+    declared = re.fullmatch(r'"?sep=(.)"?', first[1])  # Excel's own line, before the header
+    header = next(found, (2, "")) if declared else first
+    delimiter = declared[1] if declared else delimiter_of(header[1], delimiter, needed)
+    checked = (_bounded(path, number, line, delimiter) for number, line in chain([header], found))
     reader = csv.reader((f"{line}\n" for line in checked), delimiter=delimiter, strict=True)
-    number = 1
+    before = bool(declared)  # lines that the reader does not see
+    number = 1 + before
     try:
         for cells in reader:
             if cells:
                 yield number, cells
-            number = reader.line_num + 1
+            number = reader.line_num + 1 + before
     except csv.Error as error:
         raise InputError(f"{path}:{number}: {error}: quotes must enclose a cell, and be doubled inside") from error
+
+
+def delimiter_of(header: str, usual: str, needed: tuple[str, ...]) -> str:
+    """Return what separates the columns in a header: of the usual delimiters the one that gives most needed names."""
+
+    def fits(delimiter: str) -> tuple[int, bool, int]:
+        cells = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
+        return len({*cells} & {*needed}), delimiter == usual, len(cells)
+
+    try:
+        return max(dict.fromkeys((usual, ";", "\t", ",", "|")), key=fits) if needed else usual
+    except csv.Error:
+        return usual
 
 
 def _bounded(path: Path, number: int, line: str, delimiter: str) -> str:
@@ -97,11 +129,21 @@ def _bounded(path: Path, number: int, line: str, delimiter: str) -> str:
 
 
 def table(
-    path: Path, columns: tuple[str, ...], delimiter: str, *, quoted: bool, notes: Notes
+    path: Path,
+    columns: tuple[str, ...],
+    delimiter: str,
+    *,
+    quoted: bool,
+    notes: Notes,
+    needed: tuple[str, ...] = (),
 ) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield the rows of a table as (file:line, cells by column); a missing cell is None."""
+    """Yield the rows of a table as (file:line, cells by column); a missing cell is None.
+
+    columns: the names of all columns of a table without a header. needed: those that a header must have, "" for none.
+    """
     # One function, despite its branches: each of them is one way in which a header or a row can be wrong.
-    rows = cells_of(path, delimiter, quoted=quoted, notes=notes)
+    needed = tuple(filter(None, needed))
+    rows = cells_of(path, delimiter, quoted=quoted, notes=notes, needed=needed)
     names = list(columns)
     for number, cells in rows:
         if not names:
@@ -111,6 +153,7 @@ def table(
                 raise InputError(f"{path}:{number}: two columns are named {twice!r:.100}")
             if len(names) > _MOST_COLUMNS:
                 raise InputError(f"{path}:{number}: {len(names):,} columns: the most are {_MOST_COLUMNS:,}")
+            _require_header(path, number, names, delimiter, needed)
             continue
         if not columns and [cell.strip() for cell in cells] == names:
             raise InputError(f"{path}:{number}: a second header ({', '.join(cells)[:60]}): delete the line")
@@ -123,6 +166,16 @@ def table(
         yield f"{path}:{number}", row
     if not names:
         raise InputError(f"{path} is empty")
+
+
+def _require_header(path: Path, number: int, names: list[str], delimiter: str, needed: tuple[str, ...]) -> None:
+    """Raise InputError if a header lacks a needed column, or has them with another delimiter."""
+    other = delimiter_of(delimiter.join(names), delimiter, needed)
+    if other != delimiter and len(names) == 1:
+        raise InputError(
+            f"{path}:{number}: its columns are separated by {other!r}, not by tabs: name it .csv instead of .tsv"
+        )
+    require_columns(f"{path}:{number}", dict.fromkeys(names), needed)
 
 
 def describe_defect(row: Mapping[str, str | None], texts: tuple[str, ...]) -> str:

@@ -1,12 +1,14 @@
 """What a task is: its kind, labels, metrics and splits."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bertjax.errors import InputError
 from bertjax.tasks.tags import IOB, Scheme, to_iob2
+from bertjax.wording import counted
 
 Kind = Literal["classify", "multilabel", "regress", "tag", "span", "choice"]
 Metric = Callable[[Any, Any], float]
@@ -61,7 +63,9 @@ class Task:
         if self.kind == "choice" and self.options < 2:
             raise ValueError(f"task {self.name} has options={self.options}: a choice needs at least two")
         if self.spelled and len(self.spelled) != len(self.labels):
-            raise ValueError(f"task {self.name} has {len(self.labels)} labels, but spellings of {len(self.spelled)}")
+            raise ValueError(
+                f"task {self.name} has {counted(len(self.labels), 'labels')}, but spellings of {len(self.spelled)}"
+            )
         if self.kind == "tag" and (self.scheme.marks == "words") != ("accuracy" in self.metric_names):
             raise ValueError(
                 f"task {self.name} has the metrics {', '.join(self.metric_names)}: entities are scored by entity_f1, "
@@ -111,7 +115,8 @@ class Task:
         try:
             value = float(label)
         except ValueError as error:
-            raise InputError(f"{origin}: {label!r} is not a number, which task {self.name} predicts") from error
+            point = f": write {label.replace(',', '.')}, with a point" if re.fullmatch(r"[+-]?\d+,\d+", label) else ""
+            raise InputError(f"{origin}: {label!r} is not a number, which task {self.name} predicts{point}") from error
         low, high = self.scale or (-math.inf, math.inf)
         if not (math.isfinite(value) and abs(value) < _LARGEST):
             raise InputError(f"{origin}: {label} is not a finite float32")

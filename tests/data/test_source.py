@@ -161,14 +161,14 @@ MANY = [2**31 - 1] * 100
 @pytest.mark.parametrize(
     ("what", "index", "stated", "message"),
     [
-        ("sentences", MANY, {"sentences": 100}, "1 records .* 12 tokens, 100 sentences"),
-        ("sentences", MANY, {"sentences": 100, "tokens": sum(MANY)}, "1 records .* 214,748,364,700 tokens"),
+        ("sentences", MANY, {"sentences": 100}, "1 record .* 12 tokens, 100 sentences"),
+        ("sentences", MANY, {"sentences": 100, "tokens": sum(MANY)}, "1 record .* 214,748,364,700 tokens"),
         ("sentences", [2**31 - 1] * 3, {}, "sentences.npy are not positive or do not add up to 12"),
         ("sentences", [-5, 10, 7], {}, "sentences.npy are not positive"),
         ("sentences", [0, 5, 7], {}, "sentences.npy are not positive"),
         ("documents", [2, 200], {}, "documents.npy are not positive or do not add up to 3"),
         ("documents", [], {"documents": 0}, "documents.npy are not positive or do not add up to 3"),
-        ("sentences", [4, 3, 2000], {"tokens": 2007}, "1 records .* 2,007 tokens"),
+        ("sentences", [4, 3, 2000], {"tokens": 2007}, "1 record .* 2,007 tokens"),
     ],
 )
 def test_an_index_that_does_not_fit_the_manifest_or_the_records_is_refused(folder, what, index, stated, message):

@@ -110,7 +110,7 @@ def test_a_seed_is_trained_evaluated_and_its_best_model_kept(finished):
     predicted = [json.loads(line) for line in lines]
     right = [line["predicted"] == label for line, label in zip(predicted, ["no", "yes"] * 10, strict=True)]
     assert np.mean(right) == straight["seeds"][0]["best"]["metrics"]["accuracy"]
-    assert "1 seeds, 0 failed" in (folder / "results.md").read_text()
+    assert "1 seed, 0 failed" in (folder / "results.md").read_text()
 
 
 def test_a_killed_seed_resumes_to_the_same_results(tuning, finished, tmp_path, monkeypatch):

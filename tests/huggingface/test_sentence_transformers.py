@@ -140,7 +140,7 @@ def test_texts_are_truncated_to_the_length_of_the_folder_and_counted(folder):
     said = []
     (cut, *_) = embed(load(folder), ["time person year way", "time"], say=said.append)
     np.testing.assert_allclose(cut, vectors(folder, ["time person year"])[0], atol=1e-6)
-    assert said == ["1 texts truncated to 5 tokens"]
+    assert said == ["1 text truncated to 5 tokens"]
     whole = vectors(folder, ["time person year way"], max_length=9)
     assert np.abs(cut - whole).max() > 1e-3
     (folder / "sentence_bert_config.json").unlink()

@@ -49,10 +49,10 @@ def test_long_texts_are_refused_or_cut(model):
         next(embed(model, [long], max_length=41))
     said = []
     (cut,) = embed(model, [long], max_length=10, say=said.append)
-    assert said == ["1 texts truncated to 10 tokens"]
+    assert said == ["1 text truncated to 10 tokens"]
     (same,) = embed(model, ["time " * 8])
     np.testing.assert_allclose(cut, same, atol=1e-6)
-    with pytest.raises(InputError, match="1 tokens have no room for the special tokens of a text: allow at least 2"):
+    with pytest.raises(InputError, match="1 token: a text has 2 special ones alone"):
         next(embed(model, [long], max_length=1))
 
 
@@ -67,4 +67,4 @@ def test_the_command_embeds_texts_and_lines(model, tmp_path, capsys, monkeypatch
     assert main(command[:-1]) == 0
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if line[:1] != " "] == ["the man", "", "woman"]
-    assert "1 texts are blank: their vectors are those of special tokens alone" in err
+    assert "1 blank text, embedded by its special tokens alone" in err

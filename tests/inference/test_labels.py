@@ -74,7 +74,7 @@ def test_long_texts_are_tagged_in_windows_of_which_the_first_is_the_truncated_te
     model, reported = load(folders["B-TYPE"]), []
     whole = next(tag(model, [TEXTS[0] * 3], **SILENT))
     cut = next(tag(model, [TEXTS[0] * 3], max_length=20, say=reported.append))
-    assert reported == ["1 texts longer than 20 tokens, tagged in windows"]
+    assert reported == ["1 text longer than 20 tokens, tagged in windows"]
     assert [(w.start, w.end) for w in cut.words] == [(w.start, w.end) for w in whole.words]
     (alone,) = tag(model, [TEXTS[0][:12]], **SILENT)
     assert len(alone.words) == 3 and [x.tag for x in alone.words]  # the same pieces, in a row of their own

@@ -64,7 +64,7 @@ def test_texts_are_cut_where_positions_end_or_one_says(tokenizer, pairs):
     relative = trained(tokenizer, "classify", PairHead(16, 3, INIT, "float32"), encoder=small_xlnet, cls_last=True)
     long = "man " * 700
     whole, cut = (next(classify(relative, [long], max_length=n, say=reported.append)) for n in (1024, 0))
-    assert reported == ["1 texts truncated to 512 tokens"] and whole.scores != cut.scores
+    assert reported == ["1 text truncated to 512 tokens"] and whole.scores != cut.scores
     with pytest.raises(InputError, match="max_length=1024, but the model has 64 positions: reduce it"):
         next(classify(pairs, [long], max_length=1024, **SILENT))
     with pytest.raises(InputError, match="max_length=4: rows of length 4 have no room"):
@@ -156,7 +156,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["texts"] for line in lines] == [["time", "person"], ["Магия реальна"]]
     assert "warning: 2 of 4 words (50.0%) are unknown to this vocabulary: Магия, реальна" in err
-    assert "1 lines that end in CRLF" in err
+    assert "CRLF" not in err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "a\tb\tc\n"])
         assert main(command) == 2
@@ -166,7 +166,7 @@ def test_the_command_reads_a_file_and_warns_of_foreign_words(pairs, tmp_path, ca
         assert main(command) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["texts"] == ["time"]
-    assert "1 byte order marks removed" in err
+    assert not err
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdin", ["time\n", "caf\udce9\n"])  # what Python makes of a byte that is not UTF-8
         assert main(command) == 2

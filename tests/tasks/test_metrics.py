@@ -127,7 +127,7 @@ def test_entities_are_counted_whole_and_by_type():
     counts = count_entities(gold, predicted)["PER"]
     assert (counts.precision, counts.recall, counts.f1) == (0.5, 1.0, pytest.approx(2 / 3))
     assert entity_f1(gold, gold) == 1.0 and entity_f1([["O"]], [["O"]]) == 0.0
-    with pytest.raises(ValueError, match="sentence 1 has 3 tags, but 1 were predicted"):
+    with pytest.raises(ValueError, match="sentence 1 has 3 tags, but 1 predicted"):
         count_entities(gold, [predicted[0], ["O"], ["O"]])
 
 

@@ -11,6 +11,7 @@ from bertjax.tasks.encode.sequences import Tokenized, tokenized
 from bertjax.tasks.examples import Choice
 from bertjax.tasks.reading import Notes
 from bertjax.tasks.task import Task
+from bertjax.wording import counted
 
 
 def encode_choices(
@@ -32,7 +33,7 @@ def encode_choices(
     for example, context in zip(examples, contexts, strict=True):
         if len(example.endings) > task.options:
             raise InputError(
-                f"{example.origin}: {len(example.endings)} options, but task {task.name} has {task.options}"
+                f"{example.origin}: {counted(len(example.endings), 'options')}, but task {task.name} has {task.options}"
             )
         for _ in example.endings:
             ids = next(endings)
