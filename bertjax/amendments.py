@@ -1,6 +1,9 @@
 """Change a number of the optimiser from a step on, in a run that goes on: recorded with the run, so resuming is exact.
 
-amend=optimizer.learning_rate.peak:5e-5@37,optimizer.clip:0.5@100
+    amend=optimizer.learning_rate.peak:5e-5@37,optimizer.clip:0.5@100
+
+A run that is made longer (`extend=20000`) is amended too: steps:20000@10001 are 20,000 steps in all, of which the ones
+from 10,001 on go by the schedule of so many steps.
 """
 
 import re
@@ -8,7 +11,10 @@ from dataclasses import dataclass
 
 from bertjax.errors import InputError
 
-_FORM = re.compile(r"(optimizer\.[A-Za-z0-9_.]+):([^@:]+)@(\d+)")
+_FORM = re.compile(r"optimizer\.[A-Za-z0-9_.]+:[^@:]+@\d+|steps:[1-9]\d{0,15}@\d+", re.ASCII)
+
+STEPS = "steps"
+"""The name of an amendment by which the run is longer: its value is the number of all steps."""
 
 
 @dataclass(frozen=True)

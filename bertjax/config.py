@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from bertjax.amendments import Amendment
+from bertjax.amendments import STEPS, Amendment
 from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
 from bertjax.optim.optimizer import Optimizer
+from bertjax.optim.schedules import lengthened
 from bertjax.optim.skipping import Spikes
 from bertjax.serialization.description import EXPERIMENT, Code, field_names, own_names, to_json
 from bertjax.sharding.mesh import DATA_PARALLEL, MeshShape
@@ -101,23 +102,33 @@ class Experiment:
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     seed: int = 0
-    init: str = ""  # a trained model to start from: a work folder, of one with two models `folder:part`
+    init: str = ""  # a trained model to start from: a work folder, `folder:part`; or `folder,optimizer`
     mesh: MeshShape = DATA_PARALLEL  # of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
     run: Run = Run()
     counters: Counters = CONTINUED  # where rows and streams begin in later phases and after `init`
     amend: tuple[Amendment, ...] = ()  # changes on the way, such as optimizer.learning_rate.peak:5e-5@37
+    extend: int = 0  # make a run that has begun longer: the number of its steps in all; becomes an amendment
 
     def __post_init__(self) -> None:
         if not self.phases:
             raise ValueError("an experiment needs at least one phase")
-        if self.steps > self.optimizer.learning_rate.total:
+        if self.extend < 0:
+            raise ValueError(f"extend={self.extend} is not a number of steps")
+        steps = sum(phase.steps for phase in self.phases)
+        if steps > self.optimizer.learning_rate.total:
             raise ValueError(
-                f"the phases have {self.steps} steps, but the learning rate ends at step "
+                f"the phases have {steps} steps, but the learning rate ends at step "
                 f"{self.optimizer.learning_rate.total}: raise its `total` first, or set the experiment's own `steps`"
             )
-        for each in self.amend:
-            if not 1 <= each.step <= self.steps:
-                raise ValueError(f"amend={each}: step {each.step} is none of the steps 1 to {self.steps}")
+        for each in sorted(self.amend, key=lambda each: each.step):
+            if each.name == STEPS:
+                if not (each.step <= steps + 1 and int(each.value) > steps):
+                    raise ValueError(f"amend={each}: a run of {steps} steps is made longer, before its end or there")
+                steps = int(each.value)
+            last = max(self.steps, self.extend)
+            if not 1 <= each.step <= last:
+                longer = "" if self.extend else "; of a run that was made longer give its extend=STEPS again"
+                raise ValueError(f"amend={each}: step {each.step} is none of the steps 1 to {last}{longer}")
             if self.at(each.step).optimizer.trained != self.optimizer.trained:
                 raise ValueError(f"amend={each}: which parameters are trained cannot change on the way")
         # Weight decay would change parameters that the objective does not train.
@@ -130,16 +141,38 @@ class Experiment:
 
     @property
     def steps(self) -> int:
-        """Number of steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
+        """Number of steps of all phases, as the run is amended."""
+        return sum(phase.steps for phase in self.amended_phases)
+
+    @property
+    def amended_phases(self) -> tuple[Phase, ...]:
+        """The phases; where the run was made longer its last phase is."""
+        _, *totals = 0, *(int(each.value) for each in self.amend if each.name == STEPS)
+        if not totals:
+            return self.phases
+        *before, last = self.phases
+        return (*before, dataclasses.replace(last, steps=max(totals) - sum(phase.steps for phase in before)))
 
     def at(self, step: int) -> "Experiment":
         """Return the experiment as it is at the update of a step: with what is amended up to then, without `amend`."""
         due = sorted((each for each in self.amend if each.step <= step), key=lambda each: each.step)
         plain: Experiment = dataclasses.replace(self, amend=()) if self.amend else self
         for each in due:
-            plain = _replace(plain, [(each.name.split("."), each.value, f"amend={each}")])
+            if each.name == STEPS:
+                plain = plain._longer(int(each.value))
+            else:
+                plain = _replace(plain, [(each.name.split("."), each.value, f"amend={each}")])
         return plain
+
+    def _longer(self, steps: int) -> "Experiment":
+        """Return an experiment without amendments whose last phase and rates are longer, to so many steps in all."""
+        *before, last = self.phases
+        more = steps - self.steps
+        rate = lengthened(self.optimizer.learning_rate, more)
+        phases = (*before, dataclasses.replace(last, steps=last.steps + more))
+        return dataclasses.replace(
+            self, phases=phases, optimizer=dataclasses.replace(self.optimizer, learning_rate=rate)
+        )
 
 
 Described = TypeVar("Described")

@@ -274,7 +274,7 @@ def fit(
         )
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         resources.enter_context(telling_others())  # before that
-        state = initial_state(experiment, mesh, workdir, tokenizer, data, start.params, progress.say)
+        state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
         facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}
@@ -309,7 +309,7 @@ def _train_phases(
     experiment, mesh, first, begun = loop.experiment, loop.mesh, 0, int(state.step)
     lacks = _evaluation_due(experiment, begun) and loop.logger.lacks_evaluation(begun)
     loop.stop.at_once = False  # there may be steps to save from now on
-    for phase, example in zip(experiment.phases, examples, strict=True):
+    for phase, example in zip(experiment.amended_phases, examples, strict=True):
         end, evaluate_first = first + phase.steps, lacks and first < begun <= first + phase.steps
         if int(state.step) < end or evaluate_first:
             loop.watch.now("opening the data", COMPILATION)

@@ -6,6 +6,7 @@ import pytest
 from bertjax.amendments import Amendment
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
+from bertjax.optim.schedules import BertLinear, Restarting, Schedule, lengthened
 from bertjax.run.workdir import as_begun, record_experiment
 
 BERT = ["size=tiny", "steps=100", "warmup=10"]
@@ -37,11 +38,47 @@ def test_an_amendment_is_given_on_the_command_line():
         ("optimizer.clip:-1@5", "not a finite number"),
         ("optimizer.learning_rate.total:50@5", "learning rate ends at step 50"),
         ("optimizer.moments:x@5", "names an object"),
+        ("steps:90@5", "made longer"),
+        ("steps:200@102", "made longer, before its end or there"),
+        ("steps:2e3@5", "nothing else"),
     ],
 )
 def test_everything_else_is_refused(given, message):
     with pytest.raises(InputError, match=message):
         load_experiment("bert", [*BERT, f"amend={given}"])
+
+
+def test_a_longer_run_has_a_longer_last_phase_and_schedule(tmp_path):
+    begun = load_experiment("bert", BERT)
+    record_experiment(tmp_path, begun)
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    longer = as_begun(tmp_path, load_experiment("bert", [*BERT, "extend=300"]))
+    assert longer.amend == (Amendment("steps", "300", 101),) and longer.extend == 0 and longer.steps == 300
+    assert [phase.steps for phase in longer.amended_phases] == [90, 210] and longer.phases == begun.phases
+    totals = [longer.at(step).optimizer.learning_rate.total for step in (100, 101, 300)]
+    assert totals == [100, 300, 300] and longer.at(300).steps == 300
+    record_experiment(tmp_path, longer)
+    assert as_begun(tmp_path, begun) == longer == as_begun(tmp_path, dataclasses.replace(begun, extend=300))
+    with pytest.raises(InputError, match=r"the number of all steps, and the run has 300 already.*give extend=500"):
+        as_begun(tmp_path, dataclasses.replace(begun, extend=200))
+    (tmp_path / "checkpoints" / "200").mkdir()
+    again = as_begun(tmp_path, dataclasses.replace(begun, extend=400, amend=(Amendment("optimizer.clip", "2", 350),)))
+    assert again.steps == 400 and [str(each) for each in again.amend] == [
+        "steps:300@101", "steps:400@201", "optimizer.clip:2@350"
+    ]  # fmt: skip
+
+
+def test_schedules_of_every_kind_become_longer():
+    one = Schedule(1.0, 2, 10, decay=3, tail=1)
+    assert lengthened(one, 5) == dataclasses.replace(one, total=15)
+    assert lengthened(BertLinear(1.0, 2, 10), 5).total == 15 and lengthened(Restarting((one, one)), 5).total == 25
+    with pytest.raises(ValueError, match="Constant has no field `total`"):
+        lengthened(Constant(), 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    total = 10
 
 
 @pytest.fixture(scope="module")

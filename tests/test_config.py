@@ -40,7 +40,7 @@ def test_overrides_reach_arguments_and_fields():
         ("sise=base", "unknown override 'sise' of experiments/bert.py; did you mean 'size'"),
         ("objective.encoder.droput=1", "unknown override 'droput' of Encoder .*did you mean 'dropout'"),
         ("zzz=1", "known: size, data"),
-        ("size=gigantic", "choose one of tiny, mini"),
+        ("size=gigantic", "choose one of auto, tiny, mini"),
         ("steps=many", "'many' is not of type int"),
         ("learning_rate=fast", "'fast' is not of type float"),
         ("cased=maybe", "'maybe' is not of type bool"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from contract import V, make_batch, small_bert
 from texts import make_documents, wordpiece_files
@@ -38,9 +39,10 @@ from bertjax.optim.schedules import BertLinear
 from bertjax.random import stream
 from bertjax.run.bad_batch import read_bad_batch
 from bertjax.run.metrics import MetricLogger
-from bertjax.run.state import State
+from bertjax.run.state import State, load_start
 from bertjax.run.stop import Interrupted
 from bertjax.run.workdir import lock_workdir
+from bertjax.serialization.description import to_json
 from bertjax.sharding.mesh import by_row, replicated
 from bertjax.tasks.rows import TaskRows
 from bertjax.tasks.table import find_task
@@ -311,6 +313,67 @@ def test_an_amendment_takes_effect_from_its_step_is_recorded_and_resumes_exactly
     # What is recorded stays in force without being asked for again.
     assert same(fit(experiment, tmp_path / "killed"), whole)
     assert (tmp_path / "killed" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_made_longer_and_resumes_exactly(experiment, undisturbed, tmp_path, monkeypatch, capsys):
+    """From step 7 on the schedule is that of 9 steps; later commands need not repeat it."""
+    for name in ("whole", "killed"):
+        shutil.copytree(undisturbed[0], tmp_path / name)
+    longer = dataclasses.replace(experiment, extend=9)
+    whole = fit(longer, tmp_path / "whole")
+    assert int(whole.step) == 9
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "whole") if "learning_rate" in line]
+    np.testing.assert_allclose(rates[5:], [1e-2 / 6, *(1e-2 * (1 - step / 9) for step in (6, 7, 8))], rtol=1e-5)
+    assert (
+        "from step 7 on its learning-rate schedule ends at step 9, no longer at 6, so the rate of this step is 3.3"
+        in (capsys.readouterr().err)
+    )
+    log, former = (tmp_path / "whole" / "log.jsonl").read_bytes(), (undisturbed[0] / "log.jsonl").read_bytes()
+    assert log.startswith(former) and json.loads(log[len(former) :].splitlines()[0]) == {
+        "step": 7,
+        "amend": "steps:9@7",
+    }
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(patch, 2)
+        fit(longer, tmp_path / "killed")
+    assert same(fit(experiment, tmp_path / "killed"), whole)
+    assert (tmp_path / "killed" / "log.jsonl").read_bytes() == log
+    assert same(fit(longer, tmp_path / "killed"), whole)  # it has so many steps already
+    refused(dataclasses.replace(experiment, extend=8), tmp_path / "whole", "all steps, and the run has 9 already.*=17")
+    refused(longer, tmp_path / "new", "makes a run longer that has begun, and .*new has none")
+
+
+def momentum(b1, b2, eps):
+    return optax.trace(b1)
+
+
+def test_the_state_of_the_optimiser_is_taken_over_on_request(short, undisturbed, tokenizer, tmp_path, capsys):
+    """Moments with their count, but not the count of the schedule; parameters that are new have none."""
+    parent, state = undisturbed
+    asked = dataclasses.replace(short, init=f"{parent},optimizer")
+    fit(asked, tmp_path / "run")
+    begun = tmp_path / "run" / "checkpoints" / "0"
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.opt)
+    opt = checkpoint.restore(begun, "optimizer", like, checkpoint.read_info(begun))
+    assert same(opt[2], state.opt[2]) and int(opt[2].count) == 6 and not int(opt[-1].count)
+    said = capsys.readouterr().err
+    assert (
+        "parameters after 6 updates, with their count; of the others fresh: none; the learning-rate schedule is" in said
+    )
+
+    def start(init=f"{parent},optimizer", **changed):
+        return load_start(dataclasses.replace(short, init=init, **changed), tmp_path / "new", tokenizer)
+
+    assert not start(f"{parent}").optimizer.arrays
+    alone = start(objective=dataclasses.replace(short.objective, pair=False)).optimizer.arrays
+    assert alone and not any("pair" in name for name in alone)
+    with pytest.raises(InputError, match="that of the whole run: give"):
+        start(f"{parent}:encoder,optimizer")
+    with pytest.raises(InputError, match="keeps no 2/trace/"):
+        start(optimizer=dataclasses.replace(short.optimizer, moments=momentum))
+    checkpoint.export(tmp_path / "alone", state.params, experiment=to_json(short), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"alone has no state of an optimiser"):
+        start(f"{tmp_path / 'alone'},optimizer")
 
 
 def cut(content):

@@ -50,7 +50,7 @@ def saved(monkeypatch):
 def make_loop(folder, logger, *, steps=6, checkpoint_every=0, evaluate_every=0):
     run = SimpleNamespace(checkpoint_every=checkpoint_every, evaluate_every=evaluate_every, recompute_every=0)
     phase = SimpleNamespace(steps=steps, batch_size=2, rows=None)
-    experiment = SimpleNamespace(steps=steps, run=run, phases=[phase], amend=[])
+    experiment = SimpleNamespace(steps=steps, run=run, phases=[phase], amended_phases=[phase], amend=[])
     watch = SimpleNamespace(now=lambda *_: None, step=lambda *_: None)
     profile = SimpleNamespace(before=lambda *_: None, after=lambda *_: False)
     return train._Loop(experiment, None, None, StopRequest(), watch, logger, profile, Saves(folder, None, {}, None, ()))

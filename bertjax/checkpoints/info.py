@@ -51,6 +51,7 @@ class Described(TypedDict):
     run: NotRequired[dict[str, Any] | None]
     counters: NotRequired[dict[str, Any]]
     amend: NotRequired[list[DescribedAmendment]]
+    extend: NotRequired[int | None]
     architecture: NotRequired[str]
     part_of: NotRequired[str]
     huggingface: NotRequired[Notes]

@@ -129,7 +129,7 @@ def _read(folder: Path, part: str, code: Code, step: Path) -> Model:
         unknown = own_names(info["experiment"]["objective"], code)
         return _encoder_of_run(step, info, code) if unknown else encoder_alone(_read(folder, "", code, step))
     objective = from_json(info["experiment"]["objective"], TRAINED, "objective", code)
-    like = _on_one_device(_param_shapes(objective, info["experiment"], step, code))
+    like = on_one_device(param_shapes(objective, info["experiment"], step, code))
     params = checkpoint.restore(step, "params", like, info)
     config = info["experiment"]
     if isinstance(objective, Wrapping):
@@ -156,7 +156,7 @@ def _encoder_of_run(step: Path, info: dict[str, Any], code: Code) -> Model:
     described = info["experiment"]["objective"].get("encoder")
     encoder = from_json(described, Names(types=ENCODERS), "objective.encoder", code)
     model = Published(encoder)
-    like = _on_one_device(_param_shapes(model, {}, step, code))
+    like = on_one_device(param_shapes(model, {}, step, code))
     params = checkpoint.restore(step, "params", like, info, whole=False)
     config = info["experiment"] | {"objective": to_json(model)}
     return encoder_alone(Model(model, params, checkpoint.saved_tokenizer(step, info), config))
@@ -219,12 +219,13 @@ def encoder_alone(model: Model) -> Model:
     return Model(alone, {ENCODER: own}, model.tokenizer, config)
 
 
-def _on_one_device(shapes: Any) -> Any:
+def on_one_device(shapes: Any) -> Any:
+    """Return the shapes of arrays as they are on the first device of this process."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
-def _param_shapes(objective: Any, described: dict[str, Any], step: Path, code: Code = NO_CODE) -> Any:
+def param_shapes(objective: Any, described: dict[str, Any], step: Path, code: Code = NO_CODE) -> Any:
     """Return the shapes of the parameters. Raises InputError where the description contradicts itself."""
     batch = _shapes(described, code)
     try:

@@ -11,6 +11,7 @@ import numpy as np
 from bertjax.checkpoints.described import other_fields
 from bertjax.checkpoints.protocols import InParts, ReinitsTopLayers, RemapsWarmStart, wrapped
 from bertjax.checkpoints.trained import ENCODER, Model, load_notes, load_with
+from bertjax.checkpoints.warm_optimizer import Kept
 from bertjax.data.tokenizer import Tokenizer, same_tokenizer
 from bertjax.errors import InputError
 from bertjax.models.sentence import SENTENCE
@@ -25,12 +26,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Start(NamedTuple):
     """Initial parameters by name, and a note to report.
 
-    model: the digest of these parameters; of a resumed run the one that it began with, if any.
+    model: the digest of these parameters; of a resumed run the one that it began with, if any. optimizer: arrays of the
+    state of the optimiser, where it was asked for.
     """
 
     params: Mapping[str, Array]
     note: str = ""
     model: str = ""
+    optimizer: Kept = Kept({})
 
 
 def warm_start(source: str, objective: Objective, like: Params, tokenizer: Tokenizer, code: Code = NO_CODE) -> Start:

@@ -4,6 +4,7 @@
 combinations of warm-up and linear decay that it cannot express.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,6 +151,21 @@ class Restarting:
             start += before.total
             rate = jnp.where(step < start, rate, schedule(step - start))
         return rate
+
+
+def lengthened(schedule: "LearningRate", steps: int) -> "LearningRate":
+    """Return a schedule that ends `steps` steps later; of several in a row the last one. Its warm-up and tail stay.
+
+    Raises ValueError for a schedule of the user's own without a field `total`.
+    """
+    if isinstance(schedule, Restarting):
+        *before, last = schedule.schedules
+        return Restarting((*before, dataclasses.replace(last, total=last.total + steps)))
+    if "total" not in (field.name for field in dataclasses.fields(schedule)):
+        raise ValueError(
+            f"{type(schedule).__name__} has no field `total`, so a run cannot be made longer by it: add it"
+        )
+    return dataclasses.replace(schedule, total=schedule.total + steps)
 
 
 LearningRate = Schedule | BertLinear | ElectraLinear | Restarting

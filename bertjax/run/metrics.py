@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bertjax.amendments import Amendment
+from bertjax.amendments import STEPS, Amendment
 from bertjax.config import Experiment, Phase
 from bertjax.flops import PEAK_TFLOPS, model_flops, row_shapes
 from bertjax.optim.skipping import LARGEST_LOSS
@@ -86,7 +87,7 @@ class MetricLogger:
         if amendments:
             self.flush()
         for each in amendments:
-            self._progress.say(f"from step {each.step} on {each.name} is {each.value}")
+            self._progress.say(_amended(self._experiment, each))
             if self._log is not None:
                 self._log(each.step, {"amend": str(each)})
 
@@ -228,6 +229,22 @@ class MetricLogger:
                 self.restart(step)
                 if is_coordinator():
                     self._timing(step, speed | step_times(steps) | hosts)
+
+
+def _amended(experiment: Experiment, amendment: Amendment) -> str:
+    """Return what changes with an amendment; where the run becomes longer, how its rates go on."""
+    step, before, after = amendment.step, experiment.at(amendment.step - 1), experiment.at(amendment.step)
+    if amendment.name != STEPS:
+        return f"from step {step} on {amendment.name} is {amendment.value}"
+    totals = [each.optimizer.learning_rate.total for each in (before, after)]
+    rates = [
+        float(rate(jnp.int32(step - 1))) for rate in (before.optimizer.learning_rate, after.optimizer.learning_rate)
+    ]
+    return (
+        f"the run is made longer, from {before.steps:,} to {after.steps:,} steps: from step {step:,} on its "
+        f"learning-rate schedule ends at step {totals[1]:,}, no longer at {totals[0]:,}, so the rate of this step is "
+        f"{rates[1]:.2e} instead of {rates[0]:.2e}"
+    )
 
 
 def summary(values: Mapping[str, float]) -> str:

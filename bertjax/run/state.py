@@ -12,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.checkpoint import Damaged
+from bertjax.checkpoints.described import Init
 from bertjax.checkpoints.newest import check_not_emptied, read_newest
+from bertjax.checkpoints.warm_optimizer import newest_checkpoint, warm_optimizer
 from bertjax.checkpoints.warm_start import Start, warm_start
 from bertjax.config import Experiment, code_behind
 from bertjax.data.tokenizer import Tokenizer, fingerprint
@@ -76,7 +78,13 @@ def load_start(experiment: Experiment, workdir: Path, tokenizer: Tokenizer) -> S
         return Start({})
     phase = experiment.phases[0]
     like = abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
-    return warm_start(experiment.init, experiment.objective, like, tokenizer, code_behind(experiment))
+    init, code = Init.parse(experiment.init), code_behind(experiment)
+    if not init.optimizer:
+        return warm_start(init.source, experiment.objective, like, tokenizer, code)
+    step = newest_checkpoint(init.source)
+    start = warm_start(str(step), experiment.objective, like, tokenizer, code)
+    kept = warm_optimizer(step, start.params, experiment.objective, like, experiment.optimizer, code)
+    return start._replace(optimizer=kept)
 
 
 def initial_state(
@@ -85,12 +93,12 @@ def initial_state(
     folder: Path,
     tokenizer: Tokenizer,
     data: list[str],
-    start: Mapping[str, Array],
+    start: Start,
     say: Callable[[str], None],
 ) -> State:
     """Restore the newest checkpoint of the folder that is not damaged, or initialise the state by the seed and `start`.
 
-    data: the digest of each phase's data. start: parameters. say: is told which checkpoints are damaged; those get new
+    data: the digest of each phase's data. say: is told which checkpoints are damaged; those get new
     names, so that they are not in the way. Raises InputError where rows of a phase do not fit the model, and where the
     checkpoint was trained with another tokenizer or on other data.
     """
@@ -98,7 +106,9 @@ def initial_state(
         abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     like = state_shapes(experiment, mesh)
     if not checkpoint.has_checkpoint(folder):
-        return _take_over(_initialise(experiment, mesh, like), start)
+        fresh = _initialise(experiment, mesh, like)
+        params, opt = _take_over(fresh.params, start.params), _take_over(fresh.opt, start.optimizer.arrays)
+        return fresh._replace(params=params, opt=opt)
 
     def read(newest: Path) -> State:
         with raising_on_all():
@@ -152,8 +162,8 @@ def _initialise(experiment: Experiment, mesh: Mesh, like: State) -> State:
     return jax.jit(fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like))(key)
 
 
-def _take_over(state: State, start: Mapping[str, Array]) -> State:
-    """Replace the parameters that are in `start`; of a stack of layers the lower ones, where `start` has fewer."""
+def _take_over(tree: Any, start: Mapping[str, Array]) -> Any:
+    """Replace the arrays that are in `start`; of a stack of layers the lower ones, where `start` has fewer."""
 
     def take(path: Any, ours: Array) -> Array:
         # Two parameters may start as the same array; each needs memory of its own, since the update donates it.
@@ -164,7 +174,7 @@ def _take_over(state: State, start: Mapping[str, Array]) -> State:
             theirs = np.concatenate([theirs, np.asarray(ours)[len(theirs) :]])
         return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: theirs[index])
 
-    return state._replace(params=jax.tree_util.tree_map_with_path(take, state.params))
+    return jax.tree_util.tree_map_with_path(take, tree)
 
 
 def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Start) -> Iterator[str]:
@@ -182,10 +192,13 @@ def describe_start(experiment: Experiment, state: State, mesh: Mesh, start: Star
             f"of your own files: {', '.join(own)}. To use the model give the file beside it, as --experiment FILE; a "
             "copy of the file is kept in the work directory, to be read"
         )
-    params, note, model = start
+    params, note, model, optimizer = start
     if params:
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         fresh = ", ".join(name for name in names if name not in params)
-        yield f"parameters from {experiment.init}; freshly initialised: {fresh or 'none'}{note}"
+        source = Init.parse(experiment.init).source
+        yield f"parameters from {source}; freshly initialised: {fresh or 'none'}{note}"
+        if optimizer.arrays:
+            yield f"state of the optimiser from {source}: {optimizer.note}"
         if experiment.counters.stream_seed(experiment.seed, model) != experiment.seed:
             yield "order of rows, masks and dropout are drawn anew for this model, not as in the run that trained it"

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bertjax.amendments import Amendment
+from bertjax.amendments import STEPS, Amendment
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.info import Described
 from bertjax.checkpoints.newest import read_newest
@@ -90,17 +90,24 @@ def lock_text(folder: Path) -> str:
 def as_begun(folder: Path, experiment: Experiment) -> Experiment:
     """Return the experiment as the run in the directory goes on with it, if there is one.
 
-    That is with the rule for counters that it began with, and with all amendments so far. Raises InputError where a new
-    one is for a step that is done, and where those so far do not fit the experiment, which is another one then.
+    That is with the rule for counters that it began with, and with all amendments so far; `extend` becomes one, from
+    the step after the newest checkpoint on. Raises InputError where a new one is for a step that is done, where a run
+    would not become longer, and where amendments so far do not fit the experiment, which is another one then.
     """
     there = recorded(folder)
+    if there is None and experiment.extend:
+        raise InputError(
+            f"extend={experiment.extend} makes a run longer that has begun, and {folder} has none: leave it out, and "
+            "set the experiment's own `steps`"
+        )
     if there is None:
         return experiment
     counters = from_json(there["counters"], COUNTERS, "counters")
     begun = _amendments(there)
     new = [each for each in experiment.amend if each not in begun]
-    replaced = {(each.name, each.step) for each in new}
     done = max((int(path.name) for path in checkpoint.finished_steps(folder / "checkpoints")), default=0)
+    new += _extension(experiment, [*begun, *new], done)
+    replaced = {(each.name, each.step) for each in new}
     for each in new:
         if each.step <= done:
             raise InputError(
@@ -110,13 +117,24 @@ def as_begun(folder: Path, experiment: Experiment) -> Experiment:
     kept = [each for each in begun if (each.name, each.step) not in replaced]
     amend = tuple(sorted([*kept, *new], key=lambda each: (each.step, each.name)))
     try:
-        return dataclasses.replace(experiment, counters=counters, amend=amend)
+        return dataclasses.replace(experiment, counters=counters, amend=amend, extend=0)
     except ValueError as error:
-        _check_same(folder, there, dataclasses.replace(experiment, counters=counters))
+        _check_same(folder, there, dataclasses.replace(experiment, counters=counters, amend=(), extend=0))
         raise InputError(
             f"the amendments of the run in {folder} do not fit: {error}. Mend `amend` in its experiment.json, or "
             "choose another --workdir"
         ) from error
+
+
+def _extension(experiment: Experiment, amend: list[Amendment], done: int) -> list[Amendment]:
+    """Return the amendment for `extend`, none where there is none to make or the run has so many steps already."""
+    now = max(sum(phase.steps for phase in experiment.phases), *(int(e.value) for e in amend if e.name == STEPS), 0)
+    if experiment.extend and experiment.extend < now:
+        raise InputError(
+            f"extend={experiment.extend} is the number of all steps, and the run has {now} already: for so many steps "
+            f"more give extend={now + experiment.extend}"
+        )
+    return [Amendment(STEPS, str(experiment.extend), done + 1)] if experiment.extend > now else []
 
 
 def _amendments(described: dict[str, Any]) -> tuple[Amendment, ...]:
@@ -176,14 +194,21 @@ def _check_same(folder: Path, saved: dict[str, Any], experiment: Experiment) -> 
         raise InputError(
             f"work folder {folder} belongs to another experiment: {'; '.join(changes[:3])}{more}. Choose another "
             "--workdir, or use the settings of this one; a number of the optimiser may change from a step on "
-            "(amend=optimizer.FIELD:VALUE@STEP)"
+            "(amend=optimizer.FIELD:VALUE@STEP), and the run be made longer (extend=STEPS)"
         )
 
 
 def _computed(described: dict[str, Any]) -> dict[str, Any]:
     """Keep the fields that decide the numbers."""
     phases = [phase | {"rows": phase["rows"] | PLACES} for phase in described["phases"]]
-    return described | {"run": None, "phases": phases, "init": described.get("init", ""), "mesh": None, "amend": None}
+    return described | {
+        "run": None,
+        "phases": phases,
+        "init": described.get("init", ""),
+        "mesh": None,
+        "amend": None,
+        "extend": None,
+    }
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

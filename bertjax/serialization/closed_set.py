@@ -208,7 +208,7 @@ LARGEST = {
     "boundary": 2**23, "functional": 2**23, "mask_id": 2**23, "random_ids": 2**23, "specials": 2**23,
     "unnumbered": 2**23,
     # Numbers that cost nothing.
-    "checkpoint_every": 2**53, "decay": 2**53, "evaluate_batches": 2**53, "evaluate_every": 2**53,
+    "checkpoint_every": 2**53, "decay": 2**53, "evaluate_batches": 2**53, "evaluate_every": 2**53, "extend": 2**53,
     "first_seed": 2**53, "keep": 2**53, "keep_every": 2**53, "log_every": 2**53, "profile": 2**53, "seed": 2**64,
     "steps": 2**53, "tail": 2**53, "total": 2**53, "warmup": 2**53, "batch_size": 2**32,
 }  # fmt: skip

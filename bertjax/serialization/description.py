@@ -95,7 +95,7 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "bertjax.data.formats.JsonLines": {"many": False},
     "bertjax.data.formats.Table": {"separator": ""},
     "bertjax.data.tasks.Task": {"scheme": _IOB},
-    "bertjax.config.Experiment": {"counters": {"type": "bertjax.counters.Restarted"}, "amend": []},
+    "bertjax.config.Experiment": {"counters": {"type": "bertjax.counters.Restarted"}, "amend": [], "extend": 0},
     "bertjax.config.Run": {"tolerance": 10, "patience": 1800.0, "recompute_every": 0},
     "bertjax.heads.MaskedLMHead": {"decoder_bias": True},
     "bertjax.models.deberta.DeBERTa": {"convolution_activation": None},

@@ -11,7 +11,7 @@ import pytest
 from contract import ENCODERS, OBJECTIVES
 from hub_folders import family_of_row
 
-from bertjax.checkpoints.trained import _param_shapes
+from bertjax.checkpoints.trained import param_shapes
 from bertjax.config import Experiment, Phase, load_described, own_code, sources
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.rows import FullSentences
@@ -154,7 +154,7 @@ def test_parameters_have_the_same_shapes_whatever_the_length_of_the_rows():
         for name in ("bert", "xlnet", "deberta", "mosaicbert", "electra, disentangled", "sift"):
             objective = OBJECTIVES[name]
             expected = jax.eval_shape(objective.init, jax.random.key(0), row_shapes(rows, 2))
-            assert _param_shapes(objective, experiment, Path()) == expected, name
+            assert param_shapes(objective, experiment, Path()) == expected, name
 
 
 # What is not ---------------------------------------------------------------------------------------------------------
