@@ -6,7 +6,7 @@ Each fault is `point:action@times`, with `=number` after an action that takes on
 belong to a step, else passes through the point in this process, from 1 on: `17`, `2-4`, `9-` for all from 9 on, and all
 without `@`. By step: `batch` before a process reads its rows, `update` before the update; `loss`, `gradient` (nan, inf,
 scale). By number: `evaluation`, of its batches. Counted: `checkpoint.begin`, `.write`, `.written` (before it is read
-back), `.commit`, `.delete`, `.read`.
+back), `.commit`, `.delete`, `.read` (its description), `.arrays` (params or optimizer).
 """
 
 import errno

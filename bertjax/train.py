@@ -269,12 +269,12 @@ def fit(
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
         progress.keep(messages_path(local.folder))
+        state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
         manager = checkpoint.open_checkpoints(
             workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say
         )
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         resources.enter_context(telling_others())  # before that
-        state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
         key = jax.device_put(stream(seed, "train"), replicated(mesh))
         facts = {"experiment": to_json(experiment), "tokenizer": tokenizer, "data": data, "model": start.model}

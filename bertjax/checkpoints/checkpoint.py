@@ -12,7 +12,9 @@ import base64
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,10 +136,15 @@ def _read_back(folder: Path, arrays: Mapping[str, Any], info: Mapping[str, Any])
     if _digest(_read_json(folder)) != _digest(info):
         raise _damaged(folder, "its description is another one than was written")
     for item, tree in arrays.items():
-        found = jax.tree.leaves(_restored(folder, item, tree))
+        found = jax.tree.leaves(read_arrays(folder, item, tree))
         for here, there in zip(jax.tree.leaves(tree), found, strict=True):
-            if here.dtype != there.dtype or here.tobytes() != np.asarray(there).tobytes():
+            if here.dtype != there.dtype or not np.array_equal(_bytes(here), _bytes(there)):
                 raise _damaged(folder, f"{item} on the disk is not what was written")
+
+
+def _bytes(array: Any) -> np.ndarray:
+    """Return a view of the bytes of an array on the host, without a copy."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _info(arrays: Mapping[str, Any], experiment: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -215,24 +222,37 @@ def restore(step_folder: Path, item: str, like: Any, info: Mapping[str, Any], *,
     whole: `like` has all arrays of the checkpoint, or else only those to restore. Raises Damaged if the checkpoint is
     damaged or of another shape.
     """
-    found = _restored(step_folder, item, like, whole)
-    expected = info["checksums"].get(item, {})
-    wrong = sorted(name for name, checksum in checksums(found).items() if expected.get(name) != checksum)
-    if wrong:
-        raise _damaged(step_folder, f"the checksum of {wrong[0]} does not fit")
+    found = read_arrays(step_folder, item, like, whole=whole)
+    verify(step_folder, item, found, info)
     return found
 
 
-def _restored(step_folder: Path, item: str, like: Any, whole: bool = True) -> Any:
+def verify(step_folder: Path, item: str, arrays: Any, info: Mapping[str, Any]) -> None:
+    """Raise Damaged unless arrays have the checksums of a checkpoint; of several processes all call it together."""
+    expected = info["checksums"].get(item, {})
+    wrong = sorted(name for name, checksum in checksums(arrays).items() if expected.get(name) != checksum)
+    if wrong:
+        raise _damaged(step_folder, f"the checksum of {wrong[0]} does not fit")
+
+
+def read_arrays(step_folder: Path, item: str, like: Any, *, whole: bool = True) -> Any:
+    """Read what `restore` verifies. Each of several processes reads what it holds, and waits for no other one."""
     _check_tree(step_folder, item)
     place = absolute(step_folder / item)
     try:
+        fault("checkpoint.arrays", path=step_folder / item)
         _check_size(step_folder / item, like)
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+        )
         if whole:
-            return ocp.StandardCheckpointer().restore(place, like)
+            return ocp.StandardCheckpointer(multiprocessing_options=alone).restore(place, like)
         arguments = ocp.checkpoint_utils.construct_restore_args(like)
         some = ocp.args.PyTreeRestore(like, restore_args=arguments, partial_restore=True)
-        return ocp.PyTreeCheckpointer().restore(place, args=some)
+        return ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        ).restore(place, args=some)
     except _NOT_DAMAGE:
         raise
     except Exception as error:
@@ -334,18 +354,43 @@ def set_aside_later(run: Path, step: int, reason: str) -> list[Path]:
 def checksums(tree: Any) -> dict[str, str]:
     """Compute a checksum of every array: 8 hexadecimal digits by name. Any single changed element changes it."""
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: f"{int(value):08x}" for name, value in jax.device_get(_checksums(leaves)).items()}
+    spread = {name for name, leaf in leaves.items() if isinstance(leaf, jax.Array) and len(leaf.devices()) > 1}
+    values = jax.device_get(_checksums(leaves, frozenset(spread)))
+    return {name: f"{int(value):08x}" for name, value in values.items()}
 
 
-@jax.jit
-def _checksums(leaves: dict[str, Array]) -> dict[str, Array]:
-    def checksum(x: Array) -> Array:
+_CHUNK = 2**16
+"""Elements of an array that are hashed at a time, which stay in the processor's cache."""
+
+
+@partial(jax.jit, static_argnames="spread")
+def _checksums(leaves: dict[str, Array], spread: frozenset[str]) -> dict[str, Array]:
+    """spread: names of arrays on several devices, each of which hashes what it has."""
+
+    def hashed(x: Array, first: Array | int = 0) -> Array:
         bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
         # The bits are hashed with their index, so that permuted elements change the sum too; the hash is a bijection of
         # the bits, so that one changed element always changes it.
-        return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32)).sum(dtype=jnp.uint32)
+        return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32), first)
 
-    return {name: checksum(jnp.atleast_1d(leaf)) for name, leaf in leaves.items()}
+    def checksum(x: Array) -> Array:
+        return hashed(x).sum(dtype=jnp.uint32)
+
+    def in_chunks(x: Array) -> Array:
+        # Bits and hashes of a whole array would be written to memory, ten times slower: so a few rows at a time.
+        if not x.size:
+            return jnp.uint32(0)
+        rows = max(1, min(len(x), _CHUNK // math.prod(x.shape[1:])))
+        chunks = len(x) // rows
+
+        def add(chunk: Array, sums: Array) -> Array:
+            return sums + hashed(jax.lax.dynamic_slice_in_dim(x, chunk * rows, rows), chunk * rows)
+
+        sums = jax.lax.fori_loop(0, chunks, add, jnp.zeros((rows, *x.shape[1:]), jnp.uint32))
+        rest = hashed(x[chunks * rows :], chunks * rows)
+        return sums.sum(dtype=jnp.uint32) + rest.sum(dtype=jnp.uint32)
+
+    return {name: (checksum if name in spread else in_chunks)(jnp.atleast_1d(leaf)) for name, leaf in leaves.items()}
 
 
 def _digest(info: Mapping[str, Any]) -> str:

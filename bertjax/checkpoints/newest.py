@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bertjax.checkpoints.checkpoint import Damaged, finished_steps, latest_step
 from bertjax.checkpoints.saving import STEP
@@ -20,32 +21,38 @@ _DELETION = 0.2
 _LISTINGS = 4
 
 
-def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], None]) -> tuple[Read, Path, list[Path]]:
+def read_newest(
+    run: Path,
+    read: Callable[[Path], Read],
+    say: Callable[[str], None],
+    together: Callable[[Callable[[], Any]], Any] = lambda look: look(),
+) -> tuple[Read, Path, list[Path]]:
     """Return what `read` returns for the newest checkpoint that it can read, its folder, and those that are damaged.
 
     read: raises Damaged. One that is deleted meanwhile, as a run deletes old ones, is not damaged: the next newest is
-    read. Raises InputError where there is none, and where all are damaged.
+    read. together: returns what one of several processes sees, so that all go on with the same checkpoint; then `read`
+    raises the same errors on all. Raises InputError where there is none, and where all are damaged.
     """
     damaged: dict[Path, str] = {}
     deleted: set[Path] = set()
     while True:
-        first = _latest(run)
-        steps = [first] if first == run else finished_steps(first.parent)
-        left = [path for path in steps if path not in damaged and path not in deleted]
+        paths = [run / name for name in together(lambda: _names(run))]
+        left = [path for path in paths if path not in damaged and path not in deleted]
         if not left:
             raise InputError(
                 "; ".join([*damaged.values()] or [f"the checkpoints of {run} are deleted as they are read"])
             )
         path = max(left, key=lambda path: int(path.name) if STEP.fullmatch(path.name) else -1)
         try:
-            files.real_path(path.parent, path.name)
+            together(partial(_check_link, path))
             found = read(path)
         except (InputError, FileNotFoundError) as error:
             if isinstance(error, Damaged):
                 time.sleep(_DELETION)
-            if path == run or (path.exists() and not isinstance(error, Damaged)):
+            there = together(path.exists)
+            if path == run or (there and not isinstance(error, Damaged)):
                 raise
-            if path.exists():
+            if there:
                 damaged[path] = str(error)
             else:
                 deleted.add(path)
@@ -57,13 +64,25 @@ def read_newest(run: Path, read: Callable[[Path], Read], say: Callable[[str], No
         return found, path, list(damaged)
 
 
-def _latest(run: Path) -> Path:
-    """Return the newest checkpoint; the folder is listed again where it has gone meanwhile, and another has come."""
+def _check_link(path: Path) -> None:
+    files.real_path(path.parent, path.name)
+
+
+def _names(run: Path) -> list[str]:
+    """Return the finished checkpoints as paths below a folder; "." where it is one itself.
+
+    The folder is listed again where the newest has gone meanwhile, and another has come.
+    """
     for _ in range(_LISTINGS if (run / "checkpoints").is_dir() else 0):
         with suppress(InputError):
-            return latest_step(run)
+            return _listed(run)
         time.sleep(_DELETION / _LISTINGS)
-    return latest_step(run)  # raises an error where there is none
+    return _listed(run)  # raises an error where there is none
+
+
+def _listed(run: Path) -> list[str]:
+    first = latest_step(run)
+    return ["."] if first == run else [str(path.relative_to(run)) for path in finished_steps(first.parent)]
 
 
 def check_not_emptied(run: Path, every: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +29,8 @@ from bertjax.run.roll_call import roll_call
 from bertjax.run.stop import Interrupted, catch_again
 from bertjax.run.workdir import differences, lock_text, lock_workdir
 from bertjax.storage.paths import in_cloud
+
+Value = TypeVar("Value")
 
 _FORMS = (r".+:\d+", r"-?\d+", r"-?\d+")  # of the three variables below
 
@@ -229,6 +231,16 @@ def from_coordinator(value: Any) -> Any:
         return value
     found = allgather_text(json.dumps(value) if is_coordinator() else "")
     return json.loads(next(iter(found.values())))
+
+
+def together(compute: Callable[[], Value]) -> Value:
+    """Return on every process what process 0 computes, of JSON types; its errors are raised on all."""
+    value: Any = None
+    with raising_on_all():
+        if is_coordinator():
+            value = compute()
+    found: Value = from_coordinator(value)
+    return found
 
 
 def assert_equal_on_all(facts: Mapping[str, object]) -> None:

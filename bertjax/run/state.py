@@ -1,6 +1,7 @@
 """The state of a run: its shapes and shardings, and its initial value, random, warm-started or restored."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from bertjax.flops import abstract_params, row_shapes
 from bertjax.optim.skipping import Skips
 from bertjax.random import stream
 from bertjax.rules import name_of, partition
-from bertjax.run.processes import allgather_text, is_coordinator, raising_on_all
+from bertjax.run.processes import allgather_text, is_coordinator, raising_on_all, together
 from bertjax.serialization.description import own_names, to_json
 from bertjax.sharding.mesh import replicated
 from bertjax.sharding.placement import storage_shardings
@@ -105,24 +106,15 @@ def initial_state(
     for phase in experiment.phases:
         abstract_params(experiment.objective, row_shapes(phase.rows, phase.batch_size))
     like = state_shapes(experiment, mesh)
-    if not checkpoint.has_checkpoint(folder):
+    if not together(lambda: checkpoint.has_checkpoint(folder)):
         fresh = _initialise(experiment, mesh, like)
         params, opt = _take_over(fresh.params, start.params), _take_over(fresh.opt, start.optimizer.arrays)
         return fresh._replace(params=params, opt=opt)
 
     def read(newest: Path) -> State:
-        with raising_on_all():
-            found, problem = None, ""
-            try:
-                found = _restore(like, tokenizer, data, mesh, newest, say)
-            except Damaged as error:
-                problem = str(error)
-        problems = allgather_text(problem) if jax.process_count() > 1 else {"": problem}
-        if found is None or any(problems.values()):
-            raise Damaged("; ".join(sorted({text for text in problems.values() if text})))
-        return found
+        return _restore(like, tokenizer, data, mesh, newest, say)
 
-    state, _, damaged = read_newest(folder, read, say)
+    state, _, damaged = read_newest(folder, read, say, together)
     with raising_on_all():
         if is_coordinator():
             for path in damaged:
@@ -130,19 +122,48 @@ def initial_state(
     return state
 
 
+@contextmanager
+def _damaged_for_all() -> Iterator[None]:
+    """Raise on every process the errors that any of them raises inside; Damaged where it is damaged for any of them.
+
+    Each part of a restoration ends here, before all processes compute together: else those that have read their part
+    would wait for the one that has not.
+    """
+    problem = ""
+    with raising_on_all():
+        try:
+            yield
+        except Damaged as error:
+            problem = str(error)
+    problems = allgather_text(problem) if jax.process_count() > 1 else {"": problem}
+    found = {name: text for name, text in problems.items() if text}
+    if found:
+        texts = set(found.values())
+        alone = "" if len(found) == len(problems) else f" (for {', '.join(found)} alone)"
+        raise Damaged("; ".join(sorted(texts)) + alone)
+
+
 def _restore(
     like: State, tokenizer: Tokenizer, data: list[str], mesh: Mesh, newest: Path, say: Callable[[str], None]
 ) -> State:
-    info = checkpoint.read_info(newest)
-    if others := checkpoint.other_versions(info):
-        say(f"{newest} was saved by {others}: the run goes on, but its numbers may differ in the last digits")
-    if info["fingerprint"] != fingerprint(tokenizer):
-        raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
-    if info["data"] != data:
-        raise InputError(f"{newest} was trained on another corpus: resume with that one, or choose another --workdir")
-    params = checkpoint.restore(newest, "params", like.params, info)
-    opt = checkpoint.restore(newest, "optimizer", like.opt, info)
+    with _damaged_for_all():
+        info = checkpoint.read_info(newest)
+        if others := checkpoint.other_versions(info):
+            say(f"{newest} was saved by {others}: the run goes on, but its numbers may differ in the last digits")
+        if info["fingerprint"] != fingerprint(tokenizer):
+            raise InputError(f"{newest} was trained with another tokenizer than that of the corpus: use its own corpus")
+        if info["data"] != data:
+            raise InputError(
+                f"{newest} was trained on another corpus: resume with that one, or choose another --workdir"
+            )
+    arrays = {"params": like.params, "optimizer": like.opt}
+    with _damaged_for_all():
+        arrays = {item: checkpoint.read_arrays(newest, item, each) for item, each in arrays.items()}
+    with _damaged_for_all():
+        for item, each in arrays.items():
+            checkpoint.verify(newest, item, each, info)
     step, skips = np.int32(info["step"]), Skips.of(info.get("skips", {}))
+    params, opt = arrays["params"], arrays["optimizer"]
     return State(jax.device_put(step, replicated(mesh)), params, opt, jax.device_put(skips, replicated(mesh)))
 
 

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bertjax.checkpoints import checkpoint
 from bertjax.data.tokenizer import fingerprint
 from bertjax.errors import InputError
+from bertjax.random import hash_bits
 from bertjax.sharding.mesh import DATA_PARALLEL, replicated
 
 
@@ -102,6 +103,21 @@ def test_the_checksum_does_not_depend_on_the_sharding():
     split = NamedSharding(mesh, PartitionSpec("data"))
     assert checkpoint.checksums(jax.device_put(params, split)) == plain
     assert checkpoint.checksums(jax.device_put(params, replicated(mesh))) == plain
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((), "float32"), ((0, 3), "float32"), ((70001,), "bfloat16"), ((300, 401), "int32"), ((3, 5, 9000), "float32")],
+)
+def test_the_checksum_is_that_of_earlier_versions_and_no_array_is_copied_for_it(shape, dtype):
+    """It is computed in chunks, whatever remains of the last; former versions summed the hashes of a whole array."""
+    x = jnp.asarray(np.random.default_rng(0).integers(-999, 999, shape), dtype)
+    rows = jnp.atleast_1d(x)
+    bits = (rows if dtype == "int32" else rows.view(f"u{rows.dtype.itemsize}")).astype(jnp.uint32)
+    whole = hash_bits(jax.random.key(0), rows.shape, bits).sum(dtype=jnp.uint32)
+    assert checkpoint.checksums({"x": x}) == {"x": f"{int(whole):08x}"}
+    program = checkpoint._checksums.lower({"x": jnp.zeros((2000, 1000))}, frozenset()).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 10 * checkpoint._CHUNK < 8_000_000
 
 
 def test_a_checkpoint_of_eight_devices_restores_on_one(tmp_path, tokenizer):

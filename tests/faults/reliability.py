@@ -183,7 +183,7 @@ def resumes(kind: str, count: int) -> Trials:
 
 def unchecked(folder: Path, item: str, like: object, _: object) -> object:
     """Restore without comparing checksums."""
-    return checkpoint._restored(folder, item, like)
+    return checkpoint.read_arrays(folder, item, like)
 
 
 def damage(count: int, *, protected: bool = True) -> Trials:
@@ -398,7 +398,7 @@ def costs() -> dict[str, float]:
     seconds: dict[str, list[float]] = {"plain": [], "checked": [], "save": []}
     for _ in range(5):
         begun = time.perf_counter()
-        jax.block_until_ready(checkpoint._restored(folder, "params", like))
+        jax.block_until_ready(checkpoint.read_arrays(folder, "params", like))
         seconds["plain"].append(time.perf_counter() - begun)
         begun = time.perf_counter()
         checkpoint.restore(folder, "params", like, info)

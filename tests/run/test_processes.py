@@ -103,6 +103,15 @@ def test_all_processes_stop_after_the_same_step_and_resume_bit_by_bit(two):
     assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 
+def test_a_checkpoint_that_one_process_alone_cannot_read_is_set_aside_by_all(two):
+    """Both went on from step 2, and made steps 3 and 4 again: the log of the test above has been written twice."""
+    names = {path.name for path in (two / "stopped/checkpoints").iterdir()}
+    assert {"2", "4", "4.damaged"} <= names
+    for name in ("messages.log", "messages-1.log"):
+        said = (two / "stopped" / name).read_text()
+        assert re.search(r"passed over: .*4 is damaged \(.*Input/output error", said) and "from step 2" in said
+
+
 def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
     for number in range(2):
         found = json.loads((two / f"{number}.json").read_text())
