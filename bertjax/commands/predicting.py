@@ -1,29 +1,36 @@
 """The command predict, which applies a model to texts."""
 
 import argparse
-import io
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from itertools import chain, islice
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from bertjax import terminal
-from bertjax.commands.arguments import command, plain, positive, takes_json, takes_model, tell, threshold
+from bertjax.commands.arguments import (
+    command,
+    plain,
+    positive,
+    print_result,
+    takes_json,
+    takes_model,
+    tell,
+    threshold,
+)
 from bertjax.errors import InputError
-from bertjax.storage.files import open_given
-from bertjax.storage.paths import in_cloud, path_of
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show_json
 from bertjax.wording import counted
 
+if TYPE_CHECKING:
+    from bertjax.commands.inputs import Expected
+    from bertjax.tasks.reading import Notes
+
 CHUNK = 16
 """Maximum number of batches that are read, sorted by length and predicted at once."""
-
-LONGEST_LINE = 2**22
-"""Maximum characters of a text on a line of its own."""
 
 
 def add(commands: Any) -> None:
@@ -63,7 +70,8 @@ def add(commands: Any) -> None:
                      help="how labels name entities (default: as their names tell; words: they do not)")  # fmt: skip
     answer = _predicting(predict, "answer", _answer, "answer questions by spans of a context",
                          'bertjax predict answer --model runs/squad/best --context "Ada was born in 1815." "When was '
-                         'Ada born?"', "a question; without --context, followed by a tab and its context")  # fmt: skip
+                         'Ada born?"', "a question; without --context, followed by a tab and its context",
+                         "question,context")  # fmt: skip
     answer.add_argument("--context", metavar="TEXT", help="the context of all questions")
     answer.add_argument("--may-have-none", action="store_true", help="some questions have no answer in their context")
     answer.add_argument("--threshold", type=float, default=0.0, metavar="X",
@@ -71,8 +79,8 @@ def add(commands: Any) -> None:
     answer.add_argument("--longest", type=positive, default=30, metavar="N",
                         help="maximum tokens of an answer (default: 30)")  # fmt: skip
     choose = _predicting(predict, "choose", _choose, "choose the best of several endings",
-                         "bertjax predict choose --model runs/copa/best --input choices.tsv --json",
-                         "a context and its endings, separated by tabs")  # fmt: skip
+                         "bertjax predict choose --model runs/copa/best --input choices.csv --columns premise,a,b",
+                         "a context and its endings, separated by tabs", "")  # fmt: skip
     for parser in (classify, tag, answer, choose):
         parser.add_argument("--max-length", type=positive, default=0, metavar="N",
                             help="maximum tokens of a row; longer texts are truncated, long contexts read in windows "
@@ -80,12 +88,23 @@ def add(commands: Any) -> None:
 
 
 def _predicting(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str, text: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    example: str,
+    text: str,
+    columns: str = "text",
 ) -> argparse.ArgumentParser:
     parser = command(commands, name, run, summary, example)
     takes_model(parser)
     parser.add_argument("text", nargs="*", metavar="TEXT", help=f"{text}; default: lines of standard input")
-    parser.add_argument("--input", metavar="FILE", help="a file with one of these on each line, instead")
+    parser.add_argument("--input", metavar="FILE", help="instead: a table, .csv, .tsv or .jsonl, or a .txt with one of "
+                        "these on a line; also .gz, .zst")  # fmt: skip
+    parser.add_argument("--columns", default="", metavar="NAMES", help="the columns of the table with the texts, "
+                        f"separated by commas{f' (default: {columns})' if columns else ''}")  # fmt: skip
+    parser.add_argument("--out", metavar="FILE", help="write the results to this .csv or .jsonl, with the columns of "
+                        f"the input{', or the vectors to this .npy' if name == 'embed' else ''}")  # fmt: skip
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="texts in a batch (default: 32)")
     takes_json(parser)
     return parser
@@ -93,134 +112,125 @@ def _predicting(
 
 def _predict(
     options: argparse.Namespace,
-    run: Callable[[Any, list[Any]], Iterator[Any]],
-    read: Callable[[str, str], tuple[str, ...]],
+    run: "Callable[[Any, list[Any], Notes], Iterator[Any]]",
+    expected: "Expected",
     show: Callable[[Any], str],
+    cells: Callable[[Any], dict[str, Any]],
+    *,
+    as_json: Callable[[Any], Any] = plain,
 ) -> None:
-    """Predict on a stream of texts, and print the results in order.
+    """Predict on a stream of texts; print the results in order, or write them to --out.
 
-    read: maps the origin of a text and the text to its parts, () to skip it. show: formats a result for people.
+    run: (model, texts, notes) -> results, one for each; notes counts what happened to texts. show, cells, as_json: a
+    result for people, as columns of a file, as JSON.
     """
     from bertjax.checkpoints.trained import load
+    from bertjax.commands.inputs import open_input
+    from bertjax.commands.outputs import check_out, results_file
     from bertjax.inference.compatible import check_texts, check_tokenizer
 
+    notes: Counter[str] = Counter()
+    columns = tuple(filter(None, map(str.strip, options.columns.split(","))))
+    given = open_input(options.text, options.input, columns, expected, notes)
+    out = check_out(options.out, options.input, vectors=expected.blank) if options.out else None
     model = load(options.model, options.experiment)
     check_tokenizer(model, options.model)
     reported: frozenset[str] = frozenset()
-    notes: Counter[str] = Counter()
-    lines = _texts(options, notes)
+    report, done = _progress(given.total, shown=out is not None or not sys.stdout.isatty()), 0
     batches = 1  # the first results come soon, later ones from more texts sorted by length
-    while chunk := list(islice(lines, batches * options.batch_size)):
-        batches = min(2 * batches, CHUNK)
-        parts = [each for each in (read(origin, text) for origin, text in chunk) if each]
-        notes["blank lines skipped"] += len(chunk) - len(parts)
-        reported |= check_texts(model, chain.from_iterable(parts), tell, reported)
-        given = [each[0] if len(each) == 1 else each for each in parts]
-        for result in run(model, given):
-            show_json(plain(result)) if options.json else terminal.show(show(result))
+    with results_file(out, given.columns, given.delimiter, notes) if out else nullcontext() as write:
+        while chunk := list(islice(given.rows, batches * options.batch_size)):
+            batches = min(2 * batches, CHUNK)
+            texts = [row.texts for row in chunk if row.texts]
+            notes["blank texts, left without a prediction" if out else "blank texts, skipped"] += len(chunk) - len(
+                texts
+            )
+            reported |= check_texts(model, chain.from_iterable(texts), tell, reported)
+            results = iter(run(model, [each[0] if len(each) == 1 else each for each in texts], notes))
+            for row in chunk:
+                result = next(results) if row.texts else None
+                if write:
+                    write(row.record, None if result is None else cells(result))
+                elif result is not None:
+                    show_json(as_json(result)) if options.json else terminal.show(show(result))
+            done += len(chunk)
+            report(done)
     for note, count in (+notes).items():
         tell(counted(count, note))
+    if out:
+        print_result(options, {"rows": done, "out": str(out)})
 
 
-def _texts(options: argparse.Namespace, notes: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield (origin, text) from the arguments, or the lines of a file or of standard input."""
-    if options.text and options.input:
-        raise InputError("give texts either as arguments or with --input, not both")
-    if options.text:
-        yield from ((f"argument {n}", _checked_utf8(f"argument {n}", x)) for n, x in enumerate(options.text, 1))
-        return
-    where = options.input or "standard input"
-    with _lines_of(options.input) if options.input else nullcontext(sys.stdin) as file:
-        try:
-            for number, line in enumerate(_bounded_lines(file), 1):
-                if len(line) > LONGEST_LINE:
-                    raise InputError(f"{where}:{number}: a line of over {LONGEST_LINE:,} characters: split it")
-                if number == 1 and line.startswith("\ufeff"):
-                    line = line[1:]
-                yield f"{where}:{number}", _checked_utf8(f"{where}:{number}", line.rstrip("\r\n"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where} is not UTF-8: convert it with iconv") from error
+def _progress(total: int, *, shown: bool) -> Callable[[int], None]:
+    """Return a function that shows how many texts are done, and how long the rest takes; not of what is done soon."""
+    from bertjax.run.writers import Progress, duration
+
+    progress, begun = Progress(shown=shown), time.monotonic()
+
+    def report(done: int) -> None:
+        seconds = time.monotonic() - begun
+        if seconds > _SOON and done < (total or done + 1):
+            rate = done / seconds
+            left = f" of {counted(total, 'texts')}  {duration((total - done) / rate)} left" if total else " texts"
+            progress.line(f"{done:,}{left}  {rate:,.1f} texts/s")
+
+    return report
 
 
-def _bounded_lines(file: Any) -> Iterator[str]:
-    """Yield lines, of which no more is read than shows that one is too long; standard input may be any iterable."""
-    return iter(partial(file.readline, LONGEST_LINE + 1), "") if hasattr(file, "readline") else iter(file)
+_SOON = 3  # seconds
 
 
-def _lines_of(name: str) -> TextIO:
-    """Open a file of UTF-8 on a disk or in Cloud Storage; line ends are kept."""
-    path = path_of(name)
-    if in_cloud(path):
-        return io.TextIOWrapper(open_given(path), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+def _settings(options: argparse.Namespace, notes: "Notes") -> dict[str, Any]:
+    return {"batch_size": options.batch_size, "max_length": options.max_length, "say": tell, "notes": notes}
 
 
-def _checked_utf8(origin: str, text: str) -> str:
-    """Return the text. Raises InputError for lone surrogates, as which Python keeps bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{origin} is not UTF-8: convert it with iconv") from error
-    return text
+def _of_text(words: str, **more: Any) -> "Expected":
+    """Return what a prediction on one text takes."""
+    from bertjax.commands.inputs import Expected
 
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {"batch_size": options.batch_size, "max_length": options.max_length, "say": tell}
-
-
-def _not_empty(origin: str, text: str) -> tuple[str, ...]:
-    if not text.strip():
-        raise InputError(f"{origin}: the text is empty: leave it out")
-    return (text,)
-
-
-def _by_tabs(least: int, most: int, expected: str) -> Callable[[str, str], tuple[str, ...]]:
-    """Return a reader of texts with `least` to `most` parts, separated by tabs."""
-
-    def read(origin: str, text: str) -> tuple[str, ...]:
-        parts = tuple(text.split("\t"))
-        if not least <= len(parts) <= most or not all(part.strip() for part in parts):
-            raise InputError(
-                f"{origin}: {len([p for p in parts if p.strip()])} texts, separated by tabs: give {expected}"
-            )
-        return parts
-
-    return read
+    return Expected(1, 1, words, ("text",), ("text",), **more)
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
     from bertjax.inference.fill_mask import fill_mask
 
+    def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
+        return fill_mask(model, texts, top=options.top, batch_size=options.batch_size)
+
     def show(filled: Any) -> str:
         lines = ["   ".join(f"{guess.text} {guess.probability:.1%}" for guess in guesses) for guesses in filled.masks]
         return "\n".join([filled.text, *(f"    {line}" for line in lines)])
 
-    _predict(options, lambda model, texts: fill_mask(model, texts, top=options.top, batch_size=options.batch_size),
-             lambda origin, text: (text,) if text.strip() else (), show)  # fmt: skip
+    def cells(filled: Any) -> dict[str, Any]:
+        return {"predicted": [guesses[0].text for guesses in filled.masks], "filled": filled.best,
+                "masks": plain(filled.masks)}  # fmt: skip
+
+    _predict(options, run, _of_text("a text with masks"), show, cells)
 
 
 def _embed(options: argparse.Namespace) -> None:
     from bertjax.inference.embed import embed_and_count
 
-    notes: Counter[str] = Counter()
-
-    def run(model: Any, texts: list[str]) -> Iterator[dict[str, Any]]:
+    def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
         vectors = embed_and_count(model, texts, notes, prompt=options.prompt, max_length=options.max_length,
                                   batch_size=options.batch_size)  # fmt: skip
-        for text, vector in zip(texts, vectors, strict=True):
-            yield {"text": text, "embedding": [round(float(number), 7) for number in vector]}
+        return zip(texts, vectors, strict=True)
 
-    def show(result: dict[str, Any]) -> str:
-        numbers = result["embedding"]
-        shown = " ".join(f"{number:+.4f}" for number in numbers[:8])
-        return f"{result['text']}\n    {shown} … ({counted(len(numbers), 'numbers')})"
+    def as_json(result: tuple[str, Any]) -> dict[str, Any]:
+        return {"text": result[0], "embedding": [round(float(number), 7) for number in result[1]]}
 
-    _predict(options, run, lambda origin, text: (text,), show)  # blank ones too: line n has vector n
-    for note, count in (+notes).items():
-        tell(counted(count, note))
+    def show(result: tuple[str, Any]) -> str:
+        text, vector = result
+        shown = " ".join(f"{number:+.4f}" for number in vector[:8])
+        return f"{text}\n    {shown} … ({counted(len(vector), 'numbers')})"
+
+    # Blank texts too: line n has vector n.
+    _predict(options, run, _of_text("a text", blank=True), show, lambda result: {"embedding": result[1]},
+             as_json=as_json)  # fmt: skip
 
 
 def _classify(options: argparse.Namespace) -> None:
+    from bertjax.commands.inputs import Expected
     from bertjax.inference.predict import classify
 
     def show(result: Any) -> str:
@@ -228,11 +238,17 @@ def _classify(options: argparse.Namespace) -> None:
         labels = ", ".join(f"{label} {result.scores[label]:.1%}" for label in found) or "no label"
         return f"{labels if result.label else f'{result.score:.4f}'}   {' | '.join(result.texts)}"
 
-    def run(model: Any, texts: list[Any]) -> Iterator[Any]:
-        return classify(model, texts, threshold=options.threshold, **_settings(options))
+    def cells(result: Any) -> dict[str, Any]:
+        if not result.label:
+            return {"predicted": result.score}
+        if len(result.labels) == 1 and abs(sum(result.scores.values()) - 1) < 1e-3:
+            return {"predicted": result.label, "probability": result.score, "probabilities": result.scores}
+        return {"predicted": list(result.labels), "probabilities": result.scores}
 
-    _predict(options, run,
-             _by_tabs(1, 2, "one text or two"), show)  # fmt: skip
+    def run(model: Any, texts: list[Any], notes: "Notes") -> Iterator[Any]:
+        return classify(model, texts, threshold=options.threshold, **_settings(options, notes))
+
+    _predict(options, run, Expected(1, 2, "one text or two", ("text",), ("text", "text2")), show, cells)
 
 
 def _tag(options: argparse.Namespace) -> None:
@@ -244,6 +260,9 @@ def _tag(options: argparse.Namespace) -> None:
         entities = [f"    {n.kind} {n.text!r} {n.start}–{n.end} {n.score:.1%}" for n in result.names]
         return "\n".join([result.text, *(entities or ["    no entities"])])
 
+    def cells(result: Any) -> dict[str, Any]:
+        return {"words": plain(result.words), "entities": plain(result.names)}
+
     told: set[str] = set()
 
     def tell_once(sentence: str) -> None:
@@ -251,41 +270,55 @@ def _tag(options: argparse.Namespace) -> None:
             tell(sentence)
         told.add(sentence)
 
-    def run(model: Any, texts: list[str]) -> Iterator[Any]:
-        settings = _settings(options) | {"say": tell_once, "scheme": SCHEMES.get(options.scheme)}
+    def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
+        settings = _settings(options, notes) | {"say": tell_once, "scheme": SCHEMES.get(options.scheme)}
         return tag(model, texts, aggregation=options.aggregation, **settings)
 
-    _predict(options, run, _not_empty, show)
+    _predict(options, run, _of_text("a text"), show, cells)
 
 
 def _answer(options: argparse.Namespace) -> None:
+    from bertjax.commands.inputs import Expected
     from bertjax.inference.predict import answer
 
-    def run(model: Any, questions: list[Any]) -> Iterator[Any]:
+    def run(model: Any, questions: list[Any], notes: "Notes") -> Iterator[Any]:
+        if options.context is not None:
+            questions = [(question, options.context) for question in questions]
         return answer(model, questions, may_have_none=options.may_have_none, threshold=options.threshold,
-                      longest=options.longest, **_settings(options))  # fmt: skip
+                      longest=options.longest, **_settings(options, notes))  # fmt: skip
 
     def show(result: Any) -> str:
         if not result.text:
             return f"{result.question}\n    no answer"
         return f"{result.question}\n    {result.text}   {result.start}–{result.end} {result.score:.1%}"
 
-    pair = _by_tabs(2, 2, "a question and its context, or --context")
+    def cells(result: Any) -> dict[str, Any]:
+        return {"predicted": result.text, "start": result.start, "end": result.end, "probability": result.score,
+                "null_odds": result.null_odds}  # fmt: skip
+
+    pair = ("question", "context")
+    expected = Expected(2, 2, "a question and its context, or --context", pair, pair)
     if options.context is not None:
-        _not_empty("--context", options.context)
-        _predict(options, run, lambda origin, text: (*_not_empty(origin, text), options.context), show)
-    else:
-        _predict(options, run, pair, show)
+        if not options.context.strip():
+            raise InputError("--context: the text is empty: leave it out")
+        expected = Expected(1, 1, "a question", pair[:1], pair[:1])
+    _predict(options, run, expected, show, cells)
 
 
 def _choose(options: argparse.Namespace) -> None:
+    from bertjax.commands.inputs import Expected
     from bertjax.inference.predict import choose
 
-    def run(model: Any, rows: list[tuple[str, ...]]) -> Iterator[Any]:
+    def run(model: Any, rows: list[tuple[str, ...]], notes: "Notes") -> Iterator[Any]:
         choices = [(context, endings) for context, *endings in rows]
-        return choose(model, choices, **_settings(options))
+        return choose(model, choices, **_settings(options, notes))
 
     def show(result: Any) -> str:
         return f"{result.context}\n    {result.ending}   {result.scores[result.best]:.1%}"
 
-    _predict(options, run, _by_tabs(3, 1000, "a context and at least two endings"), show)
+    def cells(result: Any) -> dict[str, Any]:
+        return {"predicted": result.best, "ending": result.ending, "probability": result.scores[result.best],
+                "probabilities": result.scores}  # fmt: skip
+
+    expected = Expected(3, 1000, "a context and at least two endings", (), ("context", "endings"), lists=True)
+    _predict(options, run, expected, show, cells)

@@ -267,7 +267,7 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
 def _evaluate_task(options: argparse.Namespace) -> None:
     from bertjax.checkpoints.trained import load
     from bertjax.inference.compatible import check_tokenizer
-    from bertjax.inference.predict import score
+    from bertjax.inference.score import score
     from bertjax.machine.xla_flags import keep_compiled_programs
     from bertjax.run import processes
     from bertjax.tasks.own import own_task

@@ -22,7 +22,7 @@ from bertjax.inference import embed as embedding
 from bertjax.inference import fill_mask as masks
 from bertjax.inference import predict
 from bertjax.inference.compatible import check_texts, check_tokenizer
-from bertjax.inference.predict import score as score
+from bertjax.inference.score import score as score
 from bertjax.terminal import show
 
 P = ParamSpec("P")

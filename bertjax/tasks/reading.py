@@ -92,9 +92,9 @@ def cells_of(
         return
     found = lines(path, notes)
     first = next(found, (1, ""))
-    declared = re.fullmatch(r'"?sep=(.)"?', first[1])  # Excel's own line, before the header
+    declared = declared_delimiter(first[1])
     header = next(found, (2, "")) if declared else first
-    delimiter = declared[1] if declared else delimiter_of(header[1], delimiter, needed)
+    delimiter = declared or delimiter_of(header[1], delimiter, needed)
     checked = (_bounded(path, number, line, delimiter) for number, line in chain([header], found))
     reader = csv.reader((f"{line}\n" for line in checked), delimiter=delimiter, strict=True)
     before = bool(declared)  # lines that the reader does not see
@@ -106,6 +106,12 @@ def cells_of(
             number = reader.line_num + 1 + before
     except csv.Error as error:
         raise InputError(f"{path}:{number}: {error}: quotes must enclose a cell, and be doubled inside") from error
+
+
+def declared_delimiter(line: str) -> str:
+    """Return what separates columns by Excel's own line before a header, `sep=;`; "" for any other line."""
+    found = re.fullmatch(r'"?sep=(.)"?', line)
+    return found[1] if found else ""
 
 
 def delimiter_of(header: str, usual: str, needed: tuple[str, ...]) -> str:

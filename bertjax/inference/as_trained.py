@@ -1,0 +1,126 @@
+"""Encode texts for a fine-tuned model as it was trained, and what its head predicts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bertjax.checkpoints.trained import Model
+from bertjax.errors import InputError
+from bertjax.inference.template_of import templates_of
+from bertjax.models.published import Published
+from bertjax.tasks.examples import Example
+from bertjax.tasks.reading import Notes
+from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
+from bertjax.tasks.tags import IOB, WORDS
+from bertjax.tasks.task import Kind, Task
+from bertjax.wording import counted
+
+Say = Callable[[str], None]
+"""Takes a note or a warning for the user."""
+
+_HEADS = {"classify": "classify", "multilabel": "classify", "regress": "classify", "tag": "tags", "span": "span",
+          "choice": "choice"}  # fmt: skip
+_DEFAULT_LENGTH = 512  # of models that take rows of any length
+
+
+def predicts_of(model: Model) -> str:
+    """Return what the head `classify` of a model predicts. Raises InputError if it has none."""
+    head_of(model, "classify")
+    predicts: str = getattr(model.objective, "predicts", "")
+    return predicts
+
+
+def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -> tuple[float, ...]:
+    """Return the threshold of each label of a model that gives each a probability of its own.
+
+    threshold: of all labels, or by their names; 0.5 where none is given. Raises InputError for a number outside 0 .. 1,
+    an unknown label, or a model of another kind.
+    """
+    labels = labels_of(model, head_of(model, "classify").C)
+    if threshold is not None and predicts_of(model) != "multi_label_classification":
+        raise InputError("each text has one label of this model, or a number: leave out the threshold")
+    given = (
+        threshold if isinstance(threshold, Mapping) else dict.fromkeys(labels, 0.5 if threshold is None else threshold)
+    )
+    unknown = [label for label in given if label not in labels]
+    if unknown:
+        raise InputError(f"a threshold for {unknown[0]!r}, but the model's labels are {', '.join(labels)}")
+    for label, limit in given.items():
+        if not 0 <= limit <= 1:
+            raise InputError(f"the threshold of {label} is {limit}: a probability is from 0 to 1")
+    return tuple(given.get(label, 0.5) for label in labels)
+
+
+def head_of(model: Model, kind: Kind) -> Any:
+    """Return the head for a kind of task. Raises InputError if the model has another."""
+    wanted = {_HEADS[kind]} | ({"beams"} if kind == "span" else set())
+    if not isinstance(model.objective, Published):
+        raise InputError(f"a {type(model.objective).__name__} has no head for {kind}: fine-tune it on a task first")
+    if model.objective.task not in wanted:
+        raise InputError(
+            f"this model has a head for {model.objective.task}, not for {kind}: fine-tune a model for {kind}"
+        )
+    return model.objective.heads[model.objective.task]
+
+
+def labels_of(model: Model, classes: int) -> tuple[str, ...]:
+    """Return the names of a head's classes, LABEL_0, … where it has none."""
+    given: tuple[str, ...] = getattr(model.objective, "labels", ())
+    return given if len(given) == classes else tuple(f"LABEL_{number}" for number in range(classes))
+
+
+def prediction_task(kind: Kind, labels: tuple[str, ...], **more: Any) -> Task:
+    """Return a task without data, whose examples are to be predicted."""
+    scheme = WORDS if kind == "tag" else IOB  # tags are predicted by their names, and not scored
+    return Task("prediction", kind, labels, ("accuracy",), (), scheme=scheme, **more)
+
+
+def rows_of(model: Model, task: Task, max_length: int) -> TaskRows:
+    """Describe rows as in training. Raises InputError for a length that the model does not have."""
+    positions = model.encoder.max_length
+    if positions and max_length > positions:
+        raise InputError(f"max_length={max_length}, but the model has {positions} positions: reduce it")
+    length = max_length or positions or _DEFAULT_LENGTH
+    quarter = max(1, length // 4)
+    strides = min(128, quarter), min(64, quarter), min(128, quarter)
+    try:
+        return TaskRows(task, "", "", templates_of(model), length, *strides)
+    except ValueError as error:
+        raise InputError(f"max_length={length}: {error}") from error
+
+
+def encoded_as_trained(
+    model: Model, task: Task, examples: Sequence[Example], max_length: int, say: Say, notes: Notes | None = None
+) -> Encoded:
+    """Encode examples as in training, and report truncation: counted in `notes` if given, else said."""
+    encoded = encode_examples(rows_of(model, task, max_length), examples, model.text)
+    report(encoded.notes, say, notes)
+    return encoded
+
+
+def report(found: Notes, say: Say, notes: Notes | None = None) -> None:
+    """Add what was found to `notes` if given, else say it."""
+    if notes is not None:
+        notes.update(found)
+        return
+    for note, count in found.items():
+        say(counted(count, note))
+
+
+def fitting_batch(encoded: Encoded, batch_size: int) -> int:
+    """Return a batch size without much padding for few texts: a power of two up to `batch_size`."""
+    return min(batch_size, 1 << max(0, len(encoded) - 1).bit_length())
+
+
+def not_empty(place: str, text: str) -> str:
+    """Return the text. Raises InputError for a blank one."""
+    if not text.strip():
+        raise InputError(f"{place}: the text is empty: leave it out")
+    return text
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of labels that exclude each other: float32."""
+    return np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))
