@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import bertjax
 from bertjax import exits
-from bertjax.commands import machines, predicting, texts, training
+from bertjax.commands import comparing, machines, predicting, texts, training
 from bertjax.errors import ProcessFailed, exit_code_of
 from bertjax.machine.program_cache import without_foreign_programs
 from bertjax.terminal import escaped, message
@@ -116,6 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bertjax", description="Pre-train and use encoder language models in JAX.")
     parser.add_argument("--version", action="version", version=f"bertjax {bertjax.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for group in (training, predicting, texts, machines):
+    for group in (training, comparing, predicting, texts, machines):
         group.add(commands)
     return parser

@@ -22,6 +22,7 @@ from gs_program import experiment
 from texts import make_documents
 
 from bertjax import train
+from bertjax.checkpoints.described import sized_as
 from bertjax.checkpoints.export import convert
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
@@ -31,6 +32,7 @@ from bertjax.data.corpus import find_files, split_sentences
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.records import TokenReader, read_manifest
 from bertjax.errors import InputError
+from bertjax.report import read
 from bertjax.run import local_files
 from bertjax.run.workdir import lock_workdir
 from bertjax.storage import files, lease, paths
@@ -240,6 +242,14 @@ def test_a_run_in_cloud_storage_equals_one_on_a_disk(run, corpus, tmp_path):
     assert (path_of(run) / "log.jsonl").read_bytes() == (tmp_path / "log.jsonl").read_bytes()
     assert same(load(run).params, load(tmp_path).params)
     assert not (path_of(run) / "lock").exists()
+
+
+def test_runs_are_compared_where_they_are_and_their_sizes_are_read_there(run, place):
+    assert main(["report", run, "--out", f"{place}/report.html"]) == 0
+    assert "held-out: loss" in (path_of(place) / "report.html").read_text()
+    (found,) = read([run])
+    assert found.train["loss"].size and found.train["flops"][-1] > 0 and not found.notes
+    assert sized_as(run, load(run).objective) == load(run).objective
 
 
 def test_a_checkpoint_without_its_last_object_does_not_count(run, place):
