@@ -16,7 +16,7 @@ PYTEST = $(BIN)/pytest -q --numprocesses $(WORKERS) --dist loadgroup --no-loadsc
 # Folders, and what lies in the root and concerns every change; tests marked slow are left out of these.
 QUICK = tests/data tests/tasks tests/commands tests/test_config.py tests/test_rules.py tests/test_contract.py
 
-.PHONY: demo lint test quick reliability lock parity clean
+.PHONY: demo lint test quick reliability fuzz lock parity clean
 
 $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bertjax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": pass PYTHON=...") if sys.version_info < (3, 11) else 0'
@@ -54,6 +54,9 @@ quick: lint
 
 reliability: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/python tests/faults/reliability.py
+
+fuzz: $(VENV)/$(EXTRAS)-installed
+	$(BIN)/python tests/faults/fuzz.py
 
 $(VENV)/parity-installed: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[parity]'

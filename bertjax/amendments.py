@@ -36,6 +36,11 @@ class Amendment:
         return f"{self.name}:{self.value}@{self.step}"
 
     @staticmethod
+    def separate(text: str) -> list[str]:
+        """Separate amendments by commas; a value may have some too, as in optimizer.spikes:10,128@37."""
+        return re.split(rf",(?=\s*(?:optimizer\.|{STEPS}:))", text.strip("()[]"))
+
+    @staticmethod
     def parse(text: str) -> "Amendment":
         """Parse NAME:VALUE@STEP. Raises InputError for another form."""
         name, _, rest = text.strip().partition(":")

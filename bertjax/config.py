@@ -357,7 +357,8 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
             raise InputError(f"override {key}={text}: choose one of {', '.join(arguments)}")
         return text
     if origin is tuple and arguments[0] in _READERS:
-        return tuple(_parse(key, part, arguments[0]) for part in text.strip("()[]").split(",") if part.strip())
+        parts = Amendment.separate(text) if arguments[0] is Amendment else text.strip("()[]").split(",")
+        return tuple(_parse(key, part, arguments[0]) for part in parts if part.strip())
     if annotation not in _READERS:
         raise InputError(f"override {key!r} names an object, not a number or a text: set its fields, or edit the file")
     try:

@@ -80,8 +80,8 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """Return the state after one update on a batch, and its metrics; the gradient is accumulated over `parts`.
 
-    Parameters that are not `trained` stay as they are, without gradient or optimiser state. Where loss or gradient are
-    of no use, or a spike, all stay as they are, but for the counters: see optim/skipping.py.
+    Parameters that are not `trained` stay as they are, without gradient or optimiser state. Where loss, gradient or
+    update are of no use, or a spike, all stay as they are, but for the counters: see optim/skipping.py.
     """
     rng = jax.random.fold_in(key, state.step)
     params, frozen = partition(trained, state.params)
@@ -94,15 +94,16 @@ def train_step(
     else:
         grads, metrics = accumulated_gradient(whole, params, batch, rng, parts)
     grads, metrics = _with_faults(state.step + 1, grads, metrics)
-    norm = optax.tree.norm(grads)
-    usable, skips = judge(state.skips, total_loss(metrics), norm, spikes)
     updates, opt = tx.update(grads, state.opt, params)
+    norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+    usable, skips = judge(state.skips, total_loss(metrics), norm, update_norm, spikes)
     made = (optax.apply_updates(params, updates), opt)
+    odd = jnp.isfinite(norm) & ~jnp.isfinite(update_norm)  # which is why the step is skipped
     # One selection for each element, in the loop that computes it: no copy of the state, and no branch.
     params, opt = jax.tree.map(partial(jnp.where, usable), made, (params, state.opt))
     metrics |= {
         "norm/gradient": Mean(norm, jnp.float32(1)),
-        "norm/update": Mean(jnp.where(usable, optax.tree.norm(updates), 0), jnp.float32(1)),
+        "norm/update": Mean(jnp.where(usable | odd, update_norm, 0), jnp.float32(1)),
         "skips/total": Mean(skips.total, jnp.float32(1)),
         "skips/in_a_row": Mean(skips.in_a_row, jnp.float32(1)),
     }

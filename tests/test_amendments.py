@@ -7,13 +7,14 @@ from bertjax.amendments import Amendment
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
 from bertjax.optim.schedules import BertLinear, Restarting, Schedule, lengthened
+from bertjax.optim.skipping import Spikes
 from bertjax.run.workdir import as_begun, record_experiment
 
 BERT = ["size=tiny", "steps=100", "warmup=10"]
 
 
 def test_an_amendment_is_given_on_the_command_line():
-    given = [*BERT, "amend=optimizer.learning_rate.peak:5e-5@37,optimizer.clip:0.5@40,optimizer.spikes:6@50"]
+    given = [*BERT, "amend=optimizer.learning_rate.peak:5e-5@37,optimizer.clip:0.5@40,optimizer.spikes:6,64@50"]
     experiment = load_experiment("bert", given)
     assert experiment.amend[:2] == (
         Amendment("optimizer.learning_rate.peak", "5e-5", 37),
@@ -22,7 +23,7 @@ def test_an_amendment_is_given_on_the_command_line():
     peaks = [experiment.at(step).optimizer.learning_rate.peak for step in (36, 37, 100)]
     clips = [experiment.at(step).optimizer.clip for step in (39, 40)]
     assert peaks == [1e-4, 5e-5, 5e-5] and clips == [1.0, 0.5]
-    assert experiment.at(50).optimizer.spikes.multiple == 6 and not experiment.at(50).amend
+    assert experiment.at(50).optimizer.spikes == Spikes(6, 64) and not experiment.at(50).amend
 
 
 @pytest.mark.parametrize(

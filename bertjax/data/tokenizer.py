@@ -33,7 +33,7 @@ from bertjax.data.tokenizer_folder import KEPT, SENTENCEPIECE, Reading, compile_
 from bertjax.data.word_starts import WordRule, word_rule
 from bertjax.errors import InputError
 from bertjax.serialization.bounded_json import LARGE, parse_object
-from bertjax.storage.files import make_folder, read_given, read_inside, real_path, write
+from bertjax.storage.files import make_folder, read_given, read_inside, real_path, utf8, write
 from bertjax.storage.paths import path_of
 
 Template = tuple[tuple[str, int], ...]
@@ -145,7 +145,7 @@ def _known(content: bytes, name: str, folder: Path) -> bytes:
         return content
     stated = parse_object(content, f"{folder / name}")
     kept = {key: value for key, value in stated.items() if key in _CARRIED and _is_setting(value)}
-    return content if kept == stated else json.dumps(kept, ensure_ascii=False).encode()
+    return content if kept == stated else utf8(json.dumps(kept, ensure_ascii=False))
 
 
 def _is_setting(value: Any) -> bool:

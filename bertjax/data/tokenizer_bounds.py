@@ -89,11 +89,16 @@ def check_sentencepiece(content: bytes, origin: str) -> None:
 
 @contextmanager
 def panics_refused(origin: str) -> Iterator[None]:
-    """Turn a panic of a library in Rust, which no `except Exception` catches, into an InputError."""
+    """Turn a failure of a library in Rust into an InputError.
+
+    That is a panic, which no `except Exception` catches, or a plain Exception, as for a vocabulary without the piece
+    for unknown words.
+    """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # a class of its own in each library, which none exports
+        # The class of panics is one of its own in each library, which none exports.
+        if type(error).__name__ != "PanicException" and type(error) is not Exception:
             raise
         raise InputError(
             f"the tokenizer of {origin} fails ({error!s:.200}): use another, or leave the text out"

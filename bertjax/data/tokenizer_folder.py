@@ -32,6 +32,7 @@ from bertjax.data.tokenizer_classes import (
 )
 from bertjax.errors import InputError
 from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.storage.files import utf8
 
 SENTENCEPIECE = "SentencePiece, by its own library"
 
@@ -97,7 +98,7 @@ def compile_folder(files: Mapping[str, bytes], origin: str) -> Compiled:
     written = obeyed | kept | spelled | {"tokenizer_class": GENERAL[1], "read_as": name}
     written |= {"model_input_names": _inputs(opened, inputs)}
     written |= {"extra_special_tokens": [content_of(token) for token in extra]} if extra else {}
-    found = {JSON: rust.to_str().encode(), CONFIG: json.dumps(written, ensure_ascii=False, indent=1).encode()}
+    found = {JSON: rust.to_str().encode(), CONFIG: utf8(json.dumps(written, ensure_ascii=False, indent=1))}
     used = _used(opened, name)
     unread = tuple(file for file in _VOCABULARIES if file in files and file not in used)
     return Compiled(found, Reading(name, used, opened.keys, tuple(opened.notes), unread))

@@ -1,7 +1,7 @@
-"""Skip the update of a step whose loss or gradient is of no use, on the device, so that nothing waits for the host.
+"""Skip the update of a step whose loss, gradient or update is of no use, on the device: nothing waits for the host.
 
 A skipped step leaves parameters and optimiser state as they are: the run goes on as if its batch were not there. The
-decision depends on the loss and the gradient of the whole batch, which are the same on all replicas.
+decision depends on the loss and the gradient of the whole batch, and on the update, which are the same on all replicas.
 """
 
 from collections.abc import Mapping
@@ -72,15 +72,16 @@ def total_loss(metrics: Mapping[str, Mean]) -> Array:
     return sum((mean.sum / jnp.where(mean.weight == 0, 1, mean.weight) for mean in means), jnp.float32(0))
 
 
-def judge(skips: Skips, loss: Array, norm: Array, spikes: Spikes | None = None) -> tuple[Array, Skips]:
+def judge(skips: Skips, loss: Array, norm: Array, update: Array, spikes: Spikes | None = None) -> tuple[Array, Skips]:
     """Return whether the update of a step is made (bool []), and the counters after it.
 
-    Not where the loss, or the norm of the gradient, is not finite, where the loss has diverged (LARGEST_LOSS), or where
-    the norm is a spike. A finite norm in float32 means that the square of every element is finite too, hence moments.
+    Not where the loss, the norm of the gradient, or that of the update, is not finite, where the loss has diverged
+    (LARGEST_LOSS), or where the norm of the gradient is a spike. A finite norm of a gradient in float32 means that the
+    square of every element is finite too, hence moments.
     """
     first = jnp.where(skips.first_loss == 0, loss, skips.first_loss).astype(jnp.float32)
     within = jnp.abs(loss) <= LARGEST_LOSS * jnp.maximum(1, jnp.abs(first))  # also of an infinite first loss
-    usable = jnp.isfinite(loss) & jnp.isfinite(norm) & within
+    usable = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(update) & within
     if spikes is not None:
         usable &= (skips.updates < spikes.window) | (norm <= spikes.multiple * skips.norm)
     share = 1 / jnp.minimum(skips.updates + 1, (spikes or Spikes()).window).astype(jnp.float32)

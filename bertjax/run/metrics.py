@@ -114,8 +114,7 @@ class MetricLogger:
     def flush(self) -> None:
         """Read and log the pending metrics, which waits for their step.
 
-        Raises FloatingPointError after `run.tolerance` skipped steps in a row, and where an update is not finite;
-        InputError where no token was a target.
+        Raises FloatingPointError after `run.tolerance` skipped steps in a row; InputError where no token was a target.
         """
         if self._pending is None:
             return
@@ -142,11 +141,6 @@ class MetricLogger:
         if self.in_a_row:
             self._skipped(step, values, total)
             return
-        if not math.isfinite(values["norm/update"]):
-            raise FloatingPointError(
-                f"not finite at step {step}: norm of the update {values['norm/update']}, though the gradient's is "
-                f"{values['norm/gradient']}: {_REMEDY}, or a larger optimizer.eps"
-            )
         self._loss, self.good_step = values["loss"], step - 1
         logged = step == self._experiment.steps or at_interval(step, self._experiment.run.log_every)
         if logged:
@@ -158,15 +152,18 @@ class MetricLogger:
         """Log a skipped step, and end the run where it is one too many."""
         loss, norm = values["loss"], values["norm/gradient"]
         finite = {"loss": loss, "norm/gradient": norm}
+        text, remedy = f"step {step}: loss {loss:.6g}, norm of the gradient {norm:.6g}", _REMEDY
+        if not math.isfinite(values["norm/update"]):
+            finite["norm/update"] = values["norm/update"]
+            text, remedy = f"{text}, of the update {values['norm/update']}", f"{_REMEDY}, or a larger optimizer.eps"
         line = {name: value if math.isfinite(value) else None for name, value in finite.items()}
         if self._log is not None:
             self._log(step, line | {"skipped": total, "skipped_in_a_row": self.in_a_row})
         for write in self._writers[1:]:
             write(step, {"skipped": float(total)})
-        text = f"step {step}: loss {loss:.6g}, norm of the gradient {norm:.6g}"
         self._progress.say(f"{text}: skipped, {self.in_a_row} in a row, {total} in all")
         if self.in_a_row >= self._experiment.run.tolerance:
-            raise FloatingPointError(f"diverged at {text}, {self.in_a_row} in a row: {_REMEDY}")
+            raise FloatingPointError(f"diverged at {text}, {self.in_a_row} in a row: {remedy}")
 
     def check_end(self, step: int) -> None:
         """Raise FloatingPointError where the last steps of a run were skipped, more than one, and nothing contradicts.

@@ -28,6 +28,7 @@ from bertjax.run import leaving
 from bertjax.run.roll_call import roll_call
 from bertjax.run.stop import Interrupted, catch_again
 from bertjax.run.workdir import differences, lock_text, lock_workdir
+from bertjax.storage.files import utf8
 from bertjax.storage.paths import in_cloud
 
 Value = TypeVar("Value")
@@ -214,7 +215,7 @@ def _service() -> Any:
 
 def allgather_text(text: str) -> dict[str, str]:
     """Gather a text from every process: "process 0 on HOST" -> its text."""
-    encoded = np.frombuffer(f"{socket.gethostname()}\0{text}".encode(), np.uint8)
+    encoded = np.frombuffer(utf8(f"{socket.gethostname()}\0{text}"), np.uint8)
     longest = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
     padded = np.zeros(-(-longest // 1024) * 1024, np.uint8)
     padded[: len(encoded)] = encoded

@@ -108,7 +108,7 @@ class Lines:
 
     def __call__(self, text: str) -> None:
         """Append a text that ends with a newline, after those that are left."""
-        self._left += text.encode()
+        self._left += files.utf8(text)
         try:
             with files.open_append(self.path) as file:
                 while self._left:  # a part may fit on the disk: the rest follows it later

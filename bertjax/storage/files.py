@@ -141,9 +141,14 @@ def make_folder(home: Path, name: str | Path) -> Path:
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file, as `writing`."""
+    r"""Write a file, as `writing`; halves of surrogate pairs, which JSON may hold and no encoding has, as \ud800."""
     with writing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(utf8(content) if isinstance(content, str) else content)
+
+
+def utf8(text: str) -> bytes:
+    r"""Encode a text in UTF-8. A half of a surrogate pair becomes \ud800, which is how JSON spells it in ASCII."""
+    return text.encode(errors="backslashreplace")
 
 
 @contextmanager
@@ -204,9 +209,10 @@ def upload(local: Path, path: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder on a disk to write to: `folder` itself, or one that is uploaded to it when the block ends.
+    """Yield a folder on a disk to write to, which does not exist: `folder` itself, or one that becomes it at the end.
 
-    A link is followed. Nothing is uploaded after an error. Raises InputError where the folder exists and is not empty.
+    The second is uploaded, or moved into `folder` where that is a mount point or its parent may not be changed; nothing
+    is after an error. A link is followed. Raises InputError where the folder exists and is not empty.
     """
     if not in_cloud(folder) and folder.is_symlink():
         folder = resolved(folder)
@@ -217,9 +223,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
             yield Path(local, folder.name)
             upload(Path(local, folder.name), folder)
         return
-    if folder.exists():
-        folder.rmdir()  # because writers create it
     folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rmdir()  # because writers create it
+    except FileNotFoundError:
+        pass
+    except OSError:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as within:
+            yield Path(within, folder.name)
+            for path in Path(within, folder.name).iterdir():
+                path.rename(folder / path.name)
+        return
     yield folder
 
 

@@ -1,6 +1,7 @@
 """Load the splits of a task from a folder in their original format, or from TFDS."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -83,7 +84,7 @@ def digest(task: Task, data: str) -> str:
         files = part.format.files(path) if isinstance(part.format, ManyFiles) else [path]
         for file in files:
             name = file.relative_to(folder).as_posix()
-            total.update(name.encode() + _sha256(file))
+            total.update(os.fsencode(name) + _sha256(file))
     return total.hexdigest()
 
 

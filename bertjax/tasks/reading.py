@@ -238,18 +238,20 @@ def entries(path: Path, record: Any, name: str) -> list[Any]:
     return record[name]
 
 
-def text_of(origin: str, record: Mapping[str, Any], name: str) -> str:
+def text_of(origin: str, record: Any, name: str) -> str:
     """Return the text in a field. Raises InputError if there is none."""
-    if not isinstance(record.get(name), str) or not record[name].strip():
+    if not isinstance(record, Mapping) or not isinstance(record.get(name), str) or not record[name].strip():
         raise InputError(f"{origin}: no text in {name!r}: fill it in, or delete the record")
-    return record[name]
+    text: str = record[name]
+    return text
 
 
-def texts_of(origin: str, record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def texts_of(origin: str, record: Any, name: str) -> tuple[str, ...]:
     """Return the list of texts in a field. Raises InputError if there is none."""
-    if not isinstance(record.get(name), list) or not all(isinstance(item, str) for item in record[name]):
+    found = record.get(name) if isinstance(record, Mapping) else None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise InputError(f"{origin}: {name!r} is not a list of texts")
-    return tuple(record[name])
+    return tuple(found)
 
 
 def files_of(path: Path, pattern: str) -> list[Path]:

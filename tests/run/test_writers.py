@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from bertjax.errors import InputError
+from bertjax.run import local_files
 from bertjax.run.local_files import LocalFiles
 from bertjax.run.writers import (
     Lines,
@@ -271,3 +272,13 @@ def test_logs_that_are_not_uploaded_end_no_run(tmp_path, monkeypatch, error):
     assert not local.upload("messages*.log") or not said
     local.end()
     assert "were not uploaded: checksum" in said[0] and (tmp_path / "local" / "log.jsonl").exists()
+    for name in ("bertjax-run-a", "bertjax-run-b", "bertjax-run-c"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    os.utime((tmp_path / "local").rename(tmp_path / "bertjax-run-d"), (0, 0))
+    (tmp_path / "bertjax-run-e").mkdir()  # of a run that begins at this moment
+    (tmp_path / "bertjax-run-f").symlink_to(tmp_path / "workdir")
+    held = local_files._locked(tmp_path / "bertjax-run-b")
+    local_files._delete_left(tmp_path)
+    assert sorted(path.name[-1] for path in tmp_path.iterdir()) == ["b", "d", "e", "f"]
+    os.close(held)

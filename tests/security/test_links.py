@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -170,6 +171,33 @@ def test_a_new_folder_may_be_a_link_of_the_user(home):
     assert (home / "link").is_symlink() and os.listdir(home / "below") == ["written"]
     with pytest.raises(InputError, match="is not empty"), files.new_folder(home / "link"):
         pytest.fail("it is written")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_new_folder_may_be_a_mount_point(home, monkeypatch, fails):
+    (home / "mounted").mkdir()
+    remove = type(home).rmdir
+
+    def busy(folder):
+        if folder.name == "mounted":
+            raise OSError(16, "Device or resource busy", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(type(home), "rmdir", busy)
+    with suppress(KeyError), files.new_folder(home / "mounted") as folder:
+        (folder / "below").mkdir(parents=True)
+        (folder / "below/written").touch()
+        if fails:
+            raise KeyError
+    written = [path for path in (home / "mounted").rglob("*") if path.is_file()]
+    assert written == ([] if fails else [home / "mounted/below/written"]) and len(os.listdir(home / "mounted")) < 2
+    assert fails or os.listdir(home / "mounted") == ["below"]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udc80\u00e9"])
+def test_halves_of_surrogate_pairs_are_written_as_json_spells_them(home, text):
+    files.write(home / "written", json.dumps({text: text}, ensure_ascii=False))
+    assert json.loads((home / "written").read_bytes()) == {text: text}
 
 
 def test_files_have_the_modes_that_the_umask_gives(home):
