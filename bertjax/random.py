@@ -69,6 +69,30 @@ def stratified(rng: Key, batch: Batch) -> Array:
     return (jax.random.uniform(key) + number_B.astype(jnp.float32) / size.astype(jnp.float32)) % 1
 
 
+_TIMES = zlib.crc32(b"antithetic times")
+
+
+def antithetic(rng: Key, batch: Batch) -> Array:
+    """Return f32 [B] in [0, 1): one number of each of B/2 strata for the even rows, and 1 minus it for the row after.
+
+    So each pair of rows, and less exactly each run and each stride of rows, has a mean of 1/2: a replica's rows, or
+    those of a micro-batch, are spread as the whole batch is. Strata are visited in steps of about the golden section.
+    One uniform number shifts all of them, which therefore are uniform each (Kingma et al. 2021 as in `stratified`).
+    """
+    key, number_B, size = global_rows(rng, batch)
+    strata = (size + 1) // 2
+
+    def steps_coprime(step: Array) -> Array:
+        return jnp.gcd(step, strata) == 1
+
+    golden = jnp.maximum(jnp.round(strata.astype(jnp.float32) * 0.618034), 1).astype(jnp.uint32)
+    step = jax.lax.while_loop(lambda step: ~steps_coprime(step), lambda step: step + 1, golden)
+    place_B = number_B // 2 * step % strata
+    shift = jax.random.uniform(jax.random.fold_in(key, _TIMES))
+    time_B = (shift + place_B.astype(jnp.float32) / strata.astype(jnp.float32)) % 1
+    return jnp.where(number_B % 2 == 0, time_B, (1 - time_B) % 1)
+
+
 def unit_interval(bits: Array) -> Array:
     """Convert 32 random bits to f32, uniform over [0, 1)."""
     return (bits >> 8).astype(jnp.float32) * 2.0**-24

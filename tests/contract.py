@@ -41,7 +41,9 @@ from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids
 from bertjax.models.published import Published
 from bertjax.models.span_heads import electra_span_head
 from bertjax.models.xlnet import XLNet
+from bertjax.noise import ExactCount
 from bertjax.objectives import supervised as labelled
+from bertjax.objectives.diffusion import MaskedDiffusion
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.plm import PermutationLM
@@ -49,6 +51,7 @@ from bertjax.objectives.rtd import DisentangledEmbeddings, ReplacedTokenDetectio
 from bertjax.objectives.sift import SiFT
 from bertjax.objectives.supervised import BeamSpans, Supervised
 from bertjax.permutation import Permutation
+from bertjax.random import with_global_rows
 from bertjax.rules import name_of
 from bertjax.sharding.mesh import MeshShape
 from bertjax.types import Batch
@@ -261,6 +264,26 @@ def permutation_lm(encoder, permutation, *, memory=0, **expected):
     )  # fmt: skip
 
 
+def numbered(**sizes):
+    """Make a batch whose rows keep their numbers in it, and the key of their step, in whatever order they come."""
+    return with_global_rows(jax.random.key(7), make_batch(**sizes))
+
+
+def maskable_of(batch):
+    """Count the tokens that may be masked: real ones, but for the specials."""
+    return int(((batch["mask"] > 0) & ~jnp.isin(batch["tokens"], jnp.array(SPECIALS))).sum())
+
+
+def diffusion(encoder, **fields):
+    """Expect of masked diffusion: a uniform guess of all ids but that of the mask, where tokens are masked."""
+    return Row(
+        MaskedDiffusion(encoder, 3, SPECIALS, slots=1.0, **fields),
+        lambda batch: {"cross_entropy/diffusion": math.log(V - 1)},
+        lambda batch: {"loss/diffusion": maskable_of(batch)},
+        ("loss/diffusion",), "targets/diffusion", redrawn=False, batch=numbered, micro_batches=MeshShape(data=2),
+    )  # fmt: skip
+
+
 def replaced_tokens(*parts, **expected):
     """Expect of replaced-token detection: a uniform guess of V ids by the generator, and of 2 by the discriminator."""
     given = {name: value for name, value in expected.items() if name not in {f.name for f in dataclasses.fields(Row)}}
@@ -386,6 +409,7 @@ CONTRACT = {
             "loss/mlm": chosen_by(MASKING)(batch), "loss/soft": real_of(batch), "loss/cosine": real_of(batch)
         },
     ),
+    "diffusion in blocks": diffusion(small_modernbert(attention_dropout=0.1), noise=ExactCount(), block=5),
     "classes": task(
         small_xlnet(N=1), labelled.classes, "classify", PairHead(32, 3, INIT, "float32", position=-1),
         ("loss/classify",), labels=some_classes, initial=lambda batch: {"loss/classify": math.log(3)},

@@ -99,18 +99,29 @@ class Encoder(nn.Module):
         types_BL: Array | None = None,
         positions_BP: Array | None = None,
         *,
+        visible_BLM: Array | None = None,
         train: bool = False,
     ) -> tuple[Array, Array]:
         """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
-        x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
+        x_BLD = self(tokens_BL, mask_BL, types_BL, visible_BLM=visible_BLM, train=train)
         return x_BLD, layers.states_at(x_BLD, positions_BP)
 
     @nn.compact
     def __call__(
-        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        *,
+        visible_BLM: Array | None = None,
+        train: bool = False,
     ) -> Array:
-        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
-        if tokens_BL.shape[1] > self.max_length:
+        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout.
+
+        visible_BLM: which keys each token attends to, by default all of its document. Who passes it sees to it that
+        every token sees one, and that no document is longer than `max_length`: a row may hold two copies of a text.
+        """
+        if tokens_BL.shape[1] > self.max_length and visible_BLM is None:
             raise ValueError(
                 f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the encoder: "
                 "shorten the rows or raise `positions`"
@@ -133,7 +144,7 @@ class Encoder(nn.Module):
             self.D, self.H, self.F, self.dropout, self.attention_dropout, self.activation,
             self.norm_eps, self.initializer, self.dtype, self.attend, train, name="layer" if one else "layers",
         )  # fmt: skip
-        x_BLD, _ = layer(x_BLD, mask_BL)
+        x_BLD, _ = layer(x_BLD, mask_BL, visible_BLM)
         return x_BLD
 
     @nn.nowrap
@@ -189,12 +200,12 @@ class EncoderLayer(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x_BLD: Array, mask_BL: Array) -> tuple[Array, None]:
+    def __call__(self, x_BLD: Array, mask_BL: Array, visible_BLM: Array | None) -> tuple[Array, None]:
         attend = SelfAttention(
             self.D, self.H, self.attention_dropout, self.initializer, self.dtype, self.attend, name="attention"
         )
         feed = FeedForward(self.D, self.F, self.activation, self.initializer, self.dtype, name="feedforward")
-        h_BLD = Dropout(self.dropout)(attend(x_BLD, mask_BL, train=self.train), train=self.train)
+        h_BLD = Dropout(self.dropout)(attend(x_BLD, mask_BL, visible_BLM, train=self.train), train=self.train)
         x_BLD = Norm(self.D, self.norm_eps, name="attention_norm")(x_BLD + h_BLD)
         h_BLD = Dropout(self.dropout)(feed(x_BLD), train=self.train)
         return Norm(self.D, self.norm_eps, name="feedforward_norm")(x_BLD + h_BLD), None

@@ -1,5 +1,6 @@
 """The protocol of an encoder for language modelling, and how objectives call one."""
 
+from inspect import signature
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -43,6 +44,11 @@ class LanguageEncoder(Protocol):
     ) -> tuple[Array, Array]:
         """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
         ...
+
+
+def takes_visible(encoder: Any) -> bool:
+    """Return whether the `hidden` of an encoder takes `visible_BLM`, an attention mask in place of the documents'."""
+    return "visible_BLM" in signature(encoder.hidden).parameters
 
 
 def hidden(

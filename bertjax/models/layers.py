@@ -369,7 +369,8 @@ class SelfAttention(nn.Module):
     attend: Attend = attend
 
     @nn.compact
-    def __call__(self, x_BLD: Array, mask_BL: Array, *, train: bool) -> Array:
+    def __call__(self, x_BLD: Array, mask_BL: Array, visible_BLM: Array | None = None, *, train: bool) -> Array:
+        """Return states [B, L, D]. visible_BLM: an attention mask instead of the documents'; not for `attend`."""
         heads = (self.H, self.D // self.H)
         x_BLD = sum_cotangents_first(x_BLD)
         q_BLHK, k_BLHK, v_BLHK = (
@@ -377,7 +378,10 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         drop = Dropout(self.dropout).drawn(train=train)
-        mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
+        if visible_BLM is None:
+            mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
+        else:
+            mixed_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, visible_BLM, drop)
         return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BLHK)
 
 

@@ -155,17 +155,28 @@ class Modern(nn.Module):
         types_BL: Array | None = None,
         positions_BP: Array | None = None,
         *,
+        visible_BLM: Array | None = None,
         train: bool = False,
     ) -> tuple[Array, Array]:
         """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
-        x_BLD = self(tokens_BL, mask_BL, types_BL, train=train)
+        x_BLD = self(tokens_BL, mask_BL, types_BL, visible_BLM=visible_BLM, train=train)
         return x_BLD, layers.states_at(x_BLD, positions_BP)
 
     @nn.compact
     def __call__(
-        self, tokens_BL: Array, mask_BL: Array, types_BL: Array | None = None, *, train: bool = False
+        self,
+        tokens_BL: Array,
+        mask_BL: Array,
+        types_BL: Array | None = None,
+        *,
+        visible_BLM: Array | None = None,
+        train: bool = False,
     ) -> Array:
-        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout."""
+        """Return x_BLD in the compute dtype; `train` turns dropout on, which needs an rng named dropout.
+
+        visible_BLM: which keys each token attends to, by default all of its document; local attention also keeps to
+        its window of positions. Every token sees one.
+        """
         positions_BL = layers.restarting_positions(mask_BL)
         x_BLD = ModernEmbeddings(
             self.V, self.D, self.types, self.positions, self.norms, self.dropout, self.initializer, self.dtype,
@@ -179,7 +190,8 @@ class Modern(nn.Module):
             stacked = {**stacked, "attention_norm": jax.tree.map(pad, stacked["attention_norm"])}
             is_first_N = jnp.arange(self.N) == 0
         keys_N = jax.random.split(self.make_rng("dropout"), self.N) if train else None
-        x_BLD = self._run((stacked, keys_N, is_first_N), x_BLD, mask_BL, positions_BL, train=train)
+        each_N = (stacked, keys_N, is_first_N)
+        x_BLD = self._run(each_N, x_BLD, mask_BL, positions_BL, visible_BLM, train=train)
         if not self.norms.final:
             return x_BLD
         return Norm(self.D, self.norms.eps, self.norms.normalise, self.norms.bias, name="final_norm")(x_BLD)
@@ -203,7 +215,16 @@ class Modern(nn.Module):
         return stacked | {"attention_norm": jax.tree.map(lambda leaf: leaf[1:], stacked["attention_norm"])}
 
     @nn.nowrap
-    def _run(self, each_N: Any, x_BLD: Array, mask_BL: Array, positions_BL: Array, *, train: bool) -> Array:
+    def _run(
+        self,
+        each_N: Any,
+        x_BLD: Array,
+        mask_BL: Array,
+        positions_BL: Array,
+        visible_BLM: Array | None,
+        *,
+        train: bool,
+    ) -> Array:
         """Run all layers. each_N: parameters, dropout keys and whether it is the first, by layer."""
         layer, K, L = self._layer(train=train), self.D // self.H, mask_BL.shape[1]
         turn, local_turn, added_BHLM = None, None, None
@@ -211,13 +232,14 @@ class Modern(nn.Module):
             theta = self.positions.theta
             turn, local_turn = (turns(positions_BL, K, t) for t in (theta, self.positions.local_theta or theta))
         if isinstance(self.positions, Alibi):
-            added_BHLM = alibi(self.H, L)
+            added_BHLM = alibi(self.H, jnp.arange(L)[None] if visible_BLM is None else positions_BL)
+        near_BLM = _within(visible_BLM, positions_BL, self.reach)
 
         def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> Array:
             params, key, is_first = each
             params = gather_layer(params, self.dtype)
             rngs = None if key is None else {"dropout": key}
-            inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first)
+            inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first, visible_BLM if reach is None else near_BLM)
             return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)
 
         if (policy := layers.REMAT[self.remat]) is not None:
@@ -241,6 +263,13 @@ class Modern(nn.Module):
         if whole < self.N:
             x_BLD, _ = group(x_BLD, jax.tree.map(itemgetter(slice(whole, None)), each_N))
         return x_BLD
+
+
+def _within(visible_BLM: Array | None, positions_BL: Array, reach: int) -> Array | None:
+    """Bound an attention mask, where there is one, by a window of positions."""
+    if visible_BLM is None:
+        return None
+    return visible_BLM & (jnp.abs(positions_BL[:, :, None] - positions_BL[:, None, :]) <= reach)
 
 
 class ModernEmbeddings(nn.Module):
@@ -294,10 +323,14 @@ class ModernLayer(nn.Module):
         turn: Turn | None = None,
         added_BHLM: Array | None = None,
         is_first: Array | None = None,
+        visible_BLM: Array | None = None,
         *,
         reach: int | None = None,
     ) -> Array:
-        """Return x_BLD. is_first: true where attention has no norm. reach: None for global attention."""
+        """Return x_BLD. is_first: true where attention has no norm. reach: None for global attention.
+
+        visible_BLM: an attention mask in place of the documents' and the window's.
+        """
         norm = partial(Norm, self.D, self.norms.eps, self.norms.normalise, self.norms.bias)
         attention_norm, drop = norm(name="attention_norm"), partial(Dropout(self.attention_dropout), train=self.train)
         attend = ModernAttention(
@@ -313,7 +346,8 @@ class ModernLayer(nn.Module):
             normed_BLD = attention_norm(x_BLD)
             return normed_BLD if is_first is None else jnp.where(is_first, x_BLD, normed_BLD)
 
-        x_BLD = self.residual(x_BLD, norm_but_first, lambda x: drop(attend(x, mask_BL, turn, added_BHLM, reach)))
+        views = (turn, added_BHLM, reach, visible_BLM)
+        x_BLD = self.residual(x_BLD, norm_but_first, lambda x: drop(attend(x, mask_BL, *views)))
         return self.residual(x_BLD, norm(name="feedforward_norm"), partial(feed, train=self.train))
 
 
@@ -329,7 +363,13 @@ class ModernAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, mask_BL: Array, turn: Turn | None, added_BHLM: Array | None, reach: int | None
+        self,
+        x_BLD: Array,
+        mask_BL: Array,
+        turn: Turn | None,
+        added_BHLM: Array | None,
+        reach: int | None,
+        visible_BLM: Array | None,
     ) -> Array:
         heads = (self.H, self.D // self.H)
         q_BLHK, k_BLHK, v_BLHK = (
@@ -338,12 +378,13 @@ class ModernAttention(nn.Module):
         )
         if turn is not None:
             q_BLHK, k_BLHK = rotate(q_BLHK, turn), rotate(k_BLHK, turn)
-        if reach is not None:
+        if reach is not None and visible_BLM is None:
             mixed_BLHK = layers.local_attention(q_BLHK, k_BLHK, v_BLHK, mask_BL, reach)
         else:
             if added_BHLM is not None:
                 added_BHLM *= heads[1] ** 0.5  # undo the scaling by `attention`: ALiBi's biases are not scaled
-            visible_BLM = layers.same_document(mask_BL)
+            if visible_BLM is None:
+                visible_BLM = layers.same_document(mask_BL)
             mixed_BLHK = layers.attention(q_BLHK, k_BLHK, v_BLHK, visible_BLM, lambda p: p, added_BHLM)
         output = Dense(heads, (self.D,), self.output_initializer, self.dtype, self.use_bias, name="output")
         return output(mixed_BLHK)

@@ -7,7 +7,6 @@ row.
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,11 +72,14 @@ def alibi_slopes(H: int) -> np.ndarray:
     return np.concatenate([slopes, between])[:H]
 
 
-def alibi(H: int, L: int) -> Array:
-    """Return the biases of a row, f32 [1, H, L, L]: within a document, distance in the row is distance in it."""
-    index_L = jax.lax.iota(jnp.float32, L)
-    distance_LM = jnp.abs(index_L[:, None] - index_L[None, :])
-    return -jnp.asarray(alibi_slopes(H), jnp.float32)[None, :, None, None] * distance_LM[None, None]
+def alibi(H: int, positions_BL: Array) -> Array:
+    """Return the biases of rows, f32 [B, H, L, L], by the distance of two positions.
+
+    One row of positions, 0 … L - 1, serves all rows: within a document, distance in the row is distance in it.
+    """
+    positions_BL = positions_BL.astype(jnp.float32)
+    distance_BLM = jnp.abs(positions_BL[:, :, None] - positions_BL[:, None, :])
+    return -jnp.asarray(alibi_slopes(H), jnp.float32)[None, :, None, None] * distance_BLM[:, None]
 
 
 def sinusoids(positions_BL: Array, D: int) -> Array:

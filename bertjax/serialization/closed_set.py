@@ -70,8 +70,13 @@ _SCORES = Names(
     _of("objectives.supervised", "BeamSpans"),
     _of("objectives.supervised", "classes", "labels", "numbers", "tags", "options", "spans"),
 )
+_NOISES = _types(_of("noise", "ExactCount", "RandomTime"))
+_NOISE_SCHEDULES = _of("noise", "Cosine", "Linear", "LogLinear")
+_WEIGHTS_OF_TIMES = _functions(_of("noise", "bound", "uniform"))
+_SHARES = _functions(_of("objectives.diffusion", "per_row", "per_token"))
 _WRAPPED = (
-    _of("objectives.distil", "Distillation")
+    _of("objectives.diffusion", "MaskedDiffusion")
+    | _of("objectives.distil", "Distillation")
     | _of("objectives.mlm", "MaskedLM")
     | _of("objectives.plm", "PermutationLM")
     | _of("objectives.rtd", "ReplacedTokenDetection")
@@ -142,6 +147,10 @@ HELD: dict[str, Names] = {
     "bertjax.models.sentence.SentenceEmbedding.transforms": _types(_TRANSFORMS),
     "bertjax.models.span_heads.BeamSpanHead.activation": _ACTIVATIONS,
     "bertjax.models.xlnet.XLNet.activation": _ACTIVATIONS,
+    "bertjax.noise.RandomTime.weigh": _WEIGHTS_OF_TIMES,
+    "bertjax.objectives.diffusion.MaskedDiffusion.encoder": _types(ENCODERS),
+    "bertjax.objectives.diffusion.MaskedDiffusion.noise": _NOISES,
+    "bertjax.objectives.diffusion.MaskedDiffusion.share": _SHARES,
     "bertjax.objectives.distil.Distillation.corrupt": _CORRUPTIONS,
     "bertjax.objectives.distil.Distillation.student": _types(ENCODERS),
     "bertjax.objectives.distil.Distillation.teacher": _types(ENCODERS),
@@ -169,6 +178,7 @@ ALL = Names(
         *(names.types for names in HELD.values()),
         TRAINED.types,
         _SCHEDULES,
+        _NOISE_SCHEDULES,
         _of("amendments", "Amendment"),
         _of("config", "Experiment", "Phase", "Run"),
         _of("data.templates", "Templates"),

@@ -137,6 +137,15 @@ def all_rows(rows: int) -> int:
     return rows * _replicas() if _within_replica() else rows
 
 
+def replica_groups(rows: int) -> int:
+    """Return into how many equal groups the `rows` visible here are split by replicas, 1 where they do not divide.
+
+    For a choice among the rows of a group, which then moves nothing between replicas.
+    """
+    replicas = 1 if _within_replica() else _replicas()
+    return replicas if rows % replicas == 0 else 1
+
+
 def _replicas() -> int:
     return math.prod(map(axis_size, REPLICA_AXES))
 
