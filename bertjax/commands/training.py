@@ -53,6 +53,12 @@ def add(commands: Any) -> None:
     )
     takes_json(finetune)
 
+    new = command(commands, "new-experiment", _new_experiment, "begin an experiment of your own, as a commented copy",
+                  "bertjax new-experiment mine.py --like bert")  # fmt: skip
+    new.add_argument("path", metavar="FILE", help="the file to write, such as mine.py")
+    new.add_argument("--like", default="bert", metavar="NAME",
+                     help="an experiment that comes with bertjax, or a file (default: %(default)s)")  # fmt: skip
+
     look = command(commands, "inspect-batch", _inspect_batch, "look at the batch on which a run diverged",
                    "bertjax inspect-batch runs/base")  # fmt: skip
     look.add_argument("run_folder", metavar="DIR", help="work directory of the run")
@@ -115,6 +121,13 @@ def _add_squad(scored: Any) -> None:
     squad.add_argument("--null-threshold", type=float, metavar="X",
                        help="score above which no answer is predicted (default: 1.0, as officially)")  # fmt: skip
     takes_json(squad)
+
+
+def _new_experiment(options: argparse.Namespace) -> None:
+    from bertjax.new_experiment import write_experiment
+
+    for line in write_experiment(options.path, options.like):
+        tell(line)
 
 
 def _inspect_batch(options: argparse.Namespace) -> None:

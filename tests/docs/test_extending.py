@@ -1,5 +1,6 @@
 """The worked examples of docs/extending-*.md are run as they stand there, on tiny sizes."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -17,13 +18,16 @@ from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.commands.main import main
 from bertjax.config import load_experiment
+from bertjax.data.rows import DocumentSentences
 from bertjax.errors import InputError
+from bertjax.experiment_files import experiment_files
 from bertjax.finetuning.families import family_of
 from bertjax.huggingface.heads import task_head
 from bertjax.models.heads import PairHead, Pooler
 from bertjax.models.language import word_table
 from bertjax.models.layers import Normal
 from bertjax.models.published import Published
+from bertjax.new_experiment import NOTES
 from bertjax.run.bad_batch import keep_bad_batch, read_bad_batch
 from bertjax.serialization.description import to_json
 from bertjax.tasks.reading import Notes
@@ -48,9 +52,9 @@ def example(tmp_path):
     return written
 
 
-def pretrained(path, corpus, folder, *overrides):
+def pretrained(path, corpus, folder, *overrides, small=SMALL):
     """Train an example by its command, and return its log."""
-    assert main(["pretrain", str(path), f"data={corpus}", *SMALL, *overrides, "--workdir", str(folder)]) == 0
+    assert main(["pretrain", str(path), f"data={corpus}", *small, *overrides, "--workdir", str(folder)]) == 0
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -160,6 +164,69 @@ def test_the_encoder_trains_as_a_masked_lm_and_keeps_documents_apart(example, co
     changed = encode(tokens.at[0, 0].set(9), numbers)[0]
     assert not np.allclose(changed[: lengths[0]], packed[: lengths[0]])
     np.testing.assert_array_equal(changed[lengths[0] :], packed[lengths[0] :])
+
+
+def test_a_unit_of_masking_of_ones_own_hides_whole_blocks(example, corpus, tmp_path):
+    path, names = example("extending-masking.md", "blocks.py")
+    log = pretrained(path, corpus, tmp_path / "run", "objective.masking.unit.words=3")
+    assert log[-1]["step"] == 4
+    with pytest.raises(InputError, match="words=0: a block has 1 or more"):
+        load_experiment(path, [f"data={corpus}", "words=0"])
+    assert load(f"{tmp_path / 'run'}:encoder").encoder.D == 32  # without the file
+    with pytest.raises(InputError, match=r"'experiment_blocks.Blocks' \(objective.masking.unit\) is not of bertjax"):
+        load(tmp_path / "run")
+    assert type(load(tmp_path / "run", path).objective.masking.unit).__name__ == "Blocks"
+
+    starts = jnp.array([1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1]) > 0
+    for shift in range(3):
+        begins = names["Blocks"](3)(jnp.full(12, 3000 + shift, jnp.uint32), starts)
+        words = np.flatnonzero(starts)
+        assert list(np.flatnonzero(begins)) == list(words[(np.arange(8) + shift) % 3 == 0])
+
+
+def test_rows_of_ones_own_are_the_beginnings_of_documents(example, corpus, tmp_path):
+    path, names = example("extending-rows.md", "leads.py")
+    log = pretrained(path, corpus, tmp_path / "run")
+    assert log[-1]["step"] == 4
+    assert main(["evaluate", "--model", str(tmp_path / "run"), "--experiment", str(path), "--batch-size", "8"]) == 0
+    rows = names["Leads"](corpus, 6)
+    source, whole = rows.open("train"), DocumentSentences(corpus, 10**4).open("train")
+    assert len(source) == len(whole)
+    ours, theirs = source.rows(np.arange(3)), whole.rows(np.arange(3))
+    for name in ("tokens", "word_starts"):
+        np.testing.assert_array_equal(ours[name][:, :5], theirs[name][:, :5])
+    assert ours.keys() == rows.padding(3).keys() and (ours["mask"] == 1).all()
+    assert (ours["tokens"][:, 5] == rows.load_tokenizer().vocabulary.sep).all()
+
+
+@pytest.mark.parametrize("like", experiment_files())
+def test_a_new_experiment_is_a_copy_of_one_that_is_tested_with_comments(like, corpus, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(["new-experiment", str(path), "--like", like]) == 0
+    there, here = (ast.parse(each.read_text()) for each in (experiment_files()[like], path))
+    assert [ast.dump(node) for node in there.body[1:]] == [ast.dump(node) for node in here.body[1:]]
+    text = path.read_text()
+    parts = ("FineTuning",) if "-> FineTuning" in text else ("experiment", "objective", "optimizer", "phases")
+    assert all(f"# {NOTES[part].splitlines()[0]}" in text for part in parts)
+    command = next(line for line in text.splitlines() if "--workdir" in line)
+    given = [word.replace("corpus/", corpus).replace("…", corpus) for word in command.split()[3:] if "=" in word]
+    if "pretrain" in command:
+        others = [f"data={corpus}"] if like == "smoke" else []
+        assert to_json(load_experiment(path, [*given, *others])) == to_json(load_experiment(like, given))
+    assert main(["new-experiment", str(path), "--like", like]) == 2
+    assert "exists: choose another name" in capsys.readouterr().err
+
+
+def test_a_new_experiment_trains_as_it_stands(corpus, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(["new-experiment", str(path)]) == 0
+    tiny = [f"objective.encoder.{size}" for size in ("N=1", "F=32", "D=32", "H=2")]
+    log = pretrained(path, corpus, tmp_path / "run", *tiny, small=["batch_size=8", "steps=1", "warmup=1", "long=0"])
+    assert log[-1]["step"] == 1
+    assert main(["new-experiment", str(tmp_path / "mine.txt")]) == 2
+    assert main(["new-experiment", str(tmp_path / "other.py"), "--like", "brt"]) == 2
+    assert main(["new-experiment", str(tmp_path / "no" / "other.py")]) == 2
+    assert "cannot write" in capsys.readouterr().err
 
 
 @pytest.fixture
