@@ -366,31 +366,39 @@ _CHUNK = 2**16
 @partial(jax.jit, static_argnames="spread")
 def _checksums(leaves: dict[str, Array], spread: frozenset[str]) -> dict[str, Array]:
     """spread: names of arrays on several devices, each of which hashes what it has."""
+    arrays = {name: jnp.atleast_1d(leaf) for name, leaf in leaves.items()}
+    return {name: (_at_once if name in spread else _in_chunks)(x) for name, x in arrays.items()}
 
-    def hashed(x: Array, first: Array | int = 0) -> Array:
-        bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
-        # The bits are hashed with their index, so that permuted elements change the sum too; the hash is a bijection of
-        # the bits, so that one changed element always changes it.
-        return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32), first)
 
-    def checksum(x: Array) -> Array:
-        return hashed(x).sum(dtype=jnp.uint32)
+# Jitted within the program, so that arrays of one shape are traced once: a restart waits for it.
 
-    def in_chunks(x: Array) -> Array:
-        # Bits and hashes of a whole array would be written to memory, ten times slower: so a few rows at a time.
-        if not x.size:
-            return jnp.uint32(0)
-        rows = max(1, min(len(x), _CHUNK // math.prod(x.shape[1:])))
-        chunks = len(x) // rows
 
-        def add(chunk: Array, sums: Array) -> Array:
-            return sums + hashed(jax.lax.dynamic_slice_in_dim(x, chunk * rows, rows), chunk * rows)
+@jax.jit
+def _at_once(x: Array) -> Array:
+    return _hashed(x).sum(dtype=jnp.uint32)
 
-        sums = jax.lax.fori_loop(0, chunks, add, jnp.zeros((rows, *x.shape[1:]), jnp.uint32))
-        rest = hashed(x[chunks * rows :], chunks * rows)
-        return sums.sum(dtype=jnp.uint32) + rest.sum(dtype=jnp.uint32)
 
-    return {name: (checksum if name in spread else in_chunks)(jnp.atleast_1d(leaf)) for name, leaf in leaves.items()}
+@jax.jit
+def _in_chunks(x: Array) -> Array:
+    # Bits and hashes of a whole array would be written to memory, ten times slower: so a few rows at a time.
+    if not x.size:
+        return jnp.uint32(0)
+    rows = max(1, min(len(x), _CHUNK // math.prod(x.shape[1:])))
+    chunks = len(x) // rows
+
+    def add(chunk: Array, sums: Array) -> Array:
+        return sums + _hashed(jax.lax.dynamic_slice_in_dim(x, chunk * rows, rows), chunk * rows)
+
+    sums = jax.lax.fori_loop(0, chunks, add, jnp.zeros((rows, *x.shape[1:]), jnp.uint32)).sum(dtype=jnp.uint32)
+    rest = x[chunks * rows :]
+    return sums + _hashed(rest, chunks * rows).sum(dtype=jnp.uint32) if len(rest) else sums
+
+
+def _hashed(x: Array, first: Array | int = 0) -> Array:
+    bits = x if jnp.issubdtype(x.dtype, jnp.integer) else x.view(f"u{x.dtype.itemsize}")
+    # The bits are hashed with their index, so that permuted elements change the sum too; the hash is a bijection of
+    # the bits, so that one changed element always changes it.
+    return hash_bits(jax.random.key(0), x.shape, bits.astype(jnp.uint32), first)
 
 
 def _digest(info: Mapping[str, Any]) -> str:

@@ -239,10 +239,13 @@ _LEAST = 40  # bytes of a record in a file: the header of its chunk in Riegeli's
 
 
 class TokenReader:
-    """A reader of slices of the token stream of one shard. Raises InputError if the file is damaged."""
+    """A reader of slices of the token stream of one shard, whose ids are all below `ids`.
 
-    def __init__(self, path: Path, dtype: Any) -> None:
-        self._path, self._dtype = path, dtype
+    Raises InputError if the file is damaged.
+    """
+
+    def __init__(self, path: Path, dtype: Any, ids: int = 2**32) -> None:
+        self._path, self._dtype, self._ids = path, dtype, ids
         try:
             if not files.real_path(path.parent, path.name).is_file():  # a FIFO would wait for ever
                 raise InputError(f"{path} is not a regular file: build the corpus again")
@@ -277,10 +280,12 @@ class TokenReader:
         return tokens[begin : begin + length], flags[begin : begin + length]
 
     def _decoded(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and flags of a record. Raises ValueError unless these are as many, and at most CHUNK."""
+        """Return tokens and flags of a record. Raises ValueError unless these are as many, at most CHUNK, and known."""
         tokens, flags = map(np.frombuffer, decode_record(record), (self._dtype, np.uint8))
         if len(tokens) != len(flags) or len(tokens) > CHUNK:
             raise ValueError(f"a record has {counted(len(tokens), 'tokens')} and {counted(len(flags), 'flags')}")
+        if len(tokens) and int(tokens.max()) >= self._ids:  # a lookup would take another one's vector, without a word
+            raise ValueError(f"a record has the id {tokens.max()}, but the vocabulary has {self._ids}")
         return tokens, flags
 
 

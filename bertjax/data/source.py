@@ -148,7 +148,7 @@ class Corpus:
         path = home / shard_name(self.split, index, count)
         if not path.is_file():
             raise InputError(f"{path} is missing: build the corpus again")
-        reader = TokenReader(path, self.manifest.dtype)
+        reader = TokenReader(path, self.manifest.dtype, self.vocabulary.size)
         if not shard.documents <= shard.sentences <= shard.tokens <= CHUNK * reader.records:
             raise InputError(
                 f"{path} has {counted(reader.records, 'records')} of at most {CHUNK:,} tokens, but manifest.json says "

@@ -1,48 +1,94 @@
 """Mend the log of a run that is resumed: keep the lines up to its checkpoint, and state which are lost."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from bertjax.serialization.bounded_json import parse_object
+from bertjax.wording import counted
 
 
 def mended(lines: Iterable[bytes], step: int, every: int) -> Iterator[tuple[bytes, str]]:
     """Yield the lines of a log up to a step, each with "", and a line of its own for what is lost, with its text.
 
     every: steps between lines from now on, 0 for never; earlier ones may be closer, or farther apart. What a kill
-    leaves, a part of a last line after the checkpoint, is no loss, since the run writes that line again.
+    leaves, a part of a last line after the checkpoint, is no loss, since the run writes that line again. Lines that
+    are out of order, as where a log is there twice, are dropped.
     """
-    last, regular, unread = 0, list[int](), 0
+    read = _Read()
     for line in lines:
-        here = _step_of(line)
-        if here is None:
-            unread += bool(line.strip(b"\0\n "))
-            continue
-        if here[0] > step:
-            continue
-        if unread:
-            yield _lost(last, f"{unread} line{'s' if unread > 1 else ''} after step {last} could not be read")
-            unread = 0
-        yield line.rstrip(b"\r\n"), ""
-        last = max(last, here[0])
-        if here[1]:
-            regular.append(here[0])
-    between = max(regular[-1] - regular[-2], every) if every and len(regular) > 1 else every
-    if between > 0 and last + between <= step:
-        reason = " and could not be read" if unread else ""
-        yield _lost(step, f"the lines after step {last}, up to step {step}, are missing{reason}")
+        found = _parsed(line)
+        if found is None:
+            read.unread += bool(line.strip(b"\0\n "))
+        elif found["step"] <= step and read.in_order(found, line):
+            if read.unread:
+                yield _lost(read.last, f"{counted(read.unread, 'lines')} after step {read.last} could not be read")
+                read.unread = 0
+                read.explained.append(read.last)
+            yield line.rstrip(b"\r\n"), ""
+            read.add(found, line)
+    missing = [text for text in _missing(read, step, every) if text not in read.told]
+    yield from (_lost(step, text) for text in missing)
 
 
-def _step_of(line: bytes) -> tuple[int, bool] | None:
-    """Return the step of a line, and whether it is one of those written at intervals; None where it is no line."""
+@dataclass
+class _Read:
+    """The lines of a log that were read so far.
+
+    last: the step of the last one. regular: the steps of lines that are written at intervals; explained: those after
+    which there may be none, since they were skipped, or are lost as a line says. told: all that is said to be lost.
+    unread, dropped: numbers of lines, since the last one and in all. of_last: the lines of the last step.
+    """
+
+    last: int = 0
+    regular: list[int] = field(default_factory=list)
+    explained: list[int] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    unread: int = 0
+    dropped: int = 0
+    of_last: set[bytes] = field(default_factory=set)
+
+    def in_order(self, found: Mapping[str, Any], line: bytes) -> bool:
+        right: bool = found["step"] > self.last or (found["step"] == self.last and line not in self.of_last)
+        self.dropped += not right
+        return right
+
+    def add(self, found: Mapping[str, Any], line: bytes) -> None:
+        self.of_last = (self.of_last if found["step"] == self.last else set()) | {line}
+        self.last = found["step"]
+        if "skipped" in found or "lost" in found:
+            self.explained.append(self.last)
+            self.told.add(str(found.get("lost", "")))
+        elif "loss" in found:
+            self.regular.append(self.last)
+
+
+def _missing(read: _Read, step: int, every: int) -> Iterator[str]:
+    """Describe lines that were dropped, or are missing: in holes wider than the intervals around, and at the end."""
+    if read.dropped:
+        yield f"{counted(read.dropped, 'lines')} out of order, up to step {read.last}, dropped"
+    gaps = [end - begin for begin, end in pairwise([0, *read.regular])]
+    for number in range(1, len(gaps) - 1):
+        begin, end = read.regular[number - 1], read.regular[number]
+        wide = gaps[number] > max(gaps[number - 1], gaps[number + 1], every)
+        if wide and not any(begin <= each < end for each in read.explained):
+            yield f"the lines between steps {begin} and {end} are missing"
+    between = max(gaps[-1], every) if every and len(gaps) > 1 else every
+    if between > 0 and read.last + between <= step:
+        reason = " and could not be read" if read.unread else ""
+        yield f"the lines after step {read.last}, up to step {step}, are missing{reason}"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line, with its step; None where it is no line."""
     try:
         found = parse_object(line, "the log", constants=True)
     except ValueError:
         return None
     step = found.get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
-        return None
-    return step, "loss" in found and "skipped" not in found
+    return found if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _lost(step: int, text: str) -> tuple[bytes, str]:

@@ -70,6 +70,7 @@ def _hashes(mesh: Mesh, specs: tuple[tuple[str, PartitionSpec], ...]) -> Any:
     return jax.jit(everywhere, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
+@jax.jit  # so that arrays of one shape are traced once: a run that is preempted saves for the first time then
 def _hash(x: Array) -> Array:
     """Hash an array: any single changed element changes the sum, since each hash is a bijection of its bits."""
     x = jnp.atleast_1d(x)

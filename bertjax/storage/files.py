@@ -155,7 +155,7 @@ def utf8(text: str) -> bytes:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that becomes `path` when the block ends; after an error there is what was there before.
 
-    It replaces a link, and does not follow it.
+    It replaces a link, and does not follow it. Raises InputError where a folder is in its place.
     """
     if in_cloud(path):
         with tempfile.NamedTemporaryFile() as local:
@@ -170,8 +170,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise InputError(f"{path} is a folder, where a file is to be written: move it away") from error
         raise
 
 

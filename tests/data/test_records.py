@@ -102,6 +102,13 @@ def test_a_truncated_shard_is_an_error_that_names_the_file(shard, tmp_path, kept
         TokenReader(path, np.uint16).read(0, N)
 
 
+def test_ids_beyond_the_vocabulary_are_an_error_and_not_the_vector_of_another(shard):
+    largest = int(TOKENS.max())
+    TokenReader(shard, np.uint16, largest + 1).read(0, N)
+    with pytest.raises(InputError, match=f"{shard} is damaged around token 0"):
+        TokenReader(shard, np.uint16, largest).read(0, N)
+
+
 def test_reading_past_the_end_of_a_shard_is_an_error_and_not_fewer_tokens(shard):
     reader = TokenReader(shard, np.uint16)
     with pytest.raises(InputError):

@@ -14,6 +14,7 @@ def mend(lines, step, every=1):
     return [json.loads(text)["step"] for text, lost in found if not lost], [lost for _, lost in found if lost]
 
 
+SKIPPED = json.dumps({"step": 3, "loss": None, "skipped": 1}).encode() + b"\n"
 LINES = [line(1), line(2), line(2, "validation/loss"), line(3), line(4)]
 
 
@@ -31,7 +32,12 @@ def test_lines_up_to_the_step_are_kept_byte_for_byte():
         ([LINES[0], b"\xff\xfe\n", *LINES[2:]], 4, ["1 line after step 1 could not be read"]),
         ([LINES[0], b"null\n", b'{"loss": 1}\n', *LINES[2:]], 4, ["2 lines after step 1 could not be read"]),
         ([LINES[0], b'{"step": "x"}\n', LINES[1]], 2, ["1 line after step 1"]),
-        ([line(10), line(20), line(3, "skipped")], 25, []),
+        ([line(10), line(20), line(23, "skipped")], 25, []),
+        ([*LINES, *LINES], 4, ["5 lines out of order, up to step 4, dropped"]),
+        ([LINES[0], LINES[1], LINES[1], *LINES[2:]], 4, ["1 line out of order"]),
+        ([*LINES[:2], line(7), line(8)], 8, ["the lines between steps 2 and 7 are missing"]),
+        ([line(1), line(2), SKIPPED, line(4), line(5)], 5, []),
+        ([line(10), line(20), line(30), line(100), line(200), line(300)], 300, []),  # log_every was raised at step 30
         ([line(100), line(200)], 250, []),  # log_every was 100, and is 1 from now on
         ([line(100), line(200)], 350, ["the lines after step 200"]),
     ],
@@ -61,3 +67,5 @@ def test_lines_after_a_damaged_one_are_kept_and_a_mended_log_is_mended_once():
     once = [text + b"\n" for text, _ in mended([LINES[0], b"\xff\n", *LINES[2:]], 4, 1)]
     assert [json.loads(text)["step"] for text in once] == [1, 1, 2, 3, 4]
     assert mend(once, 4) == ([1, 1, 2, 3, 4], [])
+    holed = [text + b"\n" for text, _ in mended([*LINES[:2], line(7), line(8)], 8, 1)]
+    assert mend(holed, 8) == ([1, 2, 7, 8, 8], [])
