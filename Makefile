@@ -1,5 +1,6 @@
-# make demo: from text to a filled mask.   make test: install, then lint, types and all tests.   make quick: lint, types
-# and the tests of every commit, in about a minute.   All need Python >= 3.11 alone.
+# make demo: from text to a filled mask.   make test: install, then lint, types and tests.   make quick: lint, types and
+# the tests of every commit, in about a minute.   make slow: the tests that `make test` leaves out, since they are slow by
+# nature; .ci/run runs both.   All need Python >= 3.11 alone.
 # make lock: choose anew what workers of TPU slices install (tpu/*.lock); needs uv.
 # make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
 PYTHON ?= python3
@@ -13,10 +14,10 @@ PYTEST_OPTIONS ?=
 # Compiled programs are kept from one run to the next.
 export BERTJAX_TEST_PROGRAMS ?= $(abspath $(VENV))/programs
 PYTEST = $(BIN)/pytest -q --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 20 -rs $(PYTEST_OPTIONS)
-# Folders, and what lies in the root and concerns every change; tests marked slow are left out of these.
+# Folders, and what lies in the root and concerns every change; tests marked slow or broad are left out of these.
 QUICK = tests/data tests/tasks tests/commands tests/test_config.py tests/test_rules.py tests/test_contract.py
 
-.PHONY: demo lint test quick reliability fuzz lock parity clean
+.PHONY: demo lint test slow quick reliability fuzz lock parity clean
 
 $(BIN)/bertjax: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bertjax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": pass PYTHON=...") if sys.version_info < (3, 11) else 0'
@@ -47,10 +48,13 @@ lint: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/mypy
 
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
+
+slow: $(VENV)/$(EXTRAS)-installed
+	$(PYTEST) -m slow
 
 quick: lint
-	$(PYTEST) -m 'not slow' $(QUICK)
+	$(PYTEST) -m 'not slow and not broad' $(QUICK)
 
 reliability: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/python tests/faults/reliability.py

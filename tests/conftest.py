@@ -30,7 +30,9 @@ from suite import groups, skips, termination
 from bertjax.data.build import BuildSettings, build
 from bertjax.data.corpus import split_sentences
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
+from bertjax.machine.xla_flags import sum_in_float32
 
+sum_in_float32()  # as the commands do
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _cache = tempfile.TemporaryDirectory(prefix="bertjax-cache-")
 os.environ["XDG_CACHE_HOME"] = _cache.name  # which remembers the corpora that were verified
@@ -57,13 +59,13 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items):
-    """Leave one row of each kind of objective to `make quick`: the others are slow."""
+    """Leave one row of each kind of objective to `make quick`; of what is dear for a row, no others to `make test`."""
     first = {type(objective): name for name, objective in reversed(OBJECTIVES.items())}.values()
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         rows = {value for value in params if isinstance(value, str)}
         if item.path.name == "test_contract.py" and not rows <= set(first):
-            item.add_marker("slow")
+            item.add_marker("slow" if item.get_closest_marker("broad") else "broad")
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(case):
             assert table[offset : offset + L].any(-1).all() and not table[offset + L :].any()
 
 
-@pytest.mark.slow
+@pytest.mark.broad
 def test_loss_and_gradient_are_those_of_one_device_on_eight_that_split_everything(case_of_devices, monkeypatch):
     """Two groups of rows, two parts of what is stored, two of each matrix product."""
     case = case_of_devices
@@ -252,7 +252,7 @@ def relative_errors(gradient, expected):
     return errors
 
 
-@pytest.mark.slow
+@pytest.mark.broad
 def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_float32(case_in_bfloat16):
     """In long rows, within 4%: what many elements read or write is summed in float32.
 
@@ -315,7 +315,7 @@ def test_rows_of_padding_weigh_nothing(case):
         np.testing.assert_allclose(found[name].sum, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.broad
 def test_gradients_accumulate_exactly_where_micro_batches_weigh_differently(case_of_micro_batches, monkeypatch):
     """On copies of the parameters too, and where each copy is split: they draw what one device would."""
     case, parts = case_of_micro_batches, 2

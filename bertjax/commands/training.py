@@ -209,6 +209,9 @@ def _training() -> Iterator[tuple["StopRequest", "Progress"]]:
     with stop_requests(end=partial(end, progress), say=progress.note) as stop:
         stop.at_once = True
         try:
+            from bertjax.machine.xla_flags import sum_in_float32
+
+            sum_in_float32()
             yield stop, progress
         except BaseException as error:
             progress.record(f"ended: {type(error).__name__}: {error}")

@@ -291,6 +291,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_by_its_checksum(run, place):
     assert refused >= 4
 
 
+@pytest.mark.slow
 def test_commands_read_and_write_models_in_cloud_storage(run, corpus, place, tmp_path, capsys):
     assert main(["evaluate", "--model", run, "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
@@ -310,6 +311,7 @@ def test_commands_read_and_write_models_in_cloud_storage(run, corpus, place, tmp
     assert not same(load(f"{place}/warm").params, load(run).params)
 
 
+@pytest.mark.slow
 def test_texts_tokenizers_and_labelled_data_are_read_there_and_models_are_fine_tuned_there(run, place, capsys):
     home = path_of(place)
     files.write(home / "text" / "a.txt", "der der\n")
@@ -338,6 +340,7 @@ def test_texts_tokenizers_and_labelled_data_are_read_there_and_models_are_fine_t
     assert main(["predict", "classify", "--model", f"{place}/tuned/best", "--input", f"{place}/lines.txt"]) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_in_one_place_are_killed_and_go_on_bit_equal(corpus, place, cloud):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -471,6 +474,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(retry, "asyncio", Hasty())
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_service_that_is_slow_refuses_and_disappears(run, corpus, place, cloud):
     """It is slow, then gone for 2 seconds, then every other request of 2 seconds is refused, twice over."""
     begun = []

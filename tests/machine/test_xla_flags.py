@@ -1,3 +1,4 @@
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +23,23 @@ def test_flags_are_written_as_libtpu_reads_them():
 def test_every_flag_has_a_purpose_and_a_source():
     for flag in [*compiler.SLICES_FLAGS, *(flag for flags in compiler.TPU_FLAGS.values() for flag in flags)]:
         assert flag.name.startswith("xla_") and flag.purpose and flag.source.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("jaxlib", "given", "set_to"),
+    [
+        ("0.10.2", "--a", "--a"),
+        ("0.12.0.1", "", "--xla_cpu_experimental_ynn_fusion_type="),
+        ("0.12.1", "--a", "--a --xla_cpu_experimental_ynn_fusion_type="),
+        ("0.12.0", "--xla_cpu_experimental_ynn_fusion_type=1", "--xla_cpu_experimental_ynn_fusion_type=1"),
+    ],
+)
+def test_ynnpack_is_turned_off_in_the_jaxlib_that_sums_in_bfloat16_with_it(jaxlib, given, set_to, monkeypatch):
+    """That gradients in bfloat16 are right, whatever the jaxlib, is in test_contract.py."""
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(compiler, "version", lambda name: jaxlib)
+    compiler.sum_in_float32()
+    assert os.environ["XLA_FLAGS"] == set_to
 
 
 @pytest.mark.parametrize(

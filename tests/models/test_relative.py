@@ -256,6 +256,7 @@ STEPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # each step once, on one of the two generations
     ("name", "topology"),
     [("xlnet, dots", "v5e:2x2"), ("deberta v1", "v3:2x2"), ("deberta v3", "v5e:2x2")],
@@ -278,6 +279,7 @@ def test_the_step_compiles_for_a_tpu_without_a_gather_over_pairs_of_positions(na
         assert sum(int(n) >= 512 for n in dimensions) < 2 or dimensions[-1] == "768", line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v3:2x2"])
 def test_on_a_tpu_disentangled_attention_is_estimated_at_six_times_plain_attention_or_less(topology):
     """Forward and backward, by the compiler's estimate of cycles; 32 rows of 512, 12 heads of 64, buckets of 256."""

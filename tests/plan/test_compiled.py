@@ -28,6 +28,8 @@ from bertjax.plan.step import compile_step
 from bertjax.run.state import State
 from bertjax.sharding.mesh import MeshShape
 
+pytestmark = pytest.mark.slow
+
 WORDS, ROWS, WIDTH = 4098, 16, 256
 
 

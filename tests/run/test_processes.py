@@ -78,6 +78,7 @@ def logged(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh_changes(
     two, corpus, tmp_path, monkeypatch
 ):
@@ -97,12 +98,14 @@ def test_two_processes_train_as_one_does_example_for_example_also_where_its_mesh
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_after_the_same_step_and_resume_bit_by_bit(two):
     said = [json.loads((two / f"{n}.json").read_text())["stopped"] for n in range(2)]
     assert said[0] == said[1] and "stopped after step 1" in said[0]
     assert (two / "stopped/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_alone_cannot_read_is_set_aside_by_all(two):
     """Both went on from step 2, and made steps 3 and 4 again: the log of the test above has been written twice."""
     names = {path.name for path in (two / "stopped/checkpoints").iterdir()}
@@ -112,6 +115,7 @@ def test_a_checkpoint_that_one_process_alone_cannot_read_is_set_aside_by_all(two
         assert re.search(r"passed over: .*4 is damaged \(.*Input/output error", said) and "from step 2" in said
 
 
+@pytest.mark.slow
 def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_one(two):
     for number in range(2):
         found = json.loads((two / f"{number}.json").read_text())
@@ -123,6 +127,7 @@ def test_a_difference_between_processes_is_an_error_on_both_that_names_the_odd_o
         assert "init" not in found
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_together_and_score_every_example_once(two):
     """The validation split has 21 texts in batches of 8, on 4 devices: the metrics are those of one process."""
     first, second = (json.loads((two / f"{n}.json").read_text()) for n in range(2))
@@ -139,6 +144,7 @@ def test_two_processes_fine_tune_together_and_score_every_example_once(two):
     assert "the recipe differs on process 1" in second["odd"] and "learning_rate" in first["odd"]
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_of_two_processes_is_that_of_one(two, capsys):
     assert main(["evaluate", "--model", str(two / "straight"), "--batch-size", "8", "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -187,6 +193,7 @@ def test_all_source_files_of_the_package_are_compared():
     assert {"train.py", "run/processes.py", "data/source.py"} <= code.keys()
 
 
+@pytest.mark.slow
 def test_an_error_in_the_data_of_one_process_ends_all_after_the_same_step_with_a_checkpoint(two):
     for name in ("unevaluated", "failed"):  # in the validation data, in those of training
         first, second = (json.loads((two / f"{n}.json").read_text())[name] for n in range(2))
@@ -196,12 +203,14 @@ def test_an_error_in_the_data_of_one_process_ends_all_after_the_same_step_with_a
     assert (two / "failed/log.jsonl").read_bytes() == (two / "straight/log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_slow_one_of_two_processes_is_named(two):
     last = json.loads((two / "failed/timing.jsonl").read_text().splitlines()[-1])
     assert last["slowest_host"].startswith("process 1 on") and last["slowest_host_data_wait_ms"] >= 300
     assert last["slowest_host_ms"] >= last["slowest_host_data_wait_ms"] and last["step_ms_p50"] <= last["step_ms_p99"]
 
 
+@pytest.mark.slow
 def test_a_hang_of_one_process_ends_all_with_the_stacks_of_each(two):
     """The exit codes are those that the program ends with."""
     for name, place in (("messages.log", "flush"), ("messages-1.log", "_act")):
@@ -209,6 +218,7 @@ def test_a_hang_of_one_process_ends_all_with_the_stacks_of_each(two):
         assert re.search(r"hung: step [45] took over 2 s", text) and f"in {place}\n" in text and "in _watch\n" in text
 
 
+@pytest.mark.slow
 def test_two_processes_start_from_a_trained_model(two):
     first = logged(two / "init")[0]["loss"]
     assert first < logged(two / "straight")[0]["loss"] - 0.1

@@ -13,7 +13,8 @@ from test_processes import free_port
 from bertjax import exits
 from bertjax.checkpoints import checkpoint
 
-SMOKE = ["experiments/smoke.py", "batch_size=8", "length=32", "run.log_every=1", "run.evaluate_every=0"]
+SMOKE = ["experiments/smoke.py", "batch_size=8", "length=32", "run.log_every=1", "run.evaluate_every=0",
+         "objective.encoder.N=1", "objective.encoder.D=32", "objective.encoder.F=64"]  # fmt: skip
 
 
 def environment(**more):
@@ -74,6 +75,7 @@ def test_where_one_of_two_processes_is_gone_or_stopped_the_other_ends_with_the_r
 ):
     several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     words = command(corpus, tmp_path, "steps=100000", "run.patience=4")
+    several["BERTJAX_FAULT"] = "batch:sleep=0.05"  # a step that takes the processors from nobody
     running = [subprocess.Popen(words, env=environment(JAX_PROCESS_ID=str(n), **several)) for n in range(2)]
     try:
         wait_for_step(tmp_path, 5, *running)

@@ -1,6 +1,7 @@
 """What the suite relies on is tested too: that it ends when it is told to, groups its tests, and refuses skips."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,3 +102,11 @@ def test_it(name, part):
     assert "9 passed" in suite(code, "-n", "2", "--dist", "loadgroup").communicate()[0]
     lines = order.read_text().splitlines()
     assert len(set(lines)) == 3 and all(lines.count(line) == 3 for line in lines)
+
+
+def test_every_test_is_in_one_loop_of_those_that_ci_runs():
+    makefile, run = ((TESTS.parent / name).read_text() for name in ("Makefile", ".ci/run"))
+    chosen = dict(re.findall(r"^(\w+): .*\n\t\$\(PYTEST\)(.*)$", makefile, re.MULTILINE))
+    assert chosen["test"] == " -m 'not slow'" and chosen["slow"] == " -m slow"
+    assert re.findall(r"^make (\w+) EXTRAS", run, re.MULTILINE) == ["test", "slow"]
+    assert "make test " in (TESTS.parent / "README.md").read_text()
