@@ -70,7 +70,7 @@ def sum_in_float32() -> None:
     """Let XLA for CPUs sum products of bfloat16 in float32, as every other compiler does: before a device is asked for.
 
     jaxlib 0.12 leaves products in bfloat16 to YNNPACK, which takes some of them alone. The others, such as the gradient
-    of a kernel [D, D] of which the compiler has transposed a factor, are summed in bfloat16: over 1,024 tokens up to 40%
+    of a kernel of which the compiler has transposed a factor, are summed in bfloat16: over 1,024 tokens up to 40%
     are lost (jaxlib 0.12.0.1). Without YNNPACK all are computed as in jaxlib 0.10.
     """
     flags = os.environ.get("XLA_FLAGS", "")
