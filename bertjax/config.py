@@ -6,7 +6,6 @@ fields of the objects that it built.
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +21,7 @@ from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
+from bertjax.nearest import did_you_mean
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import lengthened
 from bertjax.optim.skipping import Spikes
@@ -302,8 +302,7 @@ def _scalar_names(kind: type) -> list[str]:
 
 
 def _unknown(key: str, known: Sequence[str], owner: str) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    hint = did_you_mean(key, known) or f"known: {', '.join(known)}"
     return f"unknown override {key!r} of {owner}; {hint}"
 
 
@@ -354,7 +353,8 @@ def _parse(key: str, text: str, annotation: Any) -> Any:
         return _parse(key, text, next(argument for argument in arguments if argument is not type(None)))
     if origin is Literal:
         if text not in arguments:
-            raise InputError(f"override {key}={text}: choose one of {', '.join(arguments)}")
+            hint = did_you_mean(text, arguments, "; ")
+            raise InputError(f"override {key}={text}: choose one of {', '.join(arguments)}{hint}")
         return text
     if origin is tuple and arguments[0] in _READERS:
         parts = Amendment.separate(text) if arguments[0] is Amendment else text.strip("()[]").split(",")

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from bertjax.errors import InputError
+from bertjax.nearest import did_you_mean
 
 
 def experiment_files() -> dict[str, Path]:
@@ -25,7 +26,10 @@ def find_experiment(path: str | Path) -> Path:
     if str(path) in published:
         return published[str(path)]
     known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent != Path() else []
-    if known:
+    meant = did_you_mean(str(path), known) or did_you_mean(path.stem, published)
+    if meant:
+        hint = f"; {meant}"
+    elif known:
         hint = f"; beside it: {', '.join(known)}"
     else:
         hint = f"; bertjax comes with {', '.join(published)}: give one of these names" if published else ""

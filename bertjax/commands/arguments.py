@@ -1,10 +1,12 @@
 """Arguments that several commands share, and results printed as text or JSON."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from bertjax.nearest import did_you_mean
 from bertjax.terminal import message, show, show_json
 
 
@@ -13,8 +15,36 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command that calls `run`."""
     parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-    parser.set_defaults(run=run)
+    with_hints(parser)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def with_hints(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let a parser name the command or the option that was meant, in its errors."""
+    plain = parser.error
+
+    def error(message: str) -> NoReturn:
+        plain(f"{message}{_hint(parser, message)}")
+
+    parser.error = error  # type: ignore[method-assign]
+    return parser
+
+
+def _hint(parser: argparse.ArgumentParser, text: str) -> str:
+    """Return what was meant, for an error of argparse: by the choices that it names, or the options in the help."""
+    chosen = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", text)
+    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", parser.format_help())))
+    given = [word.partition("=")[0] for word in sys.argv[1:] if re.match(r"--[a-z]", word)]
+    wrong = [word for word in given if not any(name.startswith(word) for name in known)]
+    for word in wrong:
+        if meant := did_you_mean(word, known):
+            return f"; {word}: {meant}"
+    if chosen and (meant := did_you_mean(chosen[1], re.findall(r"[\w-]+", chosen[2]))):
+        return f"; {meant}"
+    if wrong and "key=value" in parser.format_usage():
+        return f"; settings of an experiment are given without dashes, as {wrong[0].lstrip('-')}=VALUE"
+    return ""
 
 
 def takes_experiment(parser: argparse.ArgumentParser) -> None:

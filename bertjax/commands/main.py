@@ -14,6 +14,7 @@ from contextlib import suppress
 import bertjax
 from bertjax import exits
 from bertjax.commands import comparing, machines, predicting, texts, training
+from bertjax.commands.arguments import with_hints
 from bertjax.errors import ProcessFailed, exit_code_of
 from bertjax.machine.program_cache import without_foreign_programs
 from bertjax.terminal import escaped, message
@@ -106,7 +107,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "override") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.override += rest
     return options
@@ -115,6 +116,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bertjax", description="Pre-train and use encoder language models in JAX.")
     parser.add_argument("--version", action="version", version=f"bertjax {bertjax.__version__}")
+    with_hints(parser)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for group in (training, comparing, predicting, texts, machines):
         group.add(commands)

@@ -19,6 +19,7 @@ from bertjax.commands.arguments import (
     takes_model,
     tell,
     threshold,
+    with_hints,
 )
 from bertjax.errors import InputError
 from bertjax.tasks.tags import SCHEMES
@@ -35,7 +36,9 @@ CHUNK = 16
 
 def add(commands: Any) -> None:
     """Add these commands."""
-    predict = commands.add_parser("predict", help="predict with a model").add_subparsers(required=True, metavar="TASK")
+    predict = with_hints(commands.add_parser("predict", help="predict with a model")).add_subparsers(
+        required=True, metavar="TASK"
+    )
     fill = _predicting(predict, "fill-mask", _fill_mask, "predict masked words",
                        'bertjax predict fill-mask --model runs/base "The capital of France is [MASK]."',
                        "a text with masks")  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model, tell
+from bertjax.commands.arguments import command, plain, print_result, readable, takes_json, takes_model, tell, with_hints
 from bertjax.errors import InputError
 from bertjax.storage.paths import path_of
 from bertjax.terminal import show, show_json
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add these commands."""
-    data = commands.add_parser("data", help="build and inspect corpora").add_subparsers(required=True, metavar="ACTION")
+    data = with_hints(commands.add_parser("data", help="build and inspect corpora")).add_subparsers(
+        required=True, metavar="ACTION"
+    )
     build = command(data, "build", _build, "tokenise text into a corpus",
                      "bertjax data build wiki/ --format wikiextractor --tokenizer vocab.txt --out corpus/")  # fmt: skip
     _text_input(build)
@@ -52,7 +54,7 @@ def add(commands: Any) -> None:
     verify.add_argument("corpus", metavar="DIR")
     takes_json(verify)
 
-    tokenizers = commands.add_parser("tokenizer", help="train and inspect tokenizers")
+    tokenizers = with_hints(commands.add_parser("tokenizer", help="train and inspect tokenizers"))
     tokenizer = tokenizers.add_subparsers(required=True, metavar="ACTION")
     train = command(tokenizer, "train", _train_tokenizer, "train a vocabulary",
                      "bertjax tokenizer train wiki/ --format wikiextractor --kind wordpiece --size 30522 --lowercase "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from bertjax.checkpoints.trained import Model
 from bertjax.errors import InputError
 from bertjax.finetuning.recipe import FineTuning
+from bertjax.nearest import did_you_mean
 from bertjax.tasks.labels import parse_pairs, with_labels
 from bertjax.tasks.tags import IOB
 from bertjax.tasks.task import Task
@@ -55,7 +56,8 @@ def _renamed(task: Task, pairs: dict[str, str]) -> Task:
     known = IOB.types_of(task.labels) if with_marks else task.labels
     unknown = [name for name in pairs if name not in known]
     if unknown:
-        raise InputError(f"labels: {unknown[0]!r} is no label of task {task.name}: it has {', '.join(known)}")
+        meant = did_you_mean(unknown[0], known, "; ")
+        raise InputError(f"labels: {unknown[0]!r} is no label of task {task.name}: it has {', '.join(known)}{meant}")
 
     def renamed(label: str) -> str:
         if not with_marks:

@@ -10,6 +10,7 @@ from bertjax.checkpoints.trained import Model
 from bertjax.errors import InputError
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
+from bertjax.nearest import did_you_mean
 from bertjax.tasks.examples import Example
 from bertjax.tasks.reading import Notes
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
@@ -46,7 +47,8 @@ def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -
     )
     unknown = [label for label in given if label not in labels]
     if unknown:
-        raise InputError(f"a threshold for {unknown[0]!r}, but the model's labels are {', '.join(labels)}")
+        meant = did_you_mean(unknown[0], labels, "; ")
+        raise InputError(f"a threshold for {unknown[0]!r}, but the model's labels are {', '.join(labels)}{meant}")
     for label, limit in given.items():
         if not 0 <= limit <= 1:
             raise InputError(f"the threshold of {label} is {limit}: a probability is from 0 to 1")

@@ -16,6 +16,7 @@ from typing import Any
 
 from bertjax.data.text_files import Unreadable, open_bytes
 from bertjax.errors import InputError
+from bertjax.nearest import did_you_mean
 from bertjax.serialization.bounded_json import Limits, parse_object
 from bertjax.storage.files import files_below
 
@@ -200,8 +201,8 @@ def require_columns(origin: str, row: Any, names: tuple[str, ...]) -> None:
     missing = [name for name in names if name and name not in row]
     if missing:
         raise InputError(
-            f"{origin}: no column {missing[0]!r} among {', '.join(map(str, [*row][:20]))[:200]}: is this a file of "
-            "another task, or without its header?"
+            f"{origin}: no column {missing[0]!r} among {', '.join(map(str, [*row][:20]))[:200]}: "
+            + (did_you_mean(missing[0], map(str, row)) or "is this a file of another task, or without its header?")
         )
 
 

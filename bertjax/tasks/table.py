@@ -5,6 +5,7 @@ data sets' own documentation.
 """
 
 from bertjax.errors import InputError
+from bertjax.nearest import did_you_mean
 from bertjax.tasks.choices import Arc, Copa, Options, Race
 from bertjax.tasks.formats import Conll, LabelledFolders, Paraphrases, Squad, Table
 from bertjax.tasks.tags import iob2_labels
@@ -196,4 +197,6 @@ def find_task(name: str) -> Task:
     for task in TASKS:
         if task.name == name:
             return task
-    raise InputError(f"unknown task {name!r}: the tasks are {', '.join(task.name for task in TASKS)}")
+    names = [task.name for task in TASKS]
+    meant = did_you_mean(name, [*names, "own"])
+    raise InputError(f"unknown task {name!r}: {f'{meant} ' if meant else ''}the tasks are {', '.join(names)}")

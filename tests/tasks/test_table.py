@@ -200,7 +200,7 @@ def test_every_task_of_the_table_is_a_description():
     for task in TASKS:
         assert from_json(json.loads(json.dumps(to_json(task)))) == task
         assert {"train", "validation"} <= {part.split for part in task.parts} or task.name == "ax"
-    with pytest.raises(InputError, match="unknown task 'sst3': the tasks are cola"):
+    with pytest.raises(InputError, match=r"unknown task 'sst3': did you mean 'sst2'\? the tasks are cola"):
         find_task("sst3")
 
 
