@@ -31,6 +31,7 @@ from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
 from bertjax.run.batches import Inputs, first_examples, local_batches, open_split, validation_batches
 from bertjax.run.checks import check_run
+from bertjax.run.compiling import Compiling, told_if_long
 from bertjax.run.leaving import end
 from bertjax.run.local_files import local_files
 from bertjax.run.metrics import MetricLogger, at_interval
@@ -234,6 +235,7 @@ class _Loop(NamedTuple):
     logger: MetricLogger
     profile: Profile
     saves: Saves
+    compiling: Compiling
 
 
 def fit(
@@ -260,7 +262,7 @@ def fit(
     with ExitStack() as resources:
         watch = resources.enter_context(closing(Watch(run.patience, progress)))
         stop = stop or resources.enter_context(stop_requests(end=partial(end, progress), say=progress.note))
-        stop.at_once, stop.saving = True, False
+        stop.at_once, stop.starting, stop.saving = True, True, False
         resources.enter_context(telling_others())
         experiment, mesh, tokenizer, data, start = check_run(experiment, workdir)
         resources.enter_context(jax.set_mesh(mesh))
@@ -270,7 +272,8 @@ def fit(
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
         progress.keep(messages_path(local.folder))
-        state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
+        with told_if_long(progress, lambda: "initialising the parameters and the optimiser"):
+            state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
         manager = checkpoint.open_checkpoints(
             workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say
         )
@@ -289,7 +292,7 @@ def fit(
         with raising_on_all():  # only the coordinator writes metrics
             logger = MetricLogger(experiment, local.folder, int(state.step), progress, int(state.skips.in_a_row))
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
-        loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves)
+        loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves, Compiling(progress))
         examples = first_examples(experiment, data)
         state = _train_phases(loop, seed, examples, source, make_step, evaluate, progress, state)
         watch.now("the last checkpoint", COMPILATION)
@@ -309,7 +312,7 @@ def _train_phases(
     """Run the phases that are left after `state`; examples: the number of the first example of each."""
     experiment, mesh, first, begun = loop.experiment, loop.mesh, 0, int(state.step)
     lacks = _evaluation_due(experiment, begun) and loop.logger.lacks_evaluation(begun)
-    loop.stop.at_once = False  # there may be steps to save from now on
+    loop.stop.at_once = loop.stop.starting = False  # there may be steps to save from now on
     for phase, example in zip(experiment.amended_phases, examples, strict=True):
         end, evaluate_first = first + phase.steps, lacks and first < begun <= first + phase.steps
         if int(state.step) < end or evaluate_first:
@@ -355,7 +358,7 @@ def _train_phase(
 ) -> State:
     """Run the steps of a phase that are left after `state`, up to step `end`."""
     # Long, since it is the loop: each line is one of the things that happen in a step, in their order.
-    experiment, mesh, key, stop, watch, logger, profile, saves = loop
+    experiment, mesh, key, stop, watch, logger, profile, saves, compiling = loop
     run, step = experiment.run, int(state.step)
     logger.start_phase(phase)
     try:
@@ -369,7 +372,8 @@ def _train_phase(
             program = (end, *(array.shape for array in batch.values()))
             watch.step(step + 1, program, logger.read_step)
             fault("update", step + 1)
-            state, metrics = update(state, batch, key)
+            with compiling.first_call(program):
+                state, metrics = update(state, batch, key)
             step += 1
             if profile.after(step, metrics):
                 logger.restart(step)  # writing a trace does not count as time of a step

@@ -63,9 +63,7 @@ def test_wrong_overrides_are_one_line_errors_that_name_them(override, message):
 
 
 def test_files_that_are_no_experiments_are_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"no experiment file experiments/brt\.py; did you mean '.*bert\.py'"
-    ):
+    with pytest.raises(InputError, match=r"no experiment file experiments/brt\.py; did you mean '.*bert\.py'"):
         load_experiment("experiments/brt.py")
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1")

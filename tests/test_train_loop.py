@@ -10,6 +10,7 @@ import pytest
 from bertjax import train
 from bertjax.errors import Diverged, InputError, SaveFailed
 from bertjax.run.bad_batch import keep_bad_batch, read_bad_batch
+from bertjax.run.compiling import Compiling
 from bertjax.run.metrics import MetricLogger
 from bertjax.run.saves import Saves
 from bertjax.run.state import State
@@ -53,7 +54,17 @@ def make_loop(folder, logger, *, steps=6, checkpoint_every=0, evaluate_every=0):
     experiment = SimpleNamespace(steps=steps, run=run, phases=[phase], amended_phases=[phase], amend=[])
     watch = SimpleNamespace(now=lambda *_: None, step=lambda *_: None)
     profile = SimpleNamespace(before=lambda *_: None, after=lambda *_: False)
-    return train._Loop(experiment, None, None, StopRequest(), watch, logger, profile, Saves(folder, None, {}, None, ()))
+    return train._Loop(
+        experiment,
+        None,
+        None,
+        StopRequest(),
+        watch,
+        logger,
+        profile,
+        Saves(folder, None, {}, None, ()),
+        Compiling(Progress()),
+    )
 
 
 def at(step):

@@ -17,6 +17,7 @@ from bertjax.commands import comparing, machines, predicting, texts, training
 from bertjax.commands.arguments import with_hints
 from bertjax.errors import ProcessFailed, exit_code_of
 from bertjax.machine.program_cache import without_foreign_programs
+from bertjax.machine.tpu_probe import without_tpu_probe
 from bertjax.terminal import escaped, message
 
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.unraisablehook = _tell_of_unraisable
     options = _parse(arguments)
     options.own_process = arguments is None
+    if options.own_process:
+        without_tpu_probe()
     if warning := without_foreign_programs():
         _tell(message(warning))
     try:

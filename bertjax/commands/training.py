@@ -207,7 +207,7 @@ def _training() -> Iterator[tuple["StopRequest", "Progress"]]:
 
     progress = Progress()
     with stop_requests(end=partial(end, progress), say=progress.note) as stop:
-        stop.at_once = True
+        stop.at_once = stop.starting = True
         try:
             from bertjax.machine.xla_flags import sum_in_float32
 

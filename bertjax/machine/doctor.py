@@ -365,13 +365,19 @@ def _rows(facts: Facts) -> dict[str, str]:
         or f"{devices.platform}: {', '.join(f'{count} × {kind}' for kind, count in kinds.items())}; "
         f"{devices.total} in {counted(devices.processes, 'processes')}",
         "device memory": ", ".join(f"{size / _GIB:.1f} GiB" for size in dict.fromkeys(devices.memory) if size),
-        "TPU chips": f"{len(facts.chips)} × {_generation(facts)}" if facts.chips else "",
+        "TPU chips": f"{len(facts.chips)} × {_generation(facts)}" if facts.chips else _no_chips(facts),
         "memory": f"{facts.memory / _GIB:.1f} GiB, {facts.memory_available / _GIB:.1f} available",
         "disk": ", ".join(f"{free / _GIB:.1f} GiB free in {folder}" for folder, free in facts.disks.items()),
         "huge pages": facts.huge_pages,
         "cache": f"{facts.cache} ({facts.cache_bytes / 2**20:.1f} MiB)",
         "environment": " ".join(f"{name}={value}" for name, value in facts.environment.items()),
     }
+
+
+def _no_chips(facts: Facts) -> str:
+    """Say why libtpu is not asked for a TPU, where it is installed."""
+    quiet = "libtpu" in facts.packages and not facts.accelerator_expected and not facts.environment.get("JAX_PLATFORMS")
+    return "none; libtpu is there for `plan`, and no TPU is looked for unless JAX_PLATFORMS=tpu" if quiet else ""
 
 
 def as_json(facts: Facts, findings: Sequence[Finding]) -> dict[str, Any]:

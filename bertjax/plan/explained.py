@@ -38,7 +38,7 @@ def explained(planned: Mapping[str, Any], on: Slice) -> list[str]:
 
 def _of_phase(phase: Mapping[str, Any], on: Slice) -> Iterator[str]:
     memory = phase["bytes_per_device"]
-    yield f"rows             {phase['rows_per_device']:g} per device and micro-batch"
+    yield f"rows             {_rows(phase)} a device, in each micro-batch"
     yield "memory           " + _memory(memory)
     if not phase["fits"]:
         yield f"DOES NOT FIT     {phase['refused']}"
@@ -95,7 +95,7 @@ def searched(found: Mapping[str, Any], on: Slice) -> list[str]:
     lines = [f"largest batches of {on} for rows of {found['length']}"]
     for one in found["found"]:
         lines.append(
-            f"  remat={one['remat']:<5} {one['rows_per_device']:g} rows per device (batch_size={one['batch_size']}), "
+            f"  remat={one['remat']:<5} {_rows(one)} a device (batch_size={one['batch_size']}), "
             f"{one['bytes_per_device']['peak'] / 2**30:.2f} GiB, FLOPs × {one['flops_ratio']:.2f}, "
             f"estimate {one['estimated_tokens_per_second']:,.0f} tokens/s, {one['estimated_utilisation']:.1%}"
         )
@@ -111,12 +111,17 @@ def searched(found: Mapping[str, Any], on: Slice) -> list[str]:
     return [*lines, "", CAVEAT]
 
 
+def _rows(one: Mapping[str, Any]) -> str:
+    rows = one["rows_per_device"]
+    return counted(int(rows), "rows") if rows == int(rows) else f"{rows:g} rows"
+
+
 def pictured(planned: Mapping[str, Any], on: Slice) -> str:
     """Draw the memory of a device, for each phase of a plan or each remat policy of a search."""
     if "found" in planned:
         if not planned["found"]:
             raise InputError("--picture: no remat policy fits, so there is nothing to draw")
-        named = [(f"remat={one['remat']}, {one['rows_per_device']:g} rows", one) for one in planned["found"]]
+        named = [(f"remat={one['remat']}, {_rows(one)} a device", one) for one in planned["found"]]
     else:
-        named = [(f"{counted(one['batch_size'], 'rows')} of {one['length']}", one) for one in planned["phases"]]
+        named = [(f"{_rows(one)} of {one['length']} a device", one) for one in planned["phases"]]
     return memory_picture([(name, one["bytes_per_device"]) for name, one in named], f"Memory of a device of {on}")

@@ -22,6 +22,7 @@ def memory_picture(programs: Sequence[tuple[str, Mapping[str, float | None]]], t
         'font-family="sans-serif" font-size="13">',
         f'<rect width="100%" height="100%" fill="white"/><text x="10" y="22" font-size="15">{escape(title)}</text>',
     ]
+    sizes = []  # drawn last, over the line of the capacity
     for number, (name, memory) in enumerate(programs):
         top = 44 + number * (BAR + GAP)
         lines.append(f'<text x="{LEFT - 8}" y="{top + 16}" text-anchor="end">{escape(name)}</text>')
@@ -31,11 +32,13 @@ def memory_picture(programs: Sequence[tuple[str, Mapping[str, float | None]]], t
             lines.append(f'<rect x="{at:.1f}" y="{top}" width="{length:.1f}" height="{BAR}" fill="{colour}"/>')
             at += length
         size = f"{memory['peak'] / 2**30:.2f} GiB" if memory["peak"] is not None else "unknown"
-        lines.append(f'<text x="{LEFT + WIDTH + 5}" y="{top + 16}">{size}</text>')
+        sizes.append(
+            f'<text x="{at + 6:.1f}" y="{top + 16}" stroke="white" stroke-width="4" paint-order="stroke">{size}</text>'
+        )
     end, at = height - 40, LEFT + capacity / longest * WIDTH
     lines.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="38" y2="{end}" stroke="black" stroke-dasharray="4 3"/>')
     lines.append(f'<text x="{at:.1f}" y="36" text-anchor="middle">{capacity / 2**30:.2f} GiB</text>')
     for number, (part, colour) in enumerate(PARTS.items()):
         lines.append(f'<rect x="{LEFT + number * 130}" y="{end + 12}" width="12" height="12" fill="{colour}"/>')
         lines.append(f'<text x="{LEFT + number * 130 + 17}" y="{end + 23}">{part}</text>')
-    return "\n".join([*lines, "</svg>", ""])
+    return "\n".join([*lines, *sizes, "</svg>", ""])

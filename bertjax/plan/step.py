@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
+from bertjax.machine.compile_seconds import duration, remember, usual
 from bertjax.machine.topology import Slice, slice_devices
 from bertjax.machine.xla_flags import SLICES_FLAGS, TPU_FLAGS
 from bertjax.models.layers import REMAT
@@ -80,14 +81,32 @@ def plan_on(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> 
     Raises InputError without a compiler for TPUs.
     """
     planned = plan(experiment)
+    count = len(planned["phases"])
+    say(f"{counted(count, 'programs')} to compile for {on}: {usual(_kind(on), 'programs') or UNKNOWN}")
     for number, phase in enumerate(planned["phases"]):
-        say(f"compiling {counted(phase['batch_size'], 'rows')} of {phase['length']} for {on}")
+        say(f"compiling {counted(phase['batch_size'], 'rows')} of {phase['length']}, program {number + 1} of {count}")
         phase |= compiled_phase(experiment, experiment.phases[number], on, phase["flops_per_token"])
+        say(_outcome(phase))
     most = max(planned["phases"], key=lambda phase: phase["bytes_per_device"]["peak"] or math.inf)
     whole = {name: most[name] for name in OF_A_PHASE} | {"fits": all(phase["fits"] for phase in planned["phases"])}
     placed = {"topology": str(on), "devices": on.devices * experiment.mesh.slices, "mesh": str(experiment.mesh)}
     placed |= {"flags": flags_for(experiment, on), "split": split_parameters(experiment, on)}
     return planned | placed | whole
+
+
+UNKNOWN = "each takes from seconds to minutes, by the depth of the model and this machine"
+
+
+def _kind(on: Slice) -> str:
+    """Return what compilations for a slice are remembered under."""
+    return f"plan for {on.generation}"
+
+
+def _outcome(phase: Mapping[str, Any]) -> str:
+    """Say what a compilation has found."""
+    needed = phase["bytes_per_device"]["peak"]
+    size = "size unknown" if needed is None else f"{needed / 2**30:.2f} GiB"
+    return f"{'fits' if phase['fits'] else 'does not fit'}, {size}, compiled in {duration(phase['compile_seconds'])}"
 
 
 def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
@@ -96,6 +115,7 @@ def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_to
     In `bytes_per_device`, `activations` are all arrays that live within a step only, gradients and 16-bit copies too.
     """
     compiled = compile_step(experiment, phase, on)
+    remember(_kind(on), compiled.seconds)
     tokens = phase.batch_size * phase.rows.length
     slices, shards = experiment.mesh.slices, _batch_shards(experiment, phase, on)
     devices = on.devices * slices
@@ -241,6 +261,10 @@ def with_remat(value: Any, policy: str) -> Any:
     return dataclasses.replace(value, **changed) if changed else value
 
 
+_ATTEMPTS = 4
+"""Programs that a search usually compiles for a policy: two for the line, one or two to confirm."""
+
+
 def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> dict[str, Any]:
     """Find the largest batch per device that fits, for each remat policy, in the phase with the longest rows.
 
@@ -252,23 +276,31 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
     shapes = row_shapes(phase.rows, phase.batch_size)
     flops = model_flops(experiment.objective, shapes, experiment.optimizer.trained)
     shards = _batch_shards(experiment, phase, on)
-    found = []
-    for policy in REMAT:
-        objective = with_remat(experiment.objective, policy)
-        if policy != "none" and objective == with_remat(experiment.objective, "none"):
-            continue  # no part of it can rematerialise
+    plain = with_remat(experiment.objective, "none")
+    policies = {policy: with_remat(experiment.objective, policy) for policy in REMAT}
+    policies = {policy: objective for policy, objective in policies.items() if policy == "none" or objective != plain}
+    say(
+        f"searching {counted(len(policies), 'remat policies')} with about {_ATTEMPTS} programs each for {on}: "
+        f"{usual(_kind(on), 'programs') or UNKNOWN}"
+    )
+    begun, found = time.perf_counter(), []
+    for done, (policy, objective) in enumerate(policies.items()):
 
         def attempt(rows: int, objective: Any = objective, policy: str = policy) -> dict[str, Any]:
-            say(f"compiling {counted(rows, 'rows')} of {phase.rows.length} a device, remat={policy}, for {on}")
+            say(f"remat={policy}: compiling {counted(rows, 'rows')} of {phase.rows.length} a device")
             batch_size = rows * shards * phase.accumulate
             trial = dataclasses.replace(phase, batch_size=batch_size)
             changed = dataclasses.replace(experiment, objective=objective, phases=(trial,))
             per_token = flops / phase.batch_size / phase.rows.length
-            result = {"remat": policy, "batch_size": batch_size}
-            return result | compiled_phase(changed, trial, on, per_token)
+            result = {"remat": policy, "batch_size": batch_size} | compiled_phase(changed, trial, on, per_token)
+            say(f"remat={policy}: {_outcome(result)}")
+            return result
 
         largest = _largest(attempt, phase.rows.group_size)
-        say(f"remat={policy}: {largest['rows_per_device']:g} rows a device" if largest else f"remat={policy}: none fit")
+        most = f"at most {counted(int(largest['rows_per_device']), 'rows')} a device" if largest else "none fit"
+        left, each = len(policies) - done - 1, (time.perf_counter() - begun) / (done + 1)
+        more = f"; {counted(left, 'policies')} left, about {duration(left * each)}" if left else ""
+        say(f"remat={policy}: {most}{more}")
         if largest is not None:
             found.append(largest)
     rows = phase.batch_size / phase.accumulate / shards

@@ -40,6 +40,7 @@ class StopRequest:
     count: int = 0  # of all, as far as the thread has seen them
     since: float = 0.0  # when the first arrived, by the monotonic clock
     at_once: bool = False  # whether to raise KeyboardInterrupt in the main thread, which loses nothing by it now
+    starting: bool = False  # whether there is no step to save yet
     saving: bool = False  # whether a checkpoint is being saved, or is saved
     step_seconds: float = 0.0  # a step that takes longer than the grace must be able to end
 
@@ -141,7 +142,8 @@ def _watching(
                 if former >= 0:
                     with suppress(OSError):
                         os.write(former, received)  # of a program around this one
-                if received[0] in numbers and _count(request, received[0], say) > 1 and late > 0 and end is not None:
+                again = received[0] in numbers and _count(request, received[0], grace, say) > 1
+                if again and late > 0 and end is not None:
                     return end(exits.STOPPED, "a signal arrived again while the checkpoint was being saved")
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
@@ -159,12 +161,18 @@ def _watching(
 _CLOSE = b"\0"
 
 
-def _count(request: StopRequest, number: int, say: Callable[[str], None]) -> int:
+def _count(request: StopRequest, number: int, grace: float, say: Callable[[str], None]) -> int:
+    """Count a signal, and acknowledge it at once, whatever the main thread does."""
     request.receive(number)
     request.count += 1
-    name = signal.Signals(number).name
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    how = "once the checkpoint is saved" if request.saving else "after a checkpoint"
+    if request.starting:
+        how = "now, as there is no step to save yet"
     if request.count == 1:
-        say(f"{name}: stopping after a checkpoint")
+        left = max(0, -request.overdue(grace))
+        limit = f" of the step that is running, or without one if that takes over {left:.0f} s more"
+        say(f"{name}: stopping {how}{limit * (how == 'after a checkpoint')}")
     elif request.count < 5:
-        say(f"{name} again: still stopping after a checkpoint")
+        say(f"{name} again: still stopping {how}")
     return request.count

@@ -38,7 +38,7 @@ def found(**changes):
 def test_a_healthy_machine_has_no_findings():
     assert not diagnose(HEALTHY)
     text = report(HEALTHY, [])
-    assert "no problems found" in text and "4 × TPU v5 lite; 16 in 4 process(es)" in text and "16.0 GiB" in text
+    assert "no problems found" in text and "4 × TPU v5 lite; 16 in 4 processes" in text and "16.0 GiB" in text
     assert "--xla_tpu_enable_async_collective_fusion=true" in text
 
 

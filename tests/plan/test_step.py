@@ -7,8 +7,10 @@ import pytest
 from bertjax.commands.main import main
 from bertjax.config import load_experiment
 from bertjax.machine.topology import parse_slice
+from bertjax.plan import step
+from bertjax.plan.explained import pictured
 from bertjax.plan.picture import memory_picture
-from bertjax.plan.step import _largest, _refusal, plan, plan_on, with_remat
+from bertjax.plan.step import _largest, _refusal, plan, plan_on, search, with_remat
 
 # google-research/bert README.md and checkpoints; fairseq and albert likewise: parameters with pre-training heads
 PUBLISHED = [
@@ -108,6 +110,29 @@ def test_the_picture_shows_each_part_of_memory_to_scale():
     assert float(line.get("x1")) - float(bars[0].get("x")) == pytest.approx(8 * widths[0], abs=0.5)
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a < b", "4.00 GiB", "8.00 GiB", "unknown", "optimizer"} <= set(texts)
+    (size,) = (text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.text == "4.00 GiB")
+    assert float(size.get("x")) == pytest.approx(float(bars[3].get("x")) + widths[3] + 6, abs=0.2)  # beside its bar
+
+
+def test_a_picture_and_the_progress_of_a_search_name_the_rows_of_a_device(monkeypatch):
+    """Each compilation is announced, and its outcome told; before the first, how long the last ones took."""
+    experiment, on = load_experiment("experiments/bert.py", ["size=tiny", "long=0"]), parse_slice("v5e:2x2")
+
+    def compiled(changed, phase, on, flops_per_token):
+        rows = phase.batch_size // 4
+        memory = {"params": 1, "optimizer": 1, "batch": 1, "activations": rows * 2**26}
+        memory |= {"peak": rows * 2**26, "capacity": 2**30}
+        return {"rows_per_device": rows, "fits": rows <= 16, "refused": "", "bytes_per_device": memory,
+                "compile_seconds": 1.0, "estimated_tokens_per_second": rows}  # fmt: skip
+
+    monkeypatch.setattr(step, "compiled_phase", compiled)
+    monkeypatch.setattr(step, "usual", lambda kind, what: f"usually 9 s ({kind})")
+    said = []
+    found = search(experiment, on, said.append)
+    assert said[0] == "searching 3 remat policies with about 4 programs each for v5e:2x2: usually 9 s (plan for v5e)"
+    assert said[1:3] == ["remat=none: compiling 8 rows of 128 a device", "remat=none: fits, 0.50 GiB, compiled in 1 s"]
+    assert sum("at most 16 rows a device" in text for text in said) == 3 and "2 policies left, about 0 s" in str(said)
+    assert "remat=none, 16 rows a device" in pictured(found, on)
 
 
 def test_a_picture_or_a_search_needs_a_slice_and_a_folder(capsys, tmp_path):

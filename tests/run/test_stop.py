@@ -99,6 +99,24 @@ def test_handlers_are_restored_if_no_signal_arrived():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, "Ctrl-C: stopping after a checkpoint of the step that is running, or without one if that takes over 25 s"),
+        ({"saving": True}, "Ctrl-C: stopping once the checkpoint is saved"),
+        ({"starting": True}, "Ctrl-C: stopping now, as there is no step to save yet"),
+    ],
+)
+def test_a_signal_is_acknowledged_with_what_happens_next(state, said):
+    told = []
+    with stop_requests(say=told.append) as request:
+        for name, value in state.items():
+            setattr(request, name, value)
+        send(signal.SIGINT)
+        wait_for(lambda: told)
+    assert told[0].startswith(said)
+
+
 def test_outside_the_main_thread_nothing_is_caught():
     found = []
 
