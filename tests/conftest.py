@@ -59,13 +59,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items):
-    """Leave one row of each kind of objective to `make quick`; of what is dear for a row, no others to `make test`."""
+    """Leave one row of each kind of objective to `make test`, and what is dear for BERT alone: the others are slow."""
     first = {type(objective): name for name, objective in reversed(OBJECTIVES.items())}.values()
     for item in items:
-        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        rows = {value for value in params if isinstance(value, str)}
-        if item.path.name == "test_contract.py" and not rows <= set(first):
-            item.add_marker("slow" if item.get_closest_marker("broad") else "broad")
+        if item.path.name != "test_contract.py" or not hasattr(item, "callspec"):
+            continue
+        if "encoder" in item.fixturenames:
+            item.add_marker("broad")
+        elif not set(item.callspec.params.values()) <= ({"bert"} if item.get_closest_marker("broad") else set(first)):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -269,11 +269,13 @@ def test_in_bfloat16_the_gradient_of_each_parameter_and_embedding_is_that_of_flo
     batch |= {name: jnp.ones_like(array) for name, array in binary.items()}
     rng = np.random.default_rng(0)
 
-    def widened(leaf, like):  # the case's own, but for longer tables of positions
+    def widened(path, leaf, like):  # the case's own, but for longer tables of positions
         drawn = np.std(leaf) * rng.normal(size=like.shape)
-        return leaf if leaf.shape == like.shape else jnp.asarray(drawn, leaf.dtype)
+        leaf = leaf if leaf.shape == like.shape else jnp.asarray(drawn, leaf.dtype)
+        return leaf if name_of(path).endswith(("scale", "bias")) else case.row.bfloat16 * leaf
 
-    params = jax.tree.map(widened, case.params, jax.eval_shape(objective.init, KEY, batch))
+    shapes = jax.eval_shape(objective.init, KEY, batch)
+    params = jax.tree_util.tree_map_with_path(widened, case.params, shapes)
     both = objective, replace_fields(objective, dtype="bfloat16")
 
     @jax.jit

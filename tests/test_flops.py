@@ -43,6 +43,7 @@ ONE_LAYER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ONE_LAYER)
 def test_the_compiled_step_does_no_more_than_the_model_asks_for(family):
     """At the width of the base models; one layer, since XLA counts the body of a loop once."""

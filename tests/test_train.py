@@ -103,6 +103,7 @@ def die_after(monkeypatch, step):
     monkeypatch.setattr(train, "place_batch", dying)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_every_step_ends_bit_equal_to_an_undisturbed_one(
     experiment, undisturbed, tmp_path, monkeypatch
 ):

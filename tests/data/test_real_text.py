@@ -20,7 +20,10 @@ from bertjax.data.tokenizer import load_tokenizer
 
 DATA = Path(os.environ.get("BERTJAX_DATA", "."))
 regex = pytest.importorskip("regex")
-pytestmark = pytest.mark.skipif("BERTJAX_DATA" not in os.environ, reason="BERTJAX_DATA names no folder with real text")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("BERTJAX_DATA" not in os.environ, reason="BERTJAX_DATA names no folder with real text"),
+]
 
 LINES, MADE = 20_000, 5_000
 

@@ -33,6 +33,7 @@ from bertjax.serialization.description import to_json
 from bertjax.tasks.reading import Notes
 from bertjax.types import total
 
+pytestmark = pytest.mark.slow
 KEY = jax.random.key(1)
 SMALL = ["D=32", "length=32", "batch_size=8", "steps=4"]
 

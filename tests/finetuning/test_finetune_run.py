@@ -113,6 +113,7 @@ def test_a_seed_is_trained_evaluated_and_its_best_model_kept(finished):
     assert "1 seed, 0 failed" in (folder / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_seed_resumes_to_the_same_results(tuning, finished, tmp_path, monkeypatch):
     straight, place, calls = finished[1], train.place_batch, iter(range(10**6))
 
@@ -161,6 +162,7 @@ def test_a_folder_of_an_earlier_version_is_resumed(tuning, finished, tmp_path):
     assert finetune(tuning, tmp_path / "run") == finished[1]
 
 
+@pytest.mark.slow
 def test_seeds_share_data_and_programs_and_each_is_as_if_trained_alone(tuning, finished, tmp_path, monkeypatch):
     opened, made, (opening, making) = [], [], (TaskRows.open, train.sharded_step)
     monkeypatch.setattr(TaskRows, "open", lambda rows, split: opened.append(split) or opening(rows, split))
@@ -197,6 +199,7 @@ def shifted(model):
     return dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
 
 
+@pytest.mark.slow
 def test_a_model_trained_on_scaled_targets_predicts_in_the_original_range(init, tmp_path):
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text("text\tscore\nman\t4\nday\t4.5\neye\t3.5\nwork\t4\n")
@@ -385,6 +388,7 @@ def test_data_without_an_example_to_train_on_are_refused_before_training(tuning,
         dataclasses.replace(tuning, first_seed=-1)
 
 
+@pytest.mark.slow
 def test_a_text_may_have_several_labels_from_training_to_export(init, tmp_path):
     rng = np.random.default_rng(3)
     for split, rows in (("train", 64), ("dev", 16)):

@@ -237,6 +237,7 @@ def test_damaged_objects_of_a_corpus_are_refused(place, corpus):
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_in_cloud_storage_equals_one_on_a_disk(run, corpus, tmp_path):
     fit(experiment(corpus), tmp_path)
     assert (path_of(run) / "log.jsonl").read_bytes() == (tmp_path / "log.jsonl").read_bytes()

@@ -159,6 +159,7 @@ def test_the_convolution_stays_within_documents():
         np.testing.assert_allclose(found[0, at], layers.gelu(jnp.asarray(y)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(params):
     batch = make_batch(rows=2)
 

@@ -85,6 +85,7 @@ def gradient_of(encoder, *, rows=8, train):
     return named(jax.device_get(gradient(random_params(encoder))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "fields"),
     [

@@ -387,6 +387,7 @@ def test_a_layer_is_independent_of_its_group_in_the_scan(N):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     batch, encoder = make_batch(rows=2), small_modernbert(N=2)
     params = init(encoder)

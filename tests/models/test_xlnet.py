@@ -237,6 +237,7 @@ def test_the_biases_of_attention_are_decayed_as_published():
     assert {name.rsplit("/", 1)[1] for name in kept} == {"scale", "bias"}
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     batch, permuted = random_window(2, 2, (8, 4))
 

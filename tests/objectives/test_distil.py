@@ -226,6 +226,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_teacher_is_bit_equal_after_training_and_has_no_moments(teacher, distilled):
     folder, state = distilled
     taught = load(teacher)
@@ -238,6 +239,7 @@ def test_the_teacher_is_bit_equal_after_training_and_has_no_moments(teacher, dis
     assert all((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_distilled_student_beats_one_trained_without_the_teacher(corpus, tokenizer, distilled, teacher, tmp_path):
     whole = recipe(corpus, tokenizer.vocabulary, teacher)
     alone = dataclasses.replace(
@@ -249,6 +251,7 @@ def test_a_distilled_student_beats_one_trained_without_the_teacher(corpus, token
         assert taught[name] < 0.97 * untaught[name]
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_resumes_bit_for_bit_without_the_teachers_folder(
     corpus, tokenizer, teacher, distilled, tmp_path
 ):
@@ -263,6 +266,7 @@ def test_a_stopped_distillation_resumes_bit_for_bit_without_the_teachers_folder(
     assert log_of(again) == log_of(distilled[0])
 
 
+@pytest.mark.slow
 def test_the_student_alone_is_a_masked_language_model(distilled, tmp_path, capsys):
     folder = distilled[0]
     whole, student = load(folder), load(f"{folder}:student")

@@ -183,6 +183,7 @@ def test_ids_of_the_vocabulary_are_checked_like_those_of_masking():
     assert PermutationLM(small_xlnet(V=V), WINDOWS.permutation).head.V == V
 
 
+@pytest.mark.slow
 def test_the_gradient_taken_window_by_window_is_that_of_all_windows_at_once():
     params, batch = initialised(WINDOWS), make_batch()
 

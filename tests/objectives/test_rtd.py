@@ -38,6 +38,7 @@ def touched(objective, term):
     return {name for name, leaf in named(gradient).items() if leaf.any()}, set(named(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_each_loss_trains_its_own_model_and_the_tables_as_the_mode_says(mode):
     by_mlm, names = touched(MODES[mode], "loss/mlm")

@@ -127,6 +127,7 @@ def test_delta_ascends_the_divergence_from_the_clean_predictions(monkeypatch, pa
         assert difference == pytest.approx(2 * float((gradient * direction).sum()), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "scored"),
     [

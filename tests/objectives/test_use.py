@@ -29,7 +29,7 @@ from bertjax.rules import name_of
 from bertjax.serialization.description import to_json
 from bertjax.train import fit
 
-pytestmark = pytest.mark.usefixtures("programs")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("programs")]
 QUIET = Run(log_every=1, evaluate_every=0, checkpoint_every=1)
 
 

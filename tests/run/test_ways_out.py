@@ -37,6 +37,7 @@ def wait_for_step(folder, step, *running):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_goes_away_is_done_as_any_other(corpus, tmp_path):
     words = " ".join(command(corpus, tmp_path / "run", "steps=20"))
     found = subprocess.run(["bash", "-c", f"{words} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"], env=environment(),
@@ -48,6 +49,7 @@ def test_a_run_whose_reader_goes_away_is_done_as_any_other(corpus, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_stop_in_a_blocked_input_saves_and_the_next_run_goes_on(corpus, tmp_path):
     run = subprocess.Popen(command(corpus, tmp_path, "steps=6"), env=environment(BERTJAX_FAULT="batch:hang@5"))
     wait_for_step(tmp_path, 3, run)

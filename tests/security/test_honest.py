@@ -27,6 +27,7 @@ HONEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_folders_pass(name, world, capsys):
     kind, command = HONEST[name]

@@ -36,6 +36,7 @@ KINDS = (
 INPUTS = {f"{kind.__name__.rpartition('.')[2]}: {name}": each for kind in KINDS for name, each in kind.INPUTS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
 def test_nothing_hostile_gets_in(name, world, capsys):
     hostile = INPUTS[name]

@@ -98,6 +98,7 @@ WINDOWS = PermutationLM(small_xlnet(N=1), Permutation(functional=SPECIALS, parts
 ODD = MaskedLM(small_bert(V=201, H=4, remat="dots"), MASKING, pair=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh_shape", "objective"),
     [

@@ -110,3 +110,14 @@ def test_every_test_is_in_one_loop_of_those_that_ci_runs():
     assert chosen["test"] == " -m 'not slow'" and chosen["slow"] == " -m slow"
     assert re.findall(r"^make (\w+) EXTRAS", run, re.MULTILINE) == ["test", "slow"]
     assert "make test " in (TESTS.parent / "README.md").read_text()
+
+
+def test_every_test_that_needs_packages_which_ci_has_not_is_in_make_parity():
+    makefile = (TESTS.parent / "Makefile").read_text().replace("\\\n", "")
+    (listed,) = re.findall(r"^PARITY = (.*)$", makefile, re.MULTILINE)
+    needs = re.compile(r"importorskip\([\"'](torch|transformers|sentence_transformers)[\"']\)")
+    needing = [path for path in TESTS.rglob("test_*.py") if needs.search(path.read_text())]
+    assert len(needing) > 3
+    for path in needing:
+        relative = path.relative_to(TESTS.parent)
+        assert {str(relative), *map(str, relative.parents)} & set(listed.split()), path
