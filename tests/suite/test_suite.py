@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,9 @@ def test_every_test_that_needs_packages_which_ci_has_not_is_in_make_parity():
     for path in needing:
         relative = path.relative_to(TESTS.parent)
         assert {str(relative), *map(str, relative.parents)} & set(listed.split()), path
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Python would take the second for the first, whose tests alone would be collected."""
+    names = Counter(path.name for path in TESTS.rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
