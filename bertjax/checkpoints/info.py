@@ -38,6 +38,14 @@ class DescribedAmendment(TypedDict):
     type: NotRequired[str]
 
 
+class ChosenThreshold(TypedDict):
+    """The probability above which `label`, of two, is predicted, with the macro F1 on the validation split."""
+
+    label: str
+    probability: float
+    macro_f1: float
+
+
 class Described(TypedDict):
     """The description of an experiment, or of a model alone. What is Any is rebuilt by `from_json` or not used."""
 
@@ -57,6 +65,7 @@ class Described(TypedDict):
     huggingface: NotRequired[Notes]
     step: NotRequired[int]  # of the best model of a fine-tuning, with its metrics
     metrics: NotRequired[dict[str, float]]
+    threshold: NotRequired[ChosenThreshold]
 
 
 class Info(TypedDict):

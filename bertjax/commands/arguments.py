@@ -88,8 +88,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def threshold(text: str) -> float | dict[str, float]:
-    """Parse one threshold, or some by label such as `toxic:0.3,insult:0.6`, as a type of argparse."""
+def threshold(text: str) -> float | dict[str, float] | str:
+    """Parse one threshold, some by label such as `toxic:0.3,insult:0.6`, or `chosen`, as a type of argparse."""
+    if text == "chosen":
+        return text
     if ":" not in text:
         return float(text)
     pairs = [each.rpartition(":") for each in text.split(",")]

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from bertjax import exits
+from bertjax.commands import scoring
 from bertjax.commands.arguments import (
     command,
     positive,
@@ -15,13 +16,10 @@ from bertjax.commands.arguments import (
     takes_code,
     takes_experiment,
     takes_json,
-    takes_model,
     tell,
-    threshold,
 )
 from bertjax.errors import Diverged, InputError
 from bertjax.storage.paths import path_of
-from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show, show_json
 from bertjax.wording import counted
 
@@ -75,40 +73,8 @@ def add(commands: Any) -> None:
     takes_json(evaluate)
 
     scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
-    _add_task(scored)
+    scoring.add_to(scored)
     _add_squad(scored)
-
-
-def _add_task(scored: Any) -> None:
-    of_task = command(scored, "task", _evaluate_task, "evaluate a fine-tuned model on a labelled split",
-                       "bertjax evaluate task ax --model runs/mnli/best --data glue/")  # fmt: skip
-    of_task.add_argument("name", metavar="TASK", help="the name of a task, such as sst2 or wnut17")
-    takes_model(of_task)
-    of_task.add_argument(
-        "--data", required=True, metavar="FOLDER", help="the folder of its files; or tfds, or tfds:FOLDER"
-    )
-    of_task.add_argument("--split", default="validation", help="a labelled split (default: %(default)s)")
-    of_task.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
-    of_task.add_argument("--max-length", type=positive, default=0, metavar="N",
-                         help="maximum tokens of a row (default: all positions of the model, or 512)")  # fmt: skip
-    of_task.add_argument("--threshold", type=threshold, metavar="P",
-                         help="probability above which a label is predicted, if a text may have several: one for all, "
-                         "or some by name as in toxic:0.3,insult:0.6 (default: 0.5)")  # fmt: skip
-    of_task.add_argument("--labels", default="", metavar="PAIRS",
-                         help="labels of the data and of the model, such as neg:NEGATIVE,pos:POSITIVE, if they have "
-                         "other names; of entities, types such as PERSON:PER")  # fmt: skip
-    of_task.add_argument("--scheme", choices=SCHEMES,
-                         help="how the model's labels name entities (default: as their names tell)")  # fmt: skip
-    own = of_task.add_argument_group("a task of your own (TASK is own), as in experiments/own.py")
-    own.add_argument(
-        "--kind", default="classify", choices=("classify", "multilabel", "regress", "tag", "span", "choice")
-    )
-    own.add_argument("--columns", default="text", metavar="NAMES", help="columns of the texts, separated by commas")
-    own.add_argument("--label", default="label", metavar="NAME", help="the column of the label (default: %(default)s)")
-    own.add_argument("--separator", default=",", metavar="TEXT", help="between the labels of a text (default: a comma)")
-    own.add_argument("--tags", choices=("entities", "words"), default="",
-                     help="whether tags are entities or of words (default: as their names tell)")  # fmt: skip
-    takes_json(of_task)
 
 
 def _add_squad(scored: Any) -> None:
@@ -280,35 +246,6 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     return model, rows.open(options.split)
 
 
-def _evaluate_task(options: argparse.Namespace) -> None:
-    from bertjax.checkpoints.trained import load
-    from bertjax.inference.compatible import check_tokenizer
-    from bertjax.inference.score import score
-    from bertjax.machine.xla_flags import keep_compiled_programs
-    from bertjax.run import processes
-    from bertjax.tasks.own import own_task
-    from bertjax.tasks.table import find_task
-
-    processes.join()
-    keep_compiled_programs(tell)
-    with processes.telling_others():
-        with processes.raising_on_all():
-            if options.name == "own":
-                columns = tuple(filter(None, options.columns.split(",")))
-                task = own_task(options.kind, options.data, columns, options.label, separator=options.separator,
-                                tags=options.tags, split=options.split)  # fmt: skip
-            else:
-                task = find_task(options.name)
-            model = load(options.model, options.experiment)
-            check_tokenizer(model, options.model)
-        found = score(model, task, options.data, options.split, threshold=options.threshold,
-                      labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
-                      batch_size=options.batch_size, max_length=options.max_length,
-                      say=tell if processes.is_coordinator() else lambda sentence: None)  # fmt: skip
-    if processes.is_coordinator():
-        print_result(options, found.metrics)
-
-
 def _evaluate_squad(options: argparse.Namespace) -> None:
     from bertjax.tasks.squad import read_answers, read_gold, score_predictions
 
@@ -329,5 +266,5 @@ def _evaluate_squad(options: argparse.Namespace) -> None:
 TRAIN = (_pretrain, _finetune)
 """The commands that print no results while they run: output that nobody reads does not end them."""
 
-TOGETHER = (*TRAIN, _evaluate, _evaluate_task)
+TOGETHER = (*TRAIN, _evaluate, scoring.evaluate_task)
 """The commands that may run as several processes: they end within a bound, whatever the other processes do."""

@@ -11,10 +11,12 @@ from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.finetuning.prepare import Prepared
 from bertjax.finetuning.recipe import FineTuning
-from bertjax.finetuning.results import read_best, write_json, write_predictions
+from bertjax.finetuning.results import read_best, write_json
 from bertjax.rules import name_of
 from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
 from bertjax.storage import files
+from bertjax.tasks.predictions import write_predictions
+from bertjax.tasks.report import Threshold, best_threshold
 from bertjax.tasks.scoring import Evaluated, evaluate_rows
 from bertjax.types import Params
 
@@ -59,15 +61,24 @@ class TaskEvaluator:
             if is_coordinator():
                 files.remove_folder(partial)
         experiment = self._prepared.config | {"step": step, "metrics": dict(metrics)}
+        if threshold := _threshold(results["validation"]):
+            experiment["threshold"] = threshold._asdict()
         checkpoint.export(partial, params, experiment=experiment, tokenizer=self._prepared.tokenizer)
         with raising_on_all():
             if not is_coordinator():
                 return
             files.move_folder(partial, self._folder / "best")
             for split, result in results.items():
-                folder = files.make_folder(self._folder, f"predictions/{split}")
-                write_predictions(folder, self._prepared.splits[split], result)
+                write_predictions(files.make_folder(self._folder, f"predictions/{split}"), result)
             write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+
+
+def _threshold(validation: Evaluated) -> Threshold | None:
+    """Choose the threshold of two classes on the validation split."""
+    task, chances_RC = validation.task, validation.probabilities
+    if task.kind != "classify" or len(task.labels) != 2 or chances_RC is None:
+        return None
+    return best_threshold(task.labels, chances_RC, validation.gold)
 
 
 def _in_range(params: Params, scale: tuple[float, float]) -> Params:

@@ -1,4 +1,4 @@
-"""Summarise the results of several seeds, and write predictions.
+"""Summarise the results of several seeds.
 
 A result of a seed has `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one),
 `failed` (the reason, if it diverged or learned nothing), and the time of a step.
@@ -16,10 +16,6 @@ from bertjax.errors import InputError
 from bertjax.serialization.bounded_json import parse_object
 from bertjax.serialization.typed_json import typed
 from bertjax.storage import files
-from bertjax.tasks.answers import write_answers
-from bertjax.tasks.rows import Encoded
-from bertjax.tasks.scoring import Evaluated
-from bertjax.tasks.task import Task
 from bertjax.wording import counted
 
 Result = dict[str, Any]
@@ -114,27 +110,6 @@ def last_metrics(folder: Path) -> dict[str, float]:
     named = found[-1].items() if found else ()
     metrics = {name.removeprefix("validation/"): value for name, value in named if name != "step"}
     return typed(metrics, dict[str, float], f"{folder / 'log.jsonl'}")
-
-
-def write_predictions(folder: Path, encoded: Encoded, evaluated: Evaluated) -> None:
-    """Write predictions: for SQuAD the official files, else one JSON line for each example."""
-    task = encoded.spec.task
-    if task.kind == "span":
-        write_answers(folder, evaluated.predictions, unanswerable=task.unanswerable)
-        return
-    lines = [
-        {"example": example.origin, "predicted": _named(task, prediction)}
-        for example, prediction in zip(encoded.examples, evaluated.predictions, strict=True)
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    files.write(files.make_folder(folder, "") / "predictions.jsonl", text)
-
-
-def _named(task: Task, prediction: Any) -> Any:
-    """Return a prediction with the name of its label, or the probabilities of all labels by name."""
-    if task.kind == "multilabel":
-        return dict(zip(task.labels, prediction, strict=True))
-    return task.labels[prediction] if task.kind == "classify" else prediction
 
 
 def read_result(path: Path, metric: str) -> Result:

@@ -1,10 +1,7 @@
 """Encode texts for a fine-tuned model as it was trained, and what its head predicts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import jax
-import numpy as np
+from typing import Any, Literal
 
 from bertjax.checkpoints.trained import Model
 from bertjax.errors import InputError
@@ -13,6 +10,7 @@ from bertjax.models.published import Published
 from bertjax.nearest import did_you_mean
 from bertjax.tasks.examples import Example
 from bertjax.tasks.reading import Notes
+from bertjax.tasks.report import Threshold
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
 from bertjax.tasks.tags import IOB, WORDS
 from bertjax.tasks.task import Kind, Task
@@ -20,6 +18,9 @@ from bertjax.wording import counted
 
 Say = Callable[[str], None]
 """Takes a note or a warning for the user."""
+
+Thresholds = float | Mapping[str, float] | Literal["chosen"] | None
+"""Of all labels, or by their names; what was chosen in fine-tuning; the default."""
 
 _HEADS = {"classify": "classify", "multilabel": "classify", "regress": "classify", "tag": "tags", "span": "span",
           "choice": "choice"}  # fmt: skip
@@ -33,7 +34,7 @@ def predicts_of(model: Model) -> str:
     return predicts
 
 
-def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -> tuple[float, ...]:
+def thresholds_of(model: Model, threshold: Thresholds) -> tuple[float, ...]:
     """Return the threshold of each label of a model that gives each a probability of its own.
 
     threshold: of all labels, or by their names; 0.5 where none is given. Raises InputError for a number outside 0 .. 1,
@@ -42,9 +43,16 @@ def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -
     labels = labels_of(model, head_of(model, "classify").C)
     if threshold is not None and predicts_of(model) != "multi_label_classification":
         raise InputError("each text has one label of this model, or a number: leave out the threshold")
+    if isinstance(threshold, str):
+        raise InputError(f"threshold={threshold}: one is chosen for two classes only: give a number, or some by label")
     given = (
         threshold if isinstance(threshold, Mapping) else dict.fromkeys(labels, 0.5 if threshold is None else threshold)
     )
+    _check_thresholds(labels, given)
+    return tuple(given.get(label, 0.5) for label in labels)
+
+
+def _check_thresholds(labels: Sequence[str], given: Mapping[str, float]) -> None:
     unknown = [label for label in given if label not in labels]
     if unknown:
         meant = did_you_mean(unknown[0], labels, "; ")
@@ -52,7 +60,44 @@ def thresholds_of(model: Model, threshold: float | Mapping[str, float] | None) -
     for label, limit in given.items():
         if not 0 <= limit <= 1:
             raise InputError(f"the threshold of {label} is {limit}: a probability is from 0 to 1")
-    return tuple(given.get(label, 0.5) for label in labels)
+
+
+def threshold_of_two(model: Model, given: Thresholds) -> Threshold | None:
+    """Return the threshold of a model with two classes that exclude each other; None for any other model.
+
+    given: of the second label, or of one by its name; "chosen", or None, for what was chosen on the validation split of
+    its fine-tuning, None if nothing was. Raises InputError where none was "chosen", and as thresholds_of.
+    """
+    if not (isinstance(model.objective, Published) and model.objective.task == "classify"):
+        return None
+    labels = labels_of(model, head_of(model, "classify").C)
+    if predicts_of(model) != "single_label_classification" or len(labels) != 2:
+        return None
+    if isinstance(given, int | float):
+        given = {labels[1]: given}
+    if isinstance(given, Mapping):
+        _check_thresholds(labels, given)
+        if len(given) > 1:
+            raise InputError(f"thresholds for both of {', '.join(given)}: give one, below which the other is predicted")
+        return Threshold(*next(iter(given.items())))
+    chosen = model.config.get("threshold")
+    if chosen and chosen["label"] in labels:
+        return Threshold(**chosen)
+    if given == "chosen":
+        raise InputError("no threshold was chosen for this model: give a number, or evaluate it with --threshold-from")
+    return None
+
+
+def kind_of(model: Model) -> Kind:
+    """Return the kind of task that the model's head is for. Raises InputError if it has none."""
+    found = model.objective.task if isinstance(model.objective, Published) else ""
+    if found == "classify":
+        of: dict[str, Kind] = {"multi_label_classification": "multilabel", "regression": "regress"}
+        return of.get(predicts_of(model), "classify")
+    kinds: dict[str, Kind] = {"tags": "tag", "span": "span", "beams": "span", "choice": "choice"}
+    if found not in kinds:
+        raise InputError(f"a {type(model.objective).__name__} has no head for a task: fine-tune it on one first")
+    return kinds[found]
 
 
 def head_of(model: Model, kind: Kind) -> Any:
@@ -121,8 +166,3 @@ def not_empty(place: str, text: str) -> str:
     if not text.strip():
         raise InputError(f"{place}: the text is empty: leave it out")
     return text
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities of labels that exclude each other: float32."""
-    return np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))

@@ -6,7 +6,7 @@ of any length; truncation is reported through `say`, or counted in `notes` where
 the model has another head, and for an empty text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from bertjax.data.words import words_to_tag
 from bertjax.errors import InputError
 from bertjax.inference.as_trained import (
     Say,
+    Thresholds,
     encoded_as_trained,
     fitting_batch,
     head_of,
@@ -25,14 +26,15 @@ from bertjax.inference.as_trained import (
     predicts_of,
     report,
     rows_of,
-    softmax,
+    threshold_of_two,
     thresholds_of,
 )
 from bertjax.tasks.encode.pieces import encode_pieces
 from bertjax.tasks.examples import Choice, Question, Texts, Words
 from bertjax.tasks.reading import Notes
+from bertjax.tasks.report import at_threshold
 from bertjax.tasks.rows import Encoded
-from bertjax.tasks.scoring import answers_of, logits_of_rows, logits_of_words, sigmoid
+from bertjax.tasks.scoring import answers_of, logits_of_rows, logits_of_words, sigmoid, softmax
 from bertjax.tasks.tags import Scheme, entities, scheme_of
 from bertjax.wording import counted
 
@@ -110,7 +112,7 @@ def classify(
     model: Model,
     texts: Sequence[str | tuple[str, ...]],
     *,
-    threshold: float | Mapping[str, float] | None = None,
+    threshold: Thresholds = None,
     batch_size: int = 32,
     max_length: int = 0,
     say: Say = print,
@@ -119,14 +121,17 @@ def classify(
     """Classify texts or pairs of texts, or predict a number for each, as the model's `predicts` says.
 
     Labels of a multi_label_classification do not exclude each other: each has a probability of its own (a sigmoid), and
-    those above `threshold` are predicted: one for all labels, or by their names, 0.5 for those not named.
+    those above `threshold` are predicted: one for all labels, or by their names, 0.5 for those not named. Of two labels
+    that exclude each other, the second is predicted above the threshold, or one by its name; "chosen" is that of the
+    validation split in fine-tuning.
     """
     pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     for number, pair in enumerate(pairs, 1):
         if not 1 <= len(pair) <= 2:
             raise InputError(f"text {number} has {counted(len(pair), 'parts')}: give one text or a pair")
     predicts, labels = predicts_of(model), labels_of(model, head_of(model, "classify").C)
-    limits_C = thresholds_of(model, threshold)
+    of_two = None if threshold is None else threshold_of_two(model, threshold)
+    limits_C = thresholds_of(model, None if of_two else threshold)
     if not pairs:
         return
     examples = [
@@ -138,6 +143,8 @@ def classify(
     to_scores = {"single_label_classification": softmax, "multi_label_classification": sigmoid}
     for pair, scores_C in zip(pairs, to_scores.get(predicts, np.asarray)(logits_BC), strict=True):
         best = int(scores_C.argmax())
+        if of_two:
+            best = int(at_threshold(scores_C[None], labels.index(of_two.label), of_two.probability)[0])
         if predicts == "regression" and len(scores_C) == 1:
             yield Classified(pair, "", float(scores_C[0]), {})
             continue

@@ -173,4 +173,4 @@ def _score_tags(
 ) -> Evaluated:
     """Score the tags of the task that the model predicts, which `renamed` turns into those of the data."""
     tags = renamed(tags_of(predicted, logits_of_words(logits, encoded, batch_size)))
-    return Evaluated(score_tags(task, examples, tags), tags)
+    return Evaluated(score_tags(task, examples, tags), tags, task, examples)

@@ -11,7 +11,7 @@ from bertjax.data.source import bucketed
 from bertjax.errors import InputError
 from bertjax.models.span_heads import Beams
 from bertjax.tasks.answers import Answered, WindowScores, answer_questions, decided, window_scores
-from bertjax.tasks.examples import Example, Question, Words, is_labelled
+from bertjax.tasks.examples import Choice, Example, Question, Texts, Words, is_labelled
 from bertjax.tasks.metrics import accuracy, entity_f1, score_labels, score_rows
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.squad import Gold, score_predictions
@@ -106,13 +106,41 @@ def _beam_scores(encoded: Encoded, row: int, beams: Beams, length: int) -> Windo
 
 
 class Evaluated(NamedTuple):
-    """The metrics of a task, and the predictions.
+    """The metrics of a task, and the predictions for its examples.
 
-    They are answers to questions, tags of words, class numbers or values, or probabilities of all labels.
+    predictions: answers to questions, tags of words, class numbers or values, or lists of class numbers. probabilities:
+    [R, C], of the classes, labels or options; None of other kinds of tasks.
     """
 
     metrics: dict[str, float]
     predictions: Any
+    task: Task
+    examples: Sequence[Example]
+    probabilities: np.ndarray | None = None
+
+    @property
+    def gold(self) -> list[Any]:
+        """The labels of the examples, as `predictions` has them; of questions their answers, of sentences IOB2."""
+        return [_gold_of(self.task, example) for example in self.examples]
+
+
+def _gold_of(task: Task, example: Example) -> Any:
+    match example:
+        case Texts(origin, _, _, labels) if labels is not None:
+            return [task.number(origin, label) for label in labels]
+        case Texts(origin, _, label):
+            return task.value(origin, label) if task.kind == "regress" else task.number(origin, label)
+        case Words(origin, _, tags):
+            return list(as_scored(task, task.tags(origin, tags)))
+        case Question(answers=answers):
+            return [answer.text for answer in answers]
+        case Choice(label=number):
+            return number
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of labels that exclude each other: float32."""
+    return np.asarray(jax.nn.softmax(logits.astype(np.float32), axis=-1))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -147,15 +175,24 @@ def evaluate_rows(
         return _evaluate_answers(encoded, answers_of(logits, encoded, batch_size, longest=longest, threshold=threshold))
     if task.kind == "tag":
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
-        return Evaluated(score_tags(task, encoded.examples, [as_scored(task, each) for each in tags]), tags)
+        scores = score_tags(task, encoded.examples, [as_scored(task, each) for each in tags])
+        return Evaluated(scores, tags, task, encoded.examples)
     assert encoded.labels is not None  # all examples have one
     scores_RC = logits_of_rows(logits, encoded, batch_size)
     if task.kind == "multilabel":
         chances_RC = sigmoid(scores_RC)
         limits_C = np.array(thresholds or [0.5] * len(task.labels))
-        return Evaluated(score_labels(task.metrics, encoded.labels, chances_RC, limits_C), chances_RC.tolist())
-    predicted = scores_RC[:, 0] if task.kind == "regress" else scores_RC.argmax(-1)
-    return Evaluated(score_rows(task.metrics, encoded.labels, predicted), predicted.tolist())
+        scores = score_labels(task.metrics, encoded.labels, chances_RC, limits_C)
+        found = [np.flatnonzero(chances_C > limits_C).tolist() for chances_C in chances_RC]
+        return Evaluated(scores, found, task, encoded.examples, chances_RC)
+    if task.kind == "regress":
+        predicted = scores_RC[:, 0]
+        return Evaluated(
+            score_rows(task.metrics, encoded.labels, predicted), predicted.tolist(), task, encoded.examples
+        )
+    chances_RC, predicted = softmax(scores_RC), scores_RC.argmax(-1)
+    scores = score_rows(task.metrics, encoded.labels, predicted)
+    return Evaluated(scores, predicted.tolist(), task, encoded.examples, chances_RC)
 
 
 def as_scored(task: Task, tags: Sequence[str]) -> tuple[str, ...]:
@@ -189,7 +226,7 @@ def _evaluate_answers(encoded: Encoded, answered: list[Answered]) -> Evaluated:
         scores |= {name: value for name, value in best.items() if name.startswith("best_")}
     left_out = ("missing_ids", "unknown_ids")
     kept = {name: value for name, value in scores.items() if not name.endswith("total") and name not in left_out}
-    return Evaluated(kept, answered)
+    return Evaluated(kept, answered, encoded.spec.task, encoded.examples)
 
 
 def _gold(encoded: Encoded) -> Gold:

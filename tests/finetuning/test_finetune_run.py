@@ -108,7 +108,8 @@ def test_a_seed_is_trained_evaluated_and_its_best_model_kept(finished):
     assert not list(folder.glob("seed-*/checkpoints"))
     lines = (folder / "seed-1/predictions/validation/predictions.jsonl").read_text().splitlines()
     predicted = [json.loads(line) for line in lines]
-    right = [line["predicted"] == label for line, label in zip(predicted, ["no", "yes"] * 10, strict=True)]
+    assert [line["gold"] for line in predicted] == ["no", "yes"] * 10
+    right = [line["predicted"] == line["gold"] for line in predicted]
     assert np.mean(right) == straight["seeds"][0]["best"]["metrics"]["accuracy"]
     assert "1 seed, 0 failed" in (folder / "results.md").read_text()
 
@@ -409,7 +410,9 @@ def test_a_text_may_have_several_labels_from_training_to_export(init, tmp_path):
     found = list(classify(model, texts, max_length=16))
     written = (tmp_path / "run/seed-0/predictions/validation/predictions.jsonl").read_text().splitlines()
     for each, line in zip(found, written, strict=True):
-        assert each.scores == pytest.approx(json.loads(line)["predicted"], abs=1e-4)
+        predicted = json.loads(line)
+        assert each.scores == pytest.approx(predicted["probabilities"], abs=1e-4)
+        assert list(each.labels) == predicted["predicted"]
         assert each.labels == tuple(label for label, chance in each.scores.items() if chance > 0.5)
     assert {len(each.labels) for each in found} >= {0, 1}
     save_hf(model, tmp_path / "theirs")

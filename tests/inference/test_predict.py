@@ -196,7 +196,8 @@ def test_a_model_is_scored_on_tasks_with_its_labels_in_whatever_order(tokenizer,
     checkpoint.export(tmp_path / "model", model.params, experiment=model.config, tokenizer=tokenizer)
     command = ["evaluate", "task", "sst2", "--model", str(tmp_path / "model"), "--data", str(tmp_path), "--json"]
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out) == {"accuracy": pytest.approx(expected)}
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == pytest.approx(expected) and found["classes"].keys() == {"positive", "negative"}
     with pytest.raises(InputError, match="labels are positive, negative, those of task rte entailment, not_entailment"):
         score(model, find_task("rte"), str(tmp_path))
     with pytest.raises(InputError, match="the model has 2 classes, but task stsb predicts a number"):
