@@ -236,6 +236,7 @@ class _Loop(NamedTuple):
     profile: Profile
     saves: Saves
     compiling: Compiling
+    enough: Callable[[], bool] = lambda: False
 
 
 def fit(
@@ -247,12 +248,14 @@ def fit(
     make_step: MakeStep = sharded_step,
     source: Source | None = None,
     stop: StopRequest | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> State:
     """Train an experiment in a work directory, from its newest checkpoint if it has one, and return the final state.
 
     evaluate: replaces the loss on the validation split; called before the checkpoint of the same step. make_step,
     source: for runs that differ in their seeds alone, so that they share a compiled step and the opened training rows.
-    stop: that of a command, which was there before.
+    stop: that of a command, which was there before. enough: asked after each evaluation, on all processes alike; where
+    it returns True the run ends there, with a checkpoint.
     Raises InputError for mistakes found before training, Diverged after `run.tolerance` skipped steps in a row, or
     where the validation loss has diverged, Interrupted after a signal, once a checkpoint is saved, KeyboardInterrupt
     where there is none to save yet. An error of one process is raised on all, after a checkpoint where it came from its
@@ -292,7 +295,7 @@ def fit(
         with raising_on_all():  # only the coordinator writes metrics
             logger = MetricLogger(experiment, local.folder, int(state.step), progress, int(state.skips.in_a_row))
         profile = resources.enter_context(closing(Profile(local.folder, run.profile, progress)))
-        loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves, Compiling(progress))
+        loop = _Loop(experiment, mesh, key, stop, watch, logger, profile, saves, Compiling(progress), enough)
         examples = first_examples(experiment, data)
         state = _train_phases(loop, seed, examples, source, make_step, evaluate, progress, state)
         watch.now("the last checkpoint", COMPILATION)
@@ -336,6 +339,8 @@ def _train_phases(
                     if experiment.run.recompute_every:
                         update = _recomputing(update, experiment, phase, mesh, step)
                     state = _train_phase(loop, phase, until, update, inputs, evaluation, state)
+                    if int(state.step) < until:  # it was enough
+                        return state
         first = end
     return state
 
@@ -358,7 +363,7 @@ def _train_phase(
 ) -> State:
     """Run the steps of a phase that are left after `state`, up to step `end`."""
     # Long, since it is the loop: each line is one of the things that happen in a step, in their order.
-    experiment, mesh, key, stop, watch, logger, profile, saves, compiling = loop
+    experiment, mesh, key, stop, watch, logger, profile, saves, compiling, enough = loop
     run, step = experiment.run, int(state.step)
     logger.start_phase(phase)
     try:
@@ -390,6 +395,8 @@ def _train_phase(
                 stopping = not _evaluated(loop, evaluating, step, state)
             if stopping or logger.withdrawn:
                 _leave(loop, state, inputs.error)
+            ended = evaluating is not None and enough()
+            last |= ended
             if last:
                 logger.check_end(step)
                 stop.saving = True  # until it is on disk: the run is over, whatever signals come
@@ -398,6 +405,8 @@ def _train_phase(
                 saves.save(state)
                 logger.restart(step)
                 watch.now(f"step {step + 1}")
+            if ended:
+                break
     except FloatingPointError as error:
         _diverged(loop, state, error)
     return state

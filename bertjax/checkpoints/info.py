@@ -5,6 +5,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from bertjax.huggingface.configuration import family_of
 from bertjax.serialization.typed_json import typed
+from bertjax.tasks.pooling import Windows
 
 
 class Notes(TypedDict):
@@ -66,6 +67,7 @@ class Described(TypedDict):
     step: NotRequired[int]  # of the best model of a fine-tuning, with its metrics
     metrics: NotRequired[dict[str, float]]
     threshold: NotRequired[ChosenThreshold]
+    windows: NotRequired[Windows]
 
 
 class Info(TypedDict):

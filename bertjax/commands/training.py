@@ -144,6 +144,7 @@ def _finetune(options: argparse.Namespace) -> None:
         from bertjax.finetuning.recipe import FineTuning
         from bertjax.finetuning.results import table
         from bertjax.finetuning.run import finetune
+        from bertjax.finetuning.sweep import sweep, sweep_table
         from bertjax.machine.xla_flags import keep_compiled_programs
         from bertjax.run import processes
 
@@ -152,13 +153,15 @@ def _finetune(options: argparse.Namespace) -> None:
         with processes.telling_others(), processes.raising_on_all():
             tuning = load_described(options.experiment, options.override, FineTuning)
         progress.shown = processes.is_coordinator()
-        summary = finetune(tuning, options.workdir, progress=progress, stop=stop, experiment=options.init_experiment)
+        run, as_table = (sweep, sweep_table) if len(tuning.rates) > 1 else (finetune, table)
+        summary = run(tuning, options.workdir, progress=progress, stop=stop, experiment=options.init_experiment)
         coordinator = processes.is_coordinator()
-    if len(summary["failed"]) == len(summary["seeds"]):
+    failed = summary["failed"]
+    if failed is True or (failed and len(failed) == len(summary["seeds"])):
         options.exit_code = exits.DIVERGED
     if coordinator:
         with suppress(BrokenPipeError):  # the results are in the work directory
-            show_json(summary) if options.json else show(table(summary))
+            show_json(summary) if options.json else show(as_table(summary))
             sys.stdout.flush()
 
 

@@ -15,7 +15,7 @@ from bertjax.models.span_heads import xlnet_span_head
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives import supervised
 from bertjax.objectives.sift import SiFT
-from bertjax.objectives.supervised import BeamSpans, Score, Supervised
+from bertjax.objectives.supervised import BeamSpans, Score, Supervised, WeightedClasses
 from bertjax.rules import Rules
 from bertjax.serialization.description import to_json
 from bertjax.types import Objective
@@ -32,20 +32,28 @@ _SCORES: Mapping[str, tuple[str, Score]] = {
 
 
 class Built(NamedTuple):
-    """A model with the head of a task, its objective, and the config that is exported with its parameters."""
+    """A model with the head of a task, its objective, and the config that is exported with its parameters.
+
+    weights: of its classes in the loss, () where all weigh alike.
+    """
 
     model: Published
     objective: Objective
     config: dict[str, Any]
+    weights: tuple[float, ...] = ()
 
 
-def build(tuning: FineTuning, source: Model) -> Built:
-    """Put the head of the task on the encoder of a trained model, with rules for the parameters that it inherits."""
+def build(tuning: FineTuning, source: Model, weights: tuple[float, ...] = ()) -> Built:
+    """Put the head of the task on the encoder of a trained model, with rules for the parameters that it inherits.
+
+    weights: of the classes in the loss.
+    """
     task, recipe = tuning.task, tuning.recipe
     encoder, cls_last = source.encoder.clone(dtype=tuning.dtype), is_cls_last(source)
     if recipe.encoder_dropout is not None:
         encoder = encoder.clone(dropout=recipe.encoder_dropout, attention_dropout=recipe.encoder_dropout)
     name, score = _SCORES[task.kind] if tuning.head is None else ("beams", BeamSpans())
+    score = WeightedClasses(weights) if weights else score
     head = _head(tuning, source, encoder, name)
     labels = task.labels if task.kind in ("classify", "multilabel", "tag") else ()
     # Defaults are left out, so that a folder of an earlier version, which had no other problems, resumes.
@@ -61,13 +69,15 @@ def build(tuning: FineTuning, source: Model) -> Built:
     plain = Supervised(model, score, inherited, recipe.renewed, head.pooler_of)
     objective = SiFT(plain, weight=recipe.adversary) if recipe.adversary else plain
     config = {"objective": to_json(model), "architecture": architecture_of(source)}
+    if tuning.pool:
+        config["windows"] = {"pool": tuning.pool.__name__, "length": recipe.length, "stride": tuning.stride}
     if original := _original(source):
         kept = {key: value for key, value in original.items() if key != "architectures"}
         named: dict[str, Any] = {"architectures": [head.class_name]} if head.class_name else {}
         if model.predicts in ("regression", "multi_label_classification"):  # also where that is a default there
             named["problem_type"] = model.predicts
         config["huggingface"] = {"config": kept | named, "ignored": {}}
-    return Built(model, objective, config)
+    return Built(model, objective, config, weights)
 
 
 def _original(source: Model) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.finetuning.prepare import Prepared
 from bertjax.finetuning.recipe import FineTuning
-from bertjax.finetuning.results import read_best, write_json
+from bertjax.finetuning.results import evaluations, is_enough, read_best, write_json
 from bertjax.rules import name_of
 from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
 from bertjax.storage import files
@@ -26,6 +26,7 @@ class TaskEvaluator:
 
     def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
+        self._history: list[tuple[int, float]] | None = None  # of the first metric, by step
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics of all validation splits; export the model to `best` if the first metric is the best.
@@ -51,9 +52,16 @@ class TaskEvaluator:
             metrics |= {f"{name}{of_split}": value for name, value in results[split].metrics.items()}
         best = from_coordinator(read_best(self._folder / "best.json") if is_coordinator() else None)
         first = task.metric_names[0]
+        if self._history is None:  # of a resumed run, the evaluations before this one
+            self._history = [each for each in history_of(self._folder, first) if each[0] < step]
+        self._history.append((step, metrics[first]))
         if not best or metrics[first] > best["metrics"][first]:
             self._keep(step, params, metrics, results)
         return metrics
+
+    def enough(self) -> bool:
+        """Return whether the last `patience` evaluations brought no new best one."""
+        return is_enough(self._history or [], self._tuning.patience)
 
     def _keep(self, step: int, params: Params, metrics: Mapping[str, float], results: Mapping[str, Evaluated]) -> None:
         partial = self._folder / "best.partial"
@@ -71,6 +79,13 @@ class TaskEvaluator:
             for split, result in results.items():
                 write_predictions(files.make_folder(self._folder, f"predictions/{split}"), result)
             write_json(self._folder / "best.json", {"step": step, "metrics": dict(metrics)})
+
+
+def history_of(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Return step and metric of all evaluations so far, the same on all processes."""
+    with raising_on_all():
+        found = evaluations(folder, metric) if is_coordinator() else []
+    return [(step, value) for step, value in from_coordinator(found)]
 
 
 def _threshold(validation: Evaluated) -> Threshold | None:

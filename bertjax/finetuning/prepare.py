@@ -18,6 +18,7 @@ from bertjax.errors import InputError
 from bertjax.evaluate import logits_on_mesh
 from bertjax.finetuning.build import build
 from bertjax.finetuning.recipe import FineTuning
+from bertjax.finetuning.weights import class_weights
 from bertjax.inference.compatible import check_texts
 from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
@@ -75,7 +76,8 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
         built = build(tuning, source)
         rows = TaskRows(
             tuning.task, tuning.data, str(folder / "tokenizer"), templates_of(source), recipe.length,
-            tuning.stride, tuning.question, tuning.ending, recipe.both_orders, recipe.unit_range,
+            tuning.stride, tuning.question, tuning.ending, recipe.both_orders, recipe.unit_range, tuning.shortest,
+            tuning.pool,
         )  # fmt: skip
     others = [split for split in rows.splits() if split.startswith("validation_")]
     splits = {split: rows.open(split) for split in ("train", "validation", *others)}
@@ -88,9 +90,15 @@ def prepare(tuning: FineTuning, source: Model, folder: Path, progress: Progress)
         check_texts(source, every_text(evenly(encoded.examples)), progress.say, where=where)
     if not len(splits["train"]):
         raise InputError(f"the training split of {tuning.data} has no example to train on: see the notes above")
+    if tuning.class_weights:
+        labels_R = splits["train"].labels
+        assert labels_R is not None  # unlabelled examples are dropped
+        built = build(tuning, source, class_weights(tuning.class_weights, tuning.task, labels_R))
+        named = zip(tuning.task.labels, built.weights, strict=True)
+        progress.say(f"weights of classes: {', '.join(f'{label} {weight:.4g}' for label, weight in named)}")
     digest = hashlib.sha256(f"{rows.digest()} {checkpoint.checksums(source.params)}".encode()).hexdigest()[:16]
     logits = logits_on_mesh(built.model.task_logits, mesh)
-    return Prepared(*built, tokenizer, rows, digest, splits, _shared(sharded_step), logits)
+    return Prepared(*built[:3], tokenizer, rows, digest, splits, _shared(sharded_step), logits)
 
 
 def _shared(make_step: MakeStep) -> MakeStep:

@@ -13,6 +13,7 @@ from bertjax.models.span_heads import SpanHead
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import BertLinear, ElectraLinear, Schedule
 from bertjax.rules import Rules
+from bertjax.tasks.pooling import Pool
 from bertjax.tasks.task import Task
 
 _RUN = Run(log_every=50)
@@ -109,7 +110,9 @@ class FineTuning:
     init: a trained model, as for `load`. head: builds a conditional head for spans; by default the family's own, which
     predicts starts and ends independently. labels: pairs label:LABEL of labels of the task and of the model, if names
     differ by more than capitals, or `new` for a fresh head; see labels.with_labels_of. evaluations: number in an epoch.
-    stride, question, ending: see TaskRows. longest, threshold: of answers in evaluation, see answers.answer_questions.
+    stride, question, ending, shortest, pool: see TaskRows. class_weights: see weights.class_weights. patience: a seed
+    ends after this many evaluations without a new best one, 0 for never. rates: learning rates to try in turn, see
+    sweep.sweep. longest, threshold: of answers in evaluation, see answers.answer_questions.
     """
 
     task: Task
@@ -128,6 +131,11 @@ class FineTuning:
     labels: tuple[str, ...] = ()
     dtype: str = "float32"
     run: Run = _RUN
+    shortest: int = 0
+    pool: Pool | None = None
+    class_weights: tuple[str, ...] = ()
+    patience: int = 0
+    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, instead in _DECIDED.items():
@@ -136,6 +144,10 @@ class FineTuning:
         if self.seeds < 1 or self.evaluations < 1 or self.first_seed < 0:
             given = f"seeds={self.seeds}, evaluations={self.evaluations}, first_seed={self.first_seed}"
             raise ValueError(f"{given}: seeds and evaluations must be at least 1, first_seed at least 0")
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience} is negative: use 0 for no early end")
+        if len({*self.rates}) < len(self.rates) or not all(0 < rate < math.inf for rate in self.rates):
+            raise ValueError(f"rates={self.rates}: each must be a number above 0, and named once")
         if self.longest < 1 or not math.isfinite(self.threshold):
             raise ValueError(f"longest={self.longest} must be 1 or more, threshold={self.threshold} a number")
         if self.head is not None and self.task.kind != "span":

@@ -1,7 +1,8 @@
 """Summarise the results of several seeds.
 
 A result of a seed has `seed`, `best` (step and metrics of its best evaluation), `last` (metrics of its last one),
-`failed` (the reason, if it diverged or learned nothing), and the time of a step.
+`failed` (the reason, if it diverged or learned nothing), `ended` (the step, if patience ended it), and the time of a
+step.
 """
 
 import json
@@ -35,6 +36,7 @@ class _Result(TypedDict):
     last: dict[str, float]
     best: Best | dict[str, None]
     failed: NotRequired[str]
+    ended: NotRequired[int]
     step_ms: NotRequired[float]
     data_wait: NotRequired[float]
 
@@ -76,7 +78,8 @@ def table(summary: Mapping[str, Any]) -> str:
         last, best = result["last"], result["best"]
         cells = [f"{last[name]:.4f}" if name in last else "–" for name in names]
         at_best = f"{best['metrics'][first]:.4f} | {best['step']}" if best else "– | –"
-        lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {result.get('failed', '')} |")
+        note = result.get("failed") or (f"ended early, at step {result['ended']}" if "ended" in result else "")
+        lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {note} |")
     for what in ("median", "q1", "q3"):
         cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]
         lines.append(f"| {what} | {' | '.join(cells)} | | | |")
@@ -101,6 +104,19 @@ def timing(folder: Path) -> dict[str, float]:
     times = {name: [typed(line.get(name), float, f"{path}: {name}") for line in lines] for name in _TIMES}
     step_ms, wait_ms = (float(np.mean(times[name])) for name in _TIMES)
     return {"step_ms": round(step_ms, 2), "data_wait": round(wait_ms / step_ms, 4)}
+
+
+def evaluations(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Return step and metric of all evaluations in the log of a run, [] if it has none."""
+    path, name = folder / "log.jsonl", f"validation/{metric}"
+    found = [[line["step"], line[name]] for line in _lines(path) if name in line] if path.exists() else []
+    return typed(found, list[tuple[int, float]], f"{path}")
+
+
+def is_enough(history: Sequence[tuple[int, float]], patience: int) -> bool:
+    """Return whether the last `patience` evaluations are no better than the best one before them; 0 is without end."""
+    values = [value for _, value in history]
+    return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
 def last_metrics(folder: Path) -> dict[str, float]:

@@ -19,12 +19,13 @@ import numpy as np
 
 from bertjax.checkpoints.trained import load
 from bertjax.errors import InputError
-from bertjax.finetuning.evaluator import TaskEvaluator
+from bertjax.finetuning.evaluator import TaskEvaluator, history_of
 from bertjax.finetuning.labels import with_labels_of
 from bertjax.finetuning.prepare import Prepared, as_input_errors, experiment_of, prepare, record_tokenizer
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import (
     Result,
+    is_enough,
     last_metrics,
     read_best,
     read_json,
@@ -51,6 +52,7 @@ from bertjax.storage.paths import path_of
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import constant_answer
 from bertjax.train import fit
+from bertjax.wording import counted
 
 
 def finetune(
@@ -126,15 +128,23 @@ def _run_seed(
     progress.say(f"seed {seed}")
     evaluator = TaskEvaluator(tuning, prepared, folder)
     result: Result = {"seed": seed}
+    first = tuning.task.metric_names[0]
+    over = is_enough(history_of(folder, first), tuning.patience)  # it was killed before it had a result
     try:
         source = prepared.splits["train"]
-        fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source,
-            stop=stop)  # fmt: skip
+        if not over:
+            fit(experiment, folder, progress=progress, evaluate=evaluator, make_step=prepared.make_step, source=source,
+                stop=stop, enough=evaluator.enough)  # fmt: skip
     except FloatingPointError as error:
         result |= {"failed": str(error)}
+    history = history_of(folder, first)
+    if is_enough(history, tuning.patience) and history[-1][0] < experiment.steps:
+        result |= {"ended": history[-1][0]}
+        waited = counted(tuning.patience, "evaluations")
+        progress.say(f"seed {seed}: no new best in {waited}: it ends at step {history[-1][0]}")
     with raising_on_all():
         if is_coordinator():
-            result = _finished(result, folder, tuning.task.metric_names[0], prepared.splits["validation"])
+            result = _finished(result, folder, first, prepared.splits["validation"])
     found: Result = from_coordinator(result)
     return found
 

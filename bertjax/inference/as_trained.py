@@ -9,6 +9,7 @@ from bertjax.inference.template_of import templates_of
 from bertjax.models.published import Published
 from bertjax.nearest import did_you_mean
 from bertjax.tasks.examples import Example
+from bertjax.tasks.pooling import POOLS
 from bertjax.tasks.reading import Notes
 from bertjax.tasks.report import Threshold
 from bertjax.tasks.rows import Encoded, TaskRows, encode_examples
@@ -129,11 +130,14 @@ def rows_of(model: Model, task: Task, max_length: int) -> TaskRows:
     positions = model.encoder.max_length
     if positions and max_length > positions:
         raise InputError(f"max_length={max_length}, but the model has {positions} positions: reduce it")
-    length = max_length or positions or _DEFAULT_LENGTH
+    windows = model.config.get("windows") if task.kind in ("classify", "multilabel", "regress") else None
+    length = max_length or (windows["length"] if windows else positions) or _DEFAULT_LENGTH
     quarter = max(1, length // 4)
-    strides = min(128, quarter), min(64, quarter), min(128, quarter)
+    stride = min(windows["stride"], length // 2) if windows else min(128, quarter)
+    pool = POOLS[windows["pool"]] if windows else None
     try:
-        return TaskRows(task, "", "", templates_of(model), length, *strides)
+        rest = min(64, quarter), min(128, quarter)
+        return TaskRows(task, "", "", templates_of(model), length, stride, *rest, pool=pool)
     except ValueError as error:
         raise InputError(f"max_length={length}: {error}") from error
 

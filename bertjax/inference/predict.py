@@ -34,7 +34,7 @@ from bertjax.tasks.examples import Choice, Question, Texts, Words
 from bertjax.tasks.reading import Notes
 from bertjax.tasks.report import at_threshold
 from bertjax.tasks.rows import Encoded
-from bertjax.tasks.scoring import answers_of, logits_of_rows, logits_of_words, sigmoid, softmax
+from bertjax.tasks.scoring import answers_of, logits_of_examples, logits_of_rows, logits_of_words, sigmoid, softmax
 from bertjax.tasks.tags import Scheme, entities, scheme_of
 from bertjax.wording import counted
 
@@ -139,7 +139,7 @@ def classify(
         for number, pair in enumerate(pairs, 1)
     ]
     encoded = encoded_as_trained(model, prediction_task("multilabel", labels), examples, max_length, say, notes)
-    logits_BC = logits_of_rows(model.logits, encoded, fitting_batch(encoded, batch_size))
+    logits_BC = logits_of_examples(model.logits, encoded, fitting_batch(encoded, batch_size))
     to_scores = {"single_label_classification": softmax, "multi_label_classification": sigmoid}
     for pair, scores_C in zip(pairs, to_scores.get(predicts, np.asarray)(logits_BC), strict=True):
         best = int(scores_C.argmax())

@@ -1,6 +1,7 @@
 """Supervised objectives for fine-tuning: an encoder and the head of a task, trained on labels.
 
     classes    mean over rows of the nll of the label
+    WeightedClasses   the same, rows weighing as their labels
     labels     mean over rows of the mean over labels of their binary cross-entropy, each label by itself
     numbers    mean over rows of (y - label)²
     tags       mean over scored tokens of the nll of the tag
@@ -44,6 +45,28 @@ def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Prediction
     """Score one of C labels for each row."""
     logits_BC, real_B = head(x_BLD), _real(batch)
     return scores("classify", logits_BC, batch["labels"], real_B), {"classify": (logits_BC, real_B)}
+
+
+@dataclass(frozen=True)
+class WeightedClasses:
+    """Score one of C labels for each row, a row weighing as its label: torch.nn.CrossEntropyLoss(weight).
+
+    The loss is the weighted mean, Σ w·nll / Σ w; the accuracy counts rows alike. Raises ValueError for a weight that is
+    not positive.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(weight > 0 for weight in self.weights):
+            raise ValueError(f"weights={self.weights} must be above 0")
+
+    def __call__(self, head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
+        logits_BC, real_B = head(x_BLD), _real(batch)
+        weights_B = real_B * jnp.array(self.weights, jnp.float32)[batch["labels"]]
+        found = scores("classify", logits_BC, batch["labels"], real_B)
+        found["loss/classify"] = scores("classify", logits_BC, batch["labels"], weights_B)["loss/classify"]
+        return found, {"classify": (logits_BC, real_B)}
 
 
 def labels(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:

@@ -67,7 +67,7 @@ _COUNTS = _functions(_of("masking", "rounded", "stochastically_rounded"))
 _DISCRIMINATOR_HEADS = _functions(_of("objectives.rtd", "electra_discriminator_head", "deberta_discriminator_head"))
 _SHARINGS = _types(_of("objectives.rtd", "SharedEmbeddings", "SeparateEmbeddings", "DisentangledEmbeddings"))
 _SCORES = Names(
-    _of("objectives.supervised", "BeamSpans"),
+    _of("objectives.supervised", "BeamSpans", "WeightedClasses"),
     _of("objectives.supervised", "classes", "labels", "numbers", "tags", "options", "spans"),
 )
 _NOISES = _types(_of("noise", "ExactCount", "RandomTime"))
@@ -115,6 +115,8 @@ _METRICS = _functions(
     _of("tasks.metrics", "accuracy", "f1", "matthews", "pearson", "spearman", "micro_f1", "macro_f1",
         "ranking_average_precision")
 )  # fmt: skip
+
+_POOLS = _functions(_of("tasks.pooling", "mean", "maximum"))
 
 HELD: dict[str, Names] = {
     "bertjax.config.Experiment.counters": COUNTERS,
@@ -167,6 +169,7 @@ HELD: dict[str, Names] = {
     "bertjax.objectives.supervised.Supervised.score": _SCORES,
     "bertjax.optim.optimizer.Optimizer.moments": _MOMENTS,
     "bertjax.optim.schedules.Schedule.shape": _SHAPES,
+    "bertjax.tasks.rows.TaskRows.pool": _POOLS,
     "bertjax.tasks.task.Part.format": _FORMATS,
     "bertjax.tasks.task.Task.metrics": _METRICS,
     "bertjax.tasks.task.Task.records": _RECORDS,
@@ -213,7 +216,7 @@ LARGEST = {
     # Positions in a row, and numbers of them.
     "block": 2**15, "context": 2**10, "ending": 2**15, "length": 2**15, "longest": 2**15, "max_length": 2**31,
     "max_predictions": 2**15, "memory": 2**15, "parts": 2**15, "question": 2**15, "reach": 2**15, "reuse": 2**15,
-    "stride": 2**15, "targets": 2**15, "window": 2**15, "options": 256,
+    "shortest": 2**15, "stride": 2**15, "targets": 2**15, "window": 2**15, "options": 256,
     # Ids.
     "boundary": 2**23, "functional": 2**23, "mask_id": 2**23, "random_ids": 2**23, "specials": 2**23,
     "unnumbered": 2**23,
@@ -229,7 +232,7 @@ LARGEST_OTHER = 2**20
 
 LONGEST = {
     "labels": 2**16, "spelled": 2**16, "layers": 512, "local": 512, "prompts": 2**10, "rates": 2**11,
-    "specials": 256, "functional": 256, "types": 2**10, "columns": 2**10, "endings": 256,
+    "specials": 256, "functional": 256, "types": 2**10, "columns": 2**10, "endings": 256, "weights": 2**16,
 }  # fmt: skip
 """By field: the most elements of a tuple."""
 

@@ -95,6 +95,8 @@ ADDED_FIELDS: dict[str, dict[str, Any]] = {
     "bertjax.data.formats.JsonLines": {"many": False},
     "bertjax.data.formats.Table": {"separator": ""},
     "bertjax.data.tasks.Task": {"scheme": _IOB},
+    "bertjax.data.supervised.TaskRows": {"shortest": 0, "pool": None},
+    "bertjax.tasks.rows.TaskRows": {"shortest": 0, "pool": None},
     "bertjax.config.Experiment": {"counters": {"type": "bertjax.counters.Restarted"}, "amend": [], "extend": 0},
     "bertjax.config.Run": {"tolerance": 10, "patience": 1800.0, "recompute_every": 0},
     "bertjax.heads.MaskedLMHead": {"decoder_bias": True},

@@ -23,6 +23,7 @@ from bertjax.tasks.encode.tags import encode_tags
 from bertjax.tasks.encode.texts import encode_texts
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words, is_labelled
 from bertjax.tasks.loading import available, digest, load_examples
+from bertjax.tasks.pooling import Pool
 from bertjax.tasks.reading import Notes
 from bertjax.tasks.task import Task
 
@@ -41,7 +42,10 @@ class TaskRows:
     data: a folder, or TFDS, as for load_examples. tokenizer: a file or folder. length: maximum tokens of a row.
     stride: tokens between the starts of consecutive windows of a context. question, ending: maximum tokens of a
     question and of an ending of a choice. both_orders: train on each pair in both orders (ELECTRA, on MRPC and STS-B).
-    unit_range: train on targets scaled from their task's range to 0 .. 1 (RoBERTa and ELECTRA, on STS-B).
+    unit_range: train on targets scaled from their task's range to 0 .. 1 (RoBERTa and ELECTRA, on STS-B). shortest:
+    rows are padded to this many tokens at least, or to the longest of their split: with `length` all are of one length.
+    pool: a text of more than `length` tokens is not truncated, but a row for each of its windows, whose logits it
+    joins.
     """
 
     task: Task
@@ -54,6 +58,8 @@ class TaskRows:
     ending: int = 128
     both_orders: bool = False
     unit_range: bool = False
+    shortest: int = 0
+    pool: Pool | None = None
     group_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -66,6 +72,11 @@ class TaskRows:
         if min(self.stride, self.question, self.ending) < 1:
             given = f"stride={self.stride}, question={self.question}, ending={self.ending}"
             raise ValueError(f"{given}: stride, question and ending must each be at least 1")
+        if not 0 <= self.shortest <= self.length:
+            raise ValueError(f"shortest={self.shortest} must be from 0 to length={self.length}")
+        if self.pool and self.task.kind not in ("classify", "multilabel", "regress"):
+            raise ValueError(f"long texts are joined from windows for classify, multilabel and regress, not for "
+                             f"{self.task.kind}: leave it out")  # fmt: skip
 
     @property
     def corpus(self) -> str:
@@ -154,7 +165,8 @@ class Encoded:
         sizes = np.diff(self.sequences.bounds)
         longest = np.maximum.reduceat(sizes, self.first[:-1]) if len(sizes) else sizes
         lengths = np.array(bucket_lengths(self.spec.length))
-        self.buckets = lengths[np.searchsorted(lengths, longest)]
+        buckets = lengths[np.searchsorted(lengths, longest)]
+        self.buckets = np.maximum(buckets, min(self.spec.shortest, int(buckets.max(initial=0))))
 
     def __len__(self) -> int:
         return len(self.example_of_row)
@@ -245,4 +257,7 @@ def _encode(rows: TaskRows, examples: Any, tokenizer: Tokenizer, notes: Notes) -
                 examples, tokenizer, notes, task=task, templates=templates, length=length, ending=rows.ending
             )
         case _:
-            return encode_texts(examples, tokenizer, notes, task=task, templates=templates, length=length)
+            stride = rows.stride if rows.pool else 0
+            return encode_texts(
+                examples, tokenizer, notes, task=task, templates=templates, length=length, stride=stride
+            )

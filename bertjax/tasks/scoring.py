@@ -13,6 +13,7 @@ from bertjax.models.span_heads import Beams
 from bertjax.tasks.answers import Answered, WindowScores, answer_questions, decided, window_scores
 from bertjax.tasks.examples import Choice, Example, Question, Texts, Words, is_labelled
 from bertjax.tasks.metrics import accuracy, entity_f1, score_labels, score_rows
+from bertjax.tasks.pooling import pooled
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.squad import Gold, score_predictions
 from bertjax.tasks.tags import PLAIN, to_iob2
@@ -50,6 +51,19 @@ def logits_of_rows(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndar
     if encoded.spec.task.kind == "choice":  # a question may have fewer options than others
         scores_RC[np.arange(scores_RC.shape[1]) >= np.diff(encoded.first)[:, None]] = -np.inf
     return scores_RC
+
+
+def logits_of_examples(logits: Logits, encoded: Encoded, batch_size: int) -> np.ndarray:
+    """Return the logits of all examples [examples, C], joined from those of their windows where they have several."""
+    scores_RC = logits_of_rows(logits, encoded, batch_size)
+    return pooled(scores_RC, encoded.example_of_row, encoded.spec.pool) if encoded.spec.pool else scores_RC
+
+
+def labels_of_examples(encoded: Encoded) -> np.ndarray | None:
+    """Return the labels of all examples: those of the first of their rows, which all have the same."""
+    if encoded.labels is None or not encoded.spec.pool:
+        return encoded.labels
+    return encoded.labels[np.flatnonzero(np.diff(encoded.example_of_row, prepend=-1))]
 
 
 def logits_of_words(logits: Logits, encoded: Encoded, batch_size: int) -> list[np.ndarray]:
@@ -177,21 +191,20 @@ def evaluate_rows(
         tags = tags_of(task, logits_of_words(logits, encoded, batch_size))
         scores = score_tags(task, encoded.examples, [as_scored(task, each) for each in tags])
         return Evaluated(scores, tags, task, encoded.examples)
-    assert encoded.labels is not None  # all examples have one
-    scores_RC = logits_of_rows(logits, encoded, batch_size)
+    labels = labels_of_examples(encoded)
+    assert labels is not None  # all examples have one
+    scores_RC = logits_of_examples(logits, encoded, batch_size)
     if task.kind == "multilabel":
         chances_RC = sigmoid(scores_RC)
         limits_C = np.array(thresholds or [0.5] * len(task.labels))
-        scores = score_labels(task.metrics, encoded.labels, chances_RC, limits_C)
+        scores = score_labels(task.metrics, labels, chances_RC, limits_C)
         found = [np.flatnonzero(chances_C > limits_C).tolist() for chances_C in chances_RC]
         return Evaluated(scores, found, task, encoded.examples, chances_RC)
     if task.kind == "regress":
         predicted = scores_RC[:, 0]
-        return Evaluated(
-            score_rows(task.metrics, encoded.labels, predicted), predicted.tolist(), task, encoded.examples
-        )
+        return Evaluated(score_rows(task.metrics, labels, predicted), predicted.tolist(), task, encoded.examples)
     chances_RC, predicted = softmax(scores_RC), scores_RC.argmax(-1)
-    scores = score_rows(task.metrics, encoded.labels, predicted)
+    scores = score_rows(task.metrics, labels, predicted)
     return Evaluated(scores, predicted.tolist(), task, encoded.examples, chances_RC)
 
 
@@ -236,19 +249,19 @@ def _gold(encoded: Encoded) -> Gold:
 
 def constant_answer(encoded: Encoded) -> float:
     """Return the first metric of the best constant prediction: a model that does no better has learned nothing."""
-    task = encoded.spec.task
+    task, labels = encoded.spec.task, labels_of_examples(encoded)
     if task.kind == "span":
         gold = _gold(encoded)
         return float(score_predictions(gold, dict.fromkeys(gold.answers, ""))[task.metric_names[0]])
-    if task.kind == "multilabel" and encoded.labels is not None:
-        return _constant_labels(task, encoded.labels)
+    if task.kind == "multilabel" and labels is not None:
+        return _constant_labels(task, labels)
     if task.kind == "tag" and task.scheme.marks == "words":
         counts = Counter(tag for x in encoded.examples if isinstance(x, Words) for tag in x.tags)
         return max(counts.values()) / counts.total()
-    if task.kind not in ("classify", "choice") or encoded.labels is None:
+    if task.kind not in ("classify", "choice") or labels is None:
         return 0.0
-    constant = [np.full_like(encoded.labels, label) for label in np.unique(encoded.labels)]
-    return max(score_rows(task.metrics[:1], encoded.labels, each)[task.metric_names[0]] for each in constant)
+    constant = [np.full_like(labels, label) for label in np.unique(labels)]
+    return max(score_rows(task.metrics[:1], labels, each)[task.metric_names[0]] for each in constant)
 
 
 def _constant_labels(task: Task, labels_RC: np.ndarray) -> float:
