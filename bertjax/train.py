@@ -330,6 +330,8 @@ def _train_phases(
                 _leave(loop, state)
             if evaluate_first and evaluation is not None:
                 _evaluate_first(loop, evaluation, begun, state)
+                if loop.enough():
+                    return state
             inputs = Inputs(batches, rows, phase, mesh, loop.stop)
             for until in _segments(experiment, first, end):
                 if int(state.step) < until:

@@ -146,6 +146,8 @@ def _task(options: argparse.Namespace, model: "Model", data: str) -> tuple["Task
     split = options.split or "validation"
     if options.name != "own":
         return find_task(options.name), data, split
+    if not data.startswith("tfds") and not path_of(data).exists():
+        raise InputError(f"{data}: there is no such file or folder")
     kind = options.kind or kind_of(model)
     columns = tuple(filter(None, options.columns.split(",")))
     more = {"separator": options.separator, "tags": options.tags}
