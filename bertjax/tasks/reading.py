@@ -120,7 +120,7 @@ def delimiter_of(header: str, usual: str, needed: tuple[str, ...]) -> str:
 
     def fits(delimiter: str) -> tuple[int, bool, int]:
         cells = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
-        return len({*cells} & {*needed}), delimiter == usual, len(cells)
+        return len({*cells} & {*needed}), delimiter == usual and len(cells) > 1, len(cells)
 
     try:
         return max(dict.fromkeys((usual, ";", "\t", ",", "|")), key=fits) if needed else usual
