@@ -76,7 +76,7 @@ def test_an_evaluation_that_fails_on_one_of_two_processes_tells_the_others_and_e
     monkeypatch.setattr(processes, "_publish_failure", lambda code, text: told.append((code, text)))
     monkeypatch.setattr("bertjax.sharding.mesh.held_rows", fails)
     monkeypatch.setattr("bertjax.inference.score.score", fails)
-    monkeypatch.setattr("bertjax.checkpoints.trained.load", lambda *arguments: None)
+    monkeypatch.setattr("bertjax.checkpoints.trained.load", lambda *arguments: SimpleNamespace(objective=None))
     monkeypatch.setattr("bertjax.inference.compatible.check_tokenizer", lambda *arguments: None)
     monkeypatch.setattr("bertjax.machine.xla_flags.keep_compiled_programs", lambda say: None)
     monkeypatch.setattr(training, "_model_and_rows", lambda options: (None, None))
