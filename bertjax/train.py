@@ -55,7 +55,7 @@ from bertjax.serialization.description import to_json
 from bertjax.sharding.collectives import gather_params, per_replica, psum_replicas
 from bertjax.sharding.mesh import place_batch, replicated
 from bertjax.storage.paths import path_of
-from bertjax.types import Array, Batch, Key, Mean, Metrics, Params
+from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, positions
 
 Loss = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 
@@ -384,7 +384,7 @@ def _train_phase(
             step += 1
             if profile.after(step, metrics):
                 logger.restart(step)  # writing a trace does not count as time of a step
-            logger.step(step, metrics, waited, batch["tokens"].size)
+            logger.step(step, metrics, waited, positions(batch))
             watch.step(step + 1, program, logger.read_step)
             stop.step_seconds = logger.times[0]
             last = step == experiment.steps

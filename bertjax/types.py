@@ -43,6 +43,12 @@ A batch of a task (bertjax/tasks/rows.py) has tokens, mask, types, example and, 
     answerable   i32 [B]     1 where the row holds an answer
     context      i32 [B, L]  1 where an answer may begin and end, in the rows of a question
 
+A batch of pairs (bertjax/tasks/text_pairs.py) has anchors in tokens, mask and types, and for each K passages, its own
+first, then hard negatives:
+
+    passage_tokens, passage_mask, passage_types   i32 [B, K, M]
+    texts        i32 [B, 1 + K]  the number of each text of a row, equal for equal texts; -1 where there is none
+
 A row of padding has mask 0 throughout and weighs nothing; so has an option that a question does not have.
 
 A micro-batch also says where its rows stand in the batch of their step, see `bertjax.random.global_rows`:
@@ -96,6 +102,11 @@ class Objective(Protocol):
         - The sums and weights of all metrics are sums over rows, so that those of parts can be added up.
         """
         ...
+
+
+def positions(batch: Mapping[str, Any]) -> int:
+    """Return the number of positions of a batch, or of its shapes, padding included: those of all arrays of tokens."""
+    return sum(array.size for name, array in batch.items() if name.endswith("tokens"))
 
 
 def total(metrics: Metrics) -> Array:

@@ -39,10 +39,12 @@ from bertjax.models.heads import (
 from bertjax.models.modern import Biases, Modern, Norms, post_norm, tied_head, untied_head
 from bertjax.models.positions import Alibi, Rotary, ScaledSinusoids
 from bertjax.models.published import Published
+from bertjax.models.sentence import SENTENCE, SentenceEmbedding, UnitLength, cls_token
 from bertjax.models.span_heads import electra_span_head
 from bertjax.models.xlnet import XLNet
 from bertjax.noise import ExactCount
 from bertjax.objectives import supervised as labelled
+from bertjax.objectives.contrastive import Contrastive
 from bertjax.objectives.diffusion import MaskedDiffusion
 from bertjax.objectives.distil import Distillation
 from bertjax.objectives.mlm import MaskedLM
@@ -204,7 +206,8 @@ class Row:
     they are given. devices: False where another row splits the same parameters over devices (a test sees to it).
     micro_batches: the mesh on which gradients are accumulated, one row of each objective. bfloat16: what kernels and
     tables are multiplied by before gradients in bfloat16 are compared, where their terms cancel at random
-    initialisation, so that little but rounding is left; 0 where they always do.
+    initialisation, so that little but rounding is left; 0 where they always do. alone: False where the loss of a row
+    depends on the other rows of its batch.
     """
 
     objective: Any
@@ -217,6 +220,7 @@ class Row:
     devices: bool = True
     micro_batches: MeshShape | None = None
     bfloat16: float = 1.0
+    alone: bool = True
 
 
 def rows_of(batch):
@@ -347,6 +351,17 @@ def some_spans(rng, batch):
     return spans | {"context": batch["mask"], "answerable": batch["backward"]}
 
 
+def some_passages(rng, batch):
+    """Give each row a passage of its own and, but for the last two rows, a hard negative."""
+    rows = rows_of(batch)
+    given = [make_batch(seed, rows, 24) for seed in (5, 6)]
+    arrays = {f"passage_{name}": jnp.stack([each[name] for each in given], 1) for name in ("tokens", "mask", "types")}
+    arrays["passage_mask"] = arrays["passage_mask"].at[-2:, 1].set(0)
+    texts = np.arange(3 * rows).reshape(rows, 3).astype(np.int32)
+    texts[-2:, 2] = -1
+    return arrays | {"texts": texts}
+
+
 def uniform_end(batch):
     """Return the loss of a uniform guess among the tokens of each row."""
     return float(np.log(np.asarray((batch["mask"] > 0).sum(1))).mean())
@@ -434,6 +449,17 @@ CONTRACT = {
         small_bert(N=1), labelled.options, "choice", PairHead(32, 1, INIT, "float32", dropout=0.1), ("loss/choice",),
         labels=some_options, initial=lambda batch: {"loss/choice": math.log(2)}, devices=False,
         bfloat16=0,  # what two options of a question share cancels in their softmax
+    ),
+    # By the classification token, so that all vectors are nearly equal at random initialisation.
+    "contrastive, matryoshka, in chunks": Row(
+        Contrastive(
+            Published(small_bert(), ((SENTENCE, SentenceEmbedding((cls_token,), (UnitLength(),))),)),
+            temperature=0.1, widths=(8,), chunks=2,
+        ),
+        lambda batch: dict.fromkeys(("loss/contrastive", "loss/contrastive_8"), math.log(2 * B - 2)),
+        lambda batch: dict.fromkeys(("loss/contrastive", "loss/contrastive_8"), B),
+        ("loss/contrastive", "loss/contrastive_8"), None, batch=partial(with_labels, some_passages), alone=False,
+        devices=False, bfloat16=0,  # what all vectors share cancels in a softmax over them
     ),
     "spans": task(
         small_bert(N=1), labelled.spans, "span", TokenHead(32, 2, INIT, "float32"), ("loss/span",), labels=some_spans,

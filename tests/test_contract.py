@@ -118,11 +118,15 @@ def test_without_train_there_is_no_dropout(case):
 
 
 def test_contents_of_padding_do_not_matter(case):
-    noise = jax.random.randint(KEY, case.batch["tokens"].shape, 4, V)
-    padded = case.batch["mask"] == 0
-    other = case.batch | {name: jnp.where(padded, noise if name == "tokens" else noise % 2, case.batch[name])
-                          for name in ("tokens", "types", "word_starts")}  # fmt: skip
-    assert not (other["tokens"] == case.batch["tokens"]).all()
+    other = dict(case.batch)
+    for mask in (name for name in case.batch if name.endswith("mask")):
+        padded, of = case.batch[mask] == 0, mask.removesuffix("mask")
+        noise = jax.random.randint(KEY, padded.shape, 4, V)
+        names = [of + name for name in ("tokens", "types", "word_starts") if of + name in case.batch]
+        other |= {
+            name: jnp.where(padded, noise if name.endswith("tokens") else noise % 2, case.batch[name]) for name in names
+        }
+        assert not (other[f"{of}tokens"] == case.batch[f"{of}tokens"]).all()
     given, changed = case.train(case.params, case.batch, KEY), case.train(case.params, other, KEY)
     assert_close(given, changed, rtol=1e-5, atol=1e-6)
 
@@ -295,7 +299,8 @@ def test_weights_sum_to_what_the_row_of_the_contract_says(case):
         low, high = bounds if isinstance(bounds, tuple) else (bounds, bounds)
         assert 0 < low <= metrics[name].weight <= high, name
     real = metrics["tokens/real"]
-    assert real.sum == case.batch["mask"].sum() and real.weight == case.batch["mask"].size
+    masks = [mask for name, mask in case.batch.items() if name.endswith("mask")]
+    assert real.sum == sum(mask.sum() for mask in masks) and real.weight == sum(mask.size for mask in masks)
 
 
 def test_weights_of_the_loss_depend_on_data_alone(case):
@@ -309,6 +314,12 @@ def test_weights_of_the_loss_depend_on_data_alone(case):
 
 def test_rows_of_padding_weigh_nothing(case):
     emptied = case.batch | {"mask": case.batch["mask"].at[B // 2 :].set(0)}
+    if "texts" in emptied:
+        emptied |= {"texts": case.batch["texts"].at[B // 2 :].set(-1)}
+    if not case.row.alone:
+        first = jax.tree.map(lambda array: array[: B // 2], case.batch)
+        assert_close(case.evaluate(case.params, first, KEY)[0], case.evaluate(case.params, emptied, KEY)[0], rtol=1e-5)
+        return
     rows = [{name: array[np.full(B, i)] for name, array in case.batch.items()} for i in range(B // 2)]
     metrics = [case.evaluate(case.params, each, KEY)[1] for each in rows]
     found = case.evaluate(case.params, emptied, KEY)[1]

@@ -119,7 +119,7 @@ def _explain(source: str, model: Model, objective: Objective, reinitialised: int
     different = other_fields(*both) if None not in both else []
     note = "" if model.tokenizer is not None else "; it came without tokenizer, so its ids are taken to be the corpus's"
     note += f"; freshly initialised: the top {counted(reinitialised, 'layers')}" if reinitialised else ""
-    if SENTENCE in getattr(model.objective, "heads", {}):
+    if SENTENCE in getattr(model.objective, "heads", {}) and SENTENCE not in getattr(inner, "heads", {}):
         note += f"; its head/{SENTENCE} is left out: embeddings of the new model are the mean of all tokens"
     note += f"; it computes otherwise: {', '.join(different)}" if different else ""
     return note + "".join(f"; {each}" for each in load_notes(source, model))

@@ -21,6 +21,7 @@ from bertjax.commands.arguments import (
     threshold,
     with_hints,
 )
+from bertjax.commands.retrieval import Search, shown, takes_passages
 from bertjax.errors import InputError
 from bertjax.tasks.tags import SCHEMES
 from bertjax.terminal import show_json
@@ -56,6 +57,11 @@ def add(commands: Any) -> None:
     )
     embedding.add_argument("--prompt", metavar="NAME", help="put a prompt of the model before each text, by its name; "
                            "'' for none (default: the model's default prompt, if any)")  # fmt: skip
+
+    takes_passages(
+        _predicting(predict, "search", _search, "search passages for those that are nearest to a query",
+                    'bertjax predict search --model runs/embed --passages passages.txt "What time is it?"', "a query")
+    )  # fmt: skip
 
     classify = _predicting(predict, "classify", _classify, "classify texts, or predict a number for each",
                            'bertjax predict classify --model runs/sst2/best "A fine film." --json',
@@ -230,6 +236,10 @@ def _embed(options: argparse.Namespace) -> None:
     # Blank texts too: line n has vector n.
     _predict(options, run, _of_text("a text", blank=True), show, lambda result: {"embedding": result[1]},
              as_json=as_json)  # fmt: skip
+
+
+def _search(options: argparse.Namespace) -> None:
+    _predict(options, Search(options), _of_text("a query"), shown, lambda result: {"passages": result["passages"]})
 
 
 def _classify(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from bertjax.commands.arguments import (
     takes_json,
     tell,
 )
+from bertjax.commands.retrieval import add_evaluations
 from bertjax.errors import Diverged, InputError
 from bertjax.storage.paths import path_of
 from bertjax.terminal import show, show_json
@@ -75,6 +76,7 @@ def add(commands: Any) -> None:
     scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
     scoring.add_to(scored)
     _add_squad(scored)
+    add_evaluations(scored)
 
 
 def _add_squad(scored: Any) -> None:
@@ -215,6 +217,7 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     from bertjax.config import own_code
     from bertjax.data.records import corpus_tokenizer, read_manifest
     from bertjax.data.tokenizer import fingerprint, same_tokenizer
+    from bertjax.models.sentence import SENTENCE
     from bertjax.serialization.closed_set import ROWS
     from bertjax.serialization.description import from_json
     from bertjax.storage.paths import in_cloud, path_of
@@ -224,6 +227,10 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     code = own_code(options.experiment) if options.experiment else {}
     model = load_with(options.model, code)
     if not isinstance(model.objective, Objective):
+        if SENTENCE in getattr(model.objective, "heads", {}):
+            raise InputError(
+                f"{options.model} computes embeddings: evaluate them with bertjax evaluate retrieval, or similarity"
+            )
         raise InputError(
             f"{options.model} alone has no loss to evaluate: evaluate the run that it is part of, or train it (init=)"
         )

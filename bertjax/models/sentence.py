@@ -137,6 +137,14 @@ class SentenceEmbedding(nn.Module):
         return x_BD[:, : self.width] if self.width else x_BD
 
 
+def vector_width(head: SentenceEmbedding, D: int) -> int:
+    """Return the number of dimensions of the vectors that a head computes from states of width D."""
+    width = D * len(head.pooling)
+    for transform in head.transforms:
+        width = transform.outputs if isinstance(transform, Projection) else width
+    return min(head.width or width, width)
+
+
 def sentence_head(objective: Any, params: Params) -> tuple[SentenceEmbedding, Params]:
     """Return the head of a model for sentence embeddings and its parameters; the mean of length 1 if it has none."""
     head = getattr(objective, "heads", {}).get(SENTENCE)

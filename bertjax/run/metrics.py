@@ -30,7 +30,7 @@ from bertjax.run.writers import (
     wandb_writer,
 )
 from bertjax.serialization.description import to_json
-from bertjax.types import Metrics
+from bertjax.types import Metrics, positions
 
 
 def at_interval(step: int, every: int) -> bool:
@@ -95,7 +95,7 @@ class MetricLogger:
         """Count the FLOPs of a phase, and begin to time it."""
         shapes = row_shapes(phase.rows, phase.batch_size)
         self._shape = shapes["tokens"].shape
-        self._tokens = math.prod(self._shape)
+        self._tokens = positions(shapes)
         self._flops = model_flops(self._experiment.objective, shapes, self._experiment.optimizer.trained)
         tflops = self._experiment.run.peak_tflops or PEAK_TFLOPS.get(jax.devices()[0].device_kind, 0)
         self._peak = 1e12 * tflops * jax.device_count()

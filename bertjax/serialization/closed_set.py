@@ -82,7 +82,7 @@ _WRAPPED = (
     | _of("objectives.rtd", "ReplacedTokenDetection")
     | _of("objectives.supervised", "Supervised")
 )
-OBJECTIVES = _types(_WRAPPED, _of("objectives.sift", "SiFT"))
+OBJECTIVES = _types(_WRAPPED, _of("objectives.contrastive", "Contrastive"), _of("objectives.sift", "SiFT"))
 TRAINED = _types(OBJECTIVES.types, _of("models.published", "Published"), _of("objectives.rtd", "Discriminator"))
 """The models of checkpoints: objectives, and the parts of them that are exported alone."""
 
@@ -95,6 +95,7 @@ ROWS = _types(
     _of("data.segments", "Segments"),
     _of("data.windows", "Windows"),
     _of("tasks.rows", "TaskRows"),
+    _of("tasks.text_pairs", "TextPairs"),
 )
 _SCHEDULES = _of("optim.schedules", "Schedule", "BertLinear", "ElectraLinear")
 _SHAPES = Names(_of("optim.schedules", "Power"), _of("optim.schedules", "linear", "cosine", "one_minus_sqrt"))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-PLACES = {"corpus": None, "data": None, "tokenizer": None}
+PLACES = {"corpus": None, "data": None, "tokenizer": None, "validation": None}
 """The fields of rows that are paths."""
 
 _PATHS = frozenset({*PLACES, "init"})
