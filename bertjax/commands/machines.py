@@ -57,6 +57,15 @@ def _convert(options: argparse.Namespace) -> None:
 
     for line in convert(options.source, options.destination, to=options.to, experiment=options.experiment):
         tell(line)
+    tell(_written(path_of(options.destination)))
+
+
+def _written(folder: Path) -> str:
+    """Name what was written into a new folder, and its size."""
+    from bertjax.storage import files
+
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    return f"{folder}: written, {files.size_below(folder) / 1e6:,.1f} MB: {', '.join(names)}"
 
 
 def _check_plan(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from bertjax.data.corpus import Bad, Document
 from bertjax.data.held_out import DocumentKey, Repeats, Split, by_number, by_text, split_of, text_hash
 from bertjax.data.records import (
     DOCUMENT,
+    PARTIAL,
     SENTENCE,
     WORD,
     Manifest,
@@ -245,7 +246,7 @@ def _described(settings: BuildSettings) -> dict[str, object]:
 def _with_begun_key(out: Path, settings: BuildSettings) -> BuildSettings:
     """Return the settings with the key that the unfinished build in the folder began with, if there is one."""
     path = out / "progress.json"
-    if not path.exists():
+    if not path.exists() or not _read_progress(out).shards:
         return settings
     name = _read_progress(out).settings.get("key", by_number.__name__)
     begun = next((key for key in (by_text, by_number, settings.key) if key.__name__ == name), settings.key)
@@ -271,13 +272,15 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
     path = out / "progress.json"
     if path.exists():
         saved = _read_progress(out)
-        if saved.settings != settings:
+        if saved.settings != settings and saved.shards:
             changed = [key for key in settings if saved.settings.get(key) != settings[key]]
             raise InputError(
                 f"{out} contains an unfinished build with another {', '.join(changed)}: resume that one, or "
                 "delete the folder"
             )
-        return saved
+        if saved.settings == settings:
+            return saved
+        _clear_unbuilt(out)  # of an attempt that has built nothing, such as one with a mistake in its arguments
     if any(path.name != _LOCK for path in out.iterdir()):
         raise InputError(f"{out} is not empty: choose another folder for the corpus")
     try:
@@ -285,8 +288,17 @@ def _begin(out: Path, tokenizer: Tokenizer, settings: dict[str, object]) -> _Pro
         progress = _Progress(settings)
         progress.save(out)
     except OSError as error:
+        _clear_unbuilt(out)
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     return progress
+
+
+def _clear_unbuilt(out: Path) -> None:
+    """Delete what an attempt without a finished shard has left, where there is nothing else in the folder."""
+    names = [path.name for path in out.iterdir() if path.name != _LOCK]
+    if all(name in ("tokenizer", "progress.json") or PARTIAL.fullmatch(name) for name in names):
+        for name in sorted(names, key=lambda name: name == "progress.json"):  # the last, as it tells what the rest is
+            files.remove_folder(out / name) if name == "tokenizer" else (out / name).unlink()
 
 
 def _batches(

@@ -219,17 +219,39 @@ def _split_lines(text: str) -> Iterator[str]:
 def open_split(name: str, split: str, data_dir: str | None) -> tuple[Any, Any]:
     """Return the source of a split of a TFDS data set, and its info. ArrayRecord files need no TensorFlow.
 
-    Raises InputError if it cannot be found, or names code of others.
+    Nothing is downloaded. Raises InputError if it cannot be found or is not prepared, or names code of others.
     """
     check_data_set(name, data_dir)
     import tensorflow_datasets as tfds  # slow to import, and needed by this reader alone
 
     try:
-        source: Any = tfds.data_source(name, split=split, data_dir=data_dir)
+        source: Any = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no TFDS data set {name!r} under {data_dir or 'the default folder'}: {reason}") from error
+        home = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        problem = _unprepared(name, data_dir) or f"no TFDS data set {name!r} under {home}: {reason}"
+        place = f", data_dir={data_dir!r}" if data_dir else ""
+        raise InputError(
+            f"{problem.rstrip('.')}; it is prepared once, as ArrayRecord, where TensorFlow is installed: python -c "
+            f"\"import tensorflow_datasets as tfds; tfds.builder({name!r}{place}, file_format='array_record')"
+            '.download_and_prepare()"'
+        ) from error
     return source, source.dataset_info
+
+
+def _unprepared(name: str, data_dir: str | None) -> str:
+    """Return where a data set that TFDS knows would be, "" where it is prepared, or not known."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder(name, data_dir=data_dir)
+        folder, prepared = builder.data_path, builder.is_prepared()
+        kind = str(getattr(builder.info.file_format, "value", ""))
+    except Exception:  # noqa: BLE001 whatever TFDS raises, it does not know this data set
+        return ""
+    if not prepared:
+        return f"TFDS data set {name!r} is not prepared in {folder}"
+    return "" if kind == "array_record" else f"TFDS data set {name!r} is prepared as {kind} in {folder}"
 
 
 def tfds(name: str, field: str, data_dir: str | None = None) -> Iterator[Document | Bad]:

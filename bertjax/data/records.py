@@ -14,6 +14,7 @@ so that neither TensorFlow nor TFDS is imported to train. ArrayRecord hashes eve
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +78,10 @@ class Manifest:
     def total(self, count: str) -> int:
         """Return the total of a count over the shards of all splits: tokens, sentences or documents."""
         return sum(getattr(shard, count) for shards in self.splits.values() for shard in shards)
+
+
+PARTIAL = re.compile(r"(train|validation)-\d{5}\.(records|sentences|documents)\.partial", re.ASCII)
+"""Matches the names of the files of a shard while it is built."""
 
 
 def shard_name(split: str, index: int, count: int) -> str:

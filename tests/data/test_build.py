@@ -200,6 +200,35 @@ def test_bad_input_stops_the_build_with_its_file_line_and_reason(tmp_path, token
         build(bad_documents(), tokenizer, tmp_path, SETTINGS)
 
 
+def test_a_build_that_has_built_nothing_does_not_block_the_corrected_one(tmp_path, tokenizer):
+    """Whatever is corrected: input, settings, tokenizer. Files of others stay, and block it."""
+    bad = [Document("a.txt:1", ["the man"]), Bad("a.txt:2", "not UTF-8")]
+    for given, identity in ((SETTINGS, "first"), (replace(SETTINGS, holdout=0.5), "second")):
+        with pytest.raises(InputError, match="not UTF-8"):
+            build(bad, tokenizer, tmp_path / "corpus", given, identity=identity)
+    (tmp_path / "corpus" / "train-00000.records.partial").write_bytes(b"of a killed build")
+    (tmp_path / "corpus" / "mine.txt").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        build(mixed_documents(), tokenizer, tmp_path / "corpus", SETTINGS)
+    (tmp_path / "corpus" / "mine.txt").unlink()
+    build(mixed_documents(), tokenizer, tmp_path / "corpus", SETTINGS)
+    build(mixed_documents(), tokenizer, tmp_path / "at once", SETTINGS)
+    assert files_of(tmp_path / "corpus") == files_of(tmp_path / "at once")
+    (tmp_path / "own" / "tokenizer").mkdir(parents=True)  # of the user: nothing tells that a build has begun
+    with pytest.raises(InputError, match="is not empty"):
+        build(mixed_documents(), tokenizer, tmp_path / "own", SETTINGS)
+
+
+def test_a_build_whose_disk_is_full_at_its_beginning_leaves_nothing(tmp_path, tokenizer, monkeypatch):
+    def full(progress, folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left"):
+        patch.setattr(module._Progress, "save", full)
+        build(mixed_documents(), tokenizer, tmp_path, SETTINGS)
+    build(mixed_documents(), tokenizer, tmp_path, replace(SETTINGS, holdout=0.5))
+
+
 def test_bad_input_is_left_out_and_counted_where_asked(tmp_path, tokenizer):
     settings = BuildSettings(split_sentences, holdout=0, skip_bad=True)
     manifest = build(bad_documents(), tokenizer, tmp_path / "bad", settings)

@@ -251,8 +251,12 @@ def test_a_tfds_field_without_text_is_reported_and_a_data_set_that_is_not_there_
     for field in ("label", "body"):
         reasons = [bad.reason for bad in tfds("made", field, made) if isinstance(bad, Bad)]
         assert len(reasons) == 5 and all(f"field '{field}'" in reason for reason in reasons)
-    with pytest.raises(InputError, match=f"no TFDS data set 'nowhere' under {made}"):
+    command = rf"tfds.builder\('nowhere', data_dir='{made}', file_format='array_record'\).download_and_prepare\(\)"
+    with pytest.raises(InputError, match=f"no TFDS data set 'nowhere' under {made}: .*{command}"):
         list(tfds("nowhere", "text", made))
+    # One that TFDS knows, but nobody has prepared here: nothing is downloaded.
+    with pytest.raises(InputError, match=f"'imdb_reviews' is not prepared in {made}/imdb_reviews/plain_text.*prepare"):
+        list(tfds("imdb_reviews", "text", made))
 
 
 @pytest.mark.parametrize(

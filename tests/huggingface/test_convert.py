@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import jax
@@ -80,6 +81,23 @@ def test_a_folder_comes_back_byte_by_byte_through_a_checkpoint_in_its_own_dtype(
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "again"), "--to", "huggingface"]) == 0
     same(tmp_path / "again", tensors)
     assert json.loads((tmp_path / "again" / "config.json").read_text()).items() >= CONFIG.items()
+
+
+def test_converting_tells_what_it_wrote_with_the_modes_of_the_umask(tmp_path, capsys):
+    write(tmp_path / "theirs", CONFIG, TENSORS)
+    before = os.umask(0o027)
+    try:
+        for to in ("bertjax", "huggingface"):
+            (tmp_path / to).mkdir(mode=0o700)  # a folder that is there and empty
+            assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / to), "--to", to]) == 0
+    finally:
+        os.umask(before)
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'huggingface'}: written, 0.0 MB: config.json, model.safetensors" in said
+    assert f"{tmp_path / 'bertjax'}: written, " in said and "params/" in said
+    for to in ("bertjax", "huggingface"):
+        for path in (tmp_path / to, *(tmp_path / to).rglob("*")):
+            assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
 
 
 def test_shards_are_one_model(tmp_path):
