@@ -178,8 +178,8 @@ def telling_others() -> Iterator[None]:
             error, "known_to_all", False
         )
         if jax.process_count() > 1 and not known:
-            if isinstance(error, RuntimeError) and _PEERS_GONE.search(str(error)):
-                error.exit_code = exits.PEERS_MISSING  # type: ignore[attr-defined]
+            if isinstance(error, RuntimeError | ValueError) and _PEERS_GONE.search(str(error)):  # JAX raises either
+                error.exit_code = exits.PEERS_MISSING  # type: ignore[union-attr]
             else:
                 _publish_failure(exit_code_of(error), _message(error))
             with suppress(AttributeError):

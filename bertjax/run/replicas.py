@@ -5,10 +5,12 @@ them; from then on its replica differs. Each device hashes what it holds of ever
 equal parts are compared.
 """
 
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +25,34 @@ from bertjax.types import Array
 
 def check_replicas(tree: Any) -> None:
     """Raise ReplicasDiffer, on all processes, where copies of a part of an array differ between devices of its mesh."""
-    named, placed = {}, {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
-            named[name_of(path)], placed[name_of(path)] = leaf, leaf.sharding
-    meshes = {place.mesh for place in placed.values() if isinstance(place.mesh, Mesh) and place.mesh.size > 1}
-    if len(meshes) != 1:  # one device, where there is no replica
+    arrays = _placed(tree)
+    mesh, described = _described(arrays)
+    if mesh is None:
         return
-    (mesh,) = meshes
-    specs = {name: place.spec for name, place in placed.items()}
-    hashes_DN = np.asarray(_hashes(mesh, tuple(sorted(specs.items())))(named))
-    for number, (name, spec) in enumerate(sorted(specs.items())):
+    with _COMPILING:
+        program = _program(mesh, described)
+    hashes_DN = np.asarray(program(arrays))
+    specs = [(each.name, each.spec) for each in described]
+    for number, (name, spec) in enumerate(specs):
         odd = _odd_devices(mesh, spec, hashes_DN[:, number])
         if odd:
             raise ReplicasDiffer(
                 f"the replicas of {name} differ: that of {', '.join(odd)} is not as the others. Its memory or "
                 "arithmetic is at fault, and this state is not saved: run the same command again, without that device"
             )
+
+
+def prepare_check(tree: Any) -> None:
+    """Compile what `check_replicas` runs, on a thread: a run that is preempted has seconds for its first save."""
+    mesh, described = _described(_placed(tree))
+    if mesh is not None:
+        thread = threading.Thread(target=_compile, args=(mesh, described), name="compile the check of replicas")
+        thread.start()
+
+
+def _compile(mesh: Mesh, described: "tuple[_Array, ...]") -> None:
+    with _COMPILING, suppress(Exception):  # the save that needs it raises it
+        _program(mesh, described)
 
 
 def check_repeatable(compute: Callable[[], Array], step: int) -> None:
@@ -57,17 +70,54 @@ def hashes_of(tree: Any) -> Array:
     return jnp.stack([_hash(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-@lru_cache(maxsize=4)
-def _hashes(mesh: Mesh, specs: tuple[tuple[str, PartitionSpec], ...]) -> Any:
+class _Array(NamedTuple):
+    """Name, shape, dtype and place of an array."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    spec: PartitionSpec
+
+
+def _placed(tree: Any) -> dict[str, Array]:
+    found = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        name: leaf
+        for name, leaf in found.items()
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+    }
+
+
+def _described(arrays: dict[str, Array]) -> tuple[Mesh | None, tuple[_Array, ...]]:
+    """Return the mesh of arrays, and these in the order of their hashes; no mesh on one device, without replicas."""
+    places: dict[str, Any] = {name: leaf.sharding for name, leaf in arrays.items()}
+    meshes = {place.mesh for place in places.values() if isinstance(place.mesh, Mesh) and place.mesh.size > 1}
+    if len(meshes) != 1:
+        return None, ()
+    described = (_Array(name, leaf.shape, leaf.dtype, places[name].spec) for name, leaf in sorted(arrays.items()))
+    return meshes.pop(), tuple(described)
+
+
+_COMPILING = threading.Lock()
+"""Held while the program below is compiled, so that whoever needs it waits for it."""
+
+
+@lru_cache(maxsize=16)
+def _program(mesh: Mesh, arrays: tuple[_Array, ...]) -> Any:
     """Return a compiled function {name: array} -> u32 [devices, arrays]: the hash of what each device holds."""
 
     def hashes(leaves: dict[str, Array]) -> Array:
-        return jnp.stack([_hash(leaves[name]) for name, _ in specs])[None]
+        return jnp.stack([_hash(leaves[each.name]) for each in arrays])[None]
 
+    specs = {each.name: each.spec for each in arrays}
     everywhere = jax.shard_map(
-        hashes, mesh=mesh, in_specs=(dict(specs),), out_specs=PartitionSpec(mesh.axis_names), check_vma=False
+        hashes, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(mesh.axis_names), check_vma=False
     )
-    return jax.jit(everywhere, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    like = {
+        each.name: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=NamedSharding(mesh, each.spec))
+        for each in arrays
+    }
+    return jax.jit(everywhere, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(like).compile()
 
 
 @jax.jit  # so that arrays of one shape are traced once: a run that is preempted saves for the first time then

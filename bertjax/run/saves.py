@@ -10,7 +10,7 @@ from bertjax.checkpoints import checkpoint
 from bertjax.data.source import Batch
 from bertjax.run.bad_batch import keep_bad_batch
 from bertjax.run.processes import is_coordinator, raising_on_all
-from bertjax.run.replicas import check_replicas
+from bertjax.run.replicas import check_replicas, prepare_check
 from bertjax.run.state import State
 from bertjax.types import Key
 
@@ -34,7 +34,8 @@ class Saves:
     due: bool = False
 
     def resumed(self, state: State) -> None:
-        """Take a state for that of the newest checkpoint, also of step 0, where the run has one."""
+        """Take a state for that of the newest checkpoint, also of step 0, if there is one; make the next save ready."""
+        prepare_check({"params": state.params, "optimizer": state.opt})
         if checkpoint.has_checkpoint(self.workdir):
             self.newest.append(int(state.step))
 

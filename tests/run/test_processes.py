@@ -224,6 +224,14 @@ def test_two_processes_start_from_a_trained_model(two):
     assert first < logged(two / "straight")[0]["loss"] - 0.1
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_an_error_of_a_collective_whose_peer_is_gone_has_the_code_for_that(kind, monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    with pytest.raises(kind) as found, processes.telling_others():
+        raise kind("UNKNOWN: Gloo AllGather failed: [gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    assert found.value.exit_code == exits.PEERS_MISSING
+
+
 def test_processes_that_never_connect_are_named():
     address, found = f"localhost:{free_port()}", {}
 

@@ -1,3 +1,5 @@
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.errors import ReplicasDiffer
+from bertjax.run import replicas
 from bertjax.run.replicas import check_repeatable, check_replicas
 from bertjax.run.saves import Saves
 from bertjax.run.state import State
@@ -39,6 +42,19 @@ def test_a_state_whose_replicas_differ_is_not_saved(tmp_path):
     state = State(np.int32(3), params, {})
     with pytest.raises(ReplicasDiffer, match="params/a differ: that of device 2 of process 0"):
         Saves(tmp_path, None, {}, None, before=[lambda: pytest.fail("saved")]).save(state)
+
+
+def test_a_save_that_cannot_wait_finds_the_comparison_compiled(tmp_path):
+    params = {"new": placed(PartitionSpec())}
+    state = State(np.int32(3), params, {})
+    before = replicas._program.cache_info().misses
+    Saves(tmp_path, None, {}, None, before=[]).resumed(state)
+    for thread in threading.enumerate():
+        if thread.name == "compile the check of replicas":
+            thread.join()
+    assert replicas._program.cache_info().misses == before + 1
+    check_replicas({"params": params, "optimizer": {}})
+    assert replicas._program.cache_info().misses == before + 1
 
 
 def test_without_a_majority_all_are_named():
