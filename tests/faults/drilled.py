@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NO_GCE_CHECK", "true")  # read where google.auth is imported: there is none to ask
 
 import jax
 import numpy as np
@@ -91,7 +92,8 @@ _steps: dict[object, train.Step] = {}
 
 def made_once(experiment: Experiment, phase: Phase, mesh: jax.sharding.Mesh) -> train.Step:
     """Make the step of an objective once for all runs of this process."""
-    key = (experiment.objective, experiment.optimizer, os.environ.get("BERTJAX_FAULT"))
+    faults = [each for each in os.environ.get("BERTJAX_FAULT", "").split(",") if each.startswith(("loss", "gradient"))]
+    key = (experiment.objective, experiment.optimizer, train.judge, *faults)  # these are traced into the step
     if key not in _steps:
         _steps[key] = train.sharded_step(experiment, phase, mesh)
     return _steps[key]
