@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bertjax.models.modern import Modern as Modern
     from bertjax.models.positions import Rotary as Rotary
     from bertjax.models.xlnet import XLNet as XLNet
+    from bertjax.objectives.diffusion import MaskedDiffusion as MaskedDiffusion
     from bertjax.objectives.distil import Distillation as Distillation
     from bertjax.objectives.mlm import MaskedLM as MaskedLM
     from bertjax.objectives.plm import PermutationLM as PermutationLM
@@ -48,6 +49,7 @@ _HOMES = {
     "Distillation": "bertjax.objectives.distil",
     "Encoder": "bertjax.models.encoder",
     "Experiment": "bertjax.config",
+    "MaskedDiffusion": "bertjax.objectives.diffusion",
     "MaskedLM": "bertjax.objectives.mlm",
     "Masking": "bertjax.masking",
     "Modern": "bertjax.models.modern",

@@ -31,6 +31,7 @@ Batch = Mapping[str, Array]
     word_starts  i32 [B, L]  1 at the first piece of a word
     pair         i32 [B]     the label of the pair term: 0 in order, 1 not
     backward     i32 [B]     1 where a row holds its text from its end to its beginning
+    given        i32 [B, L]  1 where a token is never masked by diffusion: the prompt of an answer
     example      u32 [B]     which example this is; names its random draws
 
 A batch of a task (bertjax/tasks/rows.py) has tokens, mask, types, example and, where they are known, labels:

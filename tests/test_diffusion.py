@@ -71,7 +71,7 @@ MANY_STEPS = {
     "ancestral": (Ancestral(1000), EveryStep()),
     "ancestral, cosine": (Ancestral(1000, Cosine()), WhenChanged()),
     "cached": (Ancestral(1000), WhenChanged()),
-    "remasking": (Remasking(1000, sigma=0.02), WhenChanged()),
+    "remasking": (Remasking(1000, sigma=5e-4), WhenChanged()),
 }
 BIASED = {
     "one step": Randomly(1),

@@ -9,6 +9,7 @@ from contract import MASKING, small_albert, small_bert
 
 from bertjax.config import load_experiment
 from bertjax.flops import abstract_params, batch_shapes, model_flops
+from bertjax.objectives.diffusion import MaskedDiffusion
 from bertjax.objectives.mlm import MaskedLM
 
 
@@ -23,6 +24,16 @@ def test_the_count_is_the_textbook_formula(encoder):
     pair = 2 * (D * D + 2 * D)
     expected = 3 * B * (N * layer + head + project + pair)
     assert model_flops(objective, batch_shapes(B, L, ("types", "pair"))) == expected
+
+
+def test_the_head_of_diffusion_is_counted_for_the_slots_of_the_batch():
+    B, L, encoder = 5, 33, small_bert()
+    D, F, N, V = encoder.D, encoder.F, encoder.N, encoder.V
+    layer = 2 * L * (4 * D * D + 2 * D * F) + 2 * 2 * L * L * D
+    for share, slots in ((0.6, 99), (1.0, 165)):
+        objective = MaskedDiffusion(encoder, 3, slots=share)
+        expected = 3 * (B * N * layer + 2 * slots * (D * D + D * V))
+        assert model_flops(objective, batch_shapes(B, L, ())) == expected
 
 
 def test_batch_shapes_are_those_of_a_source(corpus):

@@ -45,6 +45,20 @@ def add(commands: Any) -> None:
                        "a text with masks")  # fmt: skip
     fill.add_argument("--top", type=positive, default=5, metavar="K", help="predictions for each mask (default: 5)")
 
+    filling = _predicting(predict, "infill", _infill, "fill holes of several tokens, step by step",
+                          'bertjax predict infill --model runs/diffusion "The [MASK:8] sat on the [MASK:2]."',
+                          "a text with holes: [MASK:8] is one of 8 tokens")  # fmt: skip
+    _sampling(filling, temperature=0.0)
+    filling.add_argument("--states", action="store_true", help="show the text after each step too")
+    writing = _predicting(predict, "generate", _generate, "continue texts by a number of tokens",
+                          'bertjax predict generate --model runs/diffusion --length 32 "It was a dark night, and"',
+                          "a prompt, which may be empty")  # fmt: skip
+    writing.add_argument("--length", type=positive, required=True, metavar="N", help="tokens to generate")
+    writing.add_argument("--count", type=positive, default=1, metavar="K", help="texts for each prompt (default: 1)")
+    writing.add_argument("--judge", metavar="DIR", help="a masked diffusion model: afterwards print the bound of the "
+                         "texts' perplexity under it, and the entropy of their tokens")  # fmt: skip
+    _sampling(writing, temperature=1.0)
+
     embedding = _predicting(predict, "embed", _embed, "embed texts: their hidden states pooled as the folder says",
                             'bertjax predict embed --model minilm "A sentence." "Another one." --json',
                             "a text")  # fmt: skip
@@ -94,6 +108,24 @@ def add(commands: Any) -> None:
         parser.add_argument("--max-length", type=positive, default=0, metavar="N",
                             help="maximum tokens of a row; longer texts are truncated, long contexts read in windows "
                             "(default: all positions of the model, or 512)")  # fmt: skip
+
+
+def _sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """Add the options of sampling."""
+    parser.add_argument("--sampler", choices=tuple(_SAMPLERS), default="confident",
+                        help="the tokens to fill at a step: the surest ones, random ones, each by its chance at this "
+                        "time (cached: the model is asked again only where a token changed), one, or some that are "
+                        "masked again later (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--steps", type=positive, metavar="N", help="steps (default: one for each token)")
+    parser.add_argument("--block", type=positive, metavar="N", help="fill blocks of N tokens, from left to right")
+    parser.add_argument("--temperature", type=float, default=temperature, metavar="T",
+                        help="0 for the likeliest tokens (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--top-k", type=positive, metavar="K", help="draw among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="draw among the likeliest tokens with this probability together (default: 1)")  # fmt: skip
+    parser.add_argument("--guidance", type=float, default=0.0, metavar="S",
+                        help="scale of classifier-free guidance, which runs the model twice (default: 0)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
 
 
 def _predicting(
@@ -215,6 +247,79 @@ def _fill_mask(options: argparse.Namespace) -> None:
                 "masks": plain(filled.masks)}  # fmt: skip
 
     _predict(options, run, _of_text("a text with masks"), show, cells)
+
+
+_SAMPLERS: dict[str, Callable[[Any, int | None], tuple[Any, Any]]] = {
+    "confident": lambda of, steps: (of.Confident(steps), of.EveryStep()),
+    "random": lambda of, steps: (of.Randomly(steps), of.EveryStep()),
+    "ancestral": lambda of, steps: (of.Ancestral(steps), of.EveryStep()),
+    "cached": lambda of, steps: (of.Ancestral(steps), of.WhenChanged()),
+    "first-hitting": lambda of, steps: (of.FirstHitting(), of.EveryStep()),
+    "remask": lambda of, steps: (of.Remasking(steps), of.WhenChanged()),
+}
+"""By name: a function of the module of samplers and a number of steps, to a sampler and when it asks the model."""
+
+
+def _sampling_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of sampling as `infill` takes them. Raises InputError for those that contradict each other."""
+    from bertjax import diffusion
+
+    if options.sampler == "first-hitting" and options.steps:
+        raise InputError("first-hitting takes one step for each token: leave out --steps")
+    try:
+        draw = diffusion.Draw(options.temperature, options.top_k, options.top_p)
+    except ValueError as error:
+        raise InputError(f"--{str(error).replace('_', '-').replace('=', ' ', 1)}") from error
+    sampler, ask = _SAMPLERS[options.sampler](diffusion, options.steps)
+    sampler = diffusion.InBlocks(options.block, sampler) if options.block else sampler
+    if not 0 <= options.guidance < float("inf"):
+        raise InputError(f"--guidance {options.guidance} must be 0 or more")
+    return {"sampler": sampler, "draw": draw, "ask": ask, "guidance": options.guidance, "seed": options.seed,
+            "batch_size": options.batch_size}  # fmt: skip
+
+
+def _infill(options: argparse.Namespace) -> None:
+    from bertjax.inference.infill import infill
+
+    sampling = _sampling_of(options)
+
+    def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
+        return infill(model, texts, states=options.states, **sampling)
+
+    def show(found: Any) -> str:
+        return "\n".join([found.filled, *(f"    {state}" for state in found.states)])
+
+    def cells(found: Any) -> dict[str, Any]:
+        return {"predicted": found.holes, "filled": found.filled} | ({"states": found.states} if found.states else {})
+
+    _predict(options, run, _of_text("a text with holes"), show, cells)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from bertjax.inference.infill import generate
+    from bertjax.inference.judge import generative_perplexity, load_judge
+
+    sampling = _sampling_of(options)
+    written: list[str] = []
+    judge = load_judge(options.judge) if options.judge else None
+
+    def run(model: Any, prompts: list[str], notes: "Notes") -> Iterator[Any]:
+        repeated = [prompt for prompt in prompts for _ in range(options.count)]
+        found = generate(model, repeated, length=options.length, **sampling)
+        while group := list(islice(found, options.count)):
+            written.extend(each.filled for each in group if judge)
+            yield group
+
+    def show(group: Any) -> str:
+        return "\n".join(found.filled for found in group)
+
+    def cells(group: Any) -> dict[str, Any]:
+        return {"predicted": [found.filled for found in group]}
+
+    _predict(options, run, _of_text("a prompt", blank=True), show, cells)
+    if judge and written:
+        for name, value in generative_perplexity(judge, written, batch_size=options.batch_size).items():
+            tell(f"{name}  {value:,.4f}")
 
 
 def _embed(options: argparse.Namespace) -> None:

@@ -71,6 +71,8 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--data", metavar="CORPUS", help="a corpus (default: that of training)")
     evaluate.add_argument("--split", default="validation", help="the split (default: %(default)s)")
     evaluate.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows in a batch (default: 32)")
+    evaluate.add_argument("--draws", type=positive, metavar="N", help="of masked diffusion: estimates of the bound on "
+                          "each row's likelihood (default: 8)")  # fmt: skip
     takes_json(evaluate)
 
     scored = evaluate.add_subparsers(title="instead of held-out text", metavar="ACTION")
@@ -192,7 +194,9 @@ def _training() -> Iterator[tuple["StopRequest", "Progress"]]:
 def _evaluate(options: argparse.Namespace) -> None:
     from bertjax.data.source import evaluation_batches
     from bertjax.evaluate import evaluator
+    from bertjax.likelihood import bound
     from bertjax.machine.xla_flags import keep_compiled_programs
+    from bertjax.objectives.diffusion import MaskedDiffusion
     from bertjax.run import processes
     from bertjax.sharding.mesh import DATA_PARALLEL, held_rows
 
@@ -203,10 +207,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     with processes.telling_others():
         with processes.raising_on_all():
             model, source = _model_and_rows(options)
+            if options.draws and not isinstance(model.objective, MaskedDiffusion):
+                raise InputError(f"--draws is of masked diffusion, and {options.model} is none: leave it out")
             mesh = DATA_PARALLEL.mesh(options.batch_size)
         held = held_rows(mesh, options.batch_size)
         batches = evaluation_batches(source, options.batch_size, held=held)
         values = evaluator(model.objective, mesh, options.batch_size)(model.params, batches)
+        if isinstance(model.objective, MaskedDiffusion):
+            bounded = bound(model.objective, mesh, options.batch_size, draws=options.draws or 8, tokenizer=model.text)
+            values |= bounded(model.params, evaluation_batches(source, options.batch_size, held=held))
     if processes.is_coordinator():
         print_result(options, values)
 
@@ -221,6 +230,7 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     from bertjax.serialization.closed_set import ROWS
     from bertjax.serialization.description import from_json
     from bertjax.storage.paths import in_cloud, path_of
+    from bertjax.tasks.instructions import Instructions
     from bertjax.tasks.rows import TaskRows
     from bertjax.types import Objective
 
@@ -239,6 +249,11 @@ def _model_and_rows(options: argparse.Namespace) -> tuple[Any, Any]:
     rows = from_json(model.config["phases"][-1]["rows"], ROWS, "rows", code)
     if isinstance(rows, TaskRows):
         raise InputError(f"{options.model} was fine-tuned on a task: evaluate it with bertjax evaluate task")
+    if isinstance(rows, Instructions):
+        if not options.data:
+            raise InputError(f"{options.model} was trained on prompts and answers: pass --data FILE with some")
+        split = options.split if path_of(options.data).is_dir() else "train"
+        return model, dataclasses.replace(rows, data=options.data).encode(split, model.text)
     if not options.data and in_cloud(rows.corpus) and not in_cloud(options.model):
         raise InputError(
             f"the corpus of {options.model} is {rows.corpus}: pass --data {rows.corpus} to read it there, if you trust "

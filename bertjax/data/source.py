@@ -217,7 +217,7 @@ def empty_batch(n: int, length: int, pad: int, features: tuple[str, ...] = ()) -
 
 def feature_shape(name: str, n: int, length: int) -> tuple[int, ...]:
     """Return the shape of a feature in a batch of n rows."""
-    return {"types": (n, length), "pair": (n,), "backward": (n,)}[name]
+    return {"types": (n, length), "given": (n, length), "pair": (n,), "backward": (n,)}[name]
 
 
 def epoch_order(n: np.ndarray, size: int, seed: int, group_size: int = 1) -> np.ndarray:

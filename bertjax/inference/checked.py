@@ -20,6 +20,7 @@ from bertjax.checkpoints.trained import Model as Model
 from bertjax.checkpoints.trained import load as load
 from bertjax.inference import embed as embedding
 from bertjax.inference import fill_mask as masks
+from bertjax.inference import infill as holes
 from bertjax.inference import predict
 from bertjax.inference.compatible import check_texts, check_tokenizer
 from bertjax.inference.score import score as score
@@ -63,4 +64,6 @@ choose = _checked(predict.choose)
 classify = _checked(predict.classify)
 embed = _checked(embedding.embed)
 fill_mask = _checked(masks.fill_mask)
+generate = _checked(holes.generate)
+infill = _checked(holes.infill)
 tag = _checked(predict.tag)

@@ -1,10 +1,13 @@
 """Check, before any work is done, that a model, its tokenizer and the texts given to it fit together."""
 
+import re
 from collections.abc import Callable, Container, Iterable
 
 from bertjax.checkpoints.trained import Model
 from bertjax.data.coverage import coverage
 from bertjax.errors import InputError
+
+_HOLE = re.compile(r"\[MASK(:[0-9]+)?\]|<mask:[0-9]+>")  # of infill
 
 UNUSED_ROWS = (128, 1 / 256)
 """A word table is padded by fewer rows than the first, or by a smaller fraction than the second: ModernBERT by 88,
@@ -51,7 +54,8 @@ def check_texts(
     texts. most_words: maximum number of words to check. Returns the kinds of warnings for these texts.
     """
     mask = model.text.piece(model.text.vocabulary.mask)  # a mask is not a word
-    found = coverage(model.text, (text.replace(mask, " ") for text in texts), most_words=most_words).warnings()
+    plain = (_HOLE.sub(" ", text.replace(mask, " ")) for text in texts)
+    found = coverage(model.text, plain, most_words=most_words).warnings()
     for kind, warning in found.items():
         if kind not in reported:
             say(f"warning: {where}{warning}")

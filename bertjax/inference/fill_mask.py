@@ -35,9 +35,8 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
     Yields results in order. Raises InputError for a text without a mask, or longer than the model's position table.
     """
     vocabulary = model.text.vocabulary
-    before, after = _special_tokens(model)
-    parsing = parsing_special_tokens(model.text, mask_only=True) if model.text.templates else None
-    encoded = [_with_masks(model, text) if parsing is None else _parsed(model, parsing, text) for text in texts]
+    before, after = special_tokens_of(model)
+    encoded = encode_masked(model, texts)
     for start in range(0, len(texts), batch_size):
         rows = encoded[start : start + batch_size]
         length = -(-max(map(len, rows)) // 32) * 32  # few lengths, so few compilations
@@ -62,7 +61,13 @@ def fill_mask(model: Model, texts: Sequence[str], *, top: int = 5, batch_size: i
             yield Filled(texts[start + row], masks, model.text.decode(best[len(before) : len(best) - len(after)]))
 
 
-def _special_tokens(model: Model) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def encode_masked(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Encode texts with special tokens and masks. Raises InputError as `fill_mask`."""
+    parsing = parsing_special_tokens(model.text, mask_only=True) if model.text.templates else None
+    return [_with_masks(model, text) if parsing is None else _parsed(model, parsing, text) for text in texts]
+
+
+def special_tokens_of(model: Model) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return the special tokens before and after a text, as (id, segment)."""
     v = model.text.vocabulary
     if model.text.templates is None:
@@ -79,7 +84,7 @@ def _parsed(model: Model, tokenizer: Tokenizer, text: str) -> list[int]:
     (ids,) = tokenizer.ids([text])
     if v.mask not in ids:
         raise InputError(f"no {tokenizer.piece(v.mask)} in {text!r}: write one where a word is to be predicted")
-    before, after = _special_tokens(model)
+    before, after = special_tokens_of(model)
     return _checked(model, [*(index for index, _ in before), *ids, *(index for index, _ in after)], text)
 
 

@@ -132,7 +132,7 @@ class MaskedDiffusion:
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV at `positions_BP`, or at every position if None; those of [MASK] are -inf."""
         _, x_BLD = hidden(self.encoder, params, batch, batch["tokens"], None, **self._seen(batch))
-        return self._logits(params, states_at(x_BLD, positions_BP))
+        return self.logits(params, states_at(x_BLD, positions_BP))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Return the special tokens before and after a text, as (id, segment)."""
@@ -160,7 +160,7 @@ class MaskedDiffusion:
         kept_G = slots.used_GS.sum(1)
         more_G = 1 + slots.dropped_G / jnp.maximum(kept_G, 1)
         weights_GS = in_slots(noised.weights_BL * shares_B[:, None]) * used_GS * more_G[:, None]
-        logits_GSV = self._logits(params, states_at(x_BLD.reshape(G, -1, x_BLD.shape[-1]), slots.index_GS))
+        logits_GSV = self.logits(params, states_at(x_BLD.reshape(G, -1, x_BLD.shape[-1]), slots.index_GS))
         nll_GS = negative_log_likelihood(logits_GSV, targets_GS)
         masked = noised.masked_BL.sum(dtype=jnp.float32)
         metrics = {
@@ -209,7 +209,8 @@ class MaskedDiffusion:
         tokens_BL = twice(tokens_BL, batch["tokens"])
         return hidden(self.encoder, params, both, tokens_BL, None, visible_BLM=visible_BLM, **options)[1][:, :L]
 
-    def _logits(self, params: Params, x_BPD: Array) -> Array:
+    def logits(self, params: Params, x_BPD: Array) -> Array:
+        """Return the logits of states that `states` returned: -inf for [MASK]."""
         logits_BPV = apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
         is_mask_V = jnp.arange(self.encoder.V) == self.mask_id
         return jnp.where(jax.lax.broadcast_to_rank(is_mask_V, logits_BPV.ndim), -jnp.inf, logits_BPV)

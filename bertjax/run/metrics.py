@@ -250,4 +250,5 @@ def summary(values: Mapping[str, float]) -> str:
     shown += [(name.replace("loss/", ""), value) for name, value in values.items() if name.startswith("loss/")]
     prefixes = ("accuracy/", "unigram_entropy/", "roc_auc/")
     shown += [(name, value) for name, value in values.items() if name.startswith(prefixes)]
+    shown += [(name, value) for name, value in values.items() if name.startswith("overflow/") and value > 0]
     return "  ".join(f"{name} {value:.3f}" for name, value in shown)

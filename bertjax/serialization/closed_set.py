@@ -94,6 +94,7 @@ ROWS = _types(
     _of("data.rows", "DocumentSentences", "FullSentences", "PackedDocuments"),
     _of("data.segments", "Segments"),
     _of("data.windows", "Windows"),
+    _of("tasks.instructions", "Instructions"),
     _of("tasks.rows", "TaskRows"),
     _of("tasks.text_pairs", "TextPairs"),
 )

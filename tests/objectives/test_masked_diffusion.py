@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +124,14 @@ def bert(**fields):
     return MaskedDiffusion(small_bert(), 3, SPECIALS, **fields)
 
 
+@cache
+def bert_params():
+    return jax.jit(bert().init)(KEY, make_batch())
+
+
 def test_a_mask_has_no_probability_and_what_is_not_masked_costs_nothing():
     batch, objective = make_batch(), bert(slots=1.0)
-    params = jax.jit(objective.init)(KEY, batch)
+    params = bert_params()
     tokens = batch["tokens"].at[:, 5:8].set(3)  # masks in the text are no targets
     logits = objective.language_logits(params, batch | {"tokens": tokens})
     assert (np.asarray(logits)[..., 3] == -np.inf).all() and np.isfinite(np.delete(np.asarray(logits), 3, -1)).all()
@@ -139,8 +145,7 @@ def test_a_mask_has_no_probability_and_what_is_not_masked_costs_nothing():
 
 def test_few_slots_leave_the_loss_as_it_is_on_average_and_count_what_they_drop():
     batch, objective = make_batch(rows=16), bert(noise=ExactCount(), slots=1.0)
-    params = jax.jit(objective.init)(KEY, batch)
-    params = jax.tree.map(lambda leaf: 10 * leaf, params)
+    params = jax.tree.map(lambda leaf: 10 * leaf, bert_params())
 
     def mean_loss(objective):
         keys = jax.random.split(KEY, 100)
@@ -156,7 +161,7 @@ def test_few_slots_leave_the_loss_as_it_is_on_average_and_count_what_they_drop()
 
 def test_masks_and_loss_are_those_of_the_step_in_every_micro_batch():
     batch, objective = make_batch(), bert(slots=1.0)
-    params = jax.jit(objective.init)(KEY, batch)
+    params = bert_params()
     evaluate = jax.jit(lambda batch, key: objective.loss(params, batch, key, train=False)[1])
     whole = evaluate(batch, KEY)
     numbered = with_global_rows(KEY, batch)
@@ -171,7 +176,7 @@ def test_masks_and_loss_are_those_of_the_step_in_every_micro_batch():
 
 def test_rows_are_cut_at_random_lengths_and_weigh_alike_where_it_is_asked():
     batch = make_batch(rows=64)
-    params = jax.jit(bert().init)(KEY, batch)
+    params = bert_params()
     objectives = {"whole": bert(), "cut": bert(cut=1.0), "rows": bert(share=per_row)}
     metrics = {
         name: jax.jit(lambda key, o=objective: o.loss(params, batch, key, train=False)[1])(KEY)
@@ -182,7 +187,9 @@ def test_rows_are_cut_at_random_lengths_and_weigh_alike_where_it_is_asked():
     assert metrics["rows"]["loss/diffusion"].weight == 64
 
 
-@pytest.mark.parametrize("make", [small_bert, small_modernbert, small_mosaicbert])
+@pytest.mark.parametrize(
+    "make", [small_modernbert, *(pytest.param(make, marks=pytest.mark.slow) for make in (small_bert, small_mosaicbert))]
+)
 def test_in_blocks_a_token_sees_its_noised_block_and_the_text_before_it(make):
     """As many runs of the plain model, one for each block, where what comes after it is cut off."""
     encoder = make()
