@@ -18,6 +18,7 @@ TYPE_CHECKING = False  # as typing has it, for type checkers alone
 if TYPE_CHECKING:
     from typing import Any
 
+    from bertjax import report as report
     from bertjax.checkpoints.export import save_hf as save_hf
     from bertjax.checkpoints.trained import load as load
     from bertjax.config import Experiment as Experiment
@@ -70,14 +71,16 @@ _HOMES = {
     "save_hf": "bertjax.checkpoints.export",
 }
 
-__all__ = [*_HOMES, "infer"]
+_MODULES = {"infer": "bertjax.inference.checked", "report": "bertjax.report"}
+
+__all__ = [*_HOMES, "infer", "report"]
 
 
 def __getattr__(name: str) -> "Any":
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("bertjax")
-    if name == "infer":
-        return importlib.import_module("bertjax.inference.checked")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bertjax' has no attribute {name!r}")

@@ -69,8 +69,8 @@ def sized_as(init: str, objective: Objective) -> Objective:
     """Return an objective whose encoders have the sizes of those in `init`; without `init` the objective itself.
 
     Encoders are matched by the field that holds them, or where each of the two has only one. A vocabulary is only
-    enlarged: published tables are often padded. Raises InputError where there is no model in `init`, where an encoder
-    is of another class, and as the encoders for sizes that contradict their other fields.
+    enlarged: published tables are often padded. Raises InputError where there is no model in `init`, where none of its
+    encoders matches, where one is of another class, and as the encoders for sizes that contradict their other fields.
     """
     if not init:
         return objective
@@ -82,6 +82,12 @@ def sized_as(init: str, objective: Objective) -> Objective:
         same = theirs.get(name) or (next(iter(theirs.values())) if len(theirs) == len(ours) == 1 else None)
         if same is not None:
             changed[name] = _resized(init, encoder, same)
+    if not changed:
+        parts = " or ".join(f"init={Init.parse(init).source}:{part}" for part in theirs)
+        remedy = f"choose one of them, {parts}" if len(theirs) > 1 else "start from a run that has trained these"
+        raise InputError(
+            f"init={init} has {' and '.join(theirs)}, this experiment trains {' and '.join(ours)}: {remedy}"
+        )
     return _with_encoders(objective, changed)
 
 

@@ -99,6 +99,12 @@ def test_parts_have_their_own_sizes(tmp_path):
     widths = [load_experiment("bert", [f"init={folder}:{part}"]).objective.encoder.D
               for part in ("generator", "discriminator", "encoder")]  # fmt: skip
     assert widths == [64, 128, 128]
+    with pytest.raises(
+        InputError, match=r"generator and discriminator, this .* encoder: choose one of them, init=\S+:gen"
+    ):
+        load_experiment("bert", [f"init={folder}"])
+    with pytest.raises(InputError, match="has encoder, this experiment trains generator and discriminator: start from"):
+        load_experiment("electra", [f"init={folder}:discriminator"])
 
 
 def test_fields_that_change_what_the_parameters_compute_are_named():

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+import bertjax
 from bertjax.commands.main import main
 from bertjax.config import load_experiment
 from bertjax.errors import InputError
@@ -49,7 +50,7 @@ def runs(tmp_path):
 
 
 def test_logs_are_arrays_by_steps_tokens_and_flops(runs):
-    run, other = read(runs)
+    run, other = bertjax.report.read(runs)
     assert (run.name, other.name, run.steps) == ("a", "b", 25)
     np.testing.assert_array_equal(run.train["step"], [5, 10, 15])
     np.testing.assert_array_equal(run.train["loss"], [9.5, 8.0, 7.0])
