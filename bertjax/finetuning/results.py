@@ -78,7 +78,8 @@ def table(summary: Mapping[str, Any]) -> str:
         last, best = result["last"], result["best"]
         cells = [f"{last[name]:.4f}" if name in last else "–" for name in names]
         at_best = f"{best['metrics'][first]:.4f} | {best['step']}" if best else "– | –"
-        note = result.get("failed") or (f"ended early, at step {result['ended']}" if "ended" in result else "")
+        early = f"ended early, at step {result['ended']}" if "ended" in result else ""
+        note = "; ".join(filter(None, (result.get("failed"), early)))
         lines.append(f"| {result['seed']} | {' | '.join(cells)} | {at_best} | {note} |")
     for what in ("median", "q1", "q3"):
         cells = [f"{summary['metrics'][name][what]:.4f}" if name in summary["metrics"] else "–" for name in names]

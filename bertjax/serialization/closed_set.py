@@ -125,6 +125,7 @@ HELD: dict[str, Names] = {
     "bertjax.config.Experiment.objective": OBJECTIVES,
     "bertjax.config.Phase.rows": ROWS,
     "bertjax.finetuning.recipe.FineTuning.head": _SPAN_HEADS,
+    "bertjax.finetuning.recipe.FineTuning.pool": _POOLS,
     "bertjax.finetuning.recipe.Recipe.moments": _MOMENTS,
     "bertjax.finetuning.recipe.Recipe.schedule": _functions(_SCHEDULES),
     "bertjax.masking.Masking.count": _COUNTS,

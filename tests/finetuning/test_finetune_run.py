@@ -349,7 +349,7 @@ def test_the_command_fails_where_every_seed_did_and_says_why(init, data, tmp_pat
     command += ["recipe.steps=3", "recipe.warmup=0", "learning_rate=1e30", "--workdir", str(tmp_path / "run"), "--json"]
     assert main(command) == 1
     (note,) = json.loads(capsys.readouterr().out)["failed"].values()
-    assert note.startswith("not finite at step ") and "checkpoints" not in note
+    assert note.startswith("diverged at step 3") and "checkpoints" not in note
 
 
 def test_a_refused_run_leaves_the_folder_of_another_alone(tuning, finished, tokenizer, tmp_path):
