@@ -15,6 +15,7 @@ from bertjax.errors import InputError
 from bertjax.huggingface.configuration import family_of, make_encoder
 from bertjax.huggingface.folder import is_huggingface, read_config
 from bertjax.huggingface.sentence_transformers import transformer_folder
+from bertjax.nearest import nearest
 from bertjax.serialization.description import field_names, to_json
 
 SIZES = ("V", "D", "N", "H", "F", "E", "positions", "groups", "inner")
@@ -33,9 +34,13 @@ class Init(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> "Init":
-        """Parse FOLDER, FOLDER:PART or FOLDER,optimizer."""
+        """Parse FOLDER, FOLDER:PART or FOLDER,optimizer. Raises InputError for a last word that is nearly that."""
         source, comma, last = text.rpartition(",")
-        return Init(source, True) if comma and last.strip() == "optimizer" else Init(text)
+        if comma and last.strip() == "optimizer":
+            return Init(source, True)
+        if comma and nearest(last.strip(), ["optimizer"]):
+            raise InputError(f"init={text}: did you mean {source},optimizer?")
+        return Init(text)
 
 
 def size_of(size: str, published: Mapping[str, Mapping[str, Any]], init: str, default: str) -> str:

@@ -117,6 +117,9 @@ def test_init_may_ask_for_the_state_of_the_optimiser():
     assert Init.parse("runs/a,optimizer") == ("runs/a", True)
     assert Init.parse("runs/a:encoder") == ("runs/a:encoder", False) == Init.parse("runs/a:encoder")
     assert Init.parse("runs/a,b") == ("runs/a,b", False)
+    for near in ("optimiser", "optimzer", "opt"):
+        with pytest.raises(InputError, match="did you mean runs/a,optimizer"):
+            Init.parse(f"runs/a,{near}")
 
 
 def test_a_run_goes_on_without_the_folder_that_it_started_from(tmp_path):
