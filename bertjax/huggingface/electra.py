@@ -5,6 +5,7 @@ from collections.abc import Collection
 from bertjax.errors import InputError
 from bertjax.huggingface.bert import CLASSIFIER_DROPOUT, FIELDS, UNSUPPORTED, encoder_tensors, with_segments
 from bertjax.huggingface.table import (
+    SIZE,
     Codec,
     Config,
     ConfigKey,
@@ -22,7 +23,7 @@ from bertjax.models.heads import PairHead, ReplacedHead, TokenHead
 
 # The embeddings are projected only if their width differs from the model's.
 WIDTH = Codec(
-    lambda value, config: None if value == config.get("hidden_size") else value,
+    lambda value, config: None if value == config.get("hidden_size") else SIZE.decode(value, config),
     lambda value, encoder: encoder.embedding_width,
 )
 

@@ -46,10 +46,17 @@ from bertjax.data.records import CHUNK, TokenReader, decode_record, encode_recor
 from bertjax.data.source import Corpus
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_from_files
 from bertjax.errors import InputError
-from bertjax.huggingface.configuration import family_of, make_encoder
+from bertjax.huggingface.configuration import (
+    all_heads,
+    family_of,
+    label_notes,
+    make_encoder,
+    make_head,
+    problem_type_of,
+)
 from bertjax.huggingface.folder import FLOATS, find_tensors, read_tensor
 from bertjax.run.mended import mended
-from bertjax.serialization.bounded_json import parse
+from bertjax.serialization.bounded_json import parse, parse_object
 from bertjax.serialization.description import from_json, to_json, up_to_date
 from bertjax.tasks import choices, formats, squad
 from bertjax.tasks.reading import Notes
@@ -170,11 +177,13 @@ def _tokenizer(name: str, *beside: tuple[str, bytes]) -> Callable[[bytes, Path],
     return reading
 
 
-def _published(content: bytes, folder: Path) -> object:
-    config = parse(content, "config.json")
-    if not isinstance(config, dict):
-        raise InputError("no object")
-    return make_encoder(family_of(config, folder), config, folder)
+def _published(content: bytes, folder: Path) -> None:
+    config = parse_object(content, "config.json")
+    family = family_of(config, folder)
+    for head in all_heads(family, config):
+        make_head(head, make_encoder(family, config, folder, (head,)), config, folder)
+    problem_type_of(config)
+    label_notes(config, family.heads)
 
 
 def _shard(path: Path) -> None:
@@ -215,7 +224,32 @@ CONFIGS = (
     CONFIG | {"model_type": "roberta"},
     CONFIG | {"model_type": "albert", "embedding_size": 8, "num_hidden_groups": 1, "inner_group_num": 1},
     CONFIG | {"model_type": "electra", "embedding_size": 8},
-)
+    CONFIG | {
+        "model_type": "deberta-v2", "type_vocab_size": 0, "relative_attention": True, "position_buckets": 4,
+        "max_relative_positions": -1, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+        "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3, "conv_act": "tanh",
+    },
+    {
+        "model_type": "distilbert", "vocab_size": 20, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 12,
+        "max_position_embeddings": 16, "dropout": 0.1, "attention_dropout": 0.1, "activation": "gelu",
+        "initializer_range": 0.02, "sinusoidal_pos_embds": False,
+    },
+    {
+        "model_type": "xlnet", "vocab_size": 20, "d_model": 8, "n_layer": 2, "n_head": 2, "d_inner": 12,
+        "ff_activation": "gelu", "untie_r": True, "attn_type": "bi", "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12, "dropout": 0.1, "d_head": 4, "clamp_len": -1, "same_length": False,
+    },
+    {
+        "model_type": "modernbert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 16, "hidden_activation": "gelu",
+        "initializer_range": 0.02, "norm_eps": 1e-5, "norm_bias": False, "attention_bias": False, "mlp_bias": False,
+        "attention_dropout": 0.0, "embedding_dropout": 0.0, "mlp_dropout": 0.0, "global_attn_every_n_layers": 1,
+        "local_attention": 4, "global_rope_theta": 1e4, "local_rope_theta": 1e4, "pad_token_id": 0,
+        "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 160000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
+)  # fmt: skip
 OVERRIDES = (
     b"seed=3", b"objective.encoder.D=8\nobjective.encoder.H=2", b"phases.0.batch_size=8\nsteps=3", b"run.profile=1,2",
     b"optimizer.learning_rate.peak=1e-3", b"mesh=data:1", b"amend=optimizer.learning_rate.peak:5e-5@37", b"length=16",

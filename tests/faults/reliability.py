@@ -177,6 +177,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     lines.append(LIMITS)
     if found := results.get("costs"):
         lines.append(import_module("costs").described(found))
+    lines += import_module("fuzz").section()
     lines += [SHORT, "| case | tests |", "|---|---|"]
     lines += [f"| {case.text} | {', '.join(f'`{each}`' for each in case.short)} |" for case in CASES.values()]
     return "\n".join(lines) + "\n"

@@ -1,12 +1,15 @@
 """The fuzzing of `make fuzz` in short, and what it has found."""
 
+import json
+
 import pytest
-from fuzz import Failure, Target, fuzz, targets, tried
+from fuzz import CONFIG, Failure, Target, fuzz, targets, tried
 
 from bertjax.errors import InputError
 
 FOUND = [
     ("squad", b'{"data": [{"title": "t", "paragraphs": [[]]}]}'),
+    ("config", json.dumps(CONFIG | {"model_type": "electra", "embedding_size": ""}).encode()),
     ("tokenizer-vocabulary", "\n".join(["[PAD]\0[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", *"abc"]).encode()),
 ]
 
