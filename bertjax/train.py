@@ -275,7 +275,9 @@ def fit(
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
         progress.keep(messages_path(local.folder))
-        with told_if_long(progress, lambda: "initialising the parameters and the optimiser"):
+        with told_if_long(
+            progress, lambda: f"{'restoring' if checkpoint.has_checkpoint(workdir) else 'initialising'} the state"
+        ):
             state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
         manager = checkpoint.open_checkpoints(
             workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say

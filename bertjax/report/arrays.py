@@ -176,8 +176,9 @@ class _Work:
             return
         try:
             self._tokens, self._flops, self.parameters = self._count(experiment, phases, code)
-        except (InputError, KeyError, TypeError) as error:
-            notes.append(f"tokens and FLOPs are not known: {error}")
+        except Exception as error:  # noqa: BLE001 the description may be anybody's, and tracing raises anything
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            notes.append(f"tokens and FLOPs are not known: {text[0]}")
 
     @staticmethod
     def _count(

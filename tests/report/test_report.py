@@ -75,6 +75,19 @@ def test_a_run_that_goes_on_or_was_damaged_is_read_as_far_as_it_can_be(tmp_path)
     folder = written(tmp_path / "a", [LOG[0], "{broken}\n", "[1]\n", '{"step": -1}\n', LOG[1], '{"step": 11, "lo'])
     (run,) = read([folder])
     assert list(run.train["step"]) == [5, 10] and run.notes == ("log.jsonl: 3 lines could not be read",)
+    described = json.loads((folder / "experiment.json").read_text())
+    for wrong in (
+        {"batch_size": -3},
+        {"batch_size": 2**60},
+        {"rows": {"type": "bertjax.data.rows.None"}},
+        {"steps": -5},
+    ):
+        changed = described | {"phases": [described["phases"][0] | wrong]}
+        (folder / "experiment.json").write_text(json.dumps(changed))
+        assert page(read([folder]))
+    changed = described | {"objective": described["objective"] | {"type": "experiment_mine.Mine"}}
+    (folder / "experiment.json").write_text(json.dumps(changed))
+    assert "'experiment_mine.Mine' (objective) is not of bertjax" in read([folder])[0].notes[-1]
     (folder / "experiment.json").write_text("{")
     (run,) = read([folder])
     assert np.isnan(run.train["tokens"]).all() and any("is damaged" in note for note in run.notes)
