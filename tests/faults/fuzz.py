@@ -1,12 +1,11 @@
 """Give readers of what others made random and changed content: they answer or raise InputError, soon: `make fuzz`.
 
-    python tests/faults/fuzz.py [--seconds 1800] [--seed 0] [--coverage] [TARGET …]
+    python tests/faults/fuzz.py [--seconds 1800] [--seed 0] [TARGET …]
 
 Hypothesis draws honest content with a few changes, of JSON at its nodes, else of bytes, and random bytes and texts.
 What fails is shrunk, printed and kept in the folder that is named at the end. A failure is an exception of another
-kind, over two seconds of processor time, or over 300 MB of memory. With --coverage atheris (which no extra installs)
-draws instead, by the lines of bertjax that it reaches, one target at a time. Counts of hypothesis are added up in
-fuzz.json beside this file, from which docs/reliability.md is written.
+kind, over two seconds of processor time, or over 300 MB of memory. Counts are added up in fuzz.json beside this file,
+from which docs/reliability.md is written.
 """
 
 import argparse
@@ -23,7 +22,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -437,33 +435,16 @@ def section() -> list[str]:
     return lines + [f"- {each}" for each in results["mended"]]
 
 
-def with_coverage(name: str, target: Target, folder: Path, seconds: int) -> None:
-    """Let atheris draw content for a target, by the lines of bertjax that it reaches; this ends the process."""
-    import atheris
-
-    atheris.instrument_all()
-    atheris.Setup(
-        [sys.argv[0], f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=4000"],
-        partial(tried, target, folder=folder),
-    )
-    atheris.Fuzz()
-
-
 def main() -> None:
     """Fuzz targets in turn until the time is over, and add the counts to fuzz.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*", help="names (default: all)")
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--coverage", action="store_true", help="draw by atheris, one target only")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="fuzz-"))
     known = targets(home)
     chosen = {name: known[name] for name in options.targets or known}
-    if options.coverage:
-        ((name, target),) = chosen.items()
-        (home / name).mkdir()
-        with_coverage(name, target, home / name, int(options.seconds))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"seconds": 0, "executions": {}, "mended": []}
     begun, seed, known_failures = time.monotonic(), options.seed, set[str]()
     while time.monotonic() - begun < options.seconds:
