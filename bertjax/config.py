@@ -21,6 +21,7 @@ from bertjax.counters import CONTINUED, Counters
 from bertjax.data.source import Rows
 from bertjax.errors import InputError
 from bertjax.experiment_files import find_experiment
+from bertjax.fields import check_fields
 from bertjax.nearest import did_you_mean
 from bertjax.optim.optimizer import Optimizer
 from bertjax.optim.schedules import lengthened
@@ -32,7 +33,14 @@ from bertjax.types import Objective
 
 @dataclass(frozen=True)
 class Phase:
-    """Train `steps` updates on batches of `batch_size` rows, each in `accumulate` micro-batches."""
+    """Train `steps` updates on batches of `batch_size` rows, each in `accumulate` micro-batches.
+
+    Attributes:
+        steps: updates
+        batch_size: rows of a batch, over all devices
+        rows: what rows are made of: see bertjax/data
+        accumulate: micro-batches of a batch
+    """
 
     steps: int
     batch_size: int
@@ -40,6 +48,7 @@ class Phase:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.steps, self.batch_size, self.accumulate) < 1:
             raise ValueError(
                 "steps, batch_size and accumulate must each be at least 1, but "
@@ -78,6 +87,7 @@ class Run:
     profile: tuple[int, ...] = ()  # first and last step to trace into <run>/profile, such as 20,22
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.tolerance < 1:
             raise ValueError(f"tolerance={self.tolerance}: the run ends after 1 or more skipped steps in a row")
         if self.keep < 1:
@@ -96,20 +106,34 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that defines a run: objective, optimiser, phases, seed, and how it is run."""
+    """Everything that defines a run: objective, optimiser, phases, seed, and how it is run.
+
+    Attributes:
+        objective: a model with its loss
+        optimizer: an optim.Optimizer
+        phases: in order
+        seed: of initialisation, order of rows, masks and dropout
+        init: a trained model to start from: a work folder, `folder:part`; or `folder,optimizer`
+        mesh: of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
+        run: logging, evaluation and checkpoints
+        counters: where rows and streams begin in later phases and after `init`
+        amend: changes on the way, such as optimizer.learning_rate.peak:5e-5@37
+        extend: make a run that has begun longer: the number of its steps in all; becomes an amendment
+    """
 
     objective: Objective
     optimizer: Optimizer
     phases: tuple[Phase, ...]
     seed: int = 0
-    init: str = ""  # a trained model to start from: a work folder, `folder:part`; or `folder,optimizer`
-    mesh: MeshShape = DATA_PARALLEL  # of the devices, such as mesh=fsdp:8,tensor:2; numbers change by rounding alone
+    init: str = ""
+    mesh: MeshShape = DATA_PARALLEL
     run: Run = Run()
-    counters: Counters = CONTINUED  # where rows and streams begin in later phases and after `init`
-    amend: tuple[Amendment, ...] = ()  # changes on the way, such as optimizer.learning_rate.peak:5e-5@37
-    extend: int = 0  # make a run that has begun longer: the number of its steps in all; becomes an amendment
+    counters: Counters = CONTINUED
+    amend: tuple[Amendment, ...] = ()
+    extend: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.phases:
             raise ValueError("an experiment needs at least one phase")
         if self.extend < 0:

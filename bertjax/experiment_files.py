@@ -19,6 +19,8 @@ def find_experiment(path: str | Path) -> Path:
 
     Raises InputError where there is neither: the message names the files beside it, or those of bertjax.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"{path!r:.60} is no path: give the file of an experiment as a text or a Path")
     path = Path(path)
     if path.is_file():
         return path

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.fields import check_fields, check_kind
+from bertjax.inputs import check_draw
 from bertjax.random import row_keys, stream, unit_interval
 from bertjax.types import Array, Batch, Key
 
@@ -100,20 +102,33 @@ class Masking:
     """A recipe of masking: which tokens are chosen, and their replacements.
 
     Raises ValueError at construction where the fields contradict each other.
+
+    Attributes:
+        mask_id: the id of the mask
+        random_ids: random replacements are uniform over [low, high)
+        specials: ids that are never chosen, besides padding
+        rate: share of the real tokens of a row that are chosen
+        unit: what is chosen as a whole: masking.tokens, words, or the Groups that ngrams and spans return
+        count: how the rate becomes a number of tokens: masking.rounded or stochastically_rounded
+        masked: share of chosen tokens replaced by mask_id
+        random: share replaced by a random id; the rest is unchanged
+        max_predictions: at most so many per row; None: ceil(rate · L)
+        seed: None: resampled at every step; else static for each example, by this seed
     """
 
     mask_id: int
-    random_ids: tuple[int, int]  # random replacements are uniform over [low, high)
-    specials: tuple[int, ...] = ()  # ids that are never chosen, besides padding
+    random_ids: tuple[int, int]
+    specials: tuple[int, ...] = ()
     rate: float = 0.15
     unit: Unit = tokens
     count: Count = rounded
-    masked: float = 0.8  # share of chosen tokens replaced by mask_id
-    random: float = 0.1  # share replaced by a random id; the rest is unchanged
-    max_predictions: int | None = None  # at most so many per row; None: ceil(rate · L)
-    seed: int | None = None  # None: resampled at every step; else static for each example, by this seed
+    masked: float = 0.8
+    random: float = 0.1
+    max_predictions: int | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         low, high = self.random_ids
         if not 0 < self.rate < 1:
             raise ValueError(f"rate={self.rate} is not a share in (0, 1)")
@@ -145,6 +160,8 @@ def mask_tokens(rng: Key, batch: Batch, spec: Masking) -> Masked:
     Reads tokens, mask and, for units larger than a token, word_starts; `example`, if given, seeds the draws of a row.
     Raises ValueError where the unit needs word_starts and the batch has none.
     """
+    check_draw(rng, batch)
+    check_kind("spec", spec, Masking)
     tokens_BL, real_BL = batch["tokens"], batch["mask"] > 0
     if spec.unit is not tokens and "word_starts" not in batch:
         raise ValueError("this unit of masking needs `word_starts` in the batch")
@@ -232,6 +249,8 @@ def mask_with_replacement(rng: Key, batch: Batch, spec: Masking) -> Masked:
     As google-research/electra draws them (pretrain/pretrain_helpers.py mask): of a rate of 15% it leaves about 14%.
     The same arguments, result and errors as `mask_tokens`; ValueError too for units larger than a token.
     """
+    check_draw(rng, batch)
+    check_kind("spec", spec, Masking)
     if spec.unit is not tokens:
         raise ValueError("units larger than a token cannot be drawn with replacement: use mask_tokens")
     keys_B, candidates_BL = _keys_and_candidates(rng, batch, spec)

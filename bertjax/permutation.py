@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.fields import check_fields, check_kind
+from bertjax.inputs import check_draw
 from bertjax.random import row_keys, stream, unit_interval
 from bertjax.types import Array, Batch, Key
 
@@ -25,17 +27,27 @@ class Permutation:
     within it. Targets are runs of 1 .. `longest` pieces, of n with p(n) ∝ 1/n, from the beginning of a word, each in
     `context` · n other tokens; single tokens make up the rest. Raises ValueError where the fields contradict each
     other.
+
+    Attributes:
+        functional: ids that are never predicted and attend to themselves: <sep>, <cls>
+        parts: lengths; the first becomes memory, and is the stride of rows
+        targets: of a window, split evenly over its parts
+        block: tokens permuted among themselves, in the same way in each block; None: the part
+        longest: pieces of the longest run
+        context: how many other tokens a run of n pieces stands in, over n
+        seed: None: resampled at every step; else static for each example, as published
     """
 
-    functional: tuple[int, ...]  # ids that are never predicted and attend to themselves: <sep>, <cls>
-    parts: tuple[int, ...] = (256, 256)  # lengths; the first becomes memory, and is the stride of rows
-    targets: int = 85  # of a window, split evenly over its parts
-    block: int | None = None  # tokens permuted among themselves, in the same way in each block; None: the part
+    functional: tuple[int, ...]
+    parts: tuple[int, ...] = (256, 256)
+    targets: int = 85
+    block: int | None = None
     longest: int = 5
     context: int = 6
-    seed: int | None = None  # None: resampled at every step; else static for each example, as published
+    seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.parts or min(*self.parts, self.longest, self.context) < 1:
             raise ValueError(f"parts={self.parts}, longest={self.longest}, context={self.context} must be 1 or more")
         for length, goal in zip(self.parts, self.goals, strict=True):
@@ -82,6 +94,8 @@ def permute(rng: Key, batch: Batch, spec: Permutation) -> Permuted:
     fewer targets than slots. Where we deviate: rows with padding, which the original never has, get targets in
     proportion. Raises ValueError where rows are not as long as the window, or lack word_starts.
     """
+    check_draw(rng, batch)
+    check_kind("spec", spec, Permutation)
     tokens_BL, L = batch["tokens"], batch["tokens"].shape[1]
     if spec.window != L:
         raise ValueError(f"rows of {L} tokens are no windows of parts {spec.parts}: let these add up to the row")

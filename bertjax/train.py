@@ -26,6 +26,7 @@ from bertjax.data.source import Source
 from bertjax.errors import Diverged
 from bertjax.evaluate import evaluator
 from bertjax.faults import fault, poisoned
+from bertjax.fields import check_kind
 from bertjax.optim.skipping import Spikes, judge, total_loss
 from bertjax.random import stream, with_global_rows
 from bertjax.rules import EVERYTHING, Rules, combine, partition
@@ -261,6 +262,7 @@ def fit(
     where there is none to save yet. An error of one process is raised on all, after a checkpoint where it came from its
     data.
     """
+    check_kind("experiment", experiment, Experiment, ", such as load_experiment returns")
     progress, run, workdir = progress or Progress(), experiment.run, path_of(workdir)
     with ExitStack() as resources:
         watch = resources.enter_context(closing(Watch(run.patience, progress)))

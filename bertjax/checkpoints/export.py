@@ -6,6 +6,7 @@ from typing import Literal
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import Model, encoder_alone, load, load_notes, without_sentence_head
 from bertjax.errors import InputError
+from bertjax.fields import check_kind
 from bertjax.huggingface.convert import write_model
 from bertjax.huggingface.families import find_family
 from bertjax.huggingface.sentence_transformers import write_modules
@@ -52,6 +53,7 @@ def save_hf(model: Model, folder: str | Path, architecture: str = "") -> list[st
     from, or was built like. Raises InputError if the folder is not empty, or no class of transformers computes what
     this model does.
     """
+    check_kind("model", model, Model, ", such as bertjax.load returns")
     architecture, plain = architecture or architecture_of(model), without_sentence_head(model)
     notes = model.config.get("huggingface", {})
     left = [] if plain is model else [f"left out head/{SENTENCE}, which `convert --to sentence-transformers` writes"]

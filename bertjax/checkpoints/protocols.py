@@ -52,6 +52,15 @@ class ForTask(Protocol):
 
 
 @runtime_checkable
+class RestrictsAttention(Protocol):
+    """Protocol for a model whose tokens do not attend to all of their document."""
+
+    def seen(self, batch: Batch) -> dict[str, Array]:
+        """Return the attention mask `visible_BLM` of a batch under this name, or nothing."""
+        ...
+
+
+@runtime_checkable
 class Wrapping(Protocol):
     """Protocol for an objective that trains another one's parameters in its own way, as SiFT."""
 

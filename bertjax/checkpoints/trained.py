@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.newest import read_newest
-from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, Trained, Wrapping, served
+from bertjax.checkpoints.protocols import ForTask, InParts, LanguageModel, RestrictsAttention, Trained, Wrapping, served
+from bertjax.checkpoints.rows_of_texts import batch_of
 from bertjax.config import own_code
+from bertjax.data.templates import Templates, one_segment, templates_for
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.errors import InputError
 from bertjax.flops import batch_shapes, row_shapes
@@ -22,7 +25,9 @@ from bertjax.huggingface.families import find_family
 from bertjax.huggingface.folder import MODULES, is_huggingface
 from bertjax.huggingface.sentence_transformers import has_modules, read_modules, transformer_folder
 from bertjax.huggingface.tensors import some
-from bertjax.models.published import Published
+from bertjax.inputs import check_positions, inputs_of
+from bertjax.models import recorded
+from bertjax.models.published import Published, one_by_one
 from bertjax.models.sentence import SENTENCE
 from bertjax.serialization.closed_set import ENCODERS, ROWS, TRAINED, Names
 from bertjax.serialization.description import NO_CODE, Code, from_json, own_names, to_json
@@ -45,22 +50,83 @@ class Model:
         """The encoder that was trained."""
         return self.objective.encoder
 
+    def batch(self, texts: str | Sequence[str | tuple[str, str]], *, length: int | None = None) -> Batch:
+        """Return tokens, mask and types i32 [B, L] of texts or of pairs of texts, with the model's special tokens.
+
+        A text may have masks, spelled as the tokenizer's mask piece. Rows are padded to `length`, by default to the
+        longest one. Raises InputError for rows longer than this or than the model's positions.
+        """
+        return batch_of(texts, self.text, self.templates, self.encoder.max_length, length)
+
     def encode(self, batch: Batch) -> Array:
-        """Return hidden states [B, L, D] of tokens and mask, and types where given."""
-        return self._encode(self.params, dict(batch))
+        """Return hidden states [B, L, D] of tokens and mask, and types where given.
+
+        Raises InputError, as all methods that read a batch, for arrays that do not fit the model.
+        """
+        return self._encode(self.params, self._checked(batch))
 
     def mlm_logits(self, batch: Batch) -> Array:
         """Return language-model logits [B, L, V]. Raises InputError if the model has no such head."""
-        return self._language_logits(self.params, dict(batch))
+        return self._language_logits(self.params, self._checked(batch))
 
     def logits(self, batch: Batch) -> Array:
         """Return the logits of the task head: see Published.task_logits. Raises InputError if there is none."""
-        return self._task_logits(self.params, dict(batch))
+        return self._task_logits(self.params, self._checked(batch))
 
     def mask_probabilities(self, batch: Batch, positions_BP: Array) -> Array:
         """Return the probability of every piece at the given positions of each row: float32 [B, P, V]."""
-        logits_BPV = self._language_logits(self.params, dict(batch), positions_BP)
+        check_positions(positions_BP, batch)
+        logits_BPV = self._language_logits(self.params, self._checked(batch), positions_BP)
         return jax.nn.softmax(logits_BPV.astype(jnp.float32), axis=-1)
+
+    def attention(self, batch: Batch) -> Array:
+        """Return the attention probabilities of all layers, f32 [N, B, H, L, L]: see models.recorded.attention."""
+        return self._recorded(recorded.attention, batch)
+
+    def query_attention(self, batch: Batch, positions_BP: Array) -> Array:
+        """Return those of the rows that predict tokens, of XLNet and DeBERTa: see models.recorded.query_attention."""
+        return self._recorded(recorded.query_attention, batch, positions_BP)
+
+    def attention_terms(self, batch: Batch) -> dict[str, Array]:
+        """Return the terms of DeBERTa's scores, f32 [N, B, H, L, L] each: see models.recorded.attention_terms."""
+        return self._recorded(recorded.attention_terms, batch)
+
+    def hidden_states(self, batch: Batch) -> Array:
+        """Return the inputs of all layers and the output, [N + 1, B, L, D]: see models.recorded.hidden_states."""
+        return self._recorded(recorded.hidden_states, batch)
+
+    def _recorded(self, function: Callable[..., Any], batch: Batch, *more: Array) -> Any:
+        encoder, params = self.trained_encoder
+        for positions_BP in more:
+            check_positions(positions_BP, batch)
+        batch = self._checked(batch)
+        options = self.objective.seen(batch) if isinstance(self.objective, RestrictsAttention) else {}
+        return _jitted(function, encoder, params, batch, *more, **options)
+
+    @property
+    def trained_encoder(self) -> tuple[Any, Params]:
+        """The encoder that was trained and its parameters, of a model in several parts too."""
+        objective, params = self.objective, self.params
+        if isinstance(objective, InParts):
+            parts = [objective.part(name, params) for name in params]
+            objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
+        return objective.encoder, params[ENCODER]
+
+    def _checked(self, batch: Batch) -> Batch:
+        """Check the values of a batch, which a compiled program cannot."""
+        inputs_of(self.encoder, one_by_one(batch))
+        return dict(batch)
+
+    @property
+    def cls_last(self) -> bool:
+        """Whether texts end with the classification token."""
+        return isinstance(self.objective, LanguageModel) and not self.objective.special_tokens(self.text.vocabulary)[0]
+
+    @property
+    def templates(self) -> Templates:
+        """The templates of texts, with segment 0 throughout if the model has a single segment."""
+        templates = templates_for(self.text, cls_last=self.cls_last)
+        return one_segment(templates) if getattr(self.encoder, "types", 2) == 1 else templates
 
     @cached_property
     def _encode(self) -> Any:
@@ -89,6 +155,13 @@ class Model:
     @cached_property
     def _language_logits(self) -> Any:
         return jax.jit(self.language_model.language_logits)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _jitted(
+    function: Callable[..., Any], encoder: Any, params: Params, batch: Batch, *more: Array, **options: Array
+) -> Any:
+    return function(encoder, params, batch, *more, **options)
 
 
 def load(path: str | Path, experiment: str | Path = "") -> Model:
@@ -204,11 +277,7 @@ def without_sentence_head(model: Model) -> Model:
 
 def encoder_alone(model: Model) -> Model:
     """Return the encoder that was trained; of several models the one that is meant for other tasks."""
-    objective, params = model.objective, model.params
-    if isinstance(objective, InParts):
-        parts = [objective.part(name, params) for name in params]
-        objective, params = next(part for part in parts if part[0].encoder is objective.encoder)
-    encoder, own = without_heads(objective.encoder, params[ENCODER])
+    encoder, own = without_heads(*model.trained_encoder)
     family = find_family(encoder)
     alone = Published(encoder, cls_last=family is not None and family.cls_last)
     config = model.config | {"objective": to_json(alone)}

@@ -76,6 +76,16 @@ def templates_for(tokenizer: Tokenizer, *, cls_last: bool) -> Templates:
     )
 
 
+def one_segment(templates: Templates) -> Templates:
+    """Return templates with segment 0 throughout."""
+
+    def flat(template: Template) -> Template:
+        return tuple((part, 0) for part, _ in template)
+
+    t = templates
+    return replace(t, text=flat(t.text), pair=flat(t.pair), question=flat(t.question), option=flat(t.option))
+
+
 class Framed(NamedTuple):
     """A row without padding. tokens, types: i32 [n]. a, b, cls: their first positions, -1 if absent."""
 

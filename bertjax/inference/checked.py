@@ -18,6 +18,7 @@ from bertjax.checkpoints.export import convert as convert
 from bertjax.checkpoints.export import save_hf as save_hf
 from bertjax.checkpoints.trained import Model as Model
 from bertjax.checkpoints.trained import load as load
+from bertjax.fields import check_kind
 from bertjax.inference import embed as embedding
 from bertjax.inference import fill_mask as masks
 from bertjax.inference import infill as holes
@@ -25,6 +26,7 @@ from bertjax.inference import predict
 from bertjax.inference.compatible import check_texts, check_tokenizer
 from bertjax.inference.score import score as score
 from bertjax.terminal import show
+from bertjax.texts import several, several_choices, several_or_pairs, several_questions
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -33,14 +35,18 @@ CHECKED_WORDS = 2_000
 """Words that are checked in each call, the first ones; this takes under a tenth of a second."""
 
 
-def _checked(run: Callable[P, Result]) -> Callable[P, Result]:
-    """Wrap a prediction so that it first checks its model and texts; the commands check them themselves."""
+def _checked(run: Callable[P, Result], reads: Callable[[Any], list[Any]] = several) -> Callable[P, Result]:
+    """Wrap a prediction so that it first checks its model and texts; the commands check them themselves.
+
+    reads: makes a list of its inputs.
+    """
 
     @wraps(run)
     def checked(*args: P.args, **options: P.kwargs) -> Result:
         given = signature(run).bind(*args, **options)
         first, second, *_ = given.signature.parameters
-        model, texts = given.arguments[first], list(given.arguments[second])
+        model, texts = given.arguments[first], reads(given.arguments[second])
+        check_kind("model", model, Model, ", such as bertjax.load returns")
         given.arguments[second] = texts  # an iterator can be read only once
         check_tokenizer(model, "this model")
         say = given.arguments.get("say", partial(show, file=sys.stderr))
@@ -59,9 +65,9 @@ def _strings(text: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-answer = _checked(predict.answer)
-choose = _checked(predict.choose)
-classify = _checked(predict.classify)
+answer = _checked(predict.answer, several_questions)
+choose = _checked(predict.choose, several_choices)
+classify = _checked(predict.classify, several_or_pairs)
 embed = _checked(embedding.embed)
 fill_mask = _checked(masks.fill_mask)
 generate = _checked(holes.generate)

@@ -23,6 +23,7 @@ from bertjax.inference.template_of import templates_of
 from bertjax.models.layers import apply
 from bertjax.models.sentence import SentenceEmbedding, sentence_head
 from bertjax.serialization.bounded_json import LARGE, parse_object
+from bertjax.texts import several
 from bertjax.types import Array, Params
 from bertjax.wording import counted
 
@@ -42,7 +43,7 @@ class _Reader(NamedTuple):
 
 def embed(
     model: Model,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     prompt: str | None = None,
     max_length: int = 0,
@@ -66,7 +67,7 @@ def embed(
 
 def embed_and_count(
     model: Model,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     notes: Counter[str],
     *,
     prompt: str | None = None,
@@ -76,6 +77,7 @@ def embed_and_count(
     """As `embed`, but count truncated and blank texts in `notes`."""
     if reason := model.config.get("huggingface", {}).get("no_embedding"):
         raise InputError(f"{reason}. The encoder alone can be read: FOLDER:encoder, embedded by the mean of all tokens")
+    texts = several(texts)
     head, params = sentence_head(model.objective, model.params)
     reader = _reader(model, head, prompt, max_length)
     skipped = 0 if head.include_prompt or not reader.prompt else _prompt_length(reader)

@@ -36,6 +36,7 @@ from bertjax.tasks.report import at_threshold
 from bertjax.tasks.rows import Encoded
 from bertjax.tasks.scoring import answers_of, logits_of_examples, logits_of_rows, logits_of_words, sigmoid, softmax
 from bertjax.tasks.tags import Scheme, entities, scheme_of
+from bertjax.texts import several, several_choices, several_or_pairs, several_questions
 from bertjax.wording import counted
 
 Aggregation = Literal["", "simple", "first"]
@@ -110,7 +111,7 @@ class Chosen(NamedTuple):
 
 def classify(
     model: Model,
-    texts: Sequence[str | tuple[str, ...]],
+    texts: str | Sequence[str | tuple[str, ...]],
     *,
     threshold: Thresholds = None,
     batch_size: int = 32,
@@ -125,7 +126,7 @@ def classify(
     that exclude each other, the second is predicted above the threshold, or one by its name; "chosen" is that of the
     validation split in fine-tuning.
     """
-    pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    pairs = [(text,) if isinstance(text, str) else text for text in several_or_pairs(texts)]
     for number, pair in enumerate(pairs, 1):
         if not 1 <= len(pair) <= 2:
             raise InputError(f"text {number} has {counted(len(pair), 'parts')}: give one text or a pair")
@@ -156,7 +157,7 @@ def classify(
 
 def tag(
     model: Model,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     aggregation: Aggregation = "",
     scheme: Scheme | None = None,
@@ -176,7 +177,7 @@ def tag(
     if scheme.name not in ("B-TYPE", "TYPE", "words") or any(scheme.parse(label)[0] in "ES" for label in labels):
         say(f"labels such as {labels[-1]} are read as {scheme.name}, with their marks; transformers' pipeline joins "
             "only words of B- and I-")  # fmt: skip
-    found = [not_empty(f"text {number}", text) for number, text in enumerate(texts, 1)]
+    found = [not_empty(f"text {number}", text) for number, text in enumerate(several(texts), 1)]
     run = _tag_pieces if (aggregation or _aggregation(model)) == "simple" else _tag_words
     yield from run(model, found, labels, scheme, batch_size, max_length, say, notes)
 
@@ -269,6 +270,7 @@ def answer(
     tokens of an answer.
     """
     head_of(model, "span")
+    questions = several_questions(questions)
     task = prediction_task("span", (), unanswerable=may_have_none)
     examples = [
         Question(
@@ -301,6 +303,7 @@ def choose(
 ) -> Iterator[Chosen]:
     """Choose between the endings of each context; their number may vary."""
     head_of(model, "choice")
+    choices = several_choices(choices)
     if not choices:
         return
     most = max(len(endings) for _, endings in choices)

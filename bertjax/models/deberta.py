@@ -14,7 +14,8 @@ look into other documents of a packed row.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
+from operator import add, mul
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,12 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.fields import check_fields
+from bertjax.inputs import check_rows
 from bertjax.models import layers, relative
 from bertjax.models.heads import MaskedLMHead
 from bertjax.models.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
 from bertjax.sharding.collectives import gather_layer, sum_cotangents_first
 from bertjax.types import Array
 
+C2C = "c2c"  # content to content
 C2P, P2C = "c2p", "p2c"  # content to position: query by distance; position to content: key by distance
 
 
@@ -71,6 +75,39 @@ class DeBERTa(nn.Module):
 
     Raises ValueError at construction where the fields contradict each other, and with a decoder when called on rows
     longer than `positions`.
+
+    Example:
+        encoder = bertjax.DeBERTa(V=50265, D=128, N=2, H=2, F=512, decoder=2)  # like DeBERTa's first version
+        tokens = jnp.array([[1, 31414, 232, 2]])
+        mask = jnp.ones_like(tokens)
+        params = encoder.init(jax.random.key(0), tokens, mask)["params"]
+        x_BLD = encoder.apply({"params": params}, tokens, mask)  # [1, 4, 128]
+
+    Attributes:
+        V: ids in the vocabulary: rows of the word table, padding and special tokens included
+        D: width of the hidden states, a multiple of H
+        N: layers
+        H: attention heads, each D / H wide
+        F: width inside the feed-forward
+        E: embedding width where it is not D: then a dense layer leads from E to D
+        distances: largest distance to each side, to which larger ones are clipped
+        buckets: rows of the table for each side, if fewer: large distances share rows (v2, v3)
+        table_norm: norm the table of distances (v2, v3)
+        terms: besides content to content
+        shared_projections: distances are projected by the kernels of tokens (v2, v3), else by others (v1)
+        key_bias: not in v1
+        convolution: width of the branch beside the first layer (v2 xlarge and xxlarge)
+        decoder: how often the last layer is applied again before the language head (2); 0: no mask decoder
+        positions: rows of the mask decoder's position table
+        tied_head: the language head multiplies by the word table; else by a table of its own
+        dropout: share of the elements that are dropped after the embeddings and each sublayer, in training
+        attention_dropout: share of the attention probabilities that are dropped, in training
+        activation: of the feed-forward and the language head: a function, such as layers.gelu
+        convolution_activation: None: that of the layers
+        norm_eps: added to the variance in layer norms
+        initializer: of weights and tables; biases begin at 0, scales of norms at 1
+        remat: as in Encoder
+        dtype: of the computation; parameters are float32
     """
 
     V: int
@@ -78,28 +115,29 @@ class DeBERTa(nn.Module):
     N: int
     H: int
     F: int
-    E: int | None = None  # embedding width where it is not D: then a dense layer leads from E to D
-    distances: int = 512  # largest distance to each side, to which larger ones are clipped
-    buckets: int | None = None  # rows of the table for each side, if fewer: large distances share rows (v2, v3)
-    table_norm: bool = False  # norm the table of distances (v2, v3)
-    terms: tuple[str, ...] = (C2P, P2C)  # besides content to content
-    shared_projections: bool = False  # distances are projected by the kernels of tokens (v2, v3), else by others (v1)
-    key_bias: bool = True  # not in v1
-    convolution: int | None = None  # width of the branch beside the first layer (v2 xlarge and xxlarge)
-    decoder: int = 0  # how often the last layer is applied again before the language head (2); 0: no mask decoder
-    positions: int = 512  # rows of the mask decoder's position table
-    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
+    E: int | None = None
+    distances: int = 512
+    buckets: int | None = None
+    table_norm: bool = False
+    terms: tuple[str, ...] = (C2P, P2C)
+    shared_projections: bool = False
+    key_bias: bool = True
+    convolution: int | None = None
+    decoder: int = 0
+    positions: int = 512
+    tied_head: bool = True
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
-    convolution_activation: Activation | None = None  # None: that of the layers
+    convolution_activation: Activation | None = None
     norm_eps: float = 1e-7
     initializer: Initializer = layers.Normal(0.02)
-    remat: str = "none"  # as in Encoder
-    dtype: str = "float32"  # of the computation; parameters are float32
+    remat: str = "none"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self)
         layers.check_encoder(self, "V", "D", "N", "H", "F", "E", "distances", "positions")
         if not {C2P, P2C}.issuperset(self.terms) or len(set(self.terms)) < len(self.terms):
             raise ValueError(f"terms={self.terms} are not some of {C2P!r} and {P2C!r}, each once")
@@ -153,6 +191,7 @@ class DeBERTa(nn.Module):
         train: bool = False,
     ) -> tuple[Array, Array]:
         """Return x_BLD, and the input x_BPD of the language head at `positions_BP`, or at every position if None."""
+        check_rows(self, tokens_BL, mask_BL, types_BL)
         if self.max_length is not None and tokens_BL.shape[1] > self.max_length:
             raise ValueError(
                 f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the decoder: "
@@ -188,11 +227,14 @@ class DeBERTa(nn.Module):
         x_BPD = layers.states_at(before_BLD, positions_BP) + table(places_BP)
         last = jax.tree.map(lambda parameters: parameters[-1], stack.variables["params"])
         last = gather_layer(last, self.dtype)
+        decoder = []
         for _ in range(self.decoder):
             rngs = {"dropout": self.make_rng("dropout")} if train else None
             inputs = (x_BPD, view, table_RD, before_BLD)
             layer: Any = DeBERTaLayer(*fields, parent=None)
-            x_BPD = layer.apply({"params": last}, *inputs, rngs=rngs, method="rows")
+            x_BPD, recorded = layers.apply_recorded(self, layer, last, *inputs, rngs=rngs, method="rows")
+            decoder.append(recorded)
+        layers.record(self, decoder=lambda: jax.tree.map(lambda *each: jnp.stack(each), *decoder))
         return x_BLD, x_BPD
 
 
@@ -319,6 +361,7 @@ class DeBERTaLayer(nn.Module):
     ) -> tuple[tuple[Array, Array], None]:
         """Map (states, states before) to the next; the convolution joins after the first layer."""
         before_BLD, _ = carry
+        layers.record(self, before=lambda: before_BLD)
         x_BLD = self.rows(before_BLD, view, table_RD)
         if branch is not None:
 
@@ -369,27 +412,42 @@ class DisentangledAttention(nn.Module):
         query, key = project("query"), project("key", use_bias=self.key_bias)
         q_BPHK, k_BMHK, v_BMHK = query(x_BPD), key(seen_BMD), project("value")(seen_BMD)
         table_RD = Dropout(self.dropout, by_row=False)(table_RD, train=self.train)
-        added_BHPM = None
+        terms = {}
         if C2P in self.terms:
             to_keys = key if self.shared_projections else project("position_key", use_bias=False)
             table_RHK = to_keys(table_RD)
             if view.positions_BP is None:
-                added_BHPM = relative.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
+                terms[C2P] = relative.relative_scores(q_BPHK, table_RHK, self.distances, 0, None)
             else:
                 length = seen_BMD.shape[1]
-                added_BHPM = relative.rotated_scores(
+                terms[C2P] = relative.rotated_scores(
                     q_BPHK, table_RHK, self.distances, view.positions_BP, 0, length, None
                 )
         if P2C in self.terms:
             to_queries = query if self.shared_projections else project("position_query")
             table_RHK = to_queries(table_RD)
             if view.positions_BP is None:
-                scores_BHPM = relative.relative_key_scores(k_BMHK, table_RHK, self.distances)
+                terms[P2C] = relative.relative_key_scores(k_BMHK, table_RHK, self.distances)
             else:
-                scores_BHPM = relative.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
-            added_BHPM = scores_BHPM if added_BHPM is None else added_BHPM + scores_BHPM
+                terms[P2C] = relative.rotated_key_scores(k_BMHK, table_RHK, self.distances, view.positions_BP)
+        added_BHPM = reduce(add, terms.values()) if terms else None
+        self._record(q_BPHK, k_BMHK, view, terms, added_BHPM)
         drop = partial(Dropout(self.attention_dropout), train=self.train)
         mixed_BPHK = layers.attention(
             q_BPHK, k_BMHK, v_BMHK, view.visible_BPM, drop, added_BHPM, terms=1 + len(self.terms)
         )
         return Dense(heads, (self.D,), self.initializer, self.dtype, name="output")(mixed_BPHK)
+
+    def _record(
+        self, q_BPHK: Array, k_BMHK: Array, view: View, terms: dict[str, Array], added_BHPM: Array | None
+    ) -> None:
+        """Record the probabilities, and the terms of their scores, scaled, so that these are the logs of a softmax."""
+        count = 1 + len(terms)
+        scale = (count * q_BPHK.shape[-1]) ** -0.5
+
+        def content() -> Array:
+            return scale * jnp.einsum("BPHK,BMHK->BHPM", q_BPHK, k_BMHK, preferred_element_type=jnp.float32)
+
+        probabilities = partial(layers.probabilities, q_BPHK, k_BMHK, view.visible_BPM, added_BHPM, count)
+        scaled = {name: partial(mul, scale, scores_BHPM) for name, scores_BHPM in terms.items()}
+        layers.record(self, attention=probabilities, **{C2C: content}, **scaled)

@@ -8,6 +8,8 @@ the text; nothing reads them), and positions restart in each document of a packe
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bertjax.fields import check_fields
+from bertjax.inputs import check_rows
 from bertjax.models import layers
 from bertjax.models.heads import MaskedLMHead
 from bertjax.models.layers import (
@@ -29,6 +31,39 @@ class Encoder(nn.Module):
 
     Raises ValueError at construction where the fields contradict each other, and when called on rows longer than
     `max_length`.
+
+    Example:
+        encoder = bertjax.Encoder(V=30522, D=128, N=2, H=2, F=512)  # BERT tiny
+        tokens = jnp.array([[101, 7592, 2088, 102]])
+        mask = jnp.ones_like(tokens)
+        params = encoder.init(jax.random.key(0), tokens, mask)["params"]
+        x_BLD = encoder.apply({"params": params}, tokens, mask)  # [1, 4, 128]
+
+    Attributes:
+        V: ids in the vocabulary: rows of the word table, padding and special tokens included
+        D: width of the hidden states, a multiple of H
+        N: layers
+        H: attention heads, each D / H wide
+        F: width inside the feed-forward
+        E: embedding width where it is not D: then a dense layer projects from E to D (ALBERT)
+        positions: rows of the position table
+        first_position: its row for the first token; RoBERTa starts at 2
+        unnumbered: tokens of this id get the row before the first and are not counted (RoBERTa: pad)
+        types: rows of the segment table; 0: no such table (RoBERTa)
+        dropout: share of the elements that are dropped after the embeddings and each sublayer, in training
+        attention_dropout: share of the attention probabilities that are dropped, in training
+        activation: of the feed-forward and the language head: a function, such as layers.gelu
+        norm_eps: added to the variance in layer norms
+        initializer: of weights and tables; biases begin at 0, scales of norms at 1
+        project_initializer: of the layer from E to D, where it is another one (ELECTRA)
+        shared: one set of parameters for all layers (ALBERT)
+        groups: of shared layers: groups of successive ones, each with parameters of its own
+        inner: sets of parameters of a group; each of N layers applies all of them in turn
+        tied_head: the language head multiplies by the word table; else by a table of its own
+        remat: rematerialised: nothing ("none"), all but matrix products ("dots"), whole layers ("full")
+        dtype: of the computation; parameters are float32
+        attend: attention itself: layers.attend, or a kernel that equals it, `kernels.fused_attend`
+        unroll: unroll the scan over layers: faster, but slower to compile
     """
 
     V: int
@@ -36,28 +71,29 @@ class Encoder(nn.Module):
     N: int
     H: int
     F: int
-    E: int | None = None  # embedding width where it is not D: then a dense layer projects from E to D (ALBERT)
-    positions: int = 512  # rows of the position table
-    first_position: int = 0  # its row for the first token; RoBERTa starts at 2
-    unnumbered: int | None = None  # tokens of this id get the row before the first and are not counted (RoBERTa: pad)
-    types: int = 2  # rows of the segment table; 0: no such table (RoBERTa)
+    E: int | None = None
+    positions: int = 512
+    first_position: int = 0
+    unnumbered: int | None = None
+    types: int = 2
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation: Activation = layers.gelu
     norm_eps: float = 1e-12
     initializer: Initializer = layers.TruncatedNormal(0.02)
-    project_initializer: Initializer | None = None  # of the layer from E to D, where it is another one (ELECTRA)
-    shared: bool = False  # one set of parameters for all layers (ALBERT)
-    groups: int = 1  # of shared layers: groups of successive ones, each with parameters of its own
-    inner: int = 1  # sets of parameters of a group; each of N layers applies all of them in turn
-    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
-    remat: str = "none"  # rematerialised: nothing ("none"), all but matrix products ("dots"), whole layers ("full")
-    dtype: str = "float32"  # of the computation; parameters are float32
-    attend: Attend = layers.attend  # or `kernels.fused_attend`
-    unroll: bool = False  # unroll the scan over layers: faster, but slower to compile
+    project_initializer: Initializer | None = None
+    shared: bool = False
+    groups: int = 1
+    inner: int = 1
+    tied_head: bool = True
+    remat: str = "none"
+    dtype: str = "float32"
+    attend: Attend = layers.attend
+    unroll: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self)
         layers.check_encoder(self, "V", "D", "N", "H", "F", "E", "positions")
         if self.first_position >= self.positions:
             raise ValueError(f"first_position={self.first_position} is beyond the {self.positions} positions")
@@ -121,6 +157,7 @@ class Encoder(nn.Module):
         visible_BLM: which keys each token attends to, by default all of its document. Who passes it sees to it that
         every token sees one, and that no document is longer than `max_length`: a row may hold two copies of a text.
         """
+        check_rows(self, tokens_BL, mask_BL, types_BL)
         if tokens_BL.shape[1] > self.max_length and visible_BLM is None:
             raise ValueError(
                 f"rows of length {tokens_BL.shape[1]} exceed the {self.max_length} positions of the encoder: "
@@ -201,6 +238,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: Array, mask_BL: Array, visible_BLM: Array | None) -> tuple[Array, None]:
+        layers.record(self, before=lambda: x_BLD)
         attend = SelfAttention(
             self.D, self.H, self.attention_dropout, self.initializer, self.dtype, self.attend, name="attention"
         )

@@ -5,10 +5,11 @@ from typing import Any, Protocol
 
 import flax.linen as nn
 
-from bertjax.models.layers import Initializer
+from bertjax.inputs import check_positions, inputs_of, require_params
+from bertjax.models.layers import Initializer, apply
 from bertjax.models.perturb import perturbed_embeddings
 from bertjax.sharding.collectives import gather_table
-from bertjax.types import Array, Batch, Params
+from bertjax.types import Array, Batch, Key, Params
 
 
 class LanguageEncoder(Protocol):
@@ -55,19 +56,37 @@ def hidden(
     encoder: LanguageEncoder,
     params: Params,
     batch: Batch,
-    tokens_BL: Array,
+    tokens_BL: Array | None,
     positions_BP: Array | None,
     delta: Array | None = None,
     **options: Any,
 ) -> tuple[Array, Array]:
-    """Apply `encoder.hidden` with params["encoder"] to `tokens_BL`, which replace the tokens of the batch.
+    """Apply `encoder.hidden` with params["encoder"] to `tokens_BL`, which replace the tokens of the batch if given.
 
     delta: a perturbation of their embeddings, see `perturbed_embeddings`.
     """
-    inputs = (tokens_BL, batch["mask"], batch.get("types"), positions_BP)
+    if tokens_BL is not None:
+        batch = {**batch, "tokens": tokens_BL}
+    inputs = (*inputs_of(encoder, batch), positions_BP)
+    require_params(params, "encoder")
+    if positions_BP is not None:
+        check_positions(positions_BP, batch)
     with perturbed_embeddings(delta):
         states: tuple[Array, Array] = encoder.apply({"params": params["encoder"]}, *inputs, **options, method="hidden")
     return states
+
+
+def encode(encoder: Any, params: Params, batch: Batch, **options: Any) -> Array:
+    """Apply an encoder with params["encoder"] to the tokens of a batch as they are: x_BLD."""
+    inputs = inputs_of(encoder, batch)
+    require_params(params, "encoder")
+    return apply(encoder, params["encoder"], *inputs, **options)
+
+
+def initialised(encoder: Any, rng: Key, batch: Batch) -> Params:
+    """Initialise the parameters of an encoder; only the shapes and dtypes of `batch` matter."""
+    params: Params = encoder.init(rng, *inputs_of(encoder, batch))["params"]
+    return params
 
 
 def word_table(params: Params) -> Array:

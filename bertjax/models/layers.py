@@ -220,6 +220,27 @@ def same_document(mask_BL: Array, keys_mask_BM: Array | None = None) -> Array:
     return mask_BL[:, :, None] == keys_mask_BM[:, None, :]
 
 
+RECORDED = "intermediates"
+"""The collection of what `record` keeps: Linen initialises a module without it."""
+
+
+def record(module: nn.Module, **values: Callable[[], Any]) -> None:
+    """Keep arrays under these names for a caller of `apply` that asks for the collection RECORDED; else do nothing.
+
+    An array, or a tree of arrays, is computed only where it is kept, so that nothing is added to any other program.
+    """
+    if module.is_mutable_collection(RECORDED):
+        for name, value in values.items():
+            module.sow(RECORDED, name, value(), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def apply_recorded(parent: nn.Module, layer: Any, params: Params, *inputs: Any, **options: Any) -> tuple[Array, Any]:
+    """Apply a layer that is no submodule of `parent`; return its output and what it recorded, {} if nothing is kept."""
+    kept = [RECORDED] if parent.is_mutable_collection(RECORDED) else []
+    y, collections = layer.apply({"params": params}, *inputs, mutable=kept, **options)
+    return y, collections.get(RECORDED, {})
+
+
 def restarting_positions(mask_BL: Array) -> Array:
     """Count positions from the start of each document of a packed row: i32 [B, L], from 0."""
     index_BL = jnp.broadcast_to(jnp.arange(mask_BL.shape[1]), mask_BL.shape)
@@ -258,22 +279,39 @@ def attention(
 ) -> Array:
     """Compute softmax((q k + added) / √(terms·K)) v over the visible keys, with `dropout` on the probabilities.
 
-    Scores and softmax are float32; a masked key gets a large negative finite score, so that no sum becomes NaN.
     terms: number of terms that a score sums (DeBERTa).
+    """
+    probabilities_BHLM = probabilities(q_BLHK, k_BMHK, visible_BLM, added_BHLM, terms)
+    probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
+    return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
+
+
+def probabilities(
+    q_BLHK: Array, k_BMHK: Array, visible_BLM: Array, added_BHLM: Array | None = None, terms: int = 1
+) -> Array:
+    """Compute softmax((q k + added) / √(terms·K)) over the visible keys: f32 [B, H, L, M].
+
+    Scores and softmax are float32; a masked key gets a large negative finite score, so that no sum becomes NaN.
     """
     scores_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
     if added_BHLM is not None:
         # Fused with its producers and consumers, this sum overflows the stack of the TPU compiler (libtpu 0.0.42).
         scores_BHLM += jax.lax.optimization_barrier(added_BHLM)
     scores_BHLM = scores_BHLM * (terms * q_BLHK.shape[-1]) ** -0.5
-    probabilities_BHLM = jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
-    probabilities_BHLM = dropout(probabilities_BHLM.astype(v_BMHK.dtype))
-    return jnp.einsum("BHLM,BMHK->BLHK", probabilities_BHLM, v_BMHK)
+    return jax.nn.softmax(jnp.where(visible_BLM[:, None], scores_BHLM, -1e9), axis=-1)
 
 
 def attend(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, drop: Drop) -> Array:
     """Compute global attention within documents."""
     return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL), drop)
+
+
+def nearby(mask_BL: Array, reach: int) -> Array:
+    """Return the attention mask visible_BLM of a sliding window: `reach` keys of the document to each side."""
+    L = mask_BL.shape[1]
+    index_L = np.arange(L) if isinstance(L, int) else jnp.arange(L)
+    near_LM = abs(index_L[:, None] - index_L[None]) <= reach
+    return same_document(mask_BL) & near_LM[None]
 
 
 def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array, reach: int) -> Array:
@@ -284,10 +322,8 @@ def local_attention(q_BLHK: Array, k_BLHK: Array, v_BLHK: Array, mask_BL: Array,
     """
     B, L = mask_BL.shape
     T = 2 * reach
-    if L <= 4 * T:
-        index_L = np.arange(L)
-        near_LM = np.abs(index_L[:, None] - index_L[None]) <= reach
-        return attention(q_BLHK, k_BLHK, v_BLHK, same_document(mask_BL) & near_LM[None], lambda p: p)
+    if not isinstance(L, int) or L <= 4 * T:  # a length that an exported program leaves open is no number
+        return attention(q_BLHK, k_BLHK, v_BLHK, nearby(mask_BL, reach), lambda p: p)
     blocks = -(-L // T)
 
     def padded(x: Array, before: int, after: int) -> Array:
@@ -378,6 +414,11 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         )
         drop = Dropout(self.dropout).drawn(train=train)
+
+        def seen_BLM() -> Array:
+            return same_document(mask_BL) if visible_BLM is None else visible_BLM
+
+        record(self, attention=lambda: probabilities(q_BLHK, k_BLHK, seen_BLM()))
         if visible_BLM is None:
             mixed_BLHK = self.attend(q_BLHK, k_BLHK, v_BLHK, mask_BL, drop)
         else:
@@ -461,7 +502,7 @@ def stack(
         layer = nn.remat(layer, policy=policy, prevent_cse=unroll)
     scanned = nn.scan(
         layer,
-        variable_axes={} if shared else {"params": 0},
+        variable_axes={RECORDED: 0} if shared else {RECORDED: 0, "params": 0},
         variable_broadcast="params" if shared else False,
         split_rngs={"params": not shared, "dropout": True},
         in_axes=in_axes,

@@ -24,6 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bertjax.fields import check_fields
+from bertjax.inputs import check_rows
 from bertjax.models import layers
 from bertjax.models.heads import MaskedLMHead, TiedHead, UntiedHead
 from bertjax.models.layers import Activation, Dense, Dropout, Initializer, Norm, Normalise, Table
@@ -96,32 +98,63 @@ class Modern(nn.Module):
     """Encode tokens i32 [B, L] to hidden states [B, L, D]; the defaults are ModernBERT's.
 
     Raises ValueError at construction where the fields contradict each other.
+
+    Example:
+        encoder = bertjax.Modern(V=50368, D=128, N=3, H=2, F=192, global_every=3)  # like ModernBERT
+        tokens = jnp.array([[50281, 12092, 1533, 50282]])
+        mask = jnp.ones_like(tokens)
+        params = encoder.init(jax.random.key(0), tokens, mask)["params"]
+        x_BLD = encoder.apply({"params": params}, tokens, mask)  # [1, 4, 128]
+
+    Attributes:
+        V: ids in the vocabulary: rows of the word table, padding and special tokens included
+        D: width of the hidden states, a multiple of H
+        N: layers
+        H: attention heads, each D / H wide
+        F: width inside the feed-forward, behind the gate
+        positions: how positions enter: Rotary, Alibi or ScaledSinusoids of models.positions
+        global_every: one layer in so many has global attention, from the first on
+        local: which layers of a period have local attention; None: as global_every says
+        reach: tokens to each side that the layers with local attention see
+        residual: the order of norm, sublayer and residual sum: modern.pre_norm or modern.post_norm
+        norms: the norm and its places: modern.Norms
+        biases: which dense layers have a bias: modern.Biases
+        types: rows of the segment table; 0: no such table
+        head: builds the language head: modern.transformed_head, tied_head, untied_head
+        dropout: after the embeddings and inside the feed-forward
+        attention_dropout: of the output of attention
+        activation: of the feed-forward and the language head: a function, such as layers.gelu
+        initializer: of weights and tables; biases begin at 0, scales of norms at 1
+        output_initializer: of the projections into the residual stream, if another one
+        remat: as in Encoder
+        dtype: of the computation; parameters are float32
     """
 
     V: int
     D: int
     N: int
     H: int
-    F: int  # inside the feed-forward, behind the gate
+    F: int
     positions: Positions = Rotary()
-    global_every: int = 1  # one layer in so many has global attention, from the first on
-    local: tuple[bool, ...] | None = None  # which layers of a period have local attention; None: as global_every says
-    reach: int = 64  # tokens to each side that the layers with local attention see
+    global_every: int = 1
+    local: tuple[bool, ...] | None = None
+    reach: int = 64
     residual: Residual = pre_norm
     norms: Norms = Norms()
     biases: Biases = Biases()
-    types: int = 0  # rows of the segment table; 0: no such table
+    types: int = 0
     head: Callable[["Modern"], nn.Module] = transformed_head
-    dropout: float = 0.0  # after the embeddings and inside the feed-forward
-    attention_dropout: float = 0.1  # of the output of attention
+    dropout: float = 0.0
+    attention_dropout: float = 0.1
     activation: Activation = layers.gelu
     initializer: Initializer = layers.TruncatedNormal(0.02)
-    output_initializer: Initializer | None = None  # of the projections into the residual stream, if another one
-    remat: str = "none"  # as in Encoder
-    dtype: str = "float32"  # of the computation; parameters are float32
+    output_initializer: Initializer | None = None
+    remat: str = "none"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self)
         layers.check_encoder(self, "V", "D", "N", "H", "F", "global_every", "reach")
         if isinstance(self.positions, Rotary) and self.D // self.H % 2:
             raise ValueError(f"rotary heads of width {self.D // self.H} have no pairs: choose an even D / H")
@@ -177,6 +210,7 @@ class Modern(nn.Module):
         visible_BLM: which keys each token attends to, by default all of its document; local attention also keeps to
         its window of positions. Every token sees one.
         """
+        check_rows(self, tokens_BL, mask_BL, types_BL)
         positions_BL = layers.restarting_positions(mask_BL)
         x_BLD = ModernEmbeddings(
             self.V, self.D, self.types, self.positions, self.norms, self.dropout, self.initializer, self.dtype,
@@ -215,6 +249,14 @@ class Modern(nn.Module):
         return stacked | {"attention_norm": jax.tree.map(lambda leaf: leaf[1:], stacked["attention_norm"])}
 
     @nn.nowrap
+    def _turns(self, positions_BL: Array, K: int) -> tuple[Turn | None, Turn | None]:
+        """Return the rotations of global and of local attention, if positions are rotary."""
+        if not isinstance(self.positions, Rotary):
+            return None, None
+        theta = self.positions.theta
+        return turns(positions_BL, K, theta), turns(positions_BL, K, self.positions.local_theta or theta)
+
+    @nn.nowrap
     def _run(
         self,
         each_N: Any,
@@ -227,20 +269,18 @@ class Modern(nn.Module):
     ) -> Array:
         """Run all layers. each_N: parameters, dropout keys and whether it is the first, by layer."""
         layer, K, L = self._layer(train=train), self.D // self.H, mask_BL.shape[1]
-        turn, local_turn, added_BHLM = None, None, None
-        if isinstance(self.positions, Rotary):
-            theta = self.positions.theta
-            turn, local_turn = (turns(positions_BL, K, t) for t in (theta, self.positions.local_theta or theta))
+        turn, local_turn = self._turns(positions_BL, K)
+        added_BHLM = None
         if isinstance(self.positions, Alibi):
             added_BHLM = alibi(self.H, jnp.arange(L)[None] if visible_BLM is None else positions_BL)
         near_BLM = _within(visible_BLM, positions_BL, self.reach)
 
-        def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> Array:
+        def one(reach: int | None, each: Any, x_BLD: Array, mask_BL: Array, turn: Turn | None) -> tuple[Array, Any]:
             params, key, is_first = each
             params = gather_layer(params, self.dtype)
             rngs = None if key is None else {"dropout": key}
             inputs = (x_BLD, mask_BL, turn, added_BHLM, is_first, visible_BLM if reach is None else near_BLM)
-            return layers.apply(layer, params, *inputs, reach=reach, rngs=rngs)
+            return layers.apply_recorded(self, layer, params, *inputs, reach=reach, rngs=rngs)
 
         if (policy := layers.REMAT[self.remat]) is not None:
             one = jax.checkpoint(one, policy=policy, prevent_cse=False, static_argnums=(0,))
@@ -248,20 +288,28 @@ class Modern(nn.Module):
         views = [(self.reach, local_turn) if local else (None, turn) for local in self.period]
         G = len(views)
 
-        def group(x_BLD: Array, each_G: Any) -> tuple[Array, None]:
-            size = jax.tree.leaves(each_G)[0].shape[0]
+        def group(x_BLD: Array, each_G: Any) -> tuple[Array, Any]:
+            size, recorded = jax.tree.leaves(each_G)[0].shape[0], []
             for index, (reach, turn) in enumerate(views[:size]):
-                x_BLD = one(reach, jax.tree.map(itemgetter(index), each_G), x_BLD, mask_BL, turn)
-            return x_BLD, None
+                x_BLD, kept = one(reach, jax.tree.map(itemgetter(index), each_G), x_BLD, mask_BL, turn)
+                recorded.append(kept)
+            return x_BLD, jax.tree.map(lambda *each: jnp.stack(each), *recorded)
+
+        def in_a_row(leaf: Array) -> Array:
+            return leaf.reshape(-1, *leaf.shape[2:])
 
         def in_groups(leaf_N: Array) -> Array:
             return leaf_N[:whole].reshape(-1, G, *leaf_N.shape[1:])
 
         whole = self.N // G * G
+        recorded = []
         if whole:
-            x_BLD, _ = jax.lax.scan(group, x_BLD, jax.tree.map(in_groups, each_N))
+            x_BLD, kept = jax.lax.scan(group, x_BLD, jax.tree.map(in_groups, each_N))
+            recorded.append(jax.tree.map(in_a_row, kept))
         if whole < self.N:
-            x_BLD, _ = group(x_BLD, jax.tree.map(itemgetter(slice(whole, None)), each_N))
+            x_BLD, kept = group(x_BLD, jax.tree.map(itemgetter(slice(whole, None)), each_N))
+            recorded.append(kept)
+        layers.record(self, layers=lambda: jax.tree.map(lambda *each: jnp.concatenate(each), *recorded))
         return x_BLD
 
 
@@ -331,6 +379,7 @@ class ModernLayer(nn.Module):
 
         visible_BLM: an attention mask in place of the documents' and the window's.
         """
+        layers.record(self, before=lambda: x_BLD)
         norm = partial(Norm, self.D, self.norms.eps, self.norms.normalise, self.norms.bias)
         attention_norm, drop = norm(name="attention_norm"), partial(Dropout(self.attention_dropout), train=self.train)
         attend = ModernAttention(
@@ -378,14 +427,19 @@ class ModernAttention(nn.Module):
         )
         if turn is not None:
             q_BLHK, k_BLHK = rotate(q_BLHK, turn), rotate(k_BLHK, turn)
+        if added_BHLM is not None:
+            added_BHLM *= heads[1] ** 0.5  # undo the scaling by `attention`: ALiBi's biases are not scaled
+
+        def seen_BLM() -> Array:
+            if visible_BLM is not None:
+                return visible_BLM
+            return layers.same_document(mask_BL) if reach is None else layers.nearby(mask_BL, reach)
+
+        layers.record(self, attention=lambda: layers.probabilities(q_BLHK, k_BLHK, seen_BLM(), added_BHLM))
         if reach is not None and visible_BLM is None:
             mixed_BLHK = layers.local_attention(q_BLHK, k_BLHK, v_BLHK, mask_BL, reach)
         else:
-            if added_BHLM is not None:
-                added_BHLM *= heads[1] ** 0.5  # undo the scaling by `attention`: ALiBi's biases are not scaled
-            if visible_BLM is None:
-                visible_BLM = layers.same_document(mask_BL)
-            mixed_BLHK = layers.attention(q_BLHK, k_BLHK, v_BLHK, visible_BLM, lambda p: p, added_BHLM)
+            mixed_BLHK = layers.attention(q_BLHK, k_BLHK, v_BLHK, seen_BLM(), lambda p: p, added_BHLM)
         output = Dense(heads, (self.D,), self.output_initializer, self.dtype, self.use_bias, name="output")
         return output(mixed_BLHK)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.fields import check_fields
 from bertjax.types import Array
 
 Turn = tuple[Array, Array]
@@ -21,12 +22,17 @@ class Rotary:
     """Rotary embeddings: rotate queries and keys by angles proportional to their position (Su et al. 2021).
 
     Raises ValueError where a theta is not above 0.
+
+    Attributes:
+        theta: the longest wavelength is about 2π·theta positions
+        local_theta: of the layers with local attention, if another one
     """
 
-    theta: float = 10_000.0  # the longest wavelength is about 2π·theta positions
-    local_theta: float | None = None  # of the layers with local attention, if another one
+    theta: float = 10_000.0
+    local_theta: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("theta", "local_theta"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
 from bertjax.errors import InputError
+from bertjax.inputs import require
 from bertjax.models.heads import LanguageHead, Pooler, ReplacedInContextHead, TransformedHead
-from bertjax.models.language import hidden, word_table
+from bertjax.models.initialise import one_program
+from bertjax.models.language import encode, hidden, initialised, word_table
 from bertjax.models.layers import apply
 from bertjax.models.sentence import SentenceEmbedding
 from bertjax.models.span_heads import BeamSpanHead
@@ -51,10 +53,11 @@ class Published:
         """Its heads by their names among the parameters."""
         return dict(self.named_heads)
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {name: …}}; `head` only where there is one."""
         encoder_key, head_key = jax.random.split(rng)
-        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        encoder = initialised(self.encoder, encoder_key, batch)
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         head = {}
         for name, module in self.named_heads:
@@ -66,7 +69,7 @@ class Published:
 
     def encode(self, params: Params, batch: Batch, **options: Any) -> Array:
         """Return hidden states x_BLD of tokens as they are. options: `train` and `rngs`, for fine-tuning."""
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"), **options)
+        return encode(self.encoder, params, batch, **options)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV at `positions_BP`, where the tokens are masks, or at every position if None.
@@ -76,7 +79,7 @@ class Published:
         name = next((name for name, module in self.named_heads if isinstance(module, LanguageHead)), None)
         if name is None:
             raise InputError(f"this model has no language-model head: {self._has()}")
-        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
+        _, x_BPD = hidden(self.encoder, params, batch, None, positions_BP)
         return apply(self.heads[name], params["head"][name], x_BPD, word_table(params["encoder"]))
 
     @property
@@ -110,7 +113,8 @@ class Published:
 
 def one_by_one(batch: Batch) -> Batch:
     """Reshape the options of questions [B, C, L] to rows [B·C, L]; return rows unchanged."""
-    if batch["tokens"].ndim == 2:
+    require(batch, "tokens")
+    if getattr(batch["tokens"], "ndim", 2) != 3:
         return batch
     return {name: array.reshape(-1, array.shape[-1]) for name, array in batch.items() if array.ndim == 3}
 

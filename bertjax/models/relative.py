@@ -192,6 +192,24 @@ def shifted_scores(
     return jnp.concatenate(scores, axis=2)[:, :, :L]
 
 
+LONGEST = 1024
+"""The longest row of a program that is exported for rows of any length."""
+
+
+def unsized_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance) -> Array:
+    """Score a whole row of queries whose length L is symbolic, at most LONGEST: as `shifted_scores` without memory.
+
+    The table of all distances up to LONGEST is a constant, of which the program takes the rows that it needs.
+    """
+    L = q_BLHK.shape[1]
+    table_RW = jnp.asarray(function.table(np.arange(-LONGEST + 1, LONGEST)))
+    table_RW = jnp.take(table_RW, jnp.arange(2 * L - 1) + (LONGEST - L), axis=0)
+    table_RHK = jnp.einsum("RW,WHK->RHK", table_RW, kernel_WHK).astype(q_BLHK.dtype)
+    x_BHLR = jnp.einsum("BLHK,RHK->BHLR", q_BLHK, table_RHK, preferred_element_type=jnp.float32)
+    distance_LM = jnp.arange(L)[:, None] - jnp.arange(L)[None]
+    return jnp.take_along_axis(x_BHLR, distance_LM[None, None] + (L - 1), axis=-1)
+
+
 @partial(recomputed, static_argnums=(2, 3))
 def relative_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memory: int, sign_B: Array | None) -> Array:
     """Score queries at 0 .. L against keys at -memory .. L by their distance: f32 [B, H, L, memory + L].
@@ -201,6 +219,8 @@ def relative_scores(q_BLHK: Array, kernel_WHK: Array, function: OfDistance, memo
     saved.
     """
     L = q_BLHK.shape[1]
+    if not isinstance(L, int):
+        return unsized_scores(q_BLHK, kernel_WHK, function)
 
     def rotated(q_BLHK: Array, kernel_WHK: Array, sign_B: Array | None) -> Array:
         return rotated_scores(q_BLHK, kernel_WHK, function, np.arange(L), memory, L, sign_B)
@@ -217,6 +237,8 @@ def relative_key_scores(k_BMHK: Array, kernel_WHK: Array, function: OfDistance) 
 
     `relative_scores` with their roles exchanged. Shifting costs a transposition, rotating does not.
     """
+    if not isinstance(k_BMHK.shape[1], int):
+        return unsized_scores(k_BMHK, kernel_WHK, Mirrored(function)).swapaxes(2, 3)
 
     def rotated(k_BMHK: Array, kernel_WHK: Array) -> Array:
         return rotated_key_scores(k_BMHK, kernel_WHK, function, np.arange(k_BMHK.shape[1]))

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from bertjax.fields import check_fields
+from bertjax.inputs import check_rows
 from bertjax.models import layers
 from bertjax.models.heads import TiedHead, UntiedHead
 from bertjax.models.layers import Activation, Dense, Dropout, FeedForward, Initializer, Norm, Table
@@ -58,6 +60,32 @@ class XLNet(nn.Module):
     """Encode tokens i32 [B, L] to hidden states [B, L, D]; `streams` is for pre-training and long texts.
 
     Raises ValueError at construction where the fields contradict each other.
+
+    Example:
+        encoder = bertjax.XLNet(V=32000, D=128, N=2, H=2, F=512)
+        tokens = jnp.array([[35, 1038, 4, 3]])
+        mask = jnp.ones_like(tokens)
+        params = encoder.init(jax.random.key(0), tokens, mask)["params"]
+        x_BLD = encoder.apply({"params": params}, tokens, mask)  # [1, 4, 128]
+
+    Attributes:
+        V: ids in the vocabulary: rows of the word table, padding and special tokens included
+        D: width of the hidden states, a multiple of H
+        N: layers
+        H: attention heads, each D / H wide
+        F: width inside the feed-forward
+        dropout: share of the elements that are dropped after the embeddings and each sublayer, in training
+        attention_dropout: share of the attention probabilities that are dropped, in training
+        activation: of the feed-forward and the language head: a function, such as layers.gelu
+        norm_eps: added to the variance in layer norms
+        initializer: of weights and tables; biases begin at 0, scales of norms at 1
+        untied: each layer has content, position and segment biases of its own
+        clamp: distances are clipped to ±clamp
+        same_length: attention reaches back by at most the length of the memory
+        tied_head: the language head multiplies by the word table; else by a table of its own
+        remat: as in Encoder, and so is unroll
+        unroll: unroll the scan over layers: faster, but slower to compile
+        dtype: of the computation; parameters are float32
     """
 
     V: int
@@ -70,16 +98,17 @@ class XLNet(nn.Module):
     activation: Activation = layers.gelu_tanh
     norm_eps: float = 1e-12
     initializer: Initializer = layers.Normal(0.02)
-    untied: bool = True  # each layer has content, position and segment biases of its own
-    clamp: int | None = None  # distances are clipped to ±clamp
-    same_length: bool = False  # attention reaches back by at most the length of the memory
-    tied_head: bool = True  # the language head multiplies by the word table; else by a table of its own
-    remat: str = "none"  # as in Encoder, and so is unroll
+    untied: bool = True
+    clamp: int | None = None
+    same_length: bool = False
+    tied_head: bool = True
+    remat: str = "none"
     unroll: bool = False
-    dtype: str = "float32"  # of the computation; parameters are float32
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_fields(self)
         layers.check_encoder(self, "V", "D", "N", "H", "F", "clamp")
         if self.D % 2:
             raise ValueError(f"width D={self.D} must be even: sines and cosines encode distances in pairs")
@@ -154,6 +183,7 @@ class XLNet(nn.Module):
         documents, in memory too; the segment of memory is 0.
         Raises ValueError where targets come without ranks.
         """
+        check_rows(self, tokens_BL, mask_BL, types_BL)
         if targets_BP is not None and ranks_BL is None:
             raise ValueError("a query stream needs ranks_BL: without them it would attend to its own targets")
         M = 0 if memory is None else memory.mask_BM.shape[1]
@@ -269,6 +299,7 @@ class XLNetLayer(nn.Module):
         feed = FeedForward(
             self.D, self.F, self.activation, self.initializer, self.dtype, self.dropout, name="feedforward"
         )
+        layers.record(self, before=lambda: rows[0])
         drop = Dropout(self.dropout)
         attention_norm = Norm(self.D, self.norm_eps, name="attention_norm")
         feedforward_norm = Norm(self.D, self.norm_eps, name="feedforward_norm")
@@ -316,7 +347,7 @@ class RelativeAttention(nn.Module):
         L = rows[0].shape[1]
         M = seen_BMD.shape[1] - L
         mixed = []
-        for x_BLD, view in zip(rows, views, strict=True):
+        for x_BLD, view, stream in zip(rows, views, ("attention", "query_attention"), strict=False):
             q_BLHK = query(x_BLD)
             to_content, to_position, to_segment = (layers.add_bias(q_BLHK, bias) for bias in biases)
             if view.positions_BP is None:
@@ -329,6 +360,8 @@ class RelativeAttention(nn.Module):
                 )
                 added_BHLM += jnp.where(view.same_segment_BLM[:, None], same[..., None], other[..., None])
             drop = partial(Dropout(self.dropout), train=self.train)
+            probabilities = partial(layers.probabilities, to_content, k_BMHK, view.visible_BLM, added_BHLM)
+            layers.record(self, **{stream: probabilities})
             mixed_BLHK = layers.attention(to_content, k_BMHK, v_BMHK, view.visible_BLM, drop, added_BHLM)
             mixed.append(output(mixed_BLHK))
         return mixed

@@ -25,7 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.models.language import LanguageEncoder, hidden, takes_visible, word_table
+from bertjax.fields import check_fields
+from bertjax.inputs import check_step, require
+from bertjax.models.initialise import one_program
+from bertjax.models.language import LanguageEncoder, encode, hidden, initialised, takes_visible, word_table
 from bertjax.models.layers import apply, restarting_positions, states_at
 from bertjax.models.xlnet import XLNet
 from bertjax.noise import Noise, Noised, RandomTime, slots_of
@@ -64,6 +67,7 @@ def per_row(candidates_BL: Array) -> tuple[Array, Array]:
 class MaskedDiffusion:
     """Train `encoder`, by its language head, to predict the tokens that `noise` masked.
 
+    mask_id: the id of [MASK]. share: how the tokens of a row weigh, per_token or per_row.
     specials: ids that are never masked, besides padding and tokens with `given` in the batch. slots: the number of
     tokens that can be predicted, as a share of all positions of a batch (of a micro-batch, on one replica of the
     parameters); where more are masked, a random part of them is scored with more weight, and `overflow/diffusion` is
@@ -83,6 +87,7 @@ class MaskedDiffusion:
     block: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         largest = max((self.mask_id, *self.specials))
         if largest >= self.encoder.V:
             raise ValueError(f"diffusion uses id {largest}, but the encoder's vocabulary has V={self.encoder.V} ids")
@@ -108,10 +113,11 @@ class MaskedDiffusion:
         """Its head by its name among the parameters, that of masked LM."""
         return {"mlm": self.head}
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {mlm}}, as masked LM."""
         encoder_key, head_key = jax.random.split(rng)
-        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        encoder = initialised(self.encoder, encoder_key, batch)
         x_BPD = jnp.zeros((*batch["tokens"][:, :1].shape, self.encoder.D))
         # A head that is the word table alone has no parameters.
         head = self.head.init(head_key, x_BPD, word_table(encoder)).get("params", {})
@@ -126,12 +132,11 @@ class MaskedDiffusion:
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD of tokens as they are; of a model in blocks without the blocks after their own."""
-        options = self._seen(batch)
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"), **options)
+        return encode(self.encoder, params, batch, **self.seen(batch))
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV at `positions_BP`, or at every position if None; those of [MASK] are -inf."""
-        _, x_BLD = hidden(self.encoder, params, batch, batch["tokens"], None, **self._seen(batch))
+        _, x_BLD = hidden(self.encoder, params, batch, None, None, **self.seen(batch))
         return self.logits(params, states_at(x_BLD, positions_BP))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -145,6 +150,7 @@ class MaskedDiffusion:
         cross_entropy/diffusion is the mean over masked tokens, without weights, which masked LM calls its loss.
         Raises ValueError for blocks of rows that are longer than the positions of the encoder.
         """
+        check_step(params, ("encoder", "head"), batch, rng, self.encoder)
         batch = self._shortened(batch, rng)
         candidates_BL = self.candidates(batch)
         bits_2BL, noised = self._noised(batch, candidates_BL, rng)
@@ -215,8 +221,9 @@ class MaskedDiffusion:
         is_mask_V = jnp.arange(self.encoder.V) == self.mask_id
         return jnp.where(jax.lax.broadcast_to_rank(is_mask_V, logits_BPV.ndim), -jnp.inf, logits_BPV)
 
-    def _seen(self, batch: Batch) -> dict[str, Array]:
+    def seen(self, batch: Batch) -> dict[str, Array]:
         """Return the attention mask of a model in blocks, where the blocks after a token's own are not there yet."""
+        require(batch, "tokens", "mask")
         if self.block is None:
             return {}
         mask_BL, block_BL = batch["mask"], self.blocks(batch)

@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
+from bertjax.fields import check_fields
+from bertjax.inputs import check_step, require_params
 from bertjax.masking import Corruption, Masking, mask_tokens
+from bertjax.models.initialise import one_program
 from bertjax.models.language import LanguageEncoder, hidden, word_table
 from bertjax.models.layers import apply, states_at
 from bertjax.objectives.losses import histogram, real_tokens, scaled, scores, weighted_mean
@@ -44,6 +47,8 @@ class Distillation:
     layers: for each layer of the student the one of the teacher that it is initialised from; empty for none.
     inherited: rules on names of the teacher's parameters outside layers, True for those that the student is initialised
     from; a student of another width takes none. corrupt: see masking.Corruption.
+    masking: the same for both. temperature: the logits of both are divided by it. soft_weight, mlm_weight,
+    cosine_weight: of the terms of the loss.
     Raises ValueError for vocabularies that differ, hidden states of different widths where their cosine counts or
     layers are named, layers that do not exist, a temperature of 0, weights below 0, and as MaskedLM.
     """
@@ -60,6 +65,7 @@ class Distillation:
     corrupt: Corruption = mask_tokens
 
     def __post_init__(self) -> None:
+        check_fields(self)
         student, teacher = self.student, self.teacher
         if student.V != teacher.V:
             raise ValueError(
@@ -119,6 +125,7 @@ class Distillation:
         """The rules that must come first in an optimiser's rates: see Experiment."""
         return FROZEN_TEACHER
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {student: {encoder, head: {mlm}}, teacher: {encoder, head: {mlm}}}, both at random."""
         student_key, teacher_key = jax.random.split(rng)
@@ -180,10 +187,12 @@ class Distillation:
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD of the student."""
+        require_params(params, "student")
         return self.student_objective.encode(params["student"], batch)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return the student's logits, as MaskedLM.language_logits."""
+        require_params(params, "student")
         return self.student_objective.language_logits(params["student"], batch, positions_BP)
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -210,6 +219,7 @@ class Distillation:
 
         delta: a perturbation of the student's embeddings, see `perturbed_embeddings`; not of the teacher's.
         """
+        check_step(params, ("student", "teacher"), batch, rng, self.student, self.teacher)
         mask_key, dropout_key = jax.random.split(rng)
         masked = self.corrupt(mask_key, batch, self.masking)
         x_BLD, logits_BLV = _states_and_logits(

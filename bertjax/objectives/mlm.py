@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
+from bertjax.fields import check_fields
+from bertjax.inputs import check_ids, check_step
 from bertjax.masking import Corruption, Masking, mask_tokens
 from bertjax.models.heads import PairHead
-from bertjax.models.language import LanguageEncoder, hidden, word_table
+from bertjax.models.initialise import one_program
+from bertjax.models.language import LanguageEncoder, encode, hidden, initialised, word_table
 from bertjax.models.layers import apply
 from bertjax.objectives.losses import histogram, real_tokens, scores
 from bertjax.types import Array, Batch, Key, Metrics, Params, Predictions, total
@@ -36,6 +39,7 @@ class MaskedLM:
     corrupt: Corruption = mask_tokens
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.masking.check_vocabulary(self.encoder.V)
 
     @property
@@ -53,10 +57,11 @@ class MaskedLM:
         """Its heads by their names among the parameters."""
         return {"mlm": self.head} | ({"pair": self.pair_head} if self.pair else {})
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {mlm, pair}}; `pair` only where the objective has it."""
         encoder_key, mlm_key, pair_key = jax.random.split(rng, 3)
-        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        encoder = initialised(self.encoder, encoder_key, batch)
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         # A head that is the word table alone has no parameters.
         head = {"mlm": self.head.init(mlm_key, x_BLD[:, :1], word_table(encoder)).get("params", {})}
@@ -66,11 +71,11 @@ class MaskedLM:
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD of uncorrupted tokens."""
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+        return encode(self.encoder, params, batch)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV at `positions_BP`, where the tokens are masks, or at every position if None."""
-        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
+        _, x_BPD = hidden(self.encoder, params, batch, None, positions_BP)
         return apply(self.head, params["head"]["mlm"], x_BPD, word_table(params["encoder"]))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -98,8 +103,11 @@ class MaskedLM:
         delta: a perturbation of the embeddings, see `perturbed_embeddings`. Raises ValueError where the batch lacks an
         array that the masking unit or the pair term reads.
         """
+        check_step(params, ("encoder", "head"), batch, rng, self.encoder)
         if self.pair and "pair" not in batch:
             raise ValueError("the pair term needs `pair` in the batch: use rows of pairs, or pair=false")
+        if self.pair:
+            check_ids("pair", batch["pair"], 2, "it is 0 where a pair is in order, else 1")
         mask_key, dropout_key = jax.random.split(rng)
         masked = self.corrupt(mask_key, batch, self.masking)
         x_BLD, x_BPD = hidden(

@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
-from bertjax.models.language import hidden, word_table
+from bertjax.fields import check_fields
+from bertjax.inputs import check_step
+from bertjax.models.initialise import one_program
+from bertjax.models.language import encode, hidden, initialised, word_table
 from bertjax.models.layers import apply
 from bertjax.models.perturb import perturbed_embeddings
 from bertjax.models.xlnet import Memory, XLNet
@@ -56,6 +59,7 @@ class PermutationLM:
     memory: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         largest = max(self.permutation.functional, default=0)
         if largest >= self.encoder.V:
             raise ValueError(f"permutation uses id {largest}, but the encoder's vocabulary has V={self.encoder.V} ids")
@@ -72,23 +76,24 @@ class PermutationLM:
         """Its heads by their names among the parameters."""
         return {"plm": self.head}
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {plm}}."""
         encoder_key, head_key = jax.random.split(rng)
-        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        encoder = initialised(self.encoder, encoder_key, batch)
         x_BPD = jnp.zeros((*batch["tokens"][:, :1].shape, self.encoder.D))
         return {"encoder": encoder, "head": {"plm": self.head.init(head_key, x_BPD, word_table(encoder))["params"]}}
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD of the content stream, where every token attends to all of its document."""
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+        return encode(self.encoder, params, batch)
 
     def language_logits(self, params: Params, batch: Batch, positions_BP: Array | None = None) -> Array:
         """Return logits_BPV at `positions_BP`, which attend to all other positions and not to each other.
 
         They come from the query stream; if None, logits at every position come from the content stream.
         """
-        _, x_BPD = hidden(self.encoder, params, batch, batch["tokens"], positions_BP)
+        _, x_BPD = hidden(self.encoder, params, batch, None, positions_BP)
         return apply(self.head, params["head"]["plm"], x_BPD, word_table(params["encoder"]))
 
     def special_tokens(self, v: Vocabulary) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -107,6 +112,7 @@ class PermutationLM:
         once, and residuals are saved for one window, not for all windows of a row. Raises ValueError where rows are no
         whole number of windows, or too short for the memory.
         """
+        check_step(params, ("encoder", "head"), batch, rng, self.encoder)
 
         def on_replica(params: Params, batch: Batch, rng: Key) -> tuple[Metrics, tuple[()]]:
             scan = self._scan_inputs(batch, rng, None)
@@ -128,6 +134,7 @@ class PermutationLM:
         delta: a perturbation of the embeddings of rows, see `perturbed_embeddings`, which reaches later windows through
         memory. The learned vector of the query stream is not perturbed. Raises ValueError as `loss`.
         """
+        check_step(params, ("encoder", "head"), batch, rng, self.encoder)
 
         def on_replica(
             params: Params, rows: tuple[Batch, Array | None], rng: Key

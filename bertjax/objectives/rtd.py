@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.data.tokenizer import Vocabulary
+from bertjax.fields import check_fields
+from bertjax.inputs import check_step, require_params
 from bertjax.masking import Corruption, Masking, mask_tokens, put
 from bertjax.models.heads import ReplacedHead, ReplacedInContextHead
-from bertjax.models.language import LanguageEncoder, hidden, word_table
+from bertjax.models.initialise import one_program
+from bertjax.models.language import LanguageEncoder, encode, hidden, initialised, word_table
 from bertjax.models.layers import Activation, apply
 from bertjax.objectives.losses import histogram, real_tokens, scaled, scores, weighted_mean
 from bertjax.objectives.mlm import MaskedLM
@@ -161,16 +164,17 @@ class Discriminator:
         """Its heads by their names among the parameters."""
         return {"rtd": self.head}
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {rtd}}."""
         encoder_key, head_key = jax.random.split(rng)
-        encoder = self.encoder.init(encoder_key, batch["tokens"], batch["mask"], batch.get("types"))["params"]
+        encoder = initialised(self.encoder, encoder_key, batch)
         x_BLD = jnp.zeros((*batch["tokens"].shape, self.encoder.D))
         return {"encoder": encoder, "head": {"rtd": self.head.init(head_key, x_BLD, batch["mask"])["params"]}}
 
     def encode(self, params: Params, batch: Batch) -> Array:
         """Return hidden states x_BLD."""
-        return apply(self.encoder, params["encoder"], batch["tokens"], batch["mask"], batch.get("types"))
+        return encode(self.encoder, params, batch)
 
     def task_logits(self, params: Params, batch: Batch) -> Array:
         """Return `replaced_logits`, the output of this model."""
@@ -188,6 +192,16 @@ class ReplacedTokenDetection:
     corrupt: see masking.Corruption; ELECTRA's is `mask_with_replacement`. discriminator_head: see DiscriminatorHead;
     `electra_discriminator_head` or `deberta_discriminator_head`.
     Raises ValueError for vocabularies that differ, a temperature of 0, tables that cannot be shared.
+
+    Attributes:
+        generator: the encoder that fills the masks
+        discriminator: the encoder that classifies every token, and is kept for other tasks
+        masking: the recipe of masking
+        sharing: which parameters the two share
+        corrupt: chooses and corrupts positions: see masking.Corruption
+        temperature: of the samples
+        generator_weight: of the masked LM loss
+        discriminator_weight: of the detection loss
     """
 
     generator: SharingEncoder
@@ -195,12 +209,13 @@ class ReplacedTokenDetection:
     masking: Masking
     sharing: Sharing = SharedEmbeddings()
     corrupt: Corruption = mask_tokens
-    temperature: float = 1.0  # of the samples
+    temperature: float = 1.0
     generator_weight: float = 1.0
     discriminator_weight: float = 50.0
     discriminator_head: DiscriminatorHead = electra_discriminator_head
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.generator.V != self.discriminator.V:
             raise ValueError(
                 f"the generator has a vocabulary of V={self.generator.V} ids, the discriminator of "
@@ -236,6 +251,7 @@ class ReplacedTokenDetection:
         """The head of the discriminator."""
         return self.discriminator_alone.head
 
+    @one_program
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {generator: {encoder, head: {mlm}}, discriminator: {encoder, head: {rtd}}}."""
         generator_key, discriminator_key = jax.random.split(rng)
@@ -249,6 +265,7 @@ class ReplacedTokenDetection:
 
     def complete(self, params: Params) -> Params:
         """Return the tree with all parameters of both encoders, shared ones in both."""
+        require_params(params, "generator", "discriminator")
         encoders = self.sharing.use(params["generator"]["encoder"], params["discriminator"]["encoder"])
         return {
             name: {"encoder": encoder, "head": params[name]["head"]}
@@ -298,6 +315,7 @@ class ReplacedTokenDetection:
         delta: a perturbation of the discriminator's embeddings, see `perturbed_embeddings`; not of the generator's, so
         that the same rng replaces the same tokens.
         """
+        check_step(params, ("generator", "discriminator"), batch, rng, self.generator, self.discriminator)
         mask_key, generator_key, sample_key, discriminator_key = jax.random.split(rng, 4)
         params = self.complete(params)
         generator, discriminator = params["generator"], params["discriminator"]

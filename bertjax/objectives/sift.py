@@ -27,6 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from bertjax.fields import check_fields
 from bertjax.models.perturb import embedding_shape
 from bertjax.random import row_keys
 from bertjax.rules import Rules
@@ -55,14 +56,21 @@ class SiFT:
     Raises ValueError where a number is out of its range, or the objective is not a `Predicts`.
 
     Costs two more forward and backward passes.
+
+    Attributes:
+        objective: the objective whose model is trained
+        weight: of the divergence; 3 for the smallest published model
+        noise: standard deviation of the initial δ, which is clipped at twice this
+        step: largest element of the step of ascent, in each token
     """
 
     objective: Predicts
-    weight: float = 5.0  # of the divergence; 3 for the smallest published model
-    noise: float = 1e-2  # standard deviation of the initial δ, which is clipped at twice this
-    step: float = 1e-4  # largest element of the step of ascent, in each token
+    weight: float = 5.0
+    noise: float = 1e-2
+    step: float = 1e-4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.objective, Predicts):
             raise ValueError(
                 f"{type(self.objective).__name__} has no methods `outputs` and `encode`, which SiFT needs: use an "

@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bertjax.fields import check_fields
+from bertjax.inputs import check_ids, check_step, require
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.heads import LanguageHead
 from bertjax.models.perturb import perturbed_embeddings
@@ -44,6 +46,7 @@ Score = Callable[[Head, Array, Batch], tuple[Metrics, Predictions]]
 def classes(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score one of C labels for each row."""
     logits_BC, real_B = head(x_BLD), _real(batch)
+    _check_labels(batch, logits_BC.shape[-1])
     return scores("classify", logits_BC, batch["labels"], real_B), {"classify": (logits_BC, real_B)}
 
 
@@ -88,6 +91,7 @@ def numbers(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Prediction
 def tags(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score a label for each token that has one, 0 or above."""
     logits_BLC = head(x_BLD)
+    _check_labels(batch, logits_BLC.shape[-1], lowest=-1)
     scored_BL = ((batch["labels"] >= 0) & (batch["mask"] > 0)).astype(jnp.float32)
     labels_BL = jnp.maximum(batch["labels"], 0)
     return scores("tags", logits_BLC, labels_BL, scored_BL), {"tags": (logits_BLC, scored_BL)}
@@ -95,6 +99,7 @@ def tags(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
 
 def options(head: Head, x_BLD: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score the options of a question [B, C, L], each a row: the head has one output."""
+    _check_labels(batch, batch["mask"].shape[1])
     given_BC = batch["mask"].any(-1)  # a question may have fewer options than others
     logits_BC = jnp.where(given_BC, head(x_BLD).reshape(given_BC.shape), HIDDEN)
     return scores("choice", logits_BC, batch["labels"], _real(batch)), {"choice": (logits_BC, _real(batch))}
@@ -132,6 +137,7 @@ class BeamSpans:
 
 def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predictions]:
     """Score both ends of a span, as one term of the loss."""
+    _check_labels(batch, start_BL.shape[1])
     real_B = _real(batch)
     found: Metrics = {}
     ends = {"start": start_BL, "end": end_BL}
@@ -141,6 +147,11 @@ def _ends(start_BL: Array, end_BL: Array, batch: Batch) -> tuple[Metrics, Predic
     return {"loss/span": Mean(loss, real_B.sum())} | found, {
         name: (logits_BL, real_B) for name, logits_BL in ends.items()
     }
+
+
+def _check_labels(batch: Batch, C: int, lowest: int = 0) -> None:
+    """Raise InputError where a label that is known now is none of C."""
+    check_ids("labels", batch["labels"], C, f"they are {lowest} to {C - 1}", lowest=lowest)
 
 
 def _real(batch: Batch) -> Array:
@@ -166,6 +177,7 @@ class Supervised:
     pooler_of: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [name for name, _ in self.model.named_heads]
         if len(names) != 1 or isinstance(self.head[1], LanguageHead):
             raise ValueError(f"fine-tuning needs one head, of a task: this model has {', '.join(names) or 'none'}")
@@ -242,6 +254,8 @@ class Supervised:
 
         delta: a perturbation of the embeddings, see `perturbed_embeddings`.
         """
+        check_step(params, ("encoder", "head"), batch, rng)
+        require(batch, "tokens", "mask")
         if "labels" not in batch:
             raise ValueError("fine-tuning needs `labels` in the batch: use rows of a task")
         encoder_key, head_key = jax.random.split(rng)

@@ -33,6 +33,8 @@ def path_of(text: str | os.PathLike[str]) -> Path:
     Raises InputError for every other scheme, without the extra `gcs`, and where the bucket does not exist or cannot be
     listed, which is asked once for each bucket; PassingError where Cloud Storage does not answer.
     """
+    if not isinstance(text, str | os.PathLike):
+        raise InputError(f"{text!r:.60} is no path: give the place of a file or folder as a text or a Path")
     name = os.fspath(text)
     if not name.startswith(CLOUD):
         if (_SCHEME.match(name) and "://" in name) or name.lower().startswith(("gs:/", "s3:/", "hf:/")):

@@ -191,3 +191,30 @@ def test_every_activation_is_that_of_its_name():
     x = np.linspace(-12, 12, 97, dtype=np.float32)
     for name, ours in ACTIVATIONS.items():
         np.testing.assert_allclose(ours(x), ACT2FN[name](torch.tensor(x)), rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", OWN + OF_FAMILIES)
+def test_attention_and_hidden_states_of_every_layer_are_those_of_transformers(name, tokenizer, tmp_path):
+    model, _ = make_own(name, tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "theirs", attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = theirs(torch.tensor(np.array(TOKENS)), output_attentions=True, output_hidden_states=True)
+    attentions, states = (np.stack([layer.numpy() for layer in each]) for each in (out.attentions, out.hidden_states))
+    np.testing.assert_allclose(model.attention(BATCH), attentions, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.hidden_states(BATCH), states, rtol=0, atol=1e-5)
+
+
+def test_the_query_stream_of_xlnet_attends_as_that_of_transformers(tokenizer, tmp_path):
+    model, _ = make_own("XLNetLMHeadModel", tokenizer)
+    save_hf(model, tmp_path / "theirs")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "theirs").eval()
+    tokens = torch.tensor(np.array(TOKENS))
+    B, L = tokens.shape
+    hidden, target = torch.zeros(B, L, L), torch.zeros(B, 1, L)
+    hidden[:, :, 2] = target[:, 0, 2] = 1  # nobody sees token 2 but itself, and it is predicted
+    with torch.no_grad():
+        out = theirs(tokens, perm_mask=hidden, target_mapping=target, output_attentions=True)
+    query = np.stack([stream[1].numpy() for stream in out.attentions])
+    ours = model.query_attention(BATCH, jnp.full((B, 1), 2, jnp.int32))
+    np.testing.assert_allclose(ours, query[..., 2:3, :], rtol=0, atol=1e-5)  # other rows have no query there

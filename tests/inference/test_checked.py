@@ -1,7 +1,6 @@
 import dataclasses
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ import bertjax
 from bertjax.checkpoints import checkpoint
 from bertjax.checkpoints.trained import load
 from bertjax.config import Experiment, Phase, Run
+from bertjax.data.masked_text import reading_masks
 from bertjax.data.pairs import NextSentencePairs
 from bertjax.data.tokenizer import fingerprint
 from bertjax.errors import InputError
 from bertjax.inference import checked as infer
 from bertjax.inference import predict
-from bertjax.inference.fill_mask import _with_masks, fill_mask
+from bertjax.inference.fill_mask import _windows, fill_mask
 from bertjax.masking import Masking
 from bertjax.objectives.mlm import MaskedLM
 from bertjax.objectives.sift import SiFT
@@ -107,10 +107,8 @@ def test_text_around_a_mask_is_tokenised_as_in_the_whole_text(kind, before, word
     ]
     alone = [tokenizer.piece(index) in ("Ġ", "▁") and after == v.mask for index, after in pairwise([*ids, None])]
     ids = [index for index, space in zip(ids, alone, strict=True) if not space]
-    expected = [v.cls, *(index for previous, index in pairwise([None, *ids]) if (previous, index) != (v.mask, v.mask))]
-    special_tokens = SimpleNamespace(special_tokens=lambda v: ([(v.cls, 0)], [(v.sep, 0)]))
-    model = SimpleNamespace(tokenizer=tokenizer, encoder=SimpleNamespace(max_length=64), language_model=special_tokens)
-    assert _with_masks(model, before + tokenizer.piece(v.mask) + after) == [*expected, v.sep]
+    expected = [*(index for previous, index in pairwise([None, *ids]) if (previous, index) != (v.mask, v.mask))]
+    assert reading_masks(tokenizer)(before + tokenizer.piece(v.mask) + after) == expected
 
 
 def test_masks_side_by_side_are_as_many_masks(trained):
@@ -127,12 +125,47 @@ def test_answers_come_in_order_whatever_the_batch_size(trained):
         assert a.best == b.best
 
 
-def test_texts_without_a_mask_and_long_texts_are_an_error(trained):
-    model = load(trained[0])
+def test_a_text_without_a_mask_is_an_error(trained):
     with pytest.raises(InputError, match=r"no \[MASK\] in 'plain'"):
-        next(fill_mask(model, ["plain"]))
-    with pytest.raises(InputError, match="exceed the 64 positions of the model"):
-        next(fill_mask(model, ["[MASK]" + " good" * 64]))
+        next(fill_mask(load(trained[0]), ["plain"]))
+
+
+def test_masks_of_a_long_text_are_predicted_in_windows_around_them(trained):
+    model = load(trained[0])
+    words = ["good", "man", "time", "new"] * 50
+    masked = [0, 3, 90, 91, 199]
+    text = " ".join("[MASK]" if place in masked else word for place, word in enumerate(words))
+    short, filled, _ = fill_mask(model, ["a [MASK] man", text, "a [MASK] man"], batch_size=2)
+    assert filled.text == text and len(filled.masks) == len(masked) and len(short.masks) == 1
+    best = filled.best.split()
+    assert [word for place, word in enumerate(best) if place not in masked] == [
+        word for place, word in enumerate(words) if place not in masked
+    ]
+    assert [best[place] for place in masked] == [guesses[0].text for guesses in filled.masks]
+    # What each window holds: 62 tokens and their masks, seen as a short text by itself.
+    for first, own, masks in ((0, [0, 3], [0, 1]), (60, [90, 91], [2, 3]), (138, [199], [4])):
+        window = " ".join(text.split()[first : first + 62])
+        (alone,) = fill_mask(model, [window])
+        assert [word for word in window.split() if word == "[MASK]"] == ["[MASK]"] * len(own)
+        for index, guesses in enumerate(alone.masks):
+            expected = filled.masks[masks[index]]
+            assert [guess.piece for guess in guesses] == [guess.piece for guess in expected]
+            np.testing.assert_allclose([g.probability for g in guesses], [g.probability for g in expected], rtol=1e-4)
+
+
+def test_windows_leave_text_on_both_sides_of_each_mask_and_hold_each_mask_once():
+    rng = np.random.default_rng(0)
+    for share in (0.01, 0.3, 0.9):
+        ids = [3 if place in (1, 250) or draw < share else 100 + place for place, draw in enumerate(rng.random(500))]
+        held = []
+        for window in _windows(0, ids, 3, 64):
+            assert len(window.ids) == 64
+            begin = next(index - 100 - place for place, index in enumerate(window.ids) if index != 3)
+            masks = [begin + place for place, index in enumerate(window.ids) if index == 3]
+            held += [masks[slot] for slot in window.own]
+            for place in (masks[slot] for slot in window.own):
+                assert place - begin >= min(place, 15) and begin + 63 - place >= min(499 - place, 15)
+        assert held == [place for place, index in enumerate(ids) if index == 3]
 
 
 def test_a_checkpoint_of_foreign_code_is_refused_by_the_name_of_its_class(trained, tokenizer, tmp_path):
