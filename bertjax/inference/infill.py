@@ -33,6 +33,7 @@ from bertjax.models.published import Published
 from bertjax.models.xlnet import XLNet
 from bertjax.objectives.diffusion import MaskedDiffusion
 from bertjax.random import stream
+from bertjax.texts import several
 from bertjax.types import Array, Key, Params
 
 LONGEST_HOLE = 2**15
@@ -66,7 +67,7 @@ class _Row(NamedTuple):
 
 def infill(
     model: Model,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     sampler: Sampler = Confident(),  # noqa: B008 frozen
     draw: Draw = LIKELIEST,
@@ -85,7 +86,7 @@ def infill(
     model's positions, more steps than tokens of a hole, and a model without a language head.
     """
     _check_model(model)
-    rows = [_encoded(model, text, sampler) for text in texts]
+    rows = [_encoded(model, text, sampler) for text in several(texts)]
     if not guidance >= 0:
         raise InputError(f"guidance={guidance} must be 0 or more")
     run = _compiled(model, sampler, draw, ask, guidance)
@@ -96,11 +97,11 @@ def infill(
             yield _result(model, batch[index], row, states_TL if states else states_TL[:0], len(states_TL), asked)
 
 
-def generate(model: Model, prompts: Sequence[str], *, length: int, **options: Any) -> Iterator[Infilled]:
+def generate(model: Model, prompts: str | Sequence[str], *, length: int, **options: Any) -> Iterator[Infilled]:
     """Continue each prompt, which may be empty, by `length` tokens; options and errors as `infill`."""
     if length < 1:
         raise InputError(f"length={length} must be 1 token or more")
-    return infill(model, [f"{prompt} [MASK:{length}]".strip() for prompt in prompts], **options)
+    return infill(model, [f"{prompt} [MASK:{length}]".strip() for prompt in several(prompts)], **options)
 
 
 def expand_holes(text: str, mask_piece: str) -> str:

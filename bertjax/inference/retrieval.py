@@ -16,6 +16,7 @@ from bertjax.models.sentence import sentence_head
 from bertjax.tasks.collection import Collection
 from bertjax.tasks.metrics import pearson, spearman
 from bertjax.tasks.ranking import ndcg, recall, reciprocal_rank
+from bertjax.texts import several
 from bertjax.wording import counted
 
 _BLOCK = 256
@@ -34,7 +35,7 @@ class Hit(NamedTuple):
 
 def vectors(
     model: Model,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     role: tuple[str, ...] = (),
     *,
     width: int = 0,
@@ -47,6 +48,7 @@ def vectors(
     role: names of prompts, of which the first that the model has is put before each text; else its default prompt, if
     it has one. width: keep so many first dimensions. Raises InputError as `embed`, and for more than there are.
     """
+    texts = several(texts)
     head, _ = sentence_head(model.objective, model.params)
     prompt = next((name for name in role if name in dict(head.prompts)), None)
     order = np.argsort([len(text) for text in texts], kind="stable")
@@ -94,8 +96,8 @@ def rank(model: Model, queries_QD: np.ndarray, passages_PD: np.ndarray, top: int
 
 def search(
     model: Model,
-    queries: Sequence[str],
-    passages: Sequence[str] | np.ndarray,
+    queries: str | Sequence[str],
+    passages: str | Sequence[str] | np.ndarray,
     *,
     top: int = 10,
     max_length: int = 0,

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.errors import InputError
+from bertjax.inputs import check_ids, check_step
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.layers import apply
 from bertjax.models.published import Published
@@ -146,6 +147,10 @@ class Contrastive:
         is encoded again, with the gradient of its vectors. Chunk c holds every `chunks`-th row from c on, so that a
         batch that is split over devices stays where it is.
         """
+        check_step(params, ("encoder", "head"), batch, rng, self.encoder)
+        check_ids(
+            "passage_tokens", batch["passage_tokens"], self.encoder.V, f"the vocabulary has V={self.encoder.V} ids"
+        )
         texts = {name: batch[name] for name in _TEXTS if name in batch}
         if self.chunks == 1:
             return self._encoded(params, texts, rng, train=train)
