@@ -159,11 +159,12 @@ def _predict(
     cells: Callable[[Any], dict[str, Any]],
     *,
     as_json: Callable[[Any], Any] = plain,
+    vectors: bool = False,
 ) -> None:
     """Predict on a stream of texts; print the results in order, or write them to --out.
 
     run: (model, texts, notes) -> results, one for each; notes counts what happened to texts. show, cells, as_json: a
-    result for people, as columns of a file, as JSON.
+    result for people, as columns of a file, as JSON. vectors: the results may be written to an .npy.
     """
     from bertjax.checkpoints.trained import load
     from bertjax.commands.inputs import open_input
@@ -173,7 +174,7 @@ def _predict(
     notes: Counter[str] = Counter()
     columns = tuple(filter(None, map(str.strip, options.columns.split(","))))
     given = open_input(options.text, options.input, columns, expected, notes)
-    out = check_out(options.out, options.input, vectors=expected.blank) if options.out else None
+    out = check_out(options.out, options.input, vectors=vectors) if options.out else None
     model = load(options.model, options.experiment)
     check_tokenizer(model, options.model)
     reported: frozenset[str] = frozenset()
@@ -340,7 +341,7 @@ def _embed(options: argparse.Namespace) -> None:
 
     # Blank texts too: line n has vector n.
     _predict(options, run, _of_text("a text", blank=True), show, lambda result: {"embedding": result[1]},
-             as_json=as_json)  # fmt: skip
+             as_json=as_json, vectors=True)  # fmt: skip
 
 
 def _search(options: argparse.Namespace) -> None:
