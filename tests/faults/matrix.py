@@ -68,7 +68,7 @@ CASES = (
     Case("input failed", exits.FAILED, exits.FAILED, fault="batch:eio@9", off="stop with the rows", saved=True),
     Case("evaluation failed", exits.FAILED, exits.FAILED, fault="evaluation:eio@2",
          words=("steps=12", "run.evaluate_every=6", "run.evaluate_batches=3"), off="together", saved=True),
-    Case("restore failed", exits.FAILED, exits.FAILED, fault="checkpoint.read:eacces", off="together"),
+    Case("restore forbidden", exits.MISTAKE, exits.MISTAKE, fault="checkpoint.read:eacces", off="together"),
     Case("restore damaged", exits.MISTAKE, exits.MISTAKE, fault="checkpoint.read:eio", off="together"),
     Case("another seed", exits.MISTAKE, exits.MISTAKE, own=("optimizer.b2=0.9",), off="comparing"),
     Case("no corpus", exits.MISTAKE, exits.MISTAKE, own=("data=nowhere",), off="together"),

@@ -174,6 +174,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         lines += notes + (
             [f"- {CASES[name].text}: nothing is switched off, since {CASES[name].why}"] * bool(CASES[name].why)
         )
+    if missing := [case.text for name, case in CASES.items() if name not in results]:
+        lines.append(f"\n**Without a result of a whole run so far:** {'; '.join(missing)}.")
     lines.append(LIMITS)
     if found := results.get("costs"):
         lines.append(import_module("costs").described(found))
@@ -186,12 +188,13 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 INTRODUCTION = """# Reliability
 
 What bertjax promises about runs that are killed, preempted, damaged or starved, and how often each promise
-was tried. The page is made by `make reliability` (tests/faults/reliability.py), on tiny models, in under
-40 minutes on two cores. The bound is the one-sided 95% bound of Clopper and Pearson on the rate at which
-the promise holds. Off: passes of the same drill with its protection switched off (tests/faults/without.py),
-which shows that the drill can fail. A passed trial of a run means that its weights, and its log, are bit by
-bit those of a run that was left alone, or that it ended in one line with the exit code for it. Load: the
-mean number of processes that wanted a core in the last quarter of an hour, those of others included.
+was tried. The page is made by `make reliability` (tests/faults/reliability.py), on tiny models; on two cores
+of its own it is meant to take under 40 minutes, and beside other work longer. Load: the mean number of
+processes that wanted a core in the last quarter of an hour, those of others included. The bound is the
+one-sided 95% bound of Clopper and Pearson on the rate at which the promise holds. Off: passes of the same
+drill with its protection switched off (tests/faults/without.py), which shows that the drill can fail. A
+passed trial of a run means that its weights, and its log, are bit by bit those of a run that was left
+alone, or that it ended in one line with the exit code for it.
 """
 
 LIMITS = """
