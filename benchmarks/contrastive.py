@@ -61,7 +61,8 @@ def run_bertjax(pipe: Connection, options: argparse.Namespace) -> None:
     with jax.set_mesh(mesh):
         like = state_shapes(experiment, mesh)
         start = warm_start(options.model, experiment.objective, like.params, experiment.phases[0].rows.load_tokenizer())
-        state = _take_over(_initialise(experiment, mesh, like), start.params)
+        state = _initialise(experiment, mesh, like)
+        state = state._replace(params=_take_over(state.params, start.params))
         loss = jax.jit(partial(experiment.objective.loss, train=False))(state.params, batches[0], stream(0, "x"))[0]
         pipe.send(float(loss))
         step, key = sharded_step(experiment, experiment.phases[0], mesh), stream(0, "train")
