@@ -156,9 +156,10 @@ def audited():
 
 _CHECKS = {
     "bertjax.data.pairs._check", "bertjax.data.windows._check", "bertjax.models.layers.check_encoder",
-    "bertjax.objectives.rtd._same_tables", "bertjax.optim.schedules._check",
+    "bertjax.models.language.takes_visible", "bertjax.objectives.rtd._same_tables", "bertjax.optim.schedules._check",
 }  # fmt: skip
 """Functions that the constructors of the closed set call."""
+_CHECKING = ("bertjax.serialization.description", "bertjax.serialization.closed_set", "bertjax.fields")
 
 
 @contextmanager
@@ -176,7 +177,7 @@ def calls():
         name = f"{module}.{frame.f_code.co_qualname.split('.<locals>')[0]}"
         owner = name.rpartition(".")[0]
         if (
-            module not in ("bertjax.serialization.description", "bertjax.serialization.closed_set")
+            module not in _CHECKING
             and owner not in ALL.types
             and name not in _CHECKS
         ):
