@@ -185,11 +185,13 @@ def test_missing_and_empty_input_is_named(tmp_path, tokenizer_folder, capsys):
 
 
 def test_resuming_a_build_with_another_reader_is_refused(tmp_path, tokenizer_folder, capsys):
-    (tmp_path / "in.jsonl").write_text('{"text": "good day"}\nbroken')
+    (tmp_path / "in.jsonl").write_text('{"text": "good day"}\n' * 40_000 + "broken")  # behind finished shards
     command = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="jsonl", tokenizer=tokenizer_folder)
-    fails(capsys, r"in.jsonl:2: not JSON", *command)
+    command += ["--shard-tokens", 100]
+    fails(capsys, r"in.jsonl:40001: not JSON", *command)
     fails(capsys, "unfinished build with another input", *command, "--text-field", "body")
     plain = build_command(tmp_path / "in.jsonl", tmp_path / "corpus", form="plain", tokenizer=tokenizer_folder)
+    plain += ["--shard-tokens", 100]
     fails(capsys, "unfinished build with another input", *plain)
 
 

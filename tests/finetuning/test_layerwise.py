@@ -101,5 +101,5 @@ def test_rates_that_are_none_are_refused():
         layerwise(3, 0)
     with pytest.raises(ValueError, match="frozen=4"):
         layerwise(3, frozen=4)
-    with pytest.raises(ValueError, match=r"4 rates for [12] layers"):
+    with pytest.raises(ValueError, match=r"4 rates for (1 layer|2 layers):"):
         steps(Optimizer(CONSTANT, rates=layerwise(4, 0.9)), tree(2), tree(2))

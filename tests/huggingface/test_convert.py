@@ -137,8 +137,8 @@ def test_ignored_tensors_are_reported(tmp_path, capsys):
     for to in ("bertjax", "huggingface"):
         capsys.readouterr()
         assert main(["convert", folder, str(tmp_path / to), "--to", to]) == 0
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("ignored ") and line.endswith(f" and 2 more of {folder}")
+        line, wrote = capsys.readouterr().err.splitlines()
+        assert ": written, " in wrote and line.startswith("ignored ") and line.endswith(f" and 2 more of {folder}")
         assert "bert.0.embeddings.position_ids (a buffer that counts, which nothing learns)" in line
     assert not convert(tmp_path / "bertjax", tmp_path / "again")  # they are not in there
 
@@ -454,7 +454,7 @@ def test_a_deberta_is_written_with_the_heads_that_transformers_lacks_and_they_ar
         source = f"{tmp_path / 'run'}:{part}"
         capsys.readouterr()
         assert main(["convert", source, str(tmp_path / part), "--to", "huggingface"]) == 0
-        (line,) = capsys.readouterr().err.splitlines()
+        line, _ = capsys.readouterr().err.splitlines()
         assert line.startswith(f"wrote head/{head} by the names of the released weights: transformers has no class")
         assert json.loads((tmp_path / part / "config.json").read_text())["architectures"] == [name]
         again, ours = load(tmp_path / part), load(source)

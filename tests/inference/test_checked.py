@@ -213,7 +213,7 @@ def test_predictions_from_python_name_foreign_words_once_and_refuse_a_foreign_to
 
 
 def test_every_prediction_from_python_looks_at_all_parts_of_its_texts(monkeypatch, tokenizer):
-    seen = []
+    seen, model = [], object()
     monkeypatch.setattr(infer, "check_tokenizer", lambda model, origin: seen.append(model))
     monkeypatch.setattr(infer, "check_texts", lambda model, texts, say, most_words: seen.extend([*texts, say]))
     assert [infer.classify.__name__, infer.classify.__doc__] == [predict.classify.__name__, predict.classify.__doc__]
@@ -223,6 +223,6 @@ def test_every_prediction_from_python_looks_at_all_parts_of_its_texts(monkeypatc
         ("answer", [("q", "c")], ["q", "c"]),
         ("choose", [("c", ["a", "b"])], ["c", "a", "b"]),
     ]:
-        getattr(infer, name)("model", given, say=print)  # a generator: nothing of it has run
-        assert seen == ["model", *parts, print]
+        getattr(infer, name)(model, given, say=print)  # a generator: nothing of it has run
+        assert seen == [model, *parts, print]
         seen.clear()
