@@ -176,11 +176,7 @@ def calls():
         module = frame.f_globals["__name__"]
         name = f"{module}.{frame.f_code.co_qualname.split('.<locals>')[0]}"
         owner = name.rpartition(".")[0]
-        if (
-            module not in _CHECKING
-            and owner not in ALL.types
-            and name not in _CHECKS
-        ):
+        if module not in _CHECKING and owner not in ALL.types and name not in _CHECKS:
             found.append(name)
 
     sys.setprofile(see)
