@@ -205,7 +205,10 @@ class Ancestral:
 class Remasking:
     """As Ancestral, but each filled hole is masked again with a chance of at most `sigma`, so that errors are mended.
 
-    The chance to fill a hole is larger for it: as many holes are filled at each time as without.
+    The chance to fill a hole is larger for it: as many holes are filled at each time as without. With 1 - rate as the
+    paper's alpha: sigma is at most (1 - alpha_s) / alpha_t, and the chance (alpha_s - (1 - sigma) alpha_t) / (1 -
+    alpha_t). Once the rate is below about sigma, every hole is filled at each step, so that the bias of filling several
+    at once vanishes with more steps only slowly; for samples of the model's distribution sigma has to be small.
     """
 
     steps: int | None = None

@@ -129,6 +129,19 @@ def test_what_was_filled_stays_but_for_remasking():
         assert (states[-1] != MASK).all()
 
 
+def test_remasking_keeps_the_share_of_masks_of_each_time():
+    """From time t to s of ReMDM's posterior, with sigma as it is and at its largest, where every hole is filled."""
+    count, sampler = 200_000, Remasking(10, sigma=0.3)
+    step = jax.jit(lambda index, key, canvas: sampler.step(index, 10, key, canvas, Proposal(0, None), MASK))
+    for index, t, s, sigma in ((2, 0.8, 0.7, 0.3), (6, 0.4, 0.3, 0.3), (8, 0.2, 0.1, 0.1 / 0.8)):
+        open_BP = jax.random.uniform(KEY, (1, count)) < t
+        before_BP = jnp.where(open_BP, MASK, 1)  # what is filled now is 0
+        after = step(jnp.int32(index), jax.random.key(index), Canvas(before_BP, jnp.ones_like(open_BP), open_BP))
+        after, filled = np.asarray(after), ~np.asarray(open_BP)
+        assert abs((after == MASK).mean() - s) < 0.006
+        assert abs((after[filled] == MASK).mean() - sigma) < 0.01 and set(after[filled]) == {1, MASK}
+
+
 def test_rows_with_fewer_holes_and_steps_fewer_than_holes():
     holes_BP = jnp.array([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
 

@@ -37,7 +37,7 @@ RESULTS, PAGE = Path(__file__).with_name("reliability.json"), Path(__file__).par
 class Case:
     """A drill. drill: module and function, and what else it is called with. trials: in full; off: without protection.
 
-    why: there is none of those. short: the tests of the suite that try the same in short.
+    remark: for the page. short: the tests of the suite that try the same in short.
     priority: as of `nice`, where time is measured and this process may.
     """
 
@@ -46,7 +46,7 @@ class Case:
     trials: int
     off: int
     short: tuple[str, ...]
-    why: str = ""
+    remark: str = ""
     priority: int = 0
 
     def function(self) -> Drill:
@@ -104,6 +104,9 @@ CASES = {
     "poison": Case(
         "a corpus with damaged, exchanged or foreign records, ids, counts, vocabulary", ("poison", "corpora"), 77, 77,
         ("data/test_records.py",),
+        remark="off are the hashes in the manifest and the look at the ids alone, not the other checks (checksums of "
+        "records, counts that add up, the fingerprint of the tokenizer), which refuse most of it too; of the 10 trials "
+        "whose records are damaged in the middle of a run the weights are not compared",
     ),
     "deleted": Case(
         "a checkpoint read while the run deletes it", ("states", "deleted_while_read"), 400, 200,
@@ -115,7 +118,7 @@ CASES = {
     ),
     "clean": Case(
         "a whole checkpoint restored", ("states", "clean"), 100, 0, ("checkpoints/test_checkpoint.py",),
-        why="it counts false alarms of a protection, which is on",
+        remark="nothing is switched off, since it counts false alarms of a protection, which is on",
     ),
     "shards": Case(
         "two shards of a corpus exchanged", ("poison", "exchanged_shards"), 50, 50, ("data/test_verify.py",),
@@ -170,10 +173,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     total = sum(each["seconds"] + each.get("off_seconds", 0) for each in shown.values())
     lines.append(f"\nIn all {total / 60:.0f} minutes of cases, two at a time.\n")
     for name, each in shown.items():
-        notes = [f"- {CASES[name].text}: {note}" for note in each["notes"]]
-        lines += notes + (
-            [f"- {CASES[name].text}: nothing is switched off, since {CASES[name].why}"] * bool(CASES[name].why)
-        )
+        notes = [*each["notes"], *filter(None, [CASES[name].remark])]
+        lines += [f"- {CASES[name].text}: {note}" for note in notes]
     if missing := [case.text for name, case in CASES.items() if name not in results]:
         lines.append(f"\n**Without a result of a whole run so far:** {'; '.join(missing)}.")
     lines.append(LIMITS)

@@ -1,6 +1,7 @@
 """The drills of `make reliability` name what there is: protections to switch off, short forms in the suite."""
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -19,6 +20,21 @@ def test_a_protection_can_be_switched_off_and_is_on_again_after_it(name):
         off = [getattr(place, attribute) for place, attribute, _ in PROTECTIONS[name]]
         assert all(a is not b for a, b in zip(before, off, strict=True))
     assert before == [getattr(place, attribute) for place, attribute, _ in PROTECTIONS[name]]
+
+
+@pytest.mark.parametrize("name", PROTECTIONS)
+def test_what_takes_the_place_of_a_protection_takes_its_arguments(name):
+    """Else a drill fails without it by a TypeError, which proves nothing."""
+    for place, attribute, other in PROTECTIONS[name]:
+        if not callable(other):
+            continue
+        positional, named = [], {}
+        for parameter in inspect.signature(getattr(place, attribute)).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                named[parameter.name] = parameter
+            elif parameter.kind is not parameter.VAR_KEYWORD:
+                positional.append(parameter)
+        inspect.signature(other).bind(*positional, **named)
 
 
 def test_every_protection_is_switched_off_by_a_drill():

@@ -19,7 +19,9 @@ from bertjax.data import corpus_rows, records, source
 from bertjax.run import batches, checks, leaving, processes, state, stop, watch, workdir, writers
 
 
-def _newest_alone(run: Path, read: Callable[[Path], Any], say: Any) -> tuple[Any, Path, list[Path]]:
+def _newest_alone(
+    run: Path, read: Callable[[Path], Any], say: Any, together: Any = None
+) -> tuple[Any, Path, list[Path]]:
     path = checkpoint.latest_step(run)
     return read(path), path, []
 
