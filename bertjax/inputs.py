@@ -109,7 +109,9 @@ def require_params(params: Params, *parts: str) -> None:
 def check_key(rng: Key) -> None:
     """Raise InputError where a random key is something else."""
     if isinstance(rng, jax.Array) and (jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.dtype == jnp.uint32):
-        return
+        if rng.ndim == (rng.dtype == jnp.uint32):  # of the older keys one is a row of words
+            return
+        raise InputError(f"rng has shape {rng.shape}, not one key: give one of them, such as rng[0]")
     shown = repr(rng) if isinstance(rng, int) else _kind(rng)
     raise InputError(f"rng is {shown}, not a random key: give jax.random.key({rng if isinstance(rng, int) else 0})")
 

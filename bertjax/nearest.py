@@ -16,7 +16,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(plain, names, n=1)
     if close:
         return names[close[0]]
-    begun = [name for key, name in names.items() if len(plain) > 2 and (key.startswith(plain) or plain.startswith(key))]
+    begun = [name for key, name in names.items() if _begins(key, plain) or _begins(plain, key)]
     parts = {name: re.split(r"[-_. ]", key) for key, name in names.items()}
     initials = [name for name, own in parts.items() if len(own) > 1 and "".join(part[:1] for part in own) == plain]
     return next(iter([*initials, *begun]), "")
@@ -26,6 +26,10 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     """Return "did you mean 'NAME'?" after the text `before` where a known name is near, else ""."""
     found = nearest(word, known)
     return f"{before}did you mean {found!r}?" if found else ""
+
+
+def _begins(beginning: str, name: str) -> bool:
+    return len(beginning) > 2 and name.startswith(beginning)
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ from bertjax.experiment_files import find_experiment
 
 NOTES = {
     "experiment": "The arguments are set by key=value on the command line, with these defaults; fields of what is\n"
-    "returned too: objective.encoder.dropout=0, phases.0.accumulate=2, run.checkpoint_every=500.",
+    "returned too, by dotted names: run.checkpoint_every=500.",
     "masking": "Which tokens are hidden, and by what they are replaced; `unit` may be a function of yours:\n"
     "docs/extending-masking.md.",
     "encoder": "The model: sizes and parts are its fields; or a Linen module of yours: docs/extending-encoder.md.",
@@ -63,23 +63,31 @@ def _docstring(tree: ast.Module, source: Path, path: Path) -> Iterator[str]:
     yield ""
     yield f"It was: {title}"
     yield "The pages docs/extending*.md of bertjax's repository have worked examples for each part."
-    yield "A model with classes or functions of this file is used with it:"
-    yield f"bertjax evaluate --model runs/{path.stem} --experiment {path}"
+    yield "Where the model has classes or functions of this file, the commands that use it need both:"
+    yield f"--model runs/{path.stem}{'/best' * _is_finetuning(_function(tree))} --experiment {path}"
     yield '"""'
 
 
 def _commands(tree: ast.Module, path: Path) -> Iterator[str]:
     """Yield the commands that plan and run an experiment, with the arguments that have no default."""
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "experiment")
+    function = _function(tree)
     names = [each.arg for each in function.args.args]
     required = names[: len(names) - len(function.args.defaults)]
     needed = "".join(f" {name}=…" for name in required)
-    if isinstance(function.returns, ast.Name) and function.returns.id == "FineTuning":
+    if _is_finetuning(function):
         yield f"bertjax finetune {path}{needed} --workdir runs/{path.stem}"
         return
     yield f"bertjax plan {path}{needed}"
     data = " data=corpus/" if "data" in names and "data" not in required else ""
     yield f"bertjax pretrain {path}{needed}{data} --workdir runs/{path.stem}"
+
+
+def _function(tree: ast.Module) -> ast.FunctionDef:
+    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "experiment")
+
+
+def _is_finetuning(function: ast.FunctionDef) -> bool:
+    return isinstance(function.returns, ast.Name) and function.returns.id == "FineTuning"
 
 
 def _comments(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, list[str]]]:

@@ -23,7 +23,7 @@ of blocks (Arriola et al. 2025, BD3-LM, which starts it from MDLM's weights: ini
 from dataclasses import replace
 from typing import Literal
 
-from bertjax.checkpoints.described import encoders_in
+from bertjax.checkpoints.described import encoders_in, size_of
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import PackedDocuments
@@ -40,11 +40,17 @@ from bertjax.serialization.description import from_json
 
 UNCASED = Vocabulary(30522, pad=0, unk=100, cls=101, sep=102, mask=103)
 
+SIZES = {  # tiny is for a test on a CPU
+    "tiny": {"D": 128, "N": 4, "H": 2, "F": 256},
+    "small": {"D": 768, "N": 12, "H": 12, "F": 2048},
+    "base": {"D": 768, "N": 12, "H": 12, "F": 3072},
+}
+
 
 def experiment(
-    size: Literal["tiny", "small", "base"] = "small",
+    size: Literal["auto", "tiny", "small", "base"] = "auto",  # that of init, or small
     data: str = "",
-    init: str = "",  # a masked LM, whose encoder is taken whatever the size, or a diffusion model
+    init: str = "",  # a masked LM, whose encoder is taken, or a diffusion model
     steps: int = 1_000_000,
     batch_size: int = 512,
     length: int | None = None,  # none: 1024, or the positions of the encoder if these are fewer
@@ -55,6 +61,7 @@ def experiment(
 ) -> Experiment:
     """Build the experiment."""
     v = read_manifest(data).vocabulary if data else UNCASED
+    size = size_of(size, SIZES, init, "small")
     encoder = encoder_of(init, dtype) if init else encoder_of_size(size, v.size, dtype)
     length = length or min(1024, encoder.max_length or 1024)
     return Experiment(
@@ -68,13 +75,12 @@ def experiment(
 
 
 def encoder_of_size(size: str, V: int, dtype: str) -> Encoder | Modern:
-    """Build the encoder of a published size; tiny is for a test on a CPU."""
+    """Build the encoder of a published size."""
     if size == "base":
-        return Encoder(V=V, D=768, N=12, H=12, F=3072, dtype=dtype)
-    widths = {"small": (768, 12, 12, 2048), "tiny": (128, 4, 2, 256)}[size]
-    D, N, H, F = widths
+        return Encoder(V=V, dtype=dtype, **SIZES[size])
+    N = SIZES[size]["N"]
     return Modern(
-        V=V, D=D, N=N, H=H, F=F, positions=Rotary(10_000), dropout=0.1, attention_dropout=0.1, dtype=dtype,
+        V=V, **SIZES[size], positions=Rotary(10_000), dropout=0.1, attention_dropout=0.1, dtype=dtype,
         output_initializer=TruncatedNormal(0.02 / (2 * N) ** 0.5),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ initialisation is BERT's; corpus and vocabulary are your own.
 
 from typing import Literal
 
-from bertjax.checkpoints.described import sized_as
+from bertjax.checkpoints.described import size_of, sized_as
 from bertjax.config import Experiment, Phase
 from bertjax.data.records import read_manifest
 from bertjax.data.rows import PackedDocuments
@@ -41,7 +41,7 @@ LLADA = Vocabulary(126464, pad=126081, unk=126080, cls=126080, sep=126081, mask=
 
 
 def experiment(
-    size: Literal["tiny", "1b", "8b"] = "8b",
+    size: Literal["auto", "tiny", "1b", "8b"] = "auto",  # that of init, or 8b
     stage: Literal["pretrain", "instruct"] = "pretrain",
     data: str = "",  # a corpus; for `instruct` JSON lines with prompt and answer
     tokenizer: str = "",  # of `instruct`: that of the corpus
@@ -59,7 +59,8 @@ def experiment(
         v = load_tokenizer(tokenizer).vocabulary if instruct else read_manifest(data).vocabulary
     encoder = Modern(
         V=v.size, positions=Rotary(500_000), norms=Norms(rms_norm, embedding=False, first=True), head=untied_head,
-        attention_dropout=0.0, activation=silu, dtype=dtype, **SIZES[size],
+        attention_dropout=0.0, activation=silu, dtype=dtype,
+        **SIZES[size_of(size, SIZES, init, "8b")],
     )  # fmt: skip
     batch_size = batch_size or (256 if instruct else 1280)
     published = 3 * 4_500_000 // batch_size if instruct else round(2.3e12 / (batch_size * length))

@@ -91,6 +91,9 @@ def test_keys_parameters_positions_and_labels_are_checked():
     encoder = random_params(objective.encoder)
     with pytest.raises(InputError, match=r"rng is 3, not a random key: give jax.random.key\(3\)"):
         objective.init(3, GOOD)
+    for keys in (jax.random.split(KEY, 2), jax.random.split(jax.random.PRNGKey(0), 2)):
+        with pytest.raises(InputError, match="not one key: give one of them"):
+            objective.init(keys, GOOD)
     with pytest.raises(InputError, match="params has no 'encoder', only 'embeddings', 'layers'"):
         objective.loss(encoder, GOOD, KEY, train=True)
     with pytest.raises(InputError, match="params is None"):

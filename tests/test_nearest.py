@@ -71,3 +71,7 @@ def test_so_are_settings_experiments_tasks_and_columns(tmp_path):
         find_task("sst")
     with pytest.raises(InputError, match="no column 'txt' among text, label: did you mean 'text'"):
         require_columns("a.csv:2", {"text": "x", "label": "y"}, ("txt",))
+
+
+def test_a_name_of_one_letter_is_not_the_beginning_of_another():
+    assert nearest("sentence", ["", "s", "label"]) == ""

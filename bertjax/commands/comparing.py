@@ -23,7 +23,7 @@ def _report(options: argparse.Namespace) -> None:
     import jax
 
     from bertjax.report.arrays import read
-    from bertjax.report.page import SUMMARY, page, summary
+    from bertjax.report.page import SUMMARY, page, summary, totals
     from bertjax.storage import files
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so leave a TPU of this machine to others
@@ -41,7 +41,7 @@ def _report(options: argparse.Namespace) -> None:
             raise InputError(f"cannot write --out {out}: {error.strerror}") from error
         tell(f"{out}: written")
     if options.json:
-        show_json({run.name: {"folder": run.folder} | summary(run) for run in runs})
+        show_json({run.name: {"folder": run.folder} | totals(run) for run in runs})
         return
     rows = [("run", *SUMMARY), *((message(run.name), *summary(run).values()) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -20,6 +20,7 @@ from bertjax.checkpoints.protocols import ForTask
 from bertjax.checkpoints.trained import Model
 from bertjax.errors import InputError
 from bertjax.fields import check_kind
+from bertjax.inputs import check_shapes, require
 from bertjax.models.deberta import DeBERTa
 from bertjax.models.layers import apply, attend
 from bertjax.models.relative import LONGEST
@@ -27,6 +28,7 @@ from bertjax.models.sentence import sentence_head
 from bertjax.models.xlnet import XLNet
 from bertjax.storage.files import write
 from bertjax.storage.paths import path_of
+from bertjax.texts import several
 from bertjax.types import Array, Batch
 
 Output = Literal["hidden", "mlm_logits", "logits", "vectors"]
@@ -52,7 +54,7 @@ def exported(model: Model, output: Output = "hidden", *, platforms: Sequence[str
     constraints = ["l >= 1"] if limit is None else ["l >= 1", f"l <= {limit}"]
     shape = export.symbolic_shape("b, l", constraints=constraints)
     rows = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return export.export(jax.jit(function), platforms=platforms)(rows, rows, rows)
+    return export.export(jax.jit(function), platforms=several(platforms, "platforms"))(rows, rows, rows)
 
 
 def save_program(
@@ -77,10 +79,11 @@ def load_program(file: str | Path) -> Callable[[Batch], Array]:
         raise InputError(f"{path} holds no program of jax.export that this version reads: {error}") from error
 
     def run(batch: Batch) -> Array:
-        tokens = jnp.asarray(batch["tokens"], jnp.int32)
-        types = batch.get("types")
-        inputs = (batch["mask"], jnp.zeros_like(tokens) if types is None else types)
-        return cast(Array, program.call(tokens, *(jnp.asarray(each, jnp.int32) for each in inputs)))
+        require(batch, "tokens", "mask")
+        tokens, mask = jnp.asarray(batch["tokens"]), jnp.asarray(batch["mask"])
+        types = jnp.asarray(batch["types"]) if batch.get("types") is not None else jnp.zeros_like(tokens)
+        check_shapes(tokens, mask, types)
+        return cast(Array, program.call(*(each.astype(jnp.int32) for each in (tokens, mask, types))))
 
     return run
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError
 
 from bertjax.errors import InputError
 from bertjax.inputs import check_positions, inputs_of, require_params
@@ -65,10 +66,16 @@ def hidden_states(encoder: Any, params: Params, batch: Batch, **options: Array) 
 
 
 def _apply(encoder: Any, params: Params, batch: Batch, *more: Array, **options: Any) -> tuple[Array, Any]:
+    if not (hasattr(encoder, "V") and hasattr(encoder, "apply")):
+        name = type(encoder).__name__
+        raise InputError(f"encoder is of class {name}, not an encoder: give the field `encoder` of a model")
     inputs = inputs_of(encoder, batch)
     require_params(params)
     own = params.get("encoder", params)
-    output, collections = encoder.apply({"params": own}, *inputs, *more, mutable=[RECORDED], **options)
+    try:
+        output, collections = encoder.apply({"params": own}, *inputs, *more, mutable=[RECORDED], **options)
+    except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
+        raise InputError(f"params are not those of this encoder: {error}") from error
     return output, collections.get(RECORDED, {})
 
 

@@ -54,14 +54,17 @@ class Run(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read(runs: Sequence[str | Path], experiment: str | Path = "") -> list[Run]:
-    """Read runs from their work directories, on a disk or in Cloud Storage; of a fine-tuning each of its seeds.
+def read(runs: str | Path | Sequence[str | Path], experiment: str | Path = "") -> list[Run]:
+    """Read one run or several from their work directories, on a disk or in Cloud Storage; of a fine-tuning its seeds.
 
     experiment: the file of runs with classes or functions of your own, for their FLOPs; it is executed. A run may still
     be going on. Raises InputError where a folder is no work directory.
     """
     code = own_code(experiment) if experiment else NO_CODE
-    folders = [folder for run in runs for folder in _work_folders(path_of(run))]
+    given = [runs] if isinstance(runs, str | Path) else list(runs)
+    if not given:
+        raise InputError("there are no runs to read: give work directories")
+    folders = [folder for run in given for folder in _work_folders(path_of(run))]
     names = _names(folders)
     return [_read(name, folder, code) for name, folder in zip(names, folders, strict=True)]
 

@@ -1,6 +1,6 @@
 """Write runs beside each other as one page of HTML: it needs no network, runs no script, and escapes what runs say."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -81,26 +81,31 @@ SUMMARY = (
 
 
 def summary(run: Run) -> dict[str, str]:
-    """Return what a run has come to, by the names of SUMMARY; "" for what is not known."""
+    """Return what a run has come to as texts, by the names of SUMMARY; "" for what is not known."""
+    return {name: "" if value is None else _SHOWN[name](value) for name, value in totals(run).items()}
+
+
+def totals(run: Run) -> dict[str, float | None]:
+    """Return what a run has come to, by the names of SUMMARY; shares of 1, time in seconds, None for the unknown."""
     held_out, timing = run.validation.get("loss", np.array([])), run.timing
     finite = np.flatnonzero(np.isfinite(held_out))
     best = finite[np.argmin(held_out[finite])] if len(finite) else None
     step_ms, waiting = _median(timing, "step_ms"), _median(timing, "data_wait_ms")
     last = {name: _last(run.train, name) for name in ("tokens", "flops", "loss")}
     values = (
-        f"{run.steps:,}",
-        _count(last["tokens"]),
-        _count(last["flops"]),
-        f"{run.parameters:,}" if run.parameters else "",
-        _plain(last["loss"]),
-        _plain(held_out[finite[-1]] if len(finite) else None),
-        _plain(held_out[best] if best is not None else None),
-        f"{run.validation['step'][best]:,.0f}" if best is not None else "",
-        f"{speed:,.0f}" if (speed := _median(timing, "tokens_per_second")) is not None else "",
-        f"{step_ms:,.1f}" if step_ms is not None else "",
-        f"{waiting / step_ms:.1%}" if waiting is not None and step_ms else "",
-        f"{used:.1%}" if (used := _median(timing, "utilisation")) is not None else "",
-        _time(timing),
+        run.steps,
+        last["tokens"],
+        last["flops"],
+        run.parameters or None,
+        last["loss"],
+        float(held_out[finite[-1]]) if len(finite) else None,
+        float(held_out[best]) if best is not None else None,
+        int(run.validation["step"][best]) if best is not None else None,
+        _median(timing, "tokens_per_second"),
+        step_ms,
+        waiting / step_ms if waiting is not None and step_ms else None,
+        _median(timing, "utilisation"),
+        _seconds(timing),
     )
     return dict(zip(SUMMARY, values, strict=True))
 
@@ -116,20 +121,26 @@ def _last(table: Table, name: str) -> float | None:
     return float(finite[-1]) if len(finite) else None
 
 
-def _time(timing: Table) -> str:
-    """Return the time of all steps: the mean of each logged interval times its steps."""
+def _seconds(timing: Table) -> float | None:
+    """Return the seconds of all steps: the mean of each logged interval times its steps."""
     steps, step_ms = timing["step"], timing.get("step_ms", np.array([]))
     if not np.isfinite(step_ms).any():
-        return ""
-    return duration(float(np.nansum(step_ms * np.diff(steps, prepend=0.0)) / 1000))
+        return None
+    return float(np.nansum(step_ms * np.diff(steps, prepend=0.0)) / 1000)
 
 
-def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _count(value: float) -> str:
+    return f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
 
 
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
+_SHOWN: Mapping[str, Callable[[float], str]] = dict(
+    zip(
+        SUMMARY,
+        ("{:,}".format, _count, _count, "{:,}".format, *["{:.4f}".format] * 3, "{:,}".format, "{:,.0f}".format,
+         "{:,.1f}".format, *["{:.1%}".format] * 2, duration),
+        strict=True,
+    )
+)  # fmt: skip
 
 
 def _key(runs: Sequence[Run]) -> str:

@@ -17,7 +17,8 @@ from bertjax.models.encoder import Encoder
 from bertjax.objectives.sift import SiFT
 from bertjax.serialization.description import field_names, to_json
 
-FILES = ("bert", "roberta", "albert", "electra", "xlnet", "deberta", "modernbert", "neobert", "crammed", "mosaicbert")
+FILES = ("bert", "roberta", "albert", "electra", "xlnet", "deberta", "modernbert", "neobert", "crammed", "mosaicbert",
+         "diffusion", "llada")  # fmt: skip
 TINY = {"V": 130_000, "D": 32, "N": 2, "H": 2, "F": 48}
 
 
@@ -65,6 +66,11 @@ def test_a_size_that_contradicts_is_named(tmp_path):
     folder = saved(tmp_path / "run", load_experiment("bert", ["size=tiny"]).objective)
     with pytest.raises(InputError, match=r"size=mini contradicts init=.*: N is 2 there, 4 here, D is 128 there, 256"):
         load_experiment("bert", [f"init={folder}", "size=mini"])
+    with pytest.raises(InputError, match=r"size=small contradicts init=.*: D is 128 there, 768 here"):
+        load_experiment("diffusion", [f"init={folder}", "size=small"])
+    large = saved(tmp_path / "1b", load_experiment("llada", ["size=1b"]).objective)
+    with pytest.raises(InputError, match=r"size=8b contradicts init=.*: N is 22 there, 32 here"):
+        load_experiment("llada", [f"init={large}", "size=8b"])
     with pytest.raises(
         InputError,
         match=r"the encoder of init=.* is of class Encoder, that of this experiment Modern: use an experiment of its",

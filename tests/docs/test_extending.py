@@ -209,6 +209,8 @@ def test_a_new_experiment_is_a_copy_of_one_that_is_tested_with_comments(like, co
     text = path.read_text()
     parts = ("FineTuning",) if "-> FineTuning" in text else ("experiment", "objective", "optimizer", "phases")
     assert all(f"# {NOTES[part].splitlines()[0]}" in text for part in parts)
+    folder = f"--model runs/{path.stem}{'/best' if '-> FineTuning' in text else ''} --experiment"
+    assert folder in text and "returned too, by dotted names: run.checkpoint_every=500" in text
     command = next(line for line in text.splitlines() if "--workdir" in line)
     given = [word.replace("corpus/", corpus).replace("…", corpus) for word in command.split()[3:] if "=" in word]
     if "pretrain" in command and "init=" not in command:

@@ -24,11 +24,15 @@ def model_of(encoder):
 def test_a_program_read_back_equals_the_model_whatever_the_shape(make, tmp_path):
     pytest.importorskip("flatbuffers")
     model = model_of(make())
-    save_program(model, tmp_path / "model.jax", platforms=("cpu",))
+    save_program(model, tmp_path / "model.jax", platforms="cpu")
     program = load_program(tmp_path / "model.jax")
     for rows, length in ((3, 32), (1, 9)):
         batch = {name: x[:rows, :length] for name, x in BATCH.items()}
         np.testing.assert_allclose(program(batch), model.encode(batch), atol=2e-6)
+    with pytest.raises(InputError, match="the batch has no mask"):
+        program({"tokens": BATCH["tokens"]})
+    with pytest.raises(InputError, match="tokens has dtype float32"):
+        program(BATCH | {"tokens": BATCH["tokens"] * 1.0})
 
 
 def test_it_is_written_for_every_platform_and_for_no_longer_rows_than_the_model_has_positions():

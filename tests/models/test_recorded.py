@@ -136,3 +136,9 @@ def test_what_an_encoder_does_not_have_is_refused():
         attention_terms(encoder, params, BATCH)
     with pytest.raises(InputError, match="positions holds 26: rows have 24 tokens"):
         query_attention(small_xlnet(), params, BATCH, POSITIONS + 17)
+    for wrong in (object(), params):  # not a model, nor the arguments in another order
+        with pytest.raises(InputError, match="not an encoder: give the field `encoder` of a model"):
+            attention(wrong, params, BATCH)
+    for wrong in ({}, random_params(small_bert(D=64)), random_params(small_xlnet())):
+        with pytest.raises(InputError, match="params are not those of this encoder"):
+            hidden_states(encoder, wrong, BATCH)

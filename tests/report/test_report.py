@@ -97,6 +97,9 @@ def test_a_run_that_goes_on_or_was_damaged_is_read_as_far_as_it_can_be(tmp_path)
         read([tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"it has no log.jsonl"):
         read([tmp_path])
+    assert [each.folder for run in (folder, str(folder)) for each in read(run)] == [str(folder)] * 2  # one run
+    with pytest.raises(InputError, match="there are no runs to read"):
+        read([])
 
 
 def test_the_seeds_of_a_fine_tuning_are_runs_and_names_tell_runs_apart(tmp_path):
@@ -145,7 +148,7 @@ def test_the_page_is_one_file_in_which_nothing_of_a_run_acts(tmp_path, capsys):
 def test_the_command_tells_the_same_as_text_and_json(runs, tmp_path, capsys):
     assert main(["report", *map(str, runs), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["a"]["steps"] == "25" and told["b"]["held-out loss"] == ""
+    assert told["a"]["steps"] == 25 and told["a"]["held-out loss"] == 7.5 and told["b"]["held-out loss"] is None
     assert main(["report", str(runs[0])]) == 0
     assert "lowest held-out loss" in capsys.readouterr().out
     assert main(["report", str(runs[0]), "--out", str(tmp_path)]) == 2
