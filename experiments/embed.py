@@ -15,6 +15,7 @@ Afterwards: bertjax evaluate retrieval, predict search, convert --to sentence-tr
 
 from typing import Literal
 
+from bertjax.checkpoints.described import Init
 from bertjax.checkpoints.trained import Model, load
 from bertjax.config import Experiment, Phase, Run
 from bertjax.data.records import corpus_tokenizer
@@ -22,6 +23,7 @@ from bertjax.data.tokenizer import same_tokenizer
 from bertjax.errors import InputError
 from bertjax.huggingface.folder import is_huggingface
 from bertjax.huggingface.sentence_transformers import transformer_folder
+from bertjax.inference.retrieval import PASSAGE
 from bertjax.inference.template_of import is_cls_last, templates_of
 from bertjax.models.published import Published
 from bertjax.models.sentence import (
@@ -65,7 +67,8 @@ def experiment(
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Experiment:
     """Build the experiment."""
-    source = load(init, init_experiment)
+    model = Init.parse(init).source
+    source = load(model, init_experiment)
     anchor_length = anchor_length or length
     head = head_of(source, pooling, {"query": query_prompt, "passage": passage_prompt}, max(length, anchor_length))
     encoder = source.encoder.clone(dtype=dtype)
@@ -75,7 +78,7 @@ def experiment(
     usual = dict(head.prompts).get(head.default_prompt, "")
     of_query, of_passage = (dict(head.prompts).get(role, usual) for role in ("query", "passage"))
     rows = TextPairs(
-        data, tokenizer or tokenizer_of(init, source), templates_of(source), columns, length, anchor_length,
+        data, tokenizer or tokenizer_of(model, source), templates_of(source), columns, length, anchor_length,
         negatives or max(0, len(columns) - 2), (of_query, of_passage), validation,
     )  # fmt: skip
     steps = steps or max(1, round(epochs * rows.count() / batch_size))
@@ -94,10 +97,13 @@ def head_of(source: Model, pooling: str, prompts: dict[str, str], length: int) -
     """Return the head of the model, or one with this pooling; with these prompts and this length in use."""
     head, _ = sentence_head(source.objective, source.params)
     if pooling:
-        head = SentenceEmbedding((POOLING[pooling],), (UnitLength(),), prompts=head.prompts)
+        head = SentenceEmbedding(
+            (POOLING[pooling],), (UnitLength(),), prompts=head.prompts, default_prompt=head.default_prompt
+        )
     known = dict(head.prompts)
-    if "document" in known:
-        known.setdefault("passage", known["document"])
+    passage = next((known[name] for name in PASSAGE if name in known), None)  # as searching chooses it
+    if passage is not None:
+        known.setdefault("passage", passage)
     known |= {name: text for name, text in prompts.items() if text}
     if head.lowercase or (any(known.values()) and not head.include_prompt):
         raise ValueError(

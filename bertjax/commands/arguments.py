@@ -88,6 +88,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the names that an argument lists with commas between."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
 def threshold(text: str) -> float | dict[str, float] | str:
     """Parse one threshold, some by label such as `toxic:0.3,insult:0.6`, or `chosen`, as a type of argparse."""
     if text == "chosen":

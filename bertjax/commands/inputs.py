@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bertjax.errors import InputError
 from bertjax.storage.paths import path_of
-from bertjax.tasks.own import PACKED
+from bertjax.tasks.own import ending_of
 from bertjax.tasks.reading import (
     Notes,
     declared_delimiter,
@@ -71,7 +71,7 @@ def open_input(texts: list[str], file: str | None, columns: tuple[str, ...], exp
     """
     if texts and file:
         raise InputError("give texts either as arguments or with --input, not both")
-    ending = _ending(path_of(file)) if file else ""
+    ending = ending_of(path_of(file)) if file else ""
     if columns and ending not in TABLES:
         raise InputError(f"--columns is for tables: give one with --input, a file {', '.join(TABLES)}")
     if file and ending not in (*TABLES, ".txt"):
@@ -90,10 +90,6 @@ def open_input(texts: list[str], file: str | None, columns: tuple[str, ...], exp
         seen.update(dict.fromkeys(row.record))
     delimiter = _delimiter(path, columns) if ending == ".csv" else ","
     return Input(_rows(path, ending, columns, expected, notes), total, tuple(seen), delimiter)
-
-
-def _ending(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix.lower()
 
 
 def _checked_columns(columns: tuple[str, ...], expected: Expected, file: str) -> tuple[str, ...]:

@@ -48,20 +48,42 @@ def results_file(path: Path, columns: Sequence[str], delimiter: str, notes: Note
             with _vectors(file) as write:
                 yield write
         elif path.suffix == ".jsonl":
-            yield _json_lines(file)
+            with _json_lines(file) as write:
+                yield write
         else:
             with _table(file, columns, delimiter, notes) as write:
                 yield write
 
 
-def _json_lines(file: BinaryIO) -> Write:
-    def write(record: Mapping[str, Any], results: Mapping[str, Any] | None) -> None:
-        named = results if results is not None else {"predicted": None}
-        _refuse_twice(record, named)
-        line = dict(record) | {name: _as_json(value) for name, value in named.items()}
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+@contextmanager
+def _json_lines(file: BinaryIO) -> Iterator[Write]:
+    """Write JSON lines. Rows without results have the names of the last ones, as null; rows before the first wait."""
+    waiting: list[Mapping[str, Any]] = []
+    names: dict[str, None] = {}
 
-    return write
+    def line(record: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+        _refuse_twice(record, results)
+        named = dict(record) | {name: _as_json(value) for name, value in results.items()}
+        file.write(json.dumps(named, ensure_ascii=False).encode() + b"\n")
+
+    def release() -> None:
+        for record in waiting:
+            line(record, names)
+        waiting.clear()
+
+    def write(record: Mapping[str, Any], results: Mapping[str, Any] | None) -> None:
+        nonlocal names
+        if results is None and not names:
+            waiting.append(record)
+            return
+        if results is not None:
+            names = dict.fromkeys(results)
+            release()
+        line(record, names if results is None else results)
+
+    yield write
+    names = names or {"predicted": None}
+    release()
 
 
 def _as_json(value: Any) -> Any:

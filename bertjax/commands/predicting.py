@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bertjax import terminal
 from bertjax.commands.arguments import (
     command,
+    names_in,
     plain,
     positive,
     print_result,
@@ -28,7 +29,7 @@ from bertjax.terminal import show_json
 from bertjax.wording import counted
 
 if TYPE_CHECKING:
-    from bertjax.commands.inputs import Expected
+    from bertjax.commands.inputs import Expected, Row
     from bertjax.tasks.reading import Notes
 
 CHUNK = 16
@@ -160,11 +161,13 @@ def _predict(
     *,
     as_json: Callable[[Any], Any] = plain,
     vectors: bool = False,
+    checking: "Callable[[Any], Callable[[str], Any]] | None" = None,
 ) -> None:
     """Predict on a stream of texts; print the results in order, or write them to --out.
 
     run: (model, texts, notes) -> results, one for each; notes counts what happened to texts. show, cells, as_json: a
-    result for people, as columns of a file, as JSON. vectors: the results may be written to an .npy.
+    result for people, as columns of a file, as JSON. vectors: the results may be written to an .npy. checking: model ->
+    a function that raises InputError for a text that cannot be predicted on: of many texts it is left out and counted.
     """
     from bertjax.checkpoints.trained import load
     from bertjax.commands.inputs import open_input
@@ -172,21 +175,23 @@ def _predict(
     from bertjax.inference.compatible import check_texts, check_tokenizer
 
     notes: Counter[str] = Counter()
-    columns = tuple(filter(None, map(str.strip, options.columns.split(","))))
+    columns = names_in(options.columns)
     given = open_input(options.text, options.input, columns, expected, notes)
     out = check_out(options.out, options.input, vectors=vectors) if options.out else None
     model = load(options.model, options.experiment)
     check_tokenizer(model, options.model)
+    check = None if checking is None or options.text or (out and out.suffix == ".npy") else checking(model)
+    refused: list[str] = []
+    rows = _readable(given.rows, check, refused, notes, "left without a prediction" if out else "skipped")
     reported: frozenset[str] = frozenset()
     report, done = _progress(given.total, shown=out is not None or not sys.stdout.isatty()), 0
+    predicted = 0
     batches = 1  # the first results come soon, later ones from more texts sorted by length
     with results_file(out, given.columns, given.delimiter, notes) if out else nullcontext() as write:
-        while chunk := list(islice(given.rows, batches * options.batch_size)):
+        while chunk := list(islice(rows, batches * options.batch_size)):
             batches = min(2 * batches, CHUNK)
             texts = [row.texts for row in chunk if row.texts]
-            notes["blank texts, left without a prediction" if out else "blank texts, skipped"] += len(chunk) - len(
-                texts
-            )
+            predicted += len(texts)
             reported |= check_texts(model, chain.from_iterable(texts), tell, reported)
             results = iter(run(model, [each[0] if len(each) == 1 else each for each in texts], notes))
             for row in chunk:
@@ -197,10 +202,34 @@ def _predict(
                     show_json(as_json(result)) if options.json else terminal.show(show(result))
             done += len(chunk)
             report(done)
+        if refused and not predicted:
+            raise InputError(refused[0])
     for note, count in (+notes).items():
         tell(counted(count, note))
     if out:
         print_result(options, {"rows": done, "out": str(out)})
+
+
+def _readable(
+    rows: "Iterator[Row]", check: Callable[[str], Any] | None, refused: list[str], notes: "Notes", left: str
+) -> "Iterator[Row]":
+    """Yield rows, those with a text that `check` refuses as blank ones; count both. refused: receives the first error.
+
+    left: what happens to them, for people.
+    """
+    for row in rows:
+        if not row.texts:
+            notes[f"blank texts, {left}"] += 1
+        elif check:
+            try:
+                for text in row.texts:
+                    check(text)
+            except InputError as error:
+                if not refused:
+                    refused.append(f"{row.origin}: {error}")
+                notes[f"texts refused, {left}, such as {refused[0]}"] += 1
+                row = row._replace(texts=())
+        yield row
 
 
 def _progress(total: int, *, shown: bool) -> Callable[[int], None]:
@@ -234,7 +263,7 @@ def _of_text(words: str, **more: Any) -> "Expected":
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
-    from bertjax.inference.fill_mask import fill_mask
+    from bertjax.inference.fill_mask import fill_mask, reading_masked
 
     def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
         return fill_mask(model, texts, top=options.top, batch_size=options.batch_size)
@@ -247,7 +276,7 @@ def _fill_mask(options: argparse.Namespace) -> None:
         return {"predicted": [guesses[0].text for guesses in filled.masks], "filled": filled.best,
                 "masks": plain(filled.masks)}  # fmt: skip
 
-    _predict(options, run, _of_text("a text with masks"), show, cells)
+    _predict(options, run, _of_text("a text with masks"), show, cells, checking=reading_masked)
 
 
 _SAMPLERS: dict[str, Callable[[Any, int | None], tuple[Any, Any]]] = {
@@ -280,7 +309,7 @@ def _sampling_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _infill(options: argparse.Namespace) -> None:
-    from bertjax.inference.infill import infill
+    from bertjax.inference.infill import checking_holes, infill
 
     sampling = _sampling_of(options)
 
@@ -293,11 +322,12 @@ def _infill(options: argparse.Namespace) -> None:
     def cells(found: Any) -> dict[str, Any]:
         return {"predicted": found.holes, "filled": found.filled} | ({"states": found.states} if found.states else {})
 
-    _predict(options, run, _of_text("a text with holes"), show, cells)
+    _predict(options, run, _of_text("a text with holes"), show, cells,
+             checking=lambda model: checking_holes(model, sampling["sampler"]))  # fmt: skip
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from bertjax.inference.infill import generate
+    from bertjax.inference.infill import checking_holes, generate, with_hole
     from bertjax.inference.judge import generative_perplexity, load_judge
 
     sampling = _sampling_of(options)
@@ -317,14 +347,18 @@ def _generate(options: argparse.Namespace) -> None:
     def cells(group: Any) -> dict[str, Any]:
         return {"predicted": [found.filled for found in group]}
 
-    _predict(options, run, _of_text("a prompt", blank=True), show, cells)
+    def checking(model: Any) -> Callable[[str], None]:
+        check = checking_holes(model, sampling["sampler"])
+        return lambda prompt: check(with_hole(prompt, options.length))
+
+    _predict(options, run, _of_text("a prompt", blank=True), show, cells, checking=checking)
     if judge and written:
         for name, value in generative_perplexity(judge, written, batch_size=options.batch_size).items():
             tell(f"{name}  {value:,.4f}")
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from bertjax.inference.embed import embed_and_count
+    from bertjax.inference.embed import checking_lengths, embed_and_count
 
     def run(model: Any, texts: list[str], notes: "Notes") -> Iterator[Any]:
         vectors = embed_and_count(model, texts, notes, prompt=options.prompt, max_length=options.max_length,
@@ -341,7 +375,8 @@ def _embed(options: argparse.Namespace) -> None:
 
     # Blank texts too: line n has vector n.
     _predict(options, run, _of_text("a text", blank=True), show, lambda result: {"embedding": result[1]},
-             as_json=as_json, vectors=True)  # fmt: skip
+             as_json=as_json, vectors=True,
+             checking=lambda model: checking_lengths(model, options.prompt, options.max_length))  # fmt: skip
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -350,7 +385,10 @@ def _search(options: argparse.Namespace) -> None:
 
 def _classify(options: argparse.Namespace) -> None:
     from bertjax.commands.inputs import Expected
+    from bertjax.inference.as_trained import predicts_of
     from bertjax.inference.predict import classify
+
+    several = False  # whether a text may have several labels
 
     def show(result: Any) -> str:
         found = sorted(result.labels, key=lambda label: -result.scores[label])
@@ -360,11 +398,13 @@ def _classify(options: argparse.Namespace) -> None:
     def cells(result: Any) -> dict[str, Any]:
         if not result.label:
             return {"predicted": result.score}
-        if len(result.labels) == 1 and abs(sum(result.scores.values()) - 1) < 1e-3:
+        if not several:
             return {"predicted": result.label, "probability": result.score, "probabilities": result.scores}
         return {"predicted": list(result.labels), "probabilities": result.scores}
 
     def run(model: Any, texts: list[Any], notes: "Notes") -> Iterator[Any]:
+        nonlocal several
+        several = predicts_of(model) == "multi_label_classification"
         return classify(model, texts, threshold=options.threshold, **_settings(options, notes))
 
     _predict(options, run, Expected(1, 2, "one text or two", ("text",), ("text", "text2")), show, cells)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from bertjax.commands.arguments import command, positive, print_result, takes_json, takes_model, tell
+from bertjax.commands.arguments import command, names_in, positive, print_result, takes_json, takes_model, tell
 from bertjax.errors import InputError
 from bertjax.storage.paths import path_of
 from bertjax.wording import counted
@@ -81,7 +81,7 @@ def _collection(options: argparse.Namespace) -> Any:
         )
     notes: Counter[str] = Counter()
     if options.data:
-        columns = tuple(filter(None, options.columns.split(",")))
+        columns = names_in(options.columns)
         if len(columns) < 2:
             raise InputError(f"--columns {options.columns}: name two, of queries and of their passages")
         collection = collection_of_pairs(path_of(options.data), columns, notes)
@@ -98,7 +98,7 @@ def _evaluate_similarity(options: argparse.Namespace) -> None:
     from bertjax.tasks.collection import read_scored_pairs
 
     notes: Counter[str] = Counter()
-    columns = tuple(filter(None, options.columns.split(",")))
+    columns = names_in(options.columns)
     pairs, scores = read_scored_pairs(path_of(options.data), columns, options.label, notes)
     for note, count in (+notes).items():
         tell(counted(count, note))

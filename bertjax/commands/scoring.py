@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertjax.commands.arguments import (
     command,
+    names_in,
     positive,
     print_result,
     takes_json,
@@ -87,7 +88,7 @@ def evaluate_task(options: argparse.Namespace) -> None:
 
         def scored(task: "Task", data: str, split: str) -> "Evaluated":
             return score(model, task, data, split, threshold=None if of_two else options.threshold,
-                         labels=list(filter(None, options.labels.split(","))), scheme=SCHEMES.get(options.scheme),
+                         labels=names_in(options.labels), scheme=SCHEMES.get(options.scheme),
                          batch_size=options.batch_size, max_length=options.max_length,
                          say=tell if processes.is_coordinator() else lambda sentence: None)  # fmt: skip
 
@@ -149,7 +150,7 @@ def _task(options: argparse.Namespace, model: "Model", data: str) -> tuple["Task
     if not data.startswith("tfds") and not path_of(data).exists():
         raise InputError(f"{data}: there is no such file or folder")
     kind = options.kind or kind_of(model)
-    columns = tuple(filter(None, options.columns.split(",")))
+    columns = names_in(options.columns)
     more = {"separator": options.separator, "tags": options.tags}
     if not data.startswith("tfds") and path_of(data).is_file():
         if options.split and data == options.data:

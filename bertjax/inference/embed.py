@@ -92,6 +92,18 @@ def embed_and_count(
         yield from np.asarray(_pooled(head, params, model.encode(batch), batch["mask"], skipped))
 
 
+def checking_lengths(model: Model, prompt: str | None, max_length: int) -> Callable[[str], None]:
+    """Return a function that raises InputError for a text that `embed` refuses, as this does for a model."""
+    head, _ = sentence_head(model.objective, model.params)
+    reader = _reader(model, head, prompt, max_length)
+
+    def check(text: str) -> None:
+        if not reader.truncates:
+            _row(reader, text, Counter())
+
+    return check
+
+
 @partial(jax.jit, static_argnums=0)
 def _pooled(head: SentenceEmbedding, params: Params, x_BLD: Array, mask_BL: Array, skipped: int) -> Array:
     return apply(head, params, x_BLD, mask_BL, skipped)

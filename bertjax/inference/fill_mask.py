@@ -42,7 +42,7 @@ def fill_mask(model: Model, texts: str | Sequence[str], *, top: int = 5, batch_s
     vocabulary = model.text.vocabulary
     before, after = special_tokens_of(model)
     room = _room(model, len(before) + len(after))
-    encoded = list(map(_reading(model), texts))
+    encoded = list(map(reading_masked(model), texts))
     windows = [window for number, ids in enumerate(encoded) for window in _windows(number, ids, vocabulary.mask, room)]
     masks: list[list[Guess]] = []
     best: list[int] = []
@@ -124,7 +124,7 @@ def encode_masked(model: Model, texts: Sequence[str]) -> list[list[int]]:
     before, after = special_tokens_of(model)
     room = _room(model, len(before) + len(after))
     found = []
-    for text, ids in zip(texts, map(_reading(model), texts), strict=True):
+    for text, ids in zip(texts, map(reading_masked(model), texts), strict=True):
         if room is not None and len(ids) > room:
             raise InputError(
                 f"{len(ids) + len(before) + len(after)} tokens exceed the {model.encoder.max_length} positions of the "
@@ -145,7 +145,7 @@ def special_tokens_of(model: Model) -> tuple[list[tuple[int, int]], list[tuple[i
     return ids[:place], ids[place + 1 :]
 
 
-def _reading(model: Model) -> Callable[[str], list[int]]:
+def reading_masked(model: Model) -> Callable[[str], list[int]]:
     """Return a function that encodes a text, and raises InputError for one without a mask."""
     read, mask = reading_masks(model.text), model.text.vocabulary.mask
 

@@ -101,7 +101,22 @@ def generate(model: Model, prompts: str | Sequence[str], *, length: int, **optio
     """Continue each prompt, which may be empty, by `length` tokens; options and errors as `infill`."""
     if length < 1:
         raise InputError(f"length={length} must be 1 token or more")
-    return infill(model, [f"{prompt} [MASK:{length}]".strip() for prompt in several(prompts)], **options)
+    return infill(model, [with_hole(prompt, length) for prompt in several(prompts)], **options)
+
+
+def with_hole(prompt: str, length: int) -> str:
+    """Return a prompt followed by a hole of so many tokens."""
+    return f"{prompt} [MASK:{length}]".strip()
+
+
+def checking_holes(model: Model, sampler: Sampler) -> Callable[[str], None]:
+    """Return a function that raises InputError for a text that `infill` refuses, as this does for a model."""
+    _check_model(model)
+
+    def check(text: str) -> None:
+        _encoded(model, text, sampler)
+
+    return check
 
 
 def expand_holes(text: str, mask_piece: str) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from bertjax.errors import InputError
-from bertjax.tasks.own import own_formats
+from bertjax.tasks.own import ending_of, own_formats
 from bertjax.tasks.reading import Notes, json_lines, lines, require_columns, table
-from bertjax.tasks.text_pairs import ending_of, read_groups
+from bertjax.tasks.text_pairs import read_groups
 from bertjax.wording import counted
 
 _IDS = ("id", "_id")

@@ -61,6 +61,11 @@ def own_task(
     return _task(kind, path, labelled, tags, parts)
 
 
+def ending_of(path: Path) -> str:
+    """Return the ending of a file, in small letters, without that of its compression."""
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix.lower()
+
+
 def task_of_file(
     kind: Kind,
     file: str,
@@ -77,10 +82,9 @@ def task_of_file(
     """
     path = path_of(file)
     formats_of = own_formats(kind, columns, label, separator)
-    bare = path.with_suffix("") if path.suffix in PACKED else path
-    if bare.suffix not in formats_of:
+    if ending_of(path) not in formats_of:
         raise InputError(f"{file}: a task of kind {kind} is read from {', '.join(formats_of)}: convert the file")
-    labelled = formats_of[bare.suffix]
+    labelled = formats_of[ending_of(path)]
     return _task(kind, path, labelled, tags, (Part("file", (path.name,), labelled),), known)
 
 

@@ -24,7 +24,7 @@ from bertjax.storage.paths import path_of
 from bertjax.tasks.encode.sequences import Sequences
 from bertjax.tasks.examples import Question
 from bertjax.tasks.formats import Squad
-from bertjax.tasks.own import PACKED
+from bertjax.tasks.own import PACKED, ending_of
 from bertjax.tasks.reading import Notes, describe_defect, json_lines, require_columns, table
 from bertjax.tasks.rows import bucket_lengths
 
@@ -34,11 +34,6 @@ PAIR = ("anchor", "positive")
 _OF_SQUAD = (PAIR, ("question", "context"))
 _FILES = {"train": ("train",), "validation": ("validation", "dev")}
 TOKENS = ("tokens", "mask", "types")
-
-
-def ending_of(path: Path) -> str:
-    """Return the ending of a file without that of its compression."""
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
 class Group(NamedTuple):

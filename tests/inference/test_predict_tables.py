@@ -122,7 +122,7 @@ def test_results_stand_beside_the_columns_of_their_rows(model, tmp_path, capsys)
     assert main([*command, "--out", f"{tmp_path}/out.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 3
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert lines[0] == {"id": "7", "text": "", "note": "=1+1", "predicted": None}
+    assert lines[0] == {"id": "7", "text": "", "note": "=1+1"} | dict.fromkeys(lines[1].keys() - {"id", "text", "note"})
     assert lines[1]["predicted"] == expected[0].label and lines[1]["probabilities"].keys() == {"no", "yes"}
     # Printed, blank texts are left out and counted; what was written is read again, but not with results of that name.
     assert main([*command, "--json"]) == 0
@@ -161,6 +161,20 @@ def test_vectors_are_written_as_an_array_of_a_row_for_each_text(model, tmp_path,
     assert header == ["text", *(f"embedding.{n}" for n in range(16))] and rows[1][0] == ""
     np.testing.assert_allclose([[float(x) for x in row[1:]] for row in rows], expected, atol=1e-5)
     capsys.readouterr()
+
+
+def test_texts_that_are_refused_are_counted_and_the_others_predicted(model, tmp_path, capsys):
+    write(tmp_path, {"in.csv": f'text\ntime\n"{"way " * 600}"\nyear\n', "long.txt": f"{'way ' * 600}\n"})
+    command = ["predict", "embed", "--model", model, "--input"]
+    assert main([*command, f"{tmp_path}/in.csv", "--out", f"{tmp_path}/out.jsonl"]) == 0
+    err = capsys.readouterr().err
+    assert "1 text refused, left without a prediction, such as" in err and "in.csv:3: 602 tokens exceed" in err
+    found = [json.loads(line)["embedding"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found[1] is None and len(found[0]) == len(found[2]) == 16
+    # Where it is the only one, or each row has a vector, it is an error.
+    assert main([*command, f"{tmp_path}/long.txt"]) == 2 and "long.txt:1: 602 tokens" in capsys.readouterr().err
+    assert main([*command, f"{tmp_path}/in.csv", "--out", f"{tmp_path}/out.npy"]) == 2
+    assert "602 tokens exceed" in capsys.readouterr().err and not (tmp_path / "out.npy").exists()
 
 
 def test_an_empty_input_gives_an_empty_file_and_an_error_none(tmp_path):

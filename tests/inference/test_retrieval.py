@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from sentence_folders import PROMPTS, TEXTS, sentence_folder
 
 from bertjax.checkpoints.trained import load
+from bertjax.config import Experiment, load_described
 from bertjax.errors import InputError
 from bertjax.inference.embed import embed
 from bertjax.inference.mteb import MtebEncoder
@@ -45,6 +46,16 @@ def test_vectors_are_those_of_embed_in_order_with_the_prompt_of_their_role(model
     assert vectors(model, TEXTS, width=3, say=silent).shape == (4, 3)
     with pytest.raises(InputError, match="width=9, but the vectors have 8"):
         vectors(model, TEXTS, width=9, say=silent)
+
+
+def test_training_puts_the_prompts_before_passages_that_searching_does(tmp_path, monkeypatch):
+    settings = {"prompts": {"corpus": "c: ", "usual": "u: "}, "default_prompt_name": "usual"}
+    folder = sentence_folder(tmp_path / "model", settings=settings)
+    (tmp_path / "pairs.csv").write_text("anchor,positive\nway time,person year\nyear,day time\n")
+    given = [f"data={tmp_path}/pairs.csv", "length=16", "pooling=cls"]
+    built = load_described("embed", [f"init={folder},optimizer", *given], Experiment)
+    assert built.phases[0].rows.prompts == ("u: ", "c: ")
+    assert built.objective.sentence.default_prompt == "usual"
 
 
 def test_the_search_is_exact_and_takes_the_first_of_equals(model):
