@@ -66,7 +66,8 @@ def _failed(error: BaseException) -> int:
     elif code == exits.FAILED and not isinstance(error, OSError | ProcessFailed):
         _tell(escaped("".join(traceback.format_exception(error)).rstrip()))
     else:
-        _tell(message("; ".join([f"bertjax: {error}", *getattr(error, "__notes__", ())])))
+        notes = [note for note in getattr(error, "__notes__", ()) if "JAX has removed its internal frames" not in note]
+        _tell(message("; ".join([f"bertjax: {error}", *notes])))
     return code
 
 

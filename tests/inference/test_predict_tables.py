@@ -177,6 +177,12 @@ def test_texts_that_are_refused_are_counted_and_the_others_predicted(model, tmp_
     assert "602 tokens exceed" in capsys.readouterr().err and not (tmp_path / "out.npy").exists()
 
 
+def test_an_error_raised_while_a_program_is_traced_is_one_line(model, capsys):
+    assert main(["predict", "fill-mask", "--model", model, "time [MASK]"]) == 2
+    err = capsys.readouterr().err
+    assert "no language-model head" in err and len(err.splitlines()) == 1
+
+
 def test_an_empty_input_gives_an_empty_file_and_an_error_none(tmp_path):
     for name, content in (("a.csv", "text,predicted\n"), ("a.jsonl", "")):
         with results_file(tmp_path / name, ("text",), ",", Notes()):
