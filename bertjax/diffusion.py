@@ -177,6 +177,11 @@ def _times(index: Array, steps: Steps) -> tuple[Array, Array]:
     return 1 - index / steps, 1 - (index + 1) / steps
 
 
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps={steps} must be 1 or more, or none for one for each hole")
+
+
 @dataclass(frozen=True)
 class Ancestral:
     """Fill each hole with the chance (rate(t) - rate(s)) / rate(t) of a step from time t to s.
@@ -188,6 +193,9 @@ class Ancestral:
     steps: int | None = None
     schedule: Linear | LogLinear | Cosine = Linear()  # noqa: RUF009 frozen
     unmask: Unmask = independently
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
 
     def steps_for(self, holes: int) -> int:
         """See Sampler.steps_for."""
@@ -216,6 +224,7 @@ class Remasking:
     schedule: Linear | LogLinear | Cosine = Linear()  # noqa: RUF009 frozen
 
     def __post_init__(self) -> None:
+        _check_steps(self.steps)
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma={self.sigma} is not a share in [0, 1]")
 
@@ -266,6 +275,9 @@ class Randomly:
     steps: int | None = None
     schedule: Linear | LogLinear | Cosine = Linear()  # noqa: RUF009 frozen
 
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
     def steps_for(self, holes: int) -> int:
         """See Sampler.steps_for."""
         return self.steps or holes
@@ -283,6 +295,9 @@ class Confident:
 
     steps: int | None = None
     schedule: Linear | LogLinear | Cosine = Linear()  # noqa: RUF009 frozen
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
 
     def steps_for(self, holes: int) -> int:
         """See Sampler.steps_for."""

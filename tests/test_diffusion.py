@@ -223,6 +223,7 @@ def test_guidance_moves_logits_away_from_those_without_the_prompt():
         (lambda: Draw(top_p=0.0), "top_p=0.0 is not"),
         (lambda: Remasking(sigma=2.0), "sigma=2.0 is not"),
         (lambda: InBlocks(0), "blocks of 0 holes"),
+        *((lambda of=of: of(0), "steps=0 must be 1") for of in (Ancestral, Remasking, Randomly, Confident)),
     ],
 )
 def test_what_cannot_be_is_refused(make, problem):
