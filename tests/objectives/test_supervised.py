@@ -195,4 +195,5 @@ def test_objectives_that_cannot_train_are_refused():
         BeamSpans(-1)
     with pytest.raises(ValueError, match="needs `labels`"):
         objective = supervised(small_bert(), labelled.tags, "tags", TokenHead(32, 2, Normal(), "float32"))
-        jax.eval_shape(lambda: objective.loss({}, {"tokens": MASK, "mask": MASK}, KEY, train=False))
+        batch = {"tokens": MASK, "mask": MASK}
+        jax.eval_shape(lambda: objective.loss(objective.init(KEY, batch), batch, KEY, train=False))
