@@ -1,7 +1,7 @@
 """Predictions for a notebook, from one place.
 
 model = bertjax.load("runs/sst2/best")
-list(bertjax.inference.checked.classify(model, ["A fine film."]))
+list(bertjax.infer.classify(model, ["A fine film."]))
 
 As the commands do, each prediction first checks that model and tokenizer belong together and that the tokenizer covers
 the words of the texts. Warnings go to `say` if the function takes it and it is given, else to standard error.
@@ -28,11 +28,21 @@ from bertjax.inference.score import score as score
 from bertjax.terminal import show
 from bertjax.texts import several, several_choices, several_or_pairs, several_questions
 
+__all__ = [
+    "Model", "answer", "choose", "classify", "convert", "embed", "fill_mask", "generate", "infill", "load", "save_hf",
+    "score", "tag",
+]  # fmt: skip
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 CHECKED_WORDS = 2_000
 """Words that are checked in each call, the first ones; this takes under a tenth of a second."""
+
+
+def __dir__() -> list[str]:
+    """List the public names, for completion."""
+    return sorted(__all__)
 
 
 def _checked(run: Callable[P, Result], reads: Callable[[Any], list[Any]] = several) -> Callable[P, Result]:

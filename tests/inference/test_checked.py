@@ -190,9 +190,9 @@ def test_the_three_lines_of_the_notebook():
     loss, metrics = jax.jit(partial(objective.loss, train=True))(params, batch, jax.random.key(1))
     assert np.isfinite(loss) and "loss/mlm" in metrics
     assert bertjax.mask_tokens(jax.random.key(1), batch, objective.masking).positions_BP.shape == (2, 3)
-    assert set(bertjax.__all__) <= {*dir(bertjax), *bertjax.__all__} and all(
-        getattr(bertjax, n) for n in bertjax.__all__
-    )
+    for module in (bertjax, bertjax.infer):
+        assert set(module.__all__) <= set(dir(module)) and all(getattr(module, name) for name in module.__all__)
+    assert "fill_mask" in dir(bertjax.infer) and "Callable" not in dir(bertjax.infer)
 
 
 def test_predictions_from_python_name_foreign_words_once_and_refuse_a_foreign_tokenizer(trained, capsys):
