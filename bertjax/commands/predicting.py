@@ -83,7 +83,8 @@ def add(commands: Any) -> None:
                            "one text, or two separated by a tab")  # fmt: skip
     classify.add_argument("--threshold", type=threshold, metavar="P",
                           help="probability above which a label is predicted, if a text may have several: one for all, "
-                          "or some by name as in toxic:0.3,insult:0.6 (default: 0.5)")  # fmt: skip
+                          "or some by name as in toxic:0.3,insult:0.6 (default: 0.5); of two labels: chosen, for that "
+                          "which fine-tuning chose, or a number for the second")  # fmt: skip
     tag = _predicting(predict, "tag", _tag, "tag the words of texts, and list the entities among them",
                       'bertjax predict tag --model runs/conll/best "Ada Lovelace lived in London."',
                       "a text")  # fmt: skip

@@ -72,6 +72,7 @@ def evaluate_task(options: argparse.Namespace) -> None:
     from bertjax.inference.score import score
     from bertjax.machine.xla_flags import keep_compiled_programs
     from bertjax.run import processes
+    from bertjax.storage import files
     from bertjax.tasks.report import best_threshold
 
     processes.join()
@@ -85,6 +86,8 @@ def evaluate_task(options: argparse.Namespace) -> None:
             of_two = threshold_of_two(model, options.threshold)
             if options.threshold_from:
                 chosen_on = _chosen_on(options, model)
+            if out and processes.is_coordinator():
+                files.make_folder(out, "")  # what cannot be written is told before work is lost
 
         def scored(task: "Task", data: str, split: str) -> "Evaluated":
             return score(model, task, data, split, threshold=None if of_two else options.threshold,

@@ -79,14 +79,32 @@ def whole_text(path: Path, notes: Notes) -> str:
 def cells_of(
     path: Path, delimiter: str, *, quoted: bool, notes: Notes, needed: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row of a table, with the number of its first line; blank lines are skipped.
+    """Yield the cells of each row of a table, with the number of its first line.
 
-    needed: names in the header. Where they are not separated by the delimiter, but by another one that spreadsheets
-    export, that is the delimiter of a quoted table.
+    Blank lines are skipped, but those inside a table of one column, where spreadsheets write a blank cell so. needed:
+    names in the header. Where they are not separated by the delimiter, but by another one that spreadsheets export,
+    that is the delimiter of a quoted table.
     """
+    width, blank = 0, list[int]()
+    for number, cells in _cells(path, delimiter, quoted=quoted, notes=notes, needed=needed):
+        if not cells:
+            blank.append(number)
+            continue
+        if width == 1:
+            yield from ((of_blank, [""]) for of_blank in blank)
+        blank.clear()
+        width = width or len(cells)
+        yield number, cells
+
+
+def _cells(
+    path: Path, delimiter: str, *, quoted: bool, notes: Notes, needed: tuple[str, ...]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row as `cells_of`, and none for a blank line."""
     if not quoted:
         for number, line in lines(path, notes):
             if not line.strip(" "):
+                yield number, []
                 continue
             notes["lines with unbalanced quotes, kept as text"] += line.count('"') % 2
             yield number, _bounded(path, number, line, delimiter).split(delimiter)
@@ -102,8 +120,7 @@ def cells_of(
     number = 1 + before
     try:
         for cells in reader:
-            if cells:
-                yield number, cells
+            yield number, cells
             number = reader.line_num + 1 + before
     except csv.Error as error:
         raise InputError(f"{path}:{number}: {error}: quotes must enclose a cell, and be doubled inside") from error
