@@ -73,7 +73,9 @@ def experiment(
     head = head_of(source, pooling, {"query": query_prompt, "passage": passage_prompt}, max(length, anchor_length))
     encoder = source.encoder.clone(dtype=dtype)
     if encoder.max_length and max(length, anchor_length) > encoder.max_length:
-        raise ValueError(f"length={max(length, anchor_length)}, but {init} has {encoder.max_length} positions")
+        raise ValueError(
+            f"length={max(length, anchor_length)}, but {init} has {encoder.max_length} positions: reduce it"
+        )
     objective = Contrastive(Published(encoder, ((SENTENCE, head),), is_cls_last(source)), temperature, widths, chunks)
     usual = dict(head.prompts).get(head.default_prompt, "")
     of_query, of_passage = (dict(head.prompts).get(role, usual) for role in ("query", "passage"))
