@@ -71,7 +71,7 @@ def test_the_wheel_runs_in_a_clean_environment_and_finds_experiments_by_name(whe
     assert Path(where.strip()).is_relative_to(packages)
     assert "4,433,468" in run(bertjax, "plan", "bert", "size=tiny", cwd=tmp_path)  # parameters
     missing = run(bertjax, "plan", "brt", cwd=tmp_path, code=2)
-    assert "no experiment file brt; bertjax comes with albert, bert, " in missing
+    assert "no experiment file brt; did you mean 'bert'?" in missing
 
 
 def test_an_experiment_is_found_by_its_path_or_its_name(tmp_path, monkeypatch):
@@ -80,8 +80,10 @@ def test_an_experiment_is_found_by_its_path_or_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bert").write_text("a file of this path goes first")
     assert find_experiment("bert") == Path("bert")
-    with pytest.raises(InputError, match=r"no experiment file experiments/bert\.py; bertjax comes with albert, bert"):
+    with pytest.raises(InputError, match=r"no experiment file experiments/bert\.py; did you mean 'bert'\?"):
         find_experiment("experiments/bert.py")
+    with pytest.raises(InputError, match="no experiment file quite_another; bertjax comes with albert, bert, "):
+        find_experiment("quite_another")
 
 
 def test_commits_are_formatted_by_the_version_that_checks_them():

@@ -274,12 +274,19 @@ def _articles(path: Path, notes: Notes) -> dict[str, Any]:
     try:
         content = json_file(path, notes)
     except InputError as error:
-        first = next((line for _, line in lines(path, notes, 2**26)), "")
-        one_record = re.fullmatch(r'\{.*"question".*\}\s*', first) and '"data"' not in first
-        raise InputError(by_line) if one_record else error from None
+        raise InputError(by_line) if _begins_with_a_question(path, notes) else error from None
     if "question" in content and "data" not in content:
         raise InputError(by_line)
     return content
+
+
+def _begins_with_a_question(path: Path, notes: Notes) -> bool:
+    """Return whether the first line is a record of a question, no longer than such records are."""
+    try:
+        first = next((line for _, line in lines(path, notes)), "")
+    except InputError:
+        return False
+    return re.fullmatch(r'\{.*"question".*\}\s*', first) is not None and '"data"' not in first
 
 
 @dataclass(frozen=True)

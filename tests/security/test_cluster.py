@@ -79,7 +79,7 @@ def test_numbers_of_strangers_do_not_count(monkeypatch, token):
     strangers = [call.connect(said) for said in STRANGE]
     found = call.ended()
     assert set(found) == {0, 2} and all("processes 1, 3 of 4 never connected" in text for text in found.values())
-    assert "connections were refused" in found[0] and found[0].isprintable()
+    assert re.search(r"; refused \d connections?: other BERTJAX_JOIN", found[0]) and found[0].isprintable()
     for stranger in strangers:
         stranger.close()
 
@@ -105,7 +105,7 @@ def test_a_process_with_another_token_or_number_of_processes_is_refused(monkeypa
     call.timeout = -3.0
     call.start(1)
     found = call.ended()
-    assert "process 1 of 2 never connected" in found[0] and "connections were refused: other BERTJAX_JOIN" in found[0]
+    assert "process 1 of 2 never connected" in found[0] and re.search(r"refused \d connections?: other", found[0])
     assert "or refuses this process" in found[1] and "same BERTJAX_JOIN_TOKEN" in found[1]
 
 
