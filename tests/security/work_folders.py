@@ -34,6 +34,12 @@ def _file(name: str, content: Any) -> Callable[[World], None]:
     return write
 
 
+def _begun_by_others(world: World) -> None:
+    """Write the state of a build with other settings, and a shard that it has finished."""
+    _file("progress.json", {"settings": {"key": ["x"]}})(world)
+    _file("train-00000.records", b"records")(world)
+
+
 def _queue(name: str) -> Callable[[World], None]:
     return lambda world: os.mkfifo(world.given / name)
 
@@ -68,9 +74,7 @@ INPUTS = {
     "a corpus begun by a link": Hostile(_link("progress.json", _RC), (_BUILD,), into=True),
     "a corpus begun by brackets": Hostile(_file("progress.json", "[" * 10**6), (_BUILD,), into=True),
     "a corpus begun by a list": Hostile(_file("progress.json", [1]), (_BUILD,), into=True),
-    "a corpus begun by other settings": Hostile(
-        _file("progress.json", {"settings": {"key": ["x"]}}), (_BUILD,), into=True
-    ),
+    "a corpus begun by other settings": Hostile(_begun_by_others, (_BUILD,), into=True),
     "a corpus begun in a queue": Hostile(_queue("progress.json"), (_BUILD,), into=True),
     "a partial progress that is a link": Hostile(_link("progress.json.partial", _RC), (_BUILD,), into=True),
     "a shard that is a link": Hostile(_link("train-00000.records.partial", _RC), (_BUILD,), into=True),
