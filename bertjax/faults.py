@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from bertjax.errors import InputError
 
 _ERRORS = {name.lower(): getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EIO", "ESTALE")}
-_ACTIONS = {"kill", "exit", "sleep", "hang", "nan", "inf", "scale", "flip", "truncate", "delete", *_ERRORS}
+_ACTIONS = {"kill", "term", "exit", "sleep", "hang", "nan", "inf", "scale", "flip", "truncate", "delete", *_ERRORS}
 _FORM = re.compile(r"([a-z_.]+):([a-z]+)(?:=([\d.e+]+))?(?:@(\d+)(-(\d*))?)?")
 _passes: Counter[str] = Counter()
 
@@ -40,8 +40,8 @@ def fault(point: str, time_: int | None = None, path: Path | None = None) -> Non
     """Do what BERTJAX_FAULT asks for at this point.
 
     time_: the step, else the passes through the point are counted. path: a file, or the folder of files, to damage.
-    kill: SIGKILL to this process. exit=CODE: without any cleaning up. sleep=SECONDS, hang. enospc, edquot, eacces,
-    erofs, eio, estale: an OSError. flip: one bit of the largest file; truncate: it to half; delete: it.
+    kill: SIGKILL to this process; term: SIGTERM. exit=CODE: without any cleaning up. sleep=SECONDS, hang. enospc,
+    edquot, eacces, erofs, eio, estale: an OSError. flip: one bit of the largest file; truncate: it to half; delete: it.
     """
     text = os.environ.get("BERTJAX_FAULT")
     if not text:
@@ -94,8 +94,8 @@ def parse(text: str) -> dict[str, list[Fault]]:
 
 
 def _act(fault: Fault, point: str, path: Path | None) -> None:
-    if fault.action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if fault.action in ("kill", "term"):
+        os.kill(os.getpid(), signal.SIGKILL if fault.action == "kill" else signal.SIGTERM)
     elif fault.action == "exit":
         os._exit(int(fault.number or 0))
     elif fault.action == "sleep":

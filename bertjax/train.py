@@ -6,7 +6,7 @@ waits for the device inside a step: the metrics of a step are read while the nex
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from itertools import count
@@ -42,6 +42,7 @@ from bertjax.run.processes import (
     messages_path,
     raise_together,
     raising_on_all,
+    stopping_together,
     telling_others,
 )
 from bertjax.run.profiler import Profile
@@ -326,7 +327,7 @@ def _train_phases(
             loop.watch.now("opening the data", COMPILATION)
             try:
                 with _interruptible(loop.stop):
-                    evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress)
+                    evaluation = evaluate or _validation_loss(experiment, phase, mesh, progress, loop.stop)
                     rows = source or open_split(phase.rows, "train", progress)
                     start = int(state.step) - first
                     batches = local_batches(phase, rows, mesh, seed=seed, start=start, first=example)
@@ -464,7 +465,7 @@ def _evaluated(loop: _Loop, evaluate: Evaluate, step: int, state: State) -> bool
 
 
 def _interruptible(stop: StopRequest) -> AbstractContextManager[None]:
-    """Let a signal interrupt what a process does alone; of several none may leave what they do together."""
+    """Let a signal interrupt what a process does alone; several leave an evaluation together: `stopping_together`."""
     return stop.raising() if jax.process_count() == 1 else nullcontext()
 
 
@@ -489,18 +490,27 @@ def _leave(loop: _Loop, state: State, error: BaseException | None = None) -> NoR
     raise Interrupted(step, loop.stop.signal or signal.SIGTERM)
 
 
-def _validation_loss(experiment: Experiment, phase: Phase, mesh: Mesh, progress: Progress) -> Evaluate | None:
+def _validation_loss(
+    experiment: Experiment, phase: Phase, mesh: Mesh, progress: Progress, stop: StopRequest
+) -> Evaluate | None:
     """Return a function that computes the objective's metrics on the validation split; None, with a notice, without."""
     evaluate = evaluator(experiment.objective, mesh, phase.batch_size // phase.accumulate)
+    check = stopping_together(stop)
     batches = validation_batches(phase, mesh, progress)
     if batches is None:
         return None
 
     def evaluated(step: int, params: Params) -> Mapping[str, float]:
         unfailing = batches(experiment.run.evaluate_batches)
-        values = evaluate(params, unfailing)
+        values = evaluate(params, _checked(unfailing, check))
         if jax.process_count() > 1:
             raise_together(unfailing.error)
         return values
 
     return evaluated
+
+
+def _checked(batches: Iterable[HostBatch], check: Callable[[], None]) -> Iterator[HostBatch]:
+    for batch in batches:
+        check()
+        yield batch

@@ -13,7 +13,8 @@ from bertjax.finetuning.prepare import Prepared
 from bertjax.finetuning.recipe import FineTuning
 from bertjax.finetuning.results import evaluations, is_enough, read_best, write_json
 from bertjax.rules import name_of
-from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all
+from bertjax.run.processes import from_coordinator, is_coordinator, raising_on_all, stopping_together
+from bertjax.run.stop import StopRequest
 from bertjax.storage import files
 from bertjax.tasks.predictions import write_predictions
 from bertjax.tasks.report import Threshold, best_threshold
@@ -24,9 +25,10 @@ from bertjax.types import Params
 class TaskEvaluator:
     """Evaluate the model of a run by the metrics of its task, and keep the best."""
 
-    def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path) -> None:
+    def __init__(self, tuning: FineTuning, prepared: Prepared, folder: Path, stop: StopRequest | None = None) -> None:
         self._tuning, self._prepared, self._folder = tuning, prepared, folder
         self._history: list[tuple[int, float]] | None = None  # of the first metric, by step
+        self._check = stopping_together(stop)
 
     def __call__(self, step: int, params: Params) -> Mapping[str, float]:
         """Return the metrics of all validation splits; export the model to `best` if the first metric is the best.
@@ -38,6 +40,7 @@ class TaskEvaluator:
             params = _in_range(params, task.scale)
 
         def logits(batch: Batch) -> Any:
+            self._check()
             return self._prepared.logits(params, batch)
 
         metrics: dict[str, float] = {}

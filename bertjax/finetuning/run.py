@@ -126,7 +126,7 @@ def _run_seed(
     """Train one seed and write its result."""
     folder, experiment = files.make_folder(workdir, f"seed-{seed}"), experiment_of(tuning, prepared, seed)
     progress.say(f"seed {seed}")
-    evaluator = TaskEvaluator(tuning, prepared, folder)
+    evaluator = TaskEvaluator(tuning, prepared, folder, stop)
     result: Result = {"seed": seed}
     first = tuning.task.metric_names[0]
     over = is_enough(history_of(folder, first), tuning.patience)  # it was killed before it had a result

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from bertjax import exits
 from bertjax.errors import InputError, PassingError, ProcessFailed, ReplicasDiffer, exit_code_of
 from bertjax.run import leaving
 from bertjax.run.roll_call import roll_call
-from bertjax.run.stop import Interrupted, catch_again
+from bertjax.run.stop import Interrupted, StopRequest, catch_again
 from bertjax.run.workdir import differences, lock_text, lock_workdir
 from bertjax.storage.files import utf8
 from bertjax.storage.paths import in_cloud
@@ -242,6 +243,27 @@ def together(compute: Callable[[], Value]) -> Value:
             value = compute()
     found: Value = from_coordinator(value)
     return found
+
+
+def stopping_together(stop: StopRequest | None) -> Callable[[], None]:
+    """Return a function for all processes to call before each batch of an evaluation that they compute together.
+
+    It raises KeyboardInterrupt on all of them once any was asked to stop. A process alone is interrupted at once, by
+    `StopRequest.raising`, and needs none.
+    """
+    if stop is None or jax.process_count() == 1:
+        return lambda: None
+    calls = count()
+
+    def check() -> None:
+        if next(calls) % EACH == 0 and multihost_utils.process_allgather(np.int32(stop.signal > 0)).any():
+            raise KeyboardInterrupt
+
+    return check
+
+
+EACH = 4
+"""Batches between questions whether another process was asked to stop: each takes about a millisecond."""
 
 
 def assert_equal_on_all(facts: Mapping[str, object]) -> None:

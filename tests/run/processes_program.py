@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
@@ -78,6 +79,15 @@ def fine_tune(folder: Path) -> dict[str, object]:
     return found
 
 
+def interrupted(fit: Callable[[Path], object], folder: Path) -> list[object]:
+    """Return how a run ends that is asked to stop, and the evaluations in its log."""
+    try:
+        fit(folder)
+    except Interrupted as stopped:
+        return [str(stopped), (folder / "log.jsonl").read_text().count("validation")]
+    return []
+
+
 def main(corpus: str, folder: Path) -> None:
     processes.join(timeout=60)
     processes.join = lambda: None  # for the commands
@@ -137,6 +147,8 @@ def main(corpus: str, folder: Path) -> None:
             fit(ours, folder / "failed")
         except (OSError, ProcessFailed) as error:
             found[name] = [exit_code_of(error), type(error).__name__, str(error)]
+    processes.EACH, os.environ[odd] = 1, "evaluation:term@2"
+    found["evaluating"] = interrupted(partial(fit, ours), folder / "evaluating")
     os.environ[odd] = "batch:sleep=0.3"
     fit(ours, folder / "failed", progress=Progress(shown=processes.is_coordinator()))
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))

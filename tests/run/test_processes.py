@@ -205,6 +205,12 @@ def test_an_error_in_the_data_of_one_process_ends_all_after_the_same_step_with_a
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_process_interrupts_an_evaluation_of_all(two):
+    found = [json.loads((two / f"{n}.json").read_text())["evaluating"] for n in range(2)]
+    assert found[0] == found[1] and "stopped after step 2, checkpoint saved" in found[0][0] and found[0][1] == 0
+
+
+@pytest.mark.slow
 def test_the_slow_one_of_two_processes_is_named(two):
     last = json.loads((two / "failed/timing.jsonl").read_text().splitlines()[-1])
     assert last["slowest_host"].startswith("process 1 on") and last["slowest_host_data_wait_ms"] >= 300
