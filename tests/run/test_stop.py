@@ -11,6 +11,16 @@ from bertjax import exits
 from bertjax.run.stop import SIGNALS, Interrupted, stop_requests
 
 
+@pytest.fixture(autouse=True)
+def _nothing_ignored():
+    """Let SIGHUP end the process, also where nohup started the tests: what is ignored stays so."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(number):
     os.kill(os.getpid(), number)
 
