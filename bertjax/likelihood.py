@@ -113,11 +113,11 @@ def _summary(rows: Sequence[RowBounds], size: int) -> Iterator[tuple[str, float]
     nll_TR = np.concatenate([np.asarray(row.nll_TB, np.float64) for row in rows], axis=1)
     n_R = np.concatenate([np.asarray(row.tokens_B, np.float64) for row in rows])
     nll_TR, n_R = nll_TR[:, n_R > 0], n_R[n_R > 0]
-    tokens, nll_R = n_R.sum(), nll_TR.mean(0)
+    tokens, nll_R = float(n_R.sum()), nll_TR.mean(0)
     if not tokens:
         raise InputError("no token of this text may be masked, so there is nothing to bound")
-    nelbo = nll_R.sum() / tokens
-    yield "nelbo", float(nelbo)
+    nelbo = float(nll_R.sum()) / tokens
+    yield "nelbo", nelbo
     error = None
     if len(n_R) > 1:
         error = math.sqrt(((nll_R - nelbo * n_R) ** 2).sum() * len(n_R) / (len(n_R) - 1)) / tokens

@@ -286,7 +286,8 @@ class TokenReader:
 
     def _decoded(self, record: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and flags of a record. Raises ValueError unless these are as many, at most CHUNK, and known."""
-        tokens, flags = map(np.frombuffer, decode_record(record), (self._dtype, np.uint8))
+        of_tokens, of_flags = decode_record(record)
+        tokens, flags = np.frombuffer(of_tokens, self._dtype), np.frombuffer(of_flags, np.uint8)
         if len(tokens) != len(flags) or len(tokens) > CHUNK:
             raise ValueError(f"a record has {counted(len(tokens), 'tokens')} and {counted(len(flags), 'flags')}")
         if len(tokens) and int(tokens.max()) >= self._ids:  # a lookup would take another one's vector, without a word
