@@ -278,13 +278,10 @@ def fit(
                 record_experiment(workdir, experiment)
         local = resources.enter_context(local_files(workdir, progress))
         progress.keep(messages_path(local.folder))
-        with told_if_long(
-            progress, lambda: f"{'restoring' if checkpoint.has_checkpoint(workdir) else 'initialising'} the state"
-        ):
+        with told_if_long(progress, lambda: _beginning(workdir)):
             state = initial_state(experiment, mesh, workdir, tokenizer, data, start, progress.say)
-        manager = checkpoint.open_checkpoints(
-            workdir / "checkpoints", keep=run.keep, keep_every=run.keep_every, report=progress.say
-        )
+        folder, keep = workdir / "checkpoints", {"keep": run.keep, "keep_every": run.keep_every}
+        manager = checkpoint.open_checkpoints(folder, **keep, report=progress.say)
         resources.enter_context(closing(manager))  # waits for a checkpoint that is still being written
         resources.enter_context(telling_others())  # before that
         seed = experiment.counters.stream_seed(experiment.seed, start.model)
@@ -305,6 +302,10 @@ def fit(
         state = _train_phases(loop, seed, examples, source, make_step, evaluate, progress, state)
         watch.now("the last checkpoint", COMPILATION)
     return state
+
+
+def _beginning(workdir: Path) -> str:
+    return f"{'restoring' if checkpoint.has_checkpoint(workdir) else 'initialising'} the state"
 
 
 def _train_phases(

@@ -78,6 +78,11 @@ def add(commands: Any) -> None:
                     'bertjax predict search --model runs/embed --passages passages.txt "What time is it?"', "a query")
     )  # fmt: skip
 
+    _add_labelling(predict)
+
+
+def _add_labelling(predict: Any) -> None:
+    """Add the commands that predict labels, spans and choices."""
     classify = _predicting(predict, "classify", _classify, "classify texts, or predict a number for each",
                            'bertjax predict classify --model runs/sst2/best "A fine film." --json',
                            "one text, or two separated by a tab")  # fmt: skip

@@ -19,7 +19,7 @@ def usual(kind: str, what: str = "steps") -> str:
     if not known:
         return ""
     low, high = min(known), max(known)
-    took = duration(high) if high < 1.5 * low + 1 else f"{duration(low)} to {duration(high)}"
+    took = roughly(high) if high < 1.5 * low + 1 else f"{roughly(low)} to {roughly(high)}"
     return f"usually {took} on this machine ({counted(len(known), what)} so far)"
 
 
@@ -45,6 +45,6 @@ def _recorded() -> dict[str, list[float]]:
         return {}
 
 
-def duration(seconds: float) -> str:
+def roughly(seconds: float) -> str:
     """Format seconds as "12 s" or "3 minutes"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -166,6 +166,11 @@ class DeBERTa(nn.Module):
         """The sizes that must be equal in two encoders that share their embeddings."""
         return {"embedding_width": self.embedding_width}
 
+    @property
+    def pretraining_only(self) -> tuple[str, ...]:
+        """Patterns of the parameters that only pre-training reads: absolute positions, of a decoder."""
+        return ("decoder_positions/",) if self.decoder else ()
+
     @nn.nowrap
     def language_head(self) -> MaskedLMHead:
         """Return the head that predicts ids from its hidden states."""

@@ -16,6 +16,7 @@ from bertjax.models.language import encode, hidden, initialised, word_table
 from bertjax.models.layers import apply
 from bertjax.models.sentence import SentenceEmbedding
 from bertjax.models.span_heads import BeamSpanHead
+from bertjax.rules import Rules
 from bertjax.types import Array, Batch, Key, Params
 
 TASKS = ("classify", "choice", "tags", "span", "beams", "rtd", "pair")
@@ -52,6 +53,11 @@ class Published:
     def heads(self) -> dict[str, nn.Module]:
         """Its heads by their names among the parameters."""
         return dict(self.named_heads)
+
+    @property
+    def frozen(self) -> Rules:
+        """The rates of what only pre-training reads of the encoder, which would only decay: none."""
+        return tuple((f"^encoder/{pattern}", 0.0) for pattern in getattr(self.encoder, "pretraining_only", ()))
 
     @one_program
     def init(self, rng: Key, batch: Batch) -> Params:

@@ -125,6 +125,11 @@ class XLNet(nn.Module):
         states_NBMD = jnp.zeros((self.N, rows, length, self.D), self.dtype)
         return Memory(states_NBMD, jnp.full((rows, length), -1, jnp.int32))
 
+    @property
+    def pretraining_only(self) -> tuple[str, ...]:
+        """Patterns of the parameters that only pre-training reads: the query stream begins with this one."""
+        return ("mask_embedding$",)
+
     @nn.nowrap
     def language_head(self) -> TiedHead | UntiedHead:
         """Return the head that predicts ids from its hidden states."""

@@ -22,12 +22,10 @@ import jax.numpy as jnp
 
 from bertjax.errors import InputError
 from bertjax.inputs import check_ids, check_step
-from bertjax.models.deberta import DeBERTa
 from bertjax.models.layers import apply
 from bertjax.models.published import Published
 from bertjax.models.sentence import SENTENCE, SentenceEmbedding, vector_width
 from bertjax.models.span_heads import HIDDEN
-from bertjax.models.xlnet import XLNet
 from bertjax.objectives.losses import real_tokens, scores, weighted_mean
 from bertjax.rules import Rules
 from bertjax.sharding.collectives import sums_per_replica
@@ -92,12 +90,8 @@ class Contrastive:
 
     @property
     def frozen(self) -> Rules:
-        """The rules that an optimiser's rates must begin with: what only pre-training reads would only decay."""
-        if isinstance(self.encoder, XLNet):
-            return ((r"^encoder/mask_embedding$", 0.0),)
-        if isinstance(self.encoder, DeBERTa) and self.encoder.decoder:
-            return ((r"^encoder/decoder_positions/", 0.0),)
-        return ()
+        """The rules that an optimiser's rates must begin with: see Published.frozen."""
+        return self.model.frozen
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {sentence}}."""

@@ -26,12 +26,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bertjax.fields import check_fields
 from bertjax.inputs import check_ids, check_step, require
-from bertjax.models.deberta import DeBERTa
 from bertjax.models.heads import LanguageHead
 from bertjax.models.perturb import perturbed_embeddings
 from bertjax.models.published import Published, apply_head, one_by_one
 from bertjax.models.span_heads import HIDDEN, SpanLogits
-from bertjax.models.xlnet import XLNet
 from bertjax.objectives.losses import real_tokens, scaled, scores, weighted_mean
 from bertjax.rules import EVERYTHING, STACKED, Rules, match
 from bertjax.types import Array, Batch, Key, Mean, Metrics, Params, Predictions, total
@@ -205,12 +203,8 @@ class Supervised:
 
     @property
     def frozen(self) -> Rules:
-        """The rules that an optimiser's rates must begin with: what only pre-training reads would only decay."""
-        if isinstance(self.encoder, XLNet):
-            return ((r"^encoder/mask_embedding$", 0.0),)
-        if isinstance(self.encoder, DeBERTa) and self.encoder.decoder:
-            return ((r"^encoder/decoder_positions/", 0.0),)
-        return ()
+        """The rules that an optimiser's rates must begin with: see Published.frozen."""
+        return self.model.frozen
 
     def init(self, rng: Key, batch: Batch) -> Params:
         """Initialise {encoder, head: {name: …}}."""

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from bertjax.config import Experiment, Phase
 from bertjax.flops import abstract_params, model_flops, row_shapes
-from bertjax.machine.compile_seconds import duration, remember, usual
+from bertjax.machine.compile_seconds import remember, roughly, usual
 from bertjax.machine.topology import Slice, slice_devices
 from bertjax.machine.xla_flags import SLICES_FLAGS, TPU_FLAGS
 from bertjax.models.layers import REMAT
@@ -106,7 +106,7 @@ def _outcome(phase: Mapping[str, Any]) -> str:
     """Say what a compilation has found."""
     needed = phase["bytes_per_device"]["peak"]
     size = "size unknown" if needed is None else f"{needed / 2**30:.2f} GiB"
-    return f"{'fits' if phase['fits'] else 'does not fit'}, {size}, compiled in {duration(phase['compile_seconds'])}"
+    return f"{'fits' if phase['fits'] else 'does not fit'}, {size}, compiled in {roughly(phase['compile_seconds'])}"
 
 
 def compiled_phase(experiment: Experiment, phase: Phase, on: Slice, flops_per_token: float) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def search(experiment: Experiment, on: Slice, say: Say = lambda line: None) -> d
         largest = _largest(attempt, phase.rows.group_size)
         most = f"at most {counted(int(largest['rows_per_device']), 'rows')} a device" if largest else "none fit"
         left, each = len(policies) - done - 1, (time.perf_counter() - begun) / (done + 1)
-        more = f"; {counted(left, 'policies')} left, about {duration(left * each)}" if left else ""
+        more = f"; {counted(left, 'policies')} left, about {roughly(left * each)}" if left else ""
         say(f"remat={policy}: {most}{more}")
         if largest is not None:
             found.append(largest)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
-from bertjax.machine.compile_seconds import duration, remember, usual
+from bertjax.machine.compile_seconds import remember, roughly, usual
 from bertjax.run.writers import Progress
 
 LONG = 2.0
@@ -47,5 +47,5 @@ class Compiling:
             yield
         seconds = time.monotonic() - begun
         if seconds > LONG and self._progress.shown:
-            self._progress.say(f"compiled in {duration(seconds)}")
+            self._progress.say(f"compiled in {roughly(seconds)}")
             remember(self._device, seconds)
